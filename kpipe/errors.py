@@ -1,0 +1,55 @@
+"""What can go wrong for a user of kpipe: one class, and one exit code, per kind.
+
+Every message says what was expected, what came, and what to do. The command line prints the message alone;
+a traceback is for mistakes in kpipe itself.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KpipeError(Exception):
+    """Base of all errors that the command line words for the user and turns into `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(KpipeError, ValueError):
+    """An experiment that cannot be meant: a mistake in the YAML file, an override or an argument."""
+
+    exit_code = 2
+
+
+class DataError(KpipeError, ValueError):
+    """Data that is not there or cannot be used."""
+
+    exit_code = 3
+
+
+class Diverged(KpipeError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 4
+
+
+class EnvironmentFault(KpipeError):
+    """The machine refuses: no permission, no disk, no memory, or the run belongs to another process."""
+
+    exit_code = 5
+
+
+class Interrupted(KpipeError):
+    """A signal ended the run at a step from which it can be resumed. 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`", did you mean 'sgd'?"` for the nearest known name, else the list of known names."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    if nearest:
+        return f", did you mean '{nearest[0]}'?"
+    return f" (known: {', '.join(known)})" if known else ""
