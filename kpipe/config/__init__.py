@@ -1,0 +1,163 @@
+"""From a YAML file and overrides to a checked `Experiment`; no import of TensorFlow or NumPy on the way."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kpipe.config.document import Document, Keys, Problem, read_document, show
+from kpipe.config.overrides import WHERE, apply_overrides, sections_at
+from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, impossible, options
+from kpipe.errors import ConfigError, did_you_mean
+
+__all__ = ["DataConfig", "Experiment", "Loaded", "TrainingConfig", "json_schema", "load_experiment", "options"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment, where each of its values came from, and what an override has dropped."""
+
+    experiment: Experiment
+    origins: dict[Keys, str]
+    dropped: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The resolved experiment as YAML, each value followed by where it came from."""
+        data = self.experiment.model_dump(mode="json", exclude={"chosen"} if not self.experiment.chosen else None)
+        lines = list(_annotated(data, (), self.origins))
+        width = max(len(line) for line, _ in lines)
+        return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Reads, overrides and checks an experiment file.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted keys, `training.epochs=5` each.
+
+    Raises:
+        ConfigError: with one line per mistake, `file:line: key: what was expected, what came, nearest name`.
+    """
+    path = Path(path)
+    document = read_document(path)
+    document.data.setdefault("name", path.stem)
+    dropped = apply_overrides(document, overrides)
+    problems = list(document.problems)
+    experiment = None
+    try:
+        experiment = Experiment.model_validate(document.data)
+    except ValidationError as error:
+        found = [_problem(document, details) for details in error.errors(include_url=False)]
+        unreadable = {problem.keys for problem in problems}
+        problems += [problem for problem in found if problem.keys not in unreadable]
+    reported = {problem.keys for problem in problems}
+    problems += [
+        Problem(_origin(document, keys), keys, message)
+        for keys, message in impossible(document.data)
+        if keys not in reported
+    ]
+    if problems or experiment is None:
+        raise ConfigError("\n".join(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order))))
+    return Loaded(experiment, document.origins, tuple(dropped))
+
+
+def json_schema() -> str:
+    """The JSON schema of an experiment file, for editors that complete and check YAML."""
+    schema = Experiment.model_json_schema()
+    schema["required"].remove("name")  # the file's name stands in
+    return json.dumps(schema, indent=2)
+
+
+def _order(problem: Problem) -> tuple[bool, int]:
+    line = problem.where.rpartition(":")[2]
+    return problem.where == WHERE, int(line) if line.isdigit() else 0
+
+
+def _origin(document: Document, keys: Keys) -> str:
+    """Where the value at `keys` stands, or the nearest section above it."""
+    while keys and keys not in document.origins:
+        keys = keys[:-1]
+    return document.origins.get(keys, f"{document.name}:1")
+
+
+def _problem(document: Document, details: dict[str, Any]) -> Problem:
+    keys = _present(document.data, details["loc"])
+    return Problem(_origin(document, keys), keys, _wording(keys, details))
+
+
+def _present(data: Any, location: tuple[str | int, ...]) -> Keys:
+    """The error's place as a path in the file: pydantic also names the member of a union, which no file has."""
+    keys: list[str | int] = []
+    for i, key in enumerate(location):
+        if isinstance(data, dict) and (key in data or i == len(location) - 1):
+            data = data.get(key)  # the last may be a required key that is missing
+        elif isinstance(data, list) and isinstance(key, int):
+            data = data[key]
+        else:
+            continue
+        keys.append(key)
+    return tuple(keys)
+
+
+def _wording(keys: Keys, details: dict[str, Any]) -> str:
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    got = f", got {show(value)}"
+    expected = {
+        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+        "bool_type": "true or false", "string_type": "text", "list_type": "a list",
+        "finite_number": "a finite number", "model_type": "a mapping", "model_attributes_type": "a mapping",
+        "dict_type": "a mapping",
+    }  # fmt: skip
+    bounds = {
+        "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
+        "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt"),
+    }  # fmt: skip
+    if kind == "extra_forbidden":
+        parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
+        known = {name for section in sections_at(parent) for name in section.model_fields}
+        bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
+        return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
+    if kind == "missing":
+        return "is required"
+    if kind in expected:
+        return f"expected {expected[kind]}{got}"
+    if kind in bounds:
+        word, key = bounds[kind]
+        return f"expected {word} {context[key]:g}{got}"
+    if kind == "literal_error":
+        names = [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")]
+        names = [{"True": "true", "False": "false"}.get(name, name) for name in names]
+        nearest = did_you_mean(value, names) if isinstance(value, str) else ""
+        return f"expected one of {', '.join(names)}{got}" + (nearest if "did you" in nearest else "")
+    if kind == "union_tag_invalid":
+        names = [name.strip("'") for name in context["expected_tags"].split(", ")]
+        return f"unknown {context['discriminator'].strip(chr(39))} {show(context['tag'])}" + did_you_mean(
+            context["tag"], names
+        )
+    if kind == "union_tag_not_found":
+        return f"expected a key {context['discriminator']}{got}"
+    if kind == "string_pattern_mismatch":
+        return f"expected letters, digits, spaces and . _ + - only, not at the start{got}"
+    return f"{details['msg']}{got}"
+
+
+def _annotated(value: Any, keys: Keys, origins: dict[Keys, str]):
+    for key, child in value.items():
+        here = (*keys, key)
+        indent = "  " * len(keys)
+        if isinstance(child, dict) and child:
+            yield f"{indent}{key}:", ""
+            yield from _annotated(child, here, origins)
+            continue
+        text = yaml.safe_dump(child, default_flow_style=True, width=1000, allow_unicode=True)
+        text = text.removesuffix("\n").removesuffix("\n...")
+        at = here
+        while at and at not in origins:
+            at = at[:-1] if isinstance(child, list) or origins.get(at[:-1]) == WHERE else ()
+        yield f"{indent}{key}: {text}", origins.get(at) if at else "default"
+

@@ -1,0 +1,163 @@
+"""YAML as people expect it: every value knows its line, equal keys are mistakes, `1e-3` is a number.
+
+PyYAML's parser is used down to its node tree; the scalars are read by YAML 1.2's core schema instead of PyYAML's
+1.1, in which `1e-3` is a string, `on` a boolean and `010` eight. Nothing is ever constructed from a tag.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kpipe.errors import ConfigError
+
+Keys = tuple[str | int, ...]
+
+_NULL = re.compile(r"(~|null|Null|NULL|)\Z")
+_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+_INT = re.compile(r"[-+]?[0-9]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
+_LARGEST_FILE = 1_000_000  # bytes; an experiment is one page
+_DEEPEST = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where (`file:line` or `command line`), at which key, and what is wrong."""
+
+    where: str
+    keys: Keys
+    message: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, dotted(self.keys), self.message) if part)
+
+
+@dataclass
+class Document:
+    """The plain data of a YAML file, where each of its values stands, and the mistakes met on the way."""
+
+    data: Any
+    name: str
+    origins: dict[Keys, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def dotted(keys: Keys) -> str:
+    """`("data", "augment", 0)` as `data.augment.0`."""
+    return ".".join(str(key) for key in keys)
+
+
+def parse_scalar(text: str) -> None | bool | int | float | str:
+    """A plain (unquoted) scalar by YAML 1.2's core schema."""
+    if _NULL.match(text):
+        return None
+    if _BOOL.match(text):
+        return text.lower() == "true"
+    if _INT.match(text):
+        return int(text) if len(text) < 40 else float(text)
+    if _FLOAT.match(text):
+        return float(text)
+    if text.lower() in _SPECIAL:
+        return float(_SPECIAL[text.lower()])
+    return text
+
+
+def read_document(path: Path) -> Document:
+    """Reads a YAML file whose root is a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, or its root is not a mapping.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: expected an experiment file, found nothing there{_near(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > _LARGEST_FILE:
+        raise ConfigError(f"{path}: expected an experiment of a page, got {len(raw):,} bytes")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: expected UTF-8 text, got byte 0x{raw[error.start]:02x}") from None
+    document = parse_document(text, str(path))
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{path}:1: expected a mapping such as 'model: {{name: lenet5}}', got {show(document.data)}")
+    return document
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Parses YAML text; see `read_document` for what is raised. `name` stands before line numbers in messages."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
+    document = Document(None, name)
+    if root is not None:
+        document.data = _convert(root, (), document, set())
+    return document
+
+
+def show(value: Any) -> str:
+    """A value as it is named in a message, short."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping" if len(str(value)) > 60 else str(value)
+    text = repr(value) if isinstance(value, str) else str(value).replace("True", "true").replace("False", "false")
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) -> Any:
+    line = node.start_mark.line + 1
+    document.origins.setdefault(keys, f"{document.name}:{line}")
+
+    def problem(message: str, at: Keys = keys, line: int = line) -> None:
+        document.problems.append(Problem(f"{document.name}:{line}", at, message, line))
+
+    # A shared node is an alias: a few lines of them expand to gigabytes.
+    if id(node) in seen:
+        return problem("aliases (*name) are not accepted; write the value out")
+    seen.add(id(node))
+    if node.tag not in _PLAIN_TAGS:
+        if node.tag == "tag:yaml.org,2002:merge":
+            return problem("merge keys (<<) are not accepted; write the values out")
+        return problem(f"tags are not accepted, got {node.tag.replace('tag:yaml.org,2002:', '!!')}")
+    if len(keys) > _DEEPEST:
+        return problem(f"expected at most {_DEEPEST} levels of nesting")
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else parse_scalar(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_convert(child, (*keys, i), document, seen) for i, child in enumerate(node.value)]
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key, key_line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            problem("expected a name as key, got a list or mapping", line=key_line)
+        elif key in mapping:
+            first = document.origins[(*keys, key)].rpartition(":")[2]
+            problem(f"stands twice, first in line {first}", at=(*keys, key), line=key_line)
+        else:
+            # The line of the key: a value may start lines below it.
+            document.origins[(*keys, key)] = f"{document.name}:{key_line}"
+            mapping[key] = _convert(value_node, (*keys, key), document, seen)
+    return mapping
+
+
+def _near(path: Path) -> str:
+    from kpipe.errors import did_you_mean
+
+    if not path.parent.is_dir():
+        return f", nor a folder {path.parent}"
+    return did_you_mean(path.name, (p.name for p in sorted(path.parent.glob("*.y*ml"))))

@@ -1,0 +1,125 @@
+"""Overrides: `training.optimizer.name=adam` on the command line, or a value that a search has sampled.
+
+One rule: an override that changes the kind of a section (its `name` or `schedule`, or the one key of a one-of
+mapping) replaces that section. Options that the new kind also has are kept, the others fall back to its defaults.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, show
+from kpipe.config.schema import Experiment
+from kpipe.errors import ConfigError
+from kpipe.tables import MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
+
+WHERE = "command line"
+_KINDS: dict[Keys, dict[str, Row]] = {
+    ("model", "name"): MODELS,
+    ("training", "optimizer", "name"): OPTIMIZERS,
+    ("training", "learning_rate", "schedule"): SCHEDULES,
+}
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
+    """Writes the overrides into the document's data.
+
+    Args:
+        document: changed in place: data, origins and problems.
+        overrides: `key=value` each; a value is a YAML scalar or list and is never evaluated.
+
+    Returns:
+        The dotted keys that the file gave and that a change of kind has dropped.
+    """
+    given: dict[Keys, Any] = {}
+    for text in overrides:
+        try:
+            keys, value = _parse(text)
+        except ConfigError as error:
+            document.problems.append(Problem(WHERE, (), str(error)))
+            continue
+        given[keys] = value
+    before = {keys: _find(document.data, keys) for keys in given}
+    for keys, value in given.items():
+        _write(document, keys, value)
+    dropped = [gone for keys in given for gone in _foreign(document, keys, before[keys], given)]
+    for keys in dropped:
+        del _find(document.data, keys[:-1])[keys[-1]]
+    return [dotted(keys) for keys in dropped]
+
+
+def sections_at(keys: Iterable[str | int]) -> set[type[Section]]:
+    """The section classes that may stand at a key path, all members of a union included."""
+    found: set[type[Section]] = {Experiment}
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        fields = [section.model_fields[key].annotation for section in found if key in section.model_fields]
+        found = {section for annotation in fields for section in _sections_in(annotation)}
+    return found
+
+
+def _sections_in(annotation: Any) -> set[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return {annotation}
+    return {section for argument in get_args(annotation) for section in _sections_in(argument)}
+
+
+def _parse(text: str) -> tuple[Keys, Any]:
+    left, equals, right = text.partition("=")
+    if not equals or not left or any(not part for part in left.split(".")):
+        raise ConfigError(f"expected an override key=value such as training.epochs=5, got {text!r}")
+    document = parse_document(right, WHERE)
+    if isinstance(document.data, dict):
+        raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
+    if document.problems:
+        raise ConfigError(f"{left}: {document.problems[0].message}")
+    return tuple(int(part) if part.isdigit() else part for part in left.split(".")), document.data
+
+
+def _find(data: Any, keys: Keys) -> Any:
+    for key in keys:
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return None
+    return data
+
+
+def _write(document: Document, keys: Keys, value: Any) -> None:
+    node = document.data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not isinstance(key, int) or key >= len(node):
+                message = f"expected the number of an entry, 0 to {len(node) - 1}, got {show(key)}"
+                document.problems.append(Problem(WHERE, keys[: depth + 1], message))
+                return
+        else:
+            key = str(key)
+            if not last and not isinstance(node.get(key), dict | list):
+                node[key] = {}
+        if last:
+            node[key] = value
+        elif not isinstance(node[key], dict | list):
+            node[key] = {}
+        node = node[key]
+    for origin in [k for k in document.origins if k[: len(keys)] == keys]:
+        del document.origins[origin]
+    document.origins[keys] = WHERE
+
+
+def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]) -> list[Keys]:
+    """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
+    value, parent = given[keys], keys[:-1]
+    siblings = [(*parent, key) for key in _find(document.data, parent) or () if isinstance(key, str)]
+    from_file = [k for k in siblings if k != keys and not any(g[: len(k)] == k for g in given)]
+    if keys in _KINDS and value != before and value in _KINDS[keys]:
+        kept = _KINDS[keys][value].options.model_fields
+        return [k for k in from_file if k[-1] not in kept]
+    if keys == ("data", "source") and value != "synthetic":
+        return [k for k in from_file if k[-1] == "synthetic"]
+    if any(issubclass(section, OneOf) for section in sections_at(parent)) and parent:
+        return from_file
+    return []

@@ -1,0 +1,201 @@
+"""The experiment: every key, its type, its range and its default, once. The names come from `kpipe.tables`."""
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
+from pydantic_core import PydanticCustomError
+
+from kpipe.errors import did_you_mean
+from kpipe.tables import (
+    AUGMENTATIONS,
+    MODELS,
+    OPTIMIZERS,
+    SCHEDULES,
+    SOURCES,
+    Count,
+    Duration,
+    NonNegative,
+    OneOf,
+    Positive,
+    Row,
+    Section,
+    Share,
+    SyntheticOptions,
+)
+
+
+def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
+    """The union of a table's options models, told apart by the value of `key`."""
+    members = [create_model(name, __base__=row.options, **{key: (Literal[name], ...)}) for name, row in table.items()]
+    fill = BeforeValidator(lambda v: {key: default, **v} if default and isinstance(v, dict) else v)
+    return Annotated[reduce(or_, members), Field(discriminator=key), fill]
+
+
+def _known_source(source: str) -> str:
+    kind, colon, argument = source.partition(":")
+    row = SOURCES.get(kind)
+    if row is None:
+        raise PydanticCustomError("source", "unknown source{near}", {"near": did_you_mean(kind, SOURCES)})
+    if row.argument and not argument:
+        raise PydanticCustomError("source", "expected {kind}:<{what}>", {"kind": kind, "what": row.argument})
+    if colon and not row.argument:
+        raise PydanticCustomError("source", "expected '{kind}' alone", {"kind": kind})
+    return source
+
+
+class _Augment(OneOf):
+    bare_names: ClassVar[bool] = True
+
+
+Augment = create_model(
+    "Augment", __base__=_Augment, **{name: (row.options | None, None) for name, row in AUGMENTATIONS.items()}
+)
+
+
+class MeanStd(Section):
+    """Explicit constants: one for all channels or one per channel, in units of 0..255."""
+
+    mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
+    std: Annotated[list[Positive], Field(min_length=1)]
+
+
+class SplitConfig(Section):
+    """For sets that do not come in parts; counts round up."""
+
+    validation: Share = 0.1
+    """Of what the test part leaves."""
+    test: Share = 0.2
+
+
+class DataConfig(Section):
+    source: Annotated[str, BeforeValidator(lambda v: _known_source(v) if isinstance(v, str) else v)]
+    """digits, synthetic, folder:<path>, tfds:<name>[/<config>]."""
+    image_size: Count | None = None
+    """Pixels a side: the shorter side is scaled to it, the middle is kept. Default: the source's own size."""
+    channels: Count | None = None
+    """1 for grey, 3 for colour. Default: the source's own (folders: 3)."""
+    batch_size: Count = 32
+    normalize: Annotated[
+        Annotated[Literal["none", "unit", "standardize"], Tag("name")] | Annotated[MeanStd, Tag("constants")],
+        Discriminator(lambda v: "constants" if isinstance(v, dict | MeanStd) else "name"),
+    ] = "standardize"
+    """The model's first layer. none; unit: to 0..1; standardize: mean 0 and deviation 1 a channel over the training
+    part; {mean: [..], std: [..]} in units of 0..255."""
+    augment: list[Augment] = []
+    split: SplitConfig = SplitConfig()
+    synthetic: SyntheticOptions | None = None
+    """Options of the source `synthetic`."""
+
+
+class EarlyStopping(Section):
+    patience: Count
+    """Epochs without improvement after which training ends."""
+    min_delta: NonNegative = 0.0
+
+
+class LogEvery(OneOf):
+    steps: Count | None = None
+    epochs: Positive | None = None
+
+
+class TrainingConfig(Section):
+    epochs: Count = 10
+    optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)
+    learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
+        {"schedule": "cosine"}, validate_default=True
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    deterministic: Literal["auto", True, False] = "auto"
+    """The same bits in every run of the same machine. auto: on a CPU, where it costs little."""
+    monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    """What decides which weights are the best, and when to stop early."""
+    early_stopping: EarlyStopping | None = None
+    log_every: LogEvery = LogEvery(steps=50)
+
+
+class Chosen(Section):
+    """What a run measured or chose for its machine. Written by kpipe into a run's config.yaml."""
+
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    deterministic: bool
+
+
+class Experiment(Section):
+    """One training run, complete."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
+    """Names the folder of its runs. Default: the file's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataConfig
+    model: _choice(MODELS, "name")
+    training: TrainingConfig = TrainingConfig()
+    logs: str | None = None
+    """Where runs are kept. Default: $KPIPE_LOGS, else tensorboard_logs."""
+    chosen: Chosen | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs runs of the same experiment: all but where it is kept and what the machine chose."""
+        return self.model_dump(mode="json", exclude={"chosen", "logs"}, exclude_none=True)
+
+
+def options(section: Section, kind: str = "name") -> dict[str, Any]:
+    """The options of a chosen name: everything in its section but the name."""
+    return section.model_dump(exclude={kind}, exclude_none=True)
+
+
+def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Combinations that no single key shows, as (keys, message).
+
+    Looks at the plain data, so that they are reported together with the mistakes of single keys; whatever has the
+    wrong type there is passed over.
+    """
+    found: list[tuple[tuple[str, ...], str]] = []
+
+    def get(*keys: str) -> Any:
+        value: Any = data
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    source, size, model = get("data", "source"), get("data", "image_size"), get("model", "name")
+    kind = source.partition(":")[0] if isinstance(source, str) else None
+    row = SOURCES.get(kind)
+    if row and row.needs_size and size is None:
+        found.append((("data", "image_size"), f"is required with {kind}: photographs come in many sizes"))
+    if get("data", "synthetic") is not None and kind != "synthetic":
+        found.append((("data", "synthetic"), f"belongs to the source 'synthetic', the source is {source!r}"))
+    pixels = size if isinstance(size, int) else row.native_size if row else None
+    if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size):
+        found.append((("data", "image_size"), f"{model} needs at least {least} pixels, got {pixels}"))
+    if get("model", "head") == "gap":
+        for key in {"width", "dropout"} & set(get("model")):
+            found.append((("model", key), "belongs to the head 'fc', the head is 'gap'"))
+    found += _normalisation(get("data", "normalize"), get("data", "channels"))
+    if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
+        found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))
+    if get("training", "optimizer", "name") == "adamw" and get("training", "optimizer", "weight_decay", "kind") == "l2":
+        keys = ("training", "optimizer", "weight_decay", "kind")
+        found.append((keys, "adamw is Adam with decoupled decay; for l2 take 'adam'"))
+    warmup, epochs = get("training", "learning_rate", "warmup", "epochs"), get("training", "epochs")
+    if isinstance(warmup, int | float) and isinstance(epochs, int) and warmup > epochs >= 1:
+        keys = ("training", "learning_rate", "warmup")
+        found.append((keys, f"{warmup:g} epochs of warm-up do not fit into {epochs} epochs of training"))
+    shares = get("data", "split", "validation")
+    if get("training", "early_stopping") is not None and shares == 0 and kind in ("digits", "synthetic"):
+        found.append((("training", "early_stopping"), "needs a validation part, data.split.validation is 0"))
+    return found
+
+
+def _normalisation(normalize: Any, channels: Any) -> list[tuple[tuple[str, ...], str]]:
+    if not isinstance(normalize, dict):
+        return []
+    mean, std = normalize.get("mean"), normalize.get("std")
+    if not isinstance(mean, list) or not isinstance(std, list):
+        return []
+    if len(mean) != len(std):
+        return [(("data", "normalize"), f"expected as many deviations as means, got {len(std)} and {len(mean)}")]
+    if isinstance(channels, int) and len(mean) not in (1, channels):
+        return [(("data", "normalize"), f"expected 1 or {channels} means for {channels} channels, got {len(mean)}")]
+    return []

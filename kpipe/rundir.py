@@ -1,0 +1,176 @@
+"""A run on disk: `<logs>/<experiment>/<run id>/`, found, resumed or created, and owned by one process."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from kpipe.errors import EnvironmentFault
+
+_LOCK, _OWNER = ".lock", ".owner"
+_OVER = ("finished", "diverged")  # the states of a run that is not picked up again
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that this process owns.
+
+    Attributes:
+        path: the directory.
+        resumed: an earlier process has left a checkpoint here.
+        chosen: what that process chose for the machine (precision, determinism), or None.
+        note: a line for the user about a run that was found and not taken, or None.
+    """
+
+    path: Path
+    resumed: bool
+    chosen: dict[str, Any] | None
+    note: str | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.npz"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.checkpoints / "best.npz"
+
+    def write_config(self, experiment: dict[str, Any], chosen: dict[str, Any]) -> None:
+        """Writes config.yaml: fed back to `kpipe run`, it repeats the run."""
+        text = yaml.safe_dump({**experiment, "chosen": chosen}, sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", text)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that a reader never sees half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+@contextmanager
+def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = False) -> Iterator[Run]:
+    """Resumes the unfinished run of this experiment, or starts a new one, and owns it for the time of the `with`.
+
+    A run that leaves the block without a checkpoint has nothing to resume and is removed.
+
+    Args:
+        logs: the folder of all runs.
+        name: of the experiment; its runs are in `logs/name`.
+        identity: the resolved experiment; a run with another one is left alone.
+        new: start another run beside an unfinished or a living one.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written, or another process is at work on the same experiment.
+    """
+    folder = Path(logs) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / _LOCK, timeout=10):
+            run, lock = _find_or_create(folder, identity, new)
+    except Timeout:
+        raise EnvironmentFault(f"{folder}: another process has held {_LOCK} for 10 seconds; try again") from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder with "
+            "logs=FOLDER or KPIPE_LOGS."
+        ) from None
+    try:
+        yield run
+    finally:
+        (run.path / _OWNER).unlink(missing_ok=True)
+        if not run.last_checkpoint.exists():
+            shutil.rmtree(run.path, ignore_errors=True)
+        lock.release()
+        (run.path / _LOCK).unlink(missing_ok=True)
+
+
+def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
+    note = None
+    for path in sorted((p for p in folder.iterdir() if p.is_dir()), reverse=True):
+        if new or _status(path) in _OVER:
+            continue
+        config = _read_config(path)
+        if config is None:
+            continue
+        theirs = {key: value for key, value in config.items() if key not in ("chosen", "logs")}
+        if theirs != identity:
+            note = note or f"{path} is unfinished and has another config ({_difference(theirs, identity)})"
+            continue
+        lock = _take(path)
+        if (path / "checkpoints" / "last.npz").exists():
+            return Run(path, True, config.get("chosen")), lock
+        lock.release()
+        shutil.rmtree(path)  # killed before its first checkpoint
+    path = _fresh_path(folder)
+    path.mkdir()
+    return Run(path, False, None, note), _take(path)
+
+
+def _take(path: Path) -> FileLock:
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = _read_owner(path)
+        raise EnvironmentFault(
+            f"{path}: this run is still going on (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
+            "Wait for it, or start another beside it with --new."
+        ) from None
+    write_text(path / _OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    return lock
+
+
+def _read_owner(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / _OWNER).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+
+
+def _status(path: Path) -> str | None:
+    try:
+        return json.loads((path / "summary.json").read_text())["status"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _fresh_path(folder: Path) -> Path:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = [stamp] + [f"{stamp}_{i}" for i in range(2, 1000)]
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _difference(theirs: Any, ours: Any, keys: str = "") -> str:
+    """`training.epochs: 3 there, 5 here` for the first few keys that differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        parts = [
+            _difference(theirs.get(k), ours.get(k), f"{keys}.{k}" if keys else k)
+            for k in dict.fromkeys([*theirs, *ours])
+            if theirs.get(k) != ours.get(k)
+        ]
+        return "; ".join(parts[:3]) + ("; ..." if len(parts) > 3 else "")
+    return f"{keys}: {theirs} there, {ours} here"
