@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = False) -> Iterator[Run]:
     """Resumes the unfinished run of this experiment, or starts a new one, and owns it for the time of the `with`.
 
-    A run that leaves the block without a checkpoint has nothing to resume and is removed.
+    A run that leaves the block without a checkpoint or a summary has nothing to keep and is removed.
 
     Args:
         logs: the folder of all runs.
@@ -95,7 +95,7 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
         yield run
     finally:
         (run.path / _OWNER).unlink(missing_ok=True)
-        if not run.last_checkpoint.exists():
+        if not run.last_checkpoint.exists() and not (run.path / "summary.json").exists():
             shutil.rmtree(run.path, ignore_errors=True)
         lock.release()
         (run.path / _LOCK).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -22,6 +22,14 @@ class Section(BaseModel):
     """A part of the experiment: frozen, no unknown keys, no silent conversion (`"3"` is not 3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    @model_serializer(mode="wrap")
+    def _name_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The key that chooses the kind stands first; of a one-of mapping only the key that is given."""
+        data = handler(self)
+        if isinstance(self, OneOf):
+            return {key: data[key] for key in self.model_fields_set}
+        return dict(sorted(data.items(), key=lambda item: item[0] not in ("name", "schedule")))
 
 
 class OneOf(Section):

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from kpipe.config.document import Document, Keys, Problem, read_document, show
 from kpipe.config.overrides import WHERE, apply_overrides, sections_at
-from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, impossible, options
+from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
 from kpipe.errors import ConfigError, did_you_mean
 
-__all__ = ["DataConfig", "Experiment", "Loaded", "TrainingConfig", "json_schema", "load_experiment", "options"]
+__all__ = ["Chosen", "DataConfig", "Experiment", "Loaded", "TrainingConfig", "json_schema", "load_experiment", "options"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Loaded:
 
     def describe(self) -> str:
         """The resolved experiment as YAML, each value followed by where it came from."""
-        data = self.experiment.model_dump(mode="json", exclude={"chosen"} if not self.experiment.chosen else None)
-        lines = list(_annotated(data, (), self.origins))
+        lines = list(_annotated(self.experiment.model_dump(mode="json"), (), self.origins))
         width = max(len(line) for line, _ in lines)
         return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
 
@@ -79,7 +78,9 @@ def _order(problem: Problem) -> tuple[bool, int]:
 
 
 def _origin(document: Document, keys: Keys) -> str:
-    """Where the value at `keys` stands, or the nearest section above it."""
+    """Where the value at `keys` stands, or a part of it that an override gave, or the nearest section above it."""
+    if keys not in document.origins and any(k[: len(keys)] == keys for k in document.origins):
+        return WHERE  # in a file, every section above a value has a line of its own
     while keys and keys not in document.origins:
         keys = keys[:-1]
     return document.origins.get(keys, f"{document.name}:1")
@@ -119,7 +120,10 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
     }  # fmt: skip
     if kind == "extra_forbidden":
         parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
-        known = {name for section in sections_at(parent) for name in section.model_fields}
+        sections = sections_at(parent)
+        # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
+        sections = {section for section in sections if section.__name__ in details["loc"]} or sections
+        known = {name for section in sections for name in section.model_fields}
         bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
         return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
     if kind == "missing":
@@ -140,7 +144,7 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
             context["tag"], names
         )
     if kind == "union_tag_not_found":
-        return f"expected a key {context['discriminator']}{got}"
+        return f"expected a key {context['discriminator'].strip(chr(39))}{got}"
     if kind == "string_pattern_mismatch":
         return f"expected letters, digits, spaces and . _ + - only, not at the start{got}"
     return f"{details['msg']}{got}"

@@ -113,7 +113,10 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
 def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]) -> list[Keys]:
     """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
     value, parent = given[keys], keys[:-1]
-    siblings = [(*parent, key) for key in _find(document.data, parent) or () if isinstance(key, str)]
+    section = _find(document.data, parent)
+    if not isinstance(section, dict):
+        return []
+    siblings = [(*parent, key) for key in section]
     from_file = [k for k in siblings if k != keys and not any(g[: len(k)] == k for g in given)]
     if keys in _KINDS and value != before and value in _KINDS[keys]:
         kept = _KINDS[keys][value].options.model_fields

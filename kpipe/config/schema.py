@@ -137,12 +137,12 @@ class Experiment(Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs runs of the same experiment: all but where it is kept and what the machine chose."""
-        return self.model_dump(mode="json", exclude={"chosen", "logs"}, exclude_none=True)
+        return self.model_dump(mode="json", exclude={"chosen", "logs"})
 
 
 def options(section: Section, kind: str = "name") -> dict[str, Any]:
     """The options of a chosen name: everything in its section but the name."""
-    return section.model_dump(exclude={kind}, exclude_none=True)
+    return section.model_dump(exclude={kind})
 
 
 def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
@@ -179,6 +179,7 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
         keys = ("training", "optimizer", "weight_decay", "kind")
         found.append((keys, "adamw is Adam with decoupled decay; for l2 take 'adam'"))
     warmup, epochs = get("training", "learning_rate", "warmup", "epochs"), get("training", "epochs")
+    epochs = TrainingConfig.model_fields["epochs"].default if epochs is None else epochs
     if isinstance(warmup, int | float) and isinstance(epochs, int) and warmup > epochs >= 1:
         keys = ("training", "learning_rate", "warmup")
         found.append((keys, f"{warmup:g} epochs of warm-up do not fit into {epochs} epochs of training"))

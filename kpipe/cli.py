@@ -1,0 +1,121 @@
+"""The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+from kpipe import __version__
+from kpipe.errors import Interrupted, KpipeError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="kpipe")
+def cli() -> None:
+    """Train the classic convolutional networks with Keras 3.
+
+    One YAML file describes an experiment; one command trains it, logs it to TensorBoard and resumes it after an
+    interruption. Try: kpipe run experiments/quickstart.yaml
+    """
+
+
+@cli.command()
+@click.argument("experiment", metavar="EXPERIMENT.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--new", is_flag=True, help="Start another run instead of resuming an unfinished one.")
+@click.option("--print-config", is_flag=True, help="Print every value and where it came from; train nothing.")
+def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bool) -> None:
+    """Train an experiment; resume it when it was interrupted.
+
+    Any key of the file can be overridden: kpipe run experiments/lenet5.yaml training.epochs=3 data.batch_size=64
+    """
+    from kpipe.config import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    if print_config:
+        click.echo(loaded.describe())
+        return
+    for keys in loaded.dropped:
+        click.echo(f"note: {keys} does not belong to what an override has chosen and is dropped")
+    _train(lambda: _import_experiment().train(loaded.experiment, new=new))
+
+
+@cli.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_names(as_json: bool) -> None:
+    """Show the names of networks, sources, augmentations, optimizers and schedules."""
+    from kpipe.tables import TABLES
+
+    if as_json:
+        import json
+
+        click.echo(json.dumps({kind: list(table) for kind, table in TABLES.items()}, indent=2))
+        return
+    for kind, table in TABLES.items():
+        click.secho(kind, bold=True)
+        for name, row in table.items():
+            chosen_options = ", ".join(row.options.model_fields)
+            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {chosen_options}" if chosen_options else ""))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors that complete and check YAML."""
+    from kpipe.config import json_schema
+
+    click.echo(json_schema())
+
+
+@cli.command()
+def doctor() -> None:
+    """Check this installation: versions, devices, and a tiny network trained to its end."""
+    _train(lambda: _import_doctor().examine())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns its exit code; a user's mistake is a message on standard error, never a traceback."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KpipeError as error:
+        click.echo(error, err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; nothing was lost that was saved, nothing new was saved", err=True)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of `kpipe list | head` has gone
+        sys.stderr.close()
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame) -> None:
+    raise Interrupted("terminated; nothing was lost that was saved, nothing new was saved", number)
+
+
+def _train(job: Callable[[], object]) -> None:
+    from kpipe.console import hold_back_libraries
+
+    with hold_back_libraries():
+        job()
+
+
+def _import_experiment():
+    import kpipe.experiment
+
+    return kpipe.experiment
+
+
+def _import_doctor():
+    import kpipe.doctor
+
+    return kpipe.doctor

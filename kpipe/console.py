@@ -1,0 +1,128 @@
+"""What a user sees of a run: a header, a progress bar, one table. Plain lines where nobody watches."""
+
+import faulthandler
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from kpipe.errors import KpipeError
+
+
+@contextmanager
+def hold_back_libraries() -> Iterator[None]:
+    """Keeps what libraries write to standard error off the screen, and shows it when something unforeseen happens.
+
+    TensorFlow's C++ runtime writes to file descriptor 2, log level or not, so the descriptor itself is redirected.
+    An error of kpipe's own kinds explains itself; after any other exception the text that was held back is replayed.
+    """
+    sys.stderr.flush()
+    screen = os.dup(2)
+    # A crash inside native code leaves at least its Python stack on the screen.
+    faulthandler.enable(file=screen)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (KpipeError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(screen, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            faulthandler.disable()
+            os.close(screen)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{(task.speed or 0) * task.fields['batch_size']:,.0f} images/s")
+
+
+class Screen:
+    """Shows one run on standard output.
+
+    Args:
+        console: for tests; default standard output. Where it is not a terminal there are no bars, but one plain
+            line for each log line and each epoch.
+    """
+
+    def __init__(self, console: Console | None = None):
+        # Piped output is not cut at 80 columns: whoever reads it has no window.
+        width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=width)
+        self._progress: Progress | None = None
+        self._task = None
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def header(self, title: str, rows: dict[str, str]) -> None:
+        self.console.print(Text(title, style="bold"))
+        for name, value in rows.items():
+            self.line(f"  {name:<10} {value}")
+
+    @contextmanager
+    def training(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Iterator[None]:
+        """While this is open, `step`, `log` and `epoch` may be called."""
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"))
+        columns += (_Speed(), TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[loss]}"))
+        with Progress(*columns, console=self.console, transient=True, expand=True) as self._progress:
+            self._task = self._progress.add_task("", total=None, batch_size=batch_size, loss="")
+            try:
+                yield
+            finally:
+                self._progress, self._task = None, None
+
+    def step(self, step: int) -> None:
+        """Moves the bar of the epoch to a global step."""
+        if self._progress is None:
+            return
+        epoch, position = divmod(max(step - 1, 0), self._steps_per_epoch)
+        description = f"epoch {epoch + 1}/{self._epochs}"
+        if self._progress.tasks[0].description != description:
+            self._progress.reset(self._task, total=self._steps_per_epoch, description=description)
+        self._progress.update(self._task, completed=position + 1)
+
+    def log(self, record: dict) -> None:
+        """A log line: on a terminal in the bar, elsewhere a line of its own."""
+        loss = f"loss {record['loss']:.4f}"
+        if self._progress is not None:
+            self._progress.update(self._task, loss=loss)
+        elif not self.console.is_terminal:
+            self.line(
+                f"step {record['step']}  epoch {record['epoch']}/{self._epochs}  {loss}  "
+                f"accuracy {record['accuracy']:.4f}  {record['images_per_second']:,.0f} images/s"
+            )
+
+    def epoch(self, epoch: int, logs: dict, best: bool) -> None:
+        width = len(str(self._epochs))
+        text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+        if "val_loss" in logs:
+            text += f"  val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}"
+        self.line(text + ("  best" if best else ""))
+
+    def result(self, parts: dict[str, dict]) -> None:
+        """The last table: one row a part of the data."""
+        table = Table()
+        for column in ("part", "images", "loss", "accuracy"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for name, numbers in parts.items():
+            accuracy = f"{100 * numbers['accuracy']:.2f} %"
+            table.add_row(name, f"{numbers['images']:,}", f"{numbers['loss']:.4f}", accuracy)
+        self.console.print(table)

@@ -1,0 +1,456 @@
+"""One experiment, from its file to a trained network: the page to read first.
+
+`train` is the whole job, in the order in which things happen. `prepare` is its first half: it builds data, model
+and optimizer and trains nothing. Nowhere else do data, models and training meet.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kpipe import data, figures
+from kpipe.config import Chosen, DataConfig, Experiment, options
+from kpipe.console import Screen
+from kpipe.errors import ConfigError, Diverged, Interrupted
+from kpipe.models import build_model, save_portable
+from kpipe.rundir import Run, open_run
+from kpipe.tables import AUGMENTATIONS, resolve
+from kpipe.training.callbacks import RunLog
+from kpipe.training.checkpoints import load_checkpoint, save_checkpoint
+from kpipe.training.device import describe_device, gpu_hint
+from kpipe.training.distribution import make_strategy
+from kpipe.training.optimizers import make_optimizer
+from kpipe.training.precision import precision_scope, resolve_precision
+from kpipe.training.schedules import make_schedule
+from kpipe.training.trainer import Trainer, TrainState
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an experiment is made of, built and not yet trained."""
+
+    splits: data.Splits
+    model: keras.Model
+    network: dict[str, Any]
+    """The arguments that `build_model` has built the model from."""
+    batches_from: Callable[[int], tf.data.Dataset]
+    steps_per_epoch: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a finished run is, and its numbers: what summary.json holds."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides the model's variables. JSON types."""
+
+    train: TrainState = field(default_factory=TrainState)
+    best_epoch: int = 0
+    best_score: list[float] | None = None
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    """Means over the best epoch."""
+    seconds: float = 0.0
+    logs: dict[str, int] = field(default_factory=dict)
+    """The length of every log in bytes at this moment."""
+
+    @classmethod
+    def load(cls, path: Path, model: keras.Model) -> "Progress":
+        saved = load_checkpoint(path, model)
+        return cls(**{**saved, "train": TrainState(**saved["train"])})
+
+    def save(self, path: Path, model: keras.Model) -> None:
+        save_checkpoint(path, model, {**vars(self), "train": self.train.to_dict()})
+
+
+def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
+    """Builds data, model, schedule and optimizer.
+
+    Args:
+        splits: the data, where it is loaded already.
+        statistics: False leaves the scan of the training part out; the first layer then has neutral constants.
+
+    Raises:
+        ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
+    """
+    config, training = experiment.data, experiment.training
+    splits = splits or load_splits(config)
+    steps_per_epoch = len(splits.train) // config.batch_size
+    batches_from = _training_batches(experiment, splits.train, steps_per_epoch * training.epochs)
+    mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
+    network = {
+        "name": experiment.model.name,
+        "options": options(experiment.model),
+        "input_shape": splits.train.images.shape[1:],
+        "classes": len(splits.class_names),
+        "mean": mean,
+        "std": std,
+    }
+    with make_strategy().scope(), precision_scope(choose(experiment).precision):
+        model = build_model(**network)
+        model.compile(
+            optimizer=_optimizer(training, steps_per_epoch),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            jit_compile=False,  # on a CPU, XLA makes these networks two to eight times slower
+        )
+    log_every = training.log_every
+    log_steps = log_every.steps or max(1, round(log_every.epochs * steps_per_epoch))
+    return Prepared(splits, model, network, batches_from, steps_per_epoch, log_steps)
+
+
+def train(
+    experiment: Experiment, *, splits: data.Splits | None = None, new: bool = False, screen: Screen | None = None
+) -> Result:
+    """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
+
+    Args:
+        splits: the data, where it is loaded already.
+        new: start another run even if one of this experiment is unfinished.
+        screen: where the user sees it; default standard output.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault: nothing was trained.
+        Diverged: the loss is no longer finite.
+        Interrupted: by SIGINT or SIGTERM; the same command goes on.
+    """
+    screen = screen or Screen()
+    logs = Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
+    with open_run(logs, experiment.name, experiment.identity(), new=new) as run, _stop_signals() as stop:
+        chosen = Chosen(**run.chosen) if run.chosen else choose(experiment)
+        experiment = experiment.model_copy(update={"chosen": chosen})
+        seed_everything(experiment.seed, chosen.deterministic)
+        prepared = prepare(experiment, splits=splits)
+        run.write_config(experiment.identity(), chosen.model_dump())
+        run.write_json("environment.json", environment(experiment))
+        run.checkpoints.mkdir(exist_ok=True)
+        trainer = Trainer(prepared.model, make_strategy())
+        progress = Progress.load(run.last_checkpoint, prepared.model) if run.resumed else Progress()
+        _show_header(screen, experiment, prepared, run, progress)
+        with closing(RunLog(run.path, progress.logs if run.resumed else None)) as log:
+            if not run.resumed:
+                log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
+                log.write_graph(_graph(prepared.model))
+            _fit(experiment, prepared, trainer, progress, run, log, screen, stop)
+            return _finish(experiment, prepared, trainer, progress, run, log, screen)
+
+
+def load_splits(config: DataConfig) -> data.Splits:
+    """`load_dataset` with the options of the experiment's section."""
+    synthetic = config.synthetic.model_dump() if config.synthetic else {}
+    return data.load_dataset(
+        config.source,
+        image_size=config.image_size,
+        channels=config.channels,
+        validation=config.split.validation,
+        test=config.split.test,
+        **synthetic,
+    )
+
+
+def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
+    """Mean and deviation for the model's first layer, in units of 0..255; `images`: the training part, uint8."""
+    named = {"none": (0.0, 1.0), "unit": (0.0, 255.0)}
+    if config.normalize == "standardize":
+        return data.channel_statistics(images)
+    if isinstance(config.normalize, str):
+        return named[config.normalize]
+    mean, std = config.normalize.mean, config.normalize.std
+    if len(mean) not in (1, images.shape[-1]):
+        raise ConfigError(
+            f"data.normalize: expected 1 or {images.shape[-1]} means for images of {images.shape[-1]} channels, "
+            f"got {len(mean)}"
+        )
+    return (mean[0], std[0]) if len(mean) == 1 else (mean, std)
+
+
+def choose(experiment: Experiment) -> Chosen:
+    """What `auto` means on this machine; a run keeps it when it is resumed."""
+    if experiment.chosen:
+        return experiment.chosen
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    deterministic = experiment.training.deterministic
+    return Chosen(
+        precision=resolve_precision(experiment.training.precision),
+        deterministic=on_cpu if deterministic == "auto" else deterministic,
+    )
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What somebody needs to know to understand the run's numbers later."""
+    packages = ("kpipe", "tensorflow", "keras", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "platform": platform.platform(),
+        "device": describe_device(),
+        **experiment.chosen.model_dump(),
+        "git": _git_state(),
+        "command": sys.argv,
+        "seed": experiment.seed,
+    }
+
+
+def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -> Callable[[int], tf.data.Dataset]:
+    config = experiment.data
+    augment = []
+    for entry in config.augment:
+        name, chosen_options = entry.chosen
+        augment.append(resolve(AUGMENTATIONS[name])(**options(chosen_options)))
+    if config.batch_size > len(part):
+        raise ConfigError(
+            f"data.batch_size: expected at most the {len(part):,} images of the training part, "
+            f"got {config.batch_size:,}"
+        )
+
+    def batches_from(first_step: int) -> tf.data.Dataset:
+        return data.make_pipeline(
+            part, config.batch_size, seed=experiment.seed, augment=augment, first_step=first_step, last_step=last_step
+        )
+
+    return batches_from
+
+
+def _optimizer(training, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    rate = training.learning_rate
+    schedule = make_schedule(
+        rate.schedule,
+        options(rate, "schedule"),
+        total_steps=steps_per_epoch * training.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    chosen_options = options(training.optimizer)
+    decay = chosen_options.pop("weight_decay")
+    return make_optimizer(training.optimizer.name, chosen_options, schedule, weight_decay=decay)
+
+
+def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> None:
+    """Trains to the end, with a checkpoint at the end of each epoch and at a stop."""
+    training, model = experiment.training, prepared.model
+    start = time.monotonic() - progress.seconds
+
+    def save() -> None:
+        progress.seconds = time.monotonic() - start
+        progress.logs = log.lengths()
+        progress.save(run.last_checkpoint, model)
+
+    def on_log(record: dict) -> None:
+        log.write(record)
+        if record["span"] == "steps":
+            screen.log(record)
+
+    def on_epoch(state: TrainState, logs: dict) -> None:
+        score = _score(training.monitor, logs)
+        best = progress.best_score is None or score is None or score > progress.best_score
+        epoch = state.step // prepared.steps_per_epoch
+        if best:
+            progress.best_epoch, progress.best_score = epoch, score
+            progress.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
+            progress.save(run.best_checkpoint, model)
+        save()
+        screen.epoch(epoch, logs, best and score is not None)
+
+    callbacks = []
+    if training.early_stopping:
+        mode = "min" if training.monitor == "val_loss" else "max"
+        stopping = training.early_stopping.model_dump()
+        callbacks.append(keras.callbacks.EarlyStopping(monitor=training.monitor, mode=mode, **stopping))
+    validation = prepared.splits.validation
+    batch_size = experiment.data.batch_size
+    try:
+        with screen.training(
+            epochs=training.epochs, steps_per_epoch=prepared.steps_per_epoch, batch_size=batch_size
+        ):
+            trainer.fit(
+                prepared.batches_from,
+                steps_per_epoch=prepared.steps_per_epoch,
+                epochs=training.epochs,
+                state=progress.train,
+                validation=data.make_evaluation_pipeline(validation, batch_size) if validation else None,
+                callbacks=callbacks,
+                log_every=prepared.log_every,
+                on_log=on_log,
+                on_progress=lambda step, metrics: screen.step(step),
+                on_epoch=on_epoch,
+                should_stop=lambda: stop.number is not None,
+            )
+    except Diverged:
+        run.write_json("summary.json", _summary("diverged", experiment, prepared, progress, {}))
+        raise
+    if progress.train.interrupted:
+        save()
+        run.write_json("summary.json", _summary("interrupted", experiment, prepared, progress, {}))
+        raise Interrupted(
+            f"interrupted after step {progress.train.step:,}, which is saved. The same command goes on from there:\n"
+            f"  {_command()}",
+            stop.number,
+        )
+
+
+def _finish(experiment, prepared, trainer, progress, run, log, screen) -> Result:
+    """Takes the best weights, evaluates them on every held-out part, and writes what the run leaves behind."""
+    load_checkpoint(run.best_checkpoint, prepared.model)
+    state, batch_size = progress.train, experiment.data.batch_size
+    parts = {}
+    for name in ("validation", "test"):
+        part = getattr(prepared.splits, name)
+        if part:
+            parts[name] = trainer.evaluate(data.make_evaluation_pipeline(part, batch_size))
+    if "test" in parts:
+        test = {name: parts["test"][name] for name in ("loss", "accuracy")}
+        epoch = state.step // prepared.steps_per_epoch
+        log.write({"step": state.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
+    log.lengths()  # flushes
+    save_portable(prepared.model, run.path / "model.keras", **prepared.network)
+    _write_figures(run, prepared, batch_size)
+    summary = _summary("finished", experiment, prepared, progress, parts)
+    run.write_json("summary.json", summary)
+    run.best_checkpoint.unlink()  # its weights are in model.keras
+    images = len(prepared.splits.train)
+    screen.result({"train": {**progress.train_metrics, "images": images}, **parts})
+    screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s in all, in {run.path}")
+    screen.line(f"Curves: tensorboard --logdir {run.path.parent.parent}")
+    return Result(run.path, summary)
+
+
+def _score(monitor: str, logs: dict[str, float]) -> list[float] | None:
+    """The larger, the better: the monitored number first, the validation loss where that is equal."""
+    if "val_loss" not in logs:
+        return None
+    return [logs["val_accuracy"], -logs["val_loss"]] if monitor == "val_accuracy" else [-logs["val_loss"]]
+
+
+def _summary(status: str, experiment, prepared, progress: Progress, parts: dict) -> dict[str, Any]:
+    images = progress.train.step * experiment.data.batch_size
+    return {
+        "status": status,
+        "experiment": experiment.name,
+        "model": experiment.model.name,
+        "parameters": prepared.model.count_params(),
+        "epochs": progress.train.step // prepared.steps_per_epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.train.step,
+        "seconds": round(progress.seconds, 2),
+        "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
+        "precision": experiment.chosen.precision,
+        "seed": experiment.seed,
+        "train": progress.train_metrics,
+        **parts,
+    }
+
+
+def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    figures.write_curves(folder / "curves.png", records)
+    part = prepared.splits.test or prepared.splits.validation
+    if part is None:
+        return
+    names = prepared.splits.class_names
+    logits = prepared.model.predict(data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0)
+    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    predictions, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    figures.write_confusion_matrix(folder / "confusion_matrix.png", part.labels, predictions, names)
+    wrong = np.flatnonzero(predictions != part.labels)
+    wrong = wrong[np.argsort(-confidence[wrong])]  # the surest mistakes first
+    for file, title, chosen in (
+        ("predictions.png", "Predictions", np.arange(min(25, len(part)))),
+        ("mistakes.png", f"The surest of {len(wrong)} mistakes", wrong),
+    ):
+        columns = (array[chosen] for array in (part.images, part.labels, predictions, confidence))
+        figures.write_predictions(folder / file, *columns, names, title=title)
+
+
+def _show_header(screen, experiment, prepared, run, progress) -> None:
+    splits = prepared.splits
+    counts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    shape = "x".join(str(side) for side in splits.train.images.shape[1:])
+    parts = ", ".join(f"{len(part):,} {name}" for name, part in counts.items() if part)
+    rows = {
+        "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
+        "data": f"{experiment.data.source}: {parts}; {len(splits.class_names)} classes; {shape}",
+        "training": f"{experiment.training.epochs} epochs of {prepared.steps_per_epoch:,} steps, "
+        f"batch size {experiment.data.batch_size}, {experiment.training.optimizer.name}",
+        "device": f"{describe_device()}, {experiment.chosen.precision}",
+        "run": f"{run.path}" + (f", resumed after step {progress.train.step:,}" if run.resumed else ""),
+    }
+    screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows)
+    for note in filter(None, (*splits.notes, run.note, gpu_hint())):
+        screen.line(f"  note: {note}")
+
+
+def _graph(model: keras.Model) -> tf.Graph:
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
+    return tf.function(lambda images: model(images, training=False)).get_concrete_function(spec).graph
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code, and whether it was changed since; None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _command() -> str:
+    if os.path.basename(sys.argv[0]) == "kpipe":
+        return " ".join(["kpipe", *sys.argv[1:]])
+    return " ".join(["python -m kpipe" + (".run" if sys.argv[0].endswith("run.py") else ""), *sys.argv[1:]])
+
+
+@dataclass
+class _Stop:
+    number: int | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Notes SIGINT and SIGTERM, so that the loop can end between two chunks; a second SIGINT ends at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame) -> None:
+        if stop.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+"""The logs of a run: metrics.jsonl and TensorBoard, which are appended to together and cut back together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+_SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
+
+
+class RunLog:
+    """Writes the records of a run.
+
+    Args:
+        path: the run directory; `metrics.jsonl`, `train/` and `validation/` are made in it.
+        lengths: bytes that each log had at the checkpoint from which the run is resumed (see `lengths`); what was
+            written after it is cut off. None for a new run.
+    """
+
+    def __init__(self, path: Path, lengths: dict[str, int] | None = None):
+        self._path = path
+        if lengths is not None:
+            self._cut_back(lengths)
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")
+        self._writers = {
+            "train": tf.summary.create_file_writer(str(path / "train")),
+            "validation": tf.summary.create_file_writer(str(path / "validation")),
+        }
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds one record: a line of metrics.jsonl, and scalars at its step.
+
+        In TensorBoard the training curves are the means over the steps of each log line, the validation curves the
+        means over the part; the test part is a number, not a curve, and stands in metrics.jsonl alone.
+        """
+        self._metrics.write(json.dumps(record) + "\n")
+        if record["split"] not in self._writers or (record["split"], record["span"]) == ("train", "epoch"):
+            return
+        with self._writers[record["split"]].as_default(step=record["step"]):
+            for name in _SCALARS:
+                if name in record:
+                    tf.summary.scalar(name, record[name])
+
+    def write_text(self, name: str, text: str) -> None:
+        with self._writers["train"].as_default(step=0):
+            tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        with self._writers["train"].as_default(step=0):
+            tf.summary.graph(graph)
+
+    def lengths(self) -> dict[str, int]:
+        """The bytes of every log, by its path relative to the run."""
+        self._metrics.flush()
+        for writer in self._writers.values():
+            writer.flush()
+        return {str(file.relative_to(self._path)): file.stat().st_size for file in self._files()}
+
+    def close(self) -> None:
+        self._metrics.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _files(self) -> list[Path]:
+        return [p for p in (self._path / "metrics.jsonl", *self._path.glob("*/events.out.*")) if p.exists()]
+
+    def _cut_back(self, lengths: dict[str, int]) -> None:
+        for file in self._files():
+            length = lengths.get(str(file.relative_to(self._path)))
+            if length is None:
+                file.unlink()
+            elif length < file.stat().st_size:
+                with open(file, "r+b") as handle:
+                    handle.truncate(length)

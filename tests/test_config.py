@@ -1,0 +1,282 @@
+"""Experiment files: every mistake named with its line, the one rule for overrides, where each value came from."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kpipe.config import json_schema, load_experiment, options
+from kpipe.errors import ConfigError
+from kpipe.tables import OPTIMIZERS, SCHEDULES, TABLES, resolve
+
+SHIPPED = sorted(Path(__file__).parents[1].joinpath("experiments").rglob("*.yaml"))
+GOOD = """\
+data: {source: digits, image_size: 32}
+model: {name: vgg16, head: fc, width: 512}
+training:
+  optimizer: {name: sgd, momentum: 0.9, nesterov: true}
+  learning_rate: {schedule: cosine, peak: 1e-3, warmup: {epochs: 2}}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, *overrides):
+        path = tmp_path / "exp.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_experiment(path, overrides)
+
+    return load
+
+
+@pytest.fixture
+def mistakes(load, tmp_path):
+    """The lines of the error, with the folder cut off."""
+
+    def mistakes(text, *overrides):
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides)
+        return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+    return mistakes
+
+
+def broken(section, value, text=GOOD):
+    """GOOD with one more line, in the section that it belongs to."""
+    if section == "top":
+        return text + value + "\n"
+    return text.replace(f"{section}:\n", f"{section}:\n  {value}\n")
+
+
+BROKEN = [
+    ("top", "ephocs: 3", "exp.yaml:6: ephocs: unknown key (known: "),
+    ("top", "sead: 3", "exp.yaml:6: sead: unknown key, did you mean 'seed'?"),
+    ("top", "seed: -1", "exp.yaml:6: seed: expected at least 0, got -1"),
+    ("top", "seed: 1.5", "exp.yaml:6: seed: expected a whole number, got 1.5"),
+    ("top", "seed: true", "exp.yaml:6: seed: expected a whole number, got true"),
+    ("top", "seed: 99999999999", "exp.yaml:6: seed: expected less than 2.14748e+09, got 99999999999"),
+    ("top", "name: ../up", "exp.yaml:6: name: expected letters, digits, spaces and . _ + - only, "),
+    ("top", "name: 5", "exp.yaml:6: name: expected text, got 5"),
+    ("top", "logs: [a]", "exp.yaml:6: logs: expected text, got ['a']"),
+    ("top", "model: {name: lenet5}", "exp.yaml:6: model: stands twice, first in line 2"),
+    ("top", "seed: !!python/object/apply:os.system [id]", "exp.yaml:6: seed: tags are not accepted, got !!python/obj"),
+    ("top", "seed: !color red", "exp.yaml:6: seed: tags are not accepted, got !color"),
+    ("top", "[1]: 2", "exp.yaml:6: expected a name as key, got a list or mapping"),
+    ("training", "ephocs: 3", "exp.yaml:4: training.ephocs: unknown key, did you mean 'epochs'?"),
+    ("training", "epochs: 0", "exp.yaml:4: training.epochs: expected at least 1, got 0"),
+    ("training", "epochs: '3'", "exp.yaml:4: training.epochs: expected a whole number, got '3'"),
+    ("training", "epochs: 3.5", "exp.yaml:4: training.epochs: expected a whole number, got 3.5"),
+    ("training", "epochs:", "exp.yaml:4: training.epochs: expected a whole number, got nothing"),
+    ("training", "precision: float23", "training.precision: expected one of auto, float32, mixed_bfloat16, mixed_fl"),
+    ("training", "deterministic: on", "training.deterministic: expected one of auto, true, false, got 'on'"),
+    ("training", "monitor: accuracy", "expected one of val_accuracy, val_loss, got 'accuracy', did you mean 'val_ac"),
+    ("training", "early_stopping: 5", "training.early_stopping: expected a mapping, got 5"),
+    ("training", "early_stopping: {}", "training.early_stopping.patience: is required"),
+    ("training", "early_stopping: {patience: 0}", "training.early_stopping.patience: expected at least 1, got 0"),
+    ("training", "log_every: 50", "training.log_every: expected exactly one of steps, epochs, got 50"),
+    ("training", "log_every: {}", "training.log_every: expected exactly one of steps, epochs, got {}"),
+    ("training", "log_every: {minutes: 1}", "training.log_every.minutes: unknown key (known: epochs, steps)"),
+]
+REPLACED = [
+    ("vgg16", "vgg61", "exp.yaml:2: model: unknown name 'vgg61', did you mean 'vgg"),
+    ("head: fc", "head: fcc", "exp.yaml:2: model.head: expected one of fc, gap, got 'fcc', did you mean 'fc'?"),
+    ("head: fc", "heat: fc", "exp.yaml:2: model.heat: unknown key, did you mean 'head'?"),
+    ("width: 512", "width: 0", "exp.yaml:2: model.width: expected at least 1, got 0"),
+    ("width: 512", "dropout: 1.0", "exp.yaml:2: model.dropout: expected less than 1, got 1.0"),
+    ("width: 512", "batch_norm: 1", "exp.yaml:2: model.batch_norm: expected true or false, got 1"),
+    ("head: fc", "head: gap", "exp.yaml:2: model.width: belongs to the head 'fc', the head is 'gap'"),
+    ("{name: vgg16, head: fc, width: 512}", "vgg16", "exp.yaml:2: model: expected a mapping, got 'vgg16'"),
+    ("name: vgg16, ", "", "exp.yaml:2: model: expected a key name"),
+    ("momentum: 0.9", "momentun: 0.9", "optimizer.momentun: unknown key, did you mean 'momentum'?"),
+    ("momentum: 0.9", "momentum: 1.5", "exp.yaml:4: training.optimizer.momentum: expected less than 1, got 1.5"),
+    ("momentum: 0.9", "momentum: 0.0", "exp.yaml:4: training.optimizer.nesterov: needs a momentum above 0"),
+    ("name: sgd", "name: sdg", "exp.yaml:4: training.optimizer: unknown name 'sdg', did you mean 'sgd'?"),
+    ("name: sgd", "name: adam", "exp.yaml:4: training.optimizer.momentum: unknown key (known: "),
+    ("momentum: 0.9", "weight_decay: 1e-4", "exp.yaml:4: training.optimizer.weight_decay: expected a mapping, got"),
+    ("momentum: 0.9", "weight_decay: {kind: l2}", "training.optimizer.weight_decay.value: is required"),
+    ("name: sgd, momentum: 0.9, nesterov: true", "name: adamw, weight_decay: {value: 0.1, kind: l2}",
+     "exp.yaml:4: training.optimizer.weight_decay.kind: adamw is Adam with decoupled decay"),
+    ("schedule: cosine", "schedule: cosinus", "learning_rate: unknown schedule 'cosinus', did you mean 'cosine'?"),
+    ("peak: 1e-3", "peak: 0", "exp.yaml:5: training.learning_rate.peak: expected more than 0, got 0"),
+    ("peak: 1e-3", "peak: .inf", "exp.yaml:5: training.learning_rate.peak: expected a finite number, got inf"),
+    ("peak: 1e-3", "peak: 1e-3x", "exp.yaml:5: training.learning_rate.peak: expected a number, got '1e-3x'"),
+    ("epochs: 2", "epochs: 2, steps: 3", "learning_rate.warmup: expected exactly one of epochs, steps, percent, got"),
+    ("epochs: 2", "epochs: 20", "learning_rate.warmup: 20 epochs of warm-up do not fit into 10 epochs of training"),
+    ("epochs: 2", "percent: 200", "training.learning_rate.warmup.percent: expected at most 100, got 200"),
+    ("digits", "digit", "exp.yaml:1: data.source: unknown source, did you mean 'digits'?, got 'digit'"),
+    ("digits", "digits:8", "exp.yaml:1: data.source: expected 'digits' alone, got 'digits:8'"),
+    ("digits", "'folder:'", "exp.yaml:1: data.source: expected folder:<path>, got 'folder:'"),
+    ("source: digits, ", "", "exp.yaml:1: data.source: is required"),
+    ("image_size: 32", "image_size: 16", "exp.yaml:1: data.image_size: vgg16 needs at least 32 pixels, got 16"),
+    (", image_size: 32", "", "data.image_size: vgg16 needs at least 32 pixels, got 8"),
+    ("digits, image_size: 32", "folder:/x", "data.image_size: is required with folder: photographs come in many"),
+    ("image_size: 32", "image_size: 32, synthetic: {}", "data.synthetic: belongs to the source 'synthetic'"),
+    ("image_size: 32", "image_size: 32, normalize: units", "data.normalize: expected one of none, unit, standardize"),
+    ("image_size: 32", "image_size: 32, normalize: {mean: [1]}", "data.normalize.std: is required"),
+    ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1]}", "expected as many deviations as means"),
+    ("image_size: 32", "image_size: 32, channels: 3, normalize: {mean: [1, 2], std: [1, 2]}",
+     "data.normalize: expected 1 or 3 means for 3 channels, got 2"),
+    ("image_size: 32", "image_size: 32, split: {test: 1.0}", "data.split.test: expected less than 1, got 1.0"),
+    ("image_size: 32", "image_size: 32, augment: pad_crop", "data.augment: expected a list, got 'pad_crop'"),
+    ("image_size: 32", "image_size: 32, augment: [flip_horizontl]", "unknown 'flip_horizontl', did you mean 'flip_h"),
+    ("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 0}}]", "0.pad_crop.padding: expected at le"),
+    ("image_size: 32", "image_size: 32, augment: [{pad_crop: {pading: 2}}]", "pading: unknown key, did you mean 'p"),
+    ("image_size: 32", "image_size: 32, augment: [{pad_crop: {}, translate: {}}]", "expected exactly one of pad_c"),
+    ("image_size: 32", "image_size: &size 32, batch_size: *size", "data.batch_size: aliases (*name) are not accepted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "line", "message"), BROKEN, ids=[row[1] for row in BROKEN])
+def test_an_added_mistake_is_named(mistakes, section, line, message):
+    assert any(message in found for found in mistakes(broken(section, line)))
+
+
+@pytest.mark.parametrize(("old", "new", "message"), REPLACED, ids=[row[1] for row in REPLACED])
+def test_a_replaced_value_is_named(mistakes, old, new, message):
+    assert any(message in found for found in mistakes(GOOD.replace(old, new, 1)))
+
+
+def test_all_mistakes_are_reported_together_in_the_order_of_the_file(mistakes):
+    found = mistakes(GOOD.replace("digits", "digit").replace("sgd", "sdg"), "training.epochs=0")
+    assert [line.partition(": ")[0] for line in found] == ["exp.yaml:1", "exp.yaml:4", "command line"]
+
+
+def test_files_that_are_no_experiment(tmp_path, mistakes):
+    assert "expected a mapping such as" in mistakes("[1, 2]")[0]
+    assert mistakes("a: [1")[0].startswith("exp.yaml:1: not valid YAML: while parsing a flow sequence")
+    with pytest.raises(ConfigError, match=r"nope\.yaml: expected an experiment file, found nothing there"):
+        load_experiment(tmp_path / "nope.yaml")
+    with pytest.raises(ConfigError, match=r"did you mean 'exp\.yaml'\?"):
+        load_experiment(tmp_path / "exq.yaml")
+    with pytest.raises(ConfigError, match="nor a folder"):
+        load_experiment(tmp_path / "gone" / "exp.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: a\nlogs: \xff\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml:2: expected UTF-8 text, got byte 0xff"):
+        load_experiment(tmp_path / "latin.yaml")
+    (tmp_path / "long.yaml").write_text("# " + "x" * 1_000_001)
+    with pytest.raises(ConfigError, match="expected an experiment of a page, got 1,000,003 bytes"):
+        load_experiment(tmp_path / "long.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_experiment(tmp_path)
+
+
+def test_numbers_are_read_as_people_write_them(load):
+    experiment = load(GOOD.replace("seed", "seed"), "seed=010", "training.learning_rate.peak=1E-2").experiment
+    assert (experiment.seed, experiment.training.learning_rate.peak) == (10, 0.01)
+    assert load(GOOD).experiment.training.learning_rate.peak == 1e-3
+
+
+def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
+    loaded = load(GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam")
+    assert loaded.dropped == ("training.optimizer.momentum",)
+    assert loaded.experiment.training.optimizer.weight_decay.value == 0.1
+    loaded = load(GOOD, "training.learning_rate.warmup.steps=7")
+    assert loaded.dropped == ("training.learning_rate.warmup.epochs",)
+    assert loaded.experiment.training.learning_rate.warmup.chosen == ("steps", 7)
+    loaded = load(GOOD, "model.name=lenet5")
+    assert set(loaded.dropped) == {"model.head", "model.width"}
+    synthetic = GOOD.replace("digits", "synthetic").replace("32}", "32, synthetic: {classes: 3}}")
+    assert load(synthetic, "data.source=digits").dropped == ("data.synthetic",)
+
+
+def test_an_override_of_a_foreign_option_stays_a_mistake(mistakes):
+    found = mistakes(GOOD, "training.optimizer.name=adam", "training.optimizer.momentum=0.5")
+    assert found[0].startswith("command line: training.optimizer.momentum: unknown key")
+
+
+def test_overrides_reach_lists_and_new_sections(load):
+    augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 4}}, flip_horizontal]")
+    experiment = load(augmented, "data.augment.0.pad_crop.padding=2", "data.split.test=0.5").experiment
+    assert experiment.data.augment[0].pad_crop.padding == 2
+    assert experiment.data.split.test == 0.5
+    assert load(GOOD, "data.augment=[flip_horizontal]").experiment.data.augment[0].chosen[0] == "flip_horizontal"
+    assert load("data: {source: digits}\nmodel: {name: lenet5}", "training.learning_rate.peak=0.1", "data.image_size=28")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("foo", "expected an override key=value such as training.epochs=5, got 'foo'"),
+        ("a..b=1", "expected an override key=value"),
+        ("training={epochs: 3}", "expected a value or a list, got a mapping; name its keys: training.<key>=..."),
+        ("training.epochs=!!python/name:os.system", "tags are not accepted"),
+        ("training.epochs=__import__('os')", "training.epochs: expected a whole number, got \"__import__('os')\""),
+        ("training.epochs=[1", "command line:1: not valid YAML"),
+        ("data.augment.3.pad_crop.padding=1", "command line: data.augment: expected a list, got {'3': "),
+        ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
+    ],
+)
+def test_bad_overrides(mistakes, override, message):
+    assert any(message in line for line in mistakes(GOOD, override))
+
+
+def test_an_override_beyond_a_list(mistakes):
+    augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [flip_horizontal]")
+    assert "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
+
+
+def test_print_config_says_where_each_value_came_from(load):
+    text = load(GOOD, "seed=3").describe()
+    origins = dict(line.split("  # ") for line in text.splitlines() if "#" in line)
+    found = {key.split(":")[0].strip(): origin for key, origin in origins.items()}
+    assert found["seed"] == "command line"
+    assert found["momentum"].endswith("exp.yaml:4")
+    assert found["epochs"].endswith(":5") or found["epochs"] == "default"
+    assert found["batch_size"] == "default"
+
+
+def test_the_resolved_experiment_is_an_experiment_file(load, tmp_path):
+    import yaml
+
+    for overrides in ((), ("training.optimizer.name=adamw", "training.optimizer.weight_decay=null")):
+        first = load(GOOD, *overrides).experiment
+        again = load(yaml.safe_dump(first.identity())).experiment
+        assert again.identity() == first.identity()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_experiments_take_every_optimizer_and_schedule(path):
+    assert SHIPPED
+    for optimizer, schedule in itertools.product(OPTIMIZERS, SCHEDULES):
+        overrides = (f"training.optimizer.name={optimizer}", f"training.learning_rate.schedule={schedule}")
+        training = load_experiment(path, overrides).experiment.training
+        assert (training.optimizer.name, training.learning_rate.schedule) == (optimizer, schedule)
+        assert "name" not in options(training.optimizer)
+
+
+def test_every_row_can_be_resolved():
+    for table in TABLES.values():
+        for row in table.values():
+            assert callable(resolve(row))
+
+
+def test_the_schema_names_every_choice():
+    schema = json.loads(json_schema())
+    assert "name" not in schema["required"]
+    text = json.dumps(schema)
+    for kind in ("models", "augmentations", "optimizers", "schedules"):
+        for name in TABLES[kind]:
+            assert f'"{name}"' in text, name
+
+
+LIGHT = "import sys; from kpipe.cli import main; code = main({}); "
+LIGHT += "assert not {{'tensorflow', 'keras', 'numpy'}} & set(sys.modules); sys.exit(code)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), (["list"], 0), (["schema"], 0), (["run", "exp.yaml"], 2)]
+)
+def test_light_verbs_import_neither_tensorflow_nor_numpy(tmp_path, arguments, code):
+    (tmp_path / "exp.yaml").write_text(GOOD.replace("sgd", "sdg"))
+    start = time.process_time()
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(arguments)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert ("did you mean 'sgd'?" in done.stderr) == (code == 2)
+    assert "Traceback" not in done.stderr
+    assert time.process_time() - start < 1
