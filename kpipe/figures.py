@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 _DPI = 150
@@ -105,7 +107,9 @@ def write_predictions(
     _save(_draw_predictions(*drawn, class_names, title=title), path)
 
 
-def _check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
+def _check_classes(
+    where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray
+) -> None:
     if len(labels) != len(predictions):
         raise ValueError(
             f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}."
@@ -126,7 +130,7 @@ def _save(figure: Figure, path: str | PathLike) -> None:
 
 
 def _draw_curves(records: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout=_layout())
     loss, accuracy = figure.subplots(1, 2)
     for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
         _draw_metric(axes, records, metric)
@@ -160,21 +164,23 @@ def _draw_metric(axes: Axes, records: list[dict[str, Any]], metric: str) -> None
     if not last:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=_FAINT)
     axes.set_xlim(0, max(last, 1) * 1.03)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _draw_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:
     classes = len(class_names)
     counts = _count_pairs(labels, predictions, classes)
-    # A class without images has no shares; its row stays white.
+    # A class without images has no shares; its row stays empty.
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cell = max(0.45, 4 / classes) if classes <= _MOST_WRITTEN else 9 / classes  # inches
-    figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.0), layout="constrained")
+    figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.0), layout=_layout())
     axes = figure.subplots()
     right = f", {np.trace(counts) / len(labels):.1%} right" if len(labels) else ""
     _style(axes, title=f"Confusion matrix: {len(labels):,} images{right}", grid=False)
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # Where no count is written, the square root makes mistakes of a few percent visible.
+    norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=norm)
     _label_classes(axes, class_names)
     if classes <= _MOST_WRITTEN:
         _write_counts(axes, counts, shares, cell)
@@ -195,10 +201,8 @@ def _count_pairs(labels: np.ndarray, predictions: np.ndarray, classes: int) -> n
 def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     shown = range(0, len(class_names), math.ceil(len(class_names) / _MOST_WRITTEN))
     names = [_shorten(class_names[index], 20) for index in shown]
-    upright = max(map(len, names)) <= 3
-    axes.set_xticks(
-        shown, names, parse_math=False, **({} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"})
-    )
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+    axes.set_xticks(shown, names, parse_math=False, **slanted)
     axes.set_yticks(shown, names, parse_math=False)
     axes.set_xlabel("predicted", color=_INK, fontsize=9)
     axes.set_ylabel("true", color=_INK, fontsize=9)
@@ -209,7 +213,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, cell: floa
     # A digit is 0.64 em wide in the default font; the number fills at most 85% of its cell.
     size = min(9.0, 0.85 * cell * _POINTS_PER_INCH / (0.64 * digits))
     for (row, column), count in np.ndenumerate(counts):
-        color = "white" if shares[row, column] > 0.5 else _INK if count else _FAINT
+        color = "white" if shares[row, column] > 0.65 else _INK if count else _FAINT
         axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
 
 
@@ -225,7 +229,7 @@ def _draw_predictions(
     # Three columns at least: the title needs the width.
     columns = max(3, math.ceil(math.sqrt(len(images))))
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.5), layout=_layout())
     figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, parse_math=False)
     if not len(images):
         figure.text(0.5, 0.45, "none", ha="center", va="center", fontsize=12, color=_FAINT)
@@ -235,7 +239,7 @@ def _draw_predictions(
     ):
         axes = figure.add_subplot(grid[divmod(index, columns)])
         _show_image(axes, image, framed=label != prediction)
-        true, predicted = (_shorten(class_names[index], 14) for index in (label, prediction))
+        true, predicted = (_shorten(class_names[number], 14) for number in (label, prediction))
         text = f"true: {true}\npredicted: {predicted} {probability:.0%}"
         color = _INK if label == prediction else _RED
         axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
@@ -261,9 +265,16 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 
 
 def _shorten(name: str, most: int) -> str:
-    """On one line, with at most `most` characters."""
+    """On one line, at most `most` characters; both ends stay, for names often differ in the last word."""
     name = " ".join(str(name).split())
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+    if len(name) <= most:
+        return name
+    head, tail = most // 2, most - most // 2 - 1
+    return f"{name[:head].rstrip()}…{name[-tail:].lstrip()}"
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is a hair
 
 
 def _style(axes: Axes, *, title: str, grid: bool) -> None:

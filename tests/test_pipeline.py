@@ -11,9 +11,7 @@ from kpipe.data import Part, flip_horizontal, make_evaluation_pipeline, make_pip
 from kpipe.errors import ConfigError
 
 # 23 images of 8x8 whose label is their number: 5 batches of 4 an epoch, 3 images left out.
-PART = Part(
-    np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8), np.arange(23, dtype=np.int32)
-)
+PART = Part(np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8), np.arange(23, dtype=np.int32))
 AUGMENT = (pad_crop(2), flip_horizontal())
 
 
@@ -96,7 +94,9 @@ def test_batch_may_be_the_whole_part():
 
 
 def test_batch_larger_than_the_part():
-    message = r"data\.batch_size: expected at most 23, the number of training images, got 24\. Choose a smaller"
+    message = (
+        r"data\.batch_size: expected at most 23, the number of training images, got 24\. Choose a smaller"
+    )
     with pytest.raises(ConfigError, match=message):
         make_pipeline(PART, 24)
 

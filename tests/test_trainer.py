@@ -15,7 +15,7 @@ from kpipe.training.trainer import Trainer, TrainState
 STEPS_PER_EPOCH, EPOCHS, BATCH = 20, 3, 8
 
 
-def make_model(learning_rate=0.05, policy="float32"):
+def make_model(learning_rate=0.05, policy="float32", batch_norm=True):
     keras.utils.set_random_seed(0)
     with precision_scope(policy):
         model = keras.Sequential(
@@ -23,7 +23,7 @@ def make_model(learning_rate=0.05, policy="float32"):
                 keras.Input((4, 4, 1)),
                 keras.layers.Rescaling(1 / 255),
                 keras.layers.Conv2D(3, 3, name="conv1"),
-                keras.layers.BatchNormalization(name="norm1"),
+                keras.layers.BatchNormalization(name="norm1") if batch_norm else keras.layers.Identity(),
                 keras.layers.Flatten(),
                 keras.layers.Dropout(0.3, seed=1),
                 keras.layers.Dense(3, name="logits", dtype="float32"),
@@ -134,13 +134,17 @@ def test_the_cut_into_chunks_changes_nothing(reference, chunk):
     assert without_speed(records) == without_speed(expected)
 
 
-def test_equals_keras_fit(reference):
-    model = make_model()
+# With batch normalisation the loop and `fit` were measured to differ in the last bits, without it in none.
+@pytest.mark.parametrize(("batch_norm", "tolerance"), [(False, 0.0), (True, 2e-6)])
+def test_equals_keras_fit(batch_norm, tolerance):
+    records = []
+    trainer, model = Trainer(make_model(batch_norm=batch_norm)), make_model(batch_norm=batch_norm)
+    fit(trainer, on_log=records.append)
     history = model.fit(
         batches_from(0), steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS, shuffle=False, verbose=0
     ).history
-    assert_same(reference[0], model)
-    lines = [line for line in reference[1] if (line["split"], line["span"]) == ("train", "epoch")]
+    assert_same(trainer.model, model, tolerance)
+    lines = [line for line in records if line["span"] == "epoch"]
     np.testing.assert_allclose([line["loss"] for line in lines], history["loss"], rtol=1e-5)
     np.testing.assert_allclose([line["accuracy"] for line in lines], history["accuracy"], rtol=1e-5)
 
@@ -215,7 +219,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(reference, tmp_path, ste
     assert without_speed(records) == without_speed(expected)
 
 
-def test_a_finished_training_is_left_alone(reference):
+def test_a_finished_training_is_left_alone():
     state = TrainState(step=STEPS_PER_EPOCH * EPOCHS)
     assert fit(Trainer(make_model()), None, state=state).step == STEPS_PER_EPOCH * EPOCHS
 
@@ -389,10 +393,14 @@ def test_a_checkpoint_is_named_by_layers(saved):
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
     model = make_model()
-    other = keras.Sequential([keras.Input((4, 4, 1)), *model.layers[:-1], keras.layers.Dense(4, name="logits")], name="tiny")
+    other = keras.Sequential(
+        [keras.Input((4, 4, 1)), *model.layers[:-1], keras.layers.Dense(4, name="logits")], name="tiny"
+    )
     other.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss, metrics=["accuracy"])
     before = Trainer(other).model.get_weights()
-    message = r"another model: trainable_variables/tiny/logits/kernel: expected float32 \[12, 4\], got .*\[12, 3\]"
+    message = (
+        r"another model: trainable_variables/tiny/logits/kernel: expected float32 \[12, 4\], got .*\[12, 3\]"
+    )
     with pytest.raises(ConfigError, match=message):
         load_checkpoint(saved, other)
     np.testing.assert_array_equal(other.get_weights()[0], before[0])

@@ -100,7 +100,8 @@ def _split(source: Source, validation: float, test: float) -> Splits:
     if shares:
         carved, small = _carve(parts["train"], shares)
         parts |= carved
-        notes += [_small_note([source.class_names[k] for k in small])] if small else []
+        if small:
+            notes.append(_small_note([source.class_names[k] for k in small]))
     for name in shares:
         if name not in parts:
             notes.append(f"there is no {name} part: too few images to split")

@@ -37,7 +37,8 @@ def pad_crop(padding: int = 4) -> Augmentation:
         raise ValueError(f"pad_crop.padding: expected a whole number of at least 1, got {padding!r}")
 
     def apply(images, uniforms):
-        shifts = _whole_shifts(uniforms, padding)
+        # The crop moves by the uniform, the image against it.
+        shifts = -_whole_shifts(uniforms, padding)
         return _shift(images, shifts[:, 0], shifts[:, 1])
 
     return Augmentation("pad_crop", 2, apply)

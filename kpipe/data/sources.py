@@ -365,10 +365,11 @@ def _tfds_prepare(builder, name: str, where: str) -> None:
             builder.download_and_prepare()
     except Exception as error:  # any download, disk or format error: the remedy is the same
         raise DataError(
-            f"{where}: expected it prepared in {builder.data_path}, got nothing there, and it could not be "
-            f"downloaded ({_first_line(error)}). Set TFDS_DATA_DIR to the folder that has it, or prepare it on a "
-            f'machine with a network (python -c "import tensorflow_datasets as tfds; tfds.load({name!r})") and '
-            "copy it there, or use data.source=digits or data.source=synthetic"
+            f"{where}: expected it prepared in {builder.data_path}, got nothing there, "
+            f"and it could not be downloaded ({_first_line(error)}). "
+            "Set TFDS_DATA_DIR to the folder that has it, or prepare it on a machine with a network "
+            f'(python -c "import tensorflow_datasets as tfds; tfds.load({name!r})") and copy it there, '
+            "or use data.source=digits or data.source=synthetic"
         ) from error
 
 

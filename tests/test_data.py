@@ -1,0 +1,476 @@
+"""Sources, splits and statistics."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kpipe.data import channel_statistics, load_dataset
+from kpipe.errors import ConfigError, DataError
+
+RANDOM = np.random.default_rng(0)
+
+
+def counts(part, classes):
+    return np.bincount(part.labels, minlength=classes).tolist()
+
+
+def same(part, other):
+    return np.array_equal(part.images, other.images) and np.array_equal(part.labels, other.labels)
+
+
+# --- embedded ---------------------------------------------------------------------------------------------
+
+
+def test_digits_have_their_fixed_split():
+    splits = load_dataset("digits")
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [1293, 144, 360]
+    assert splits.train.images.shape == (1293, 8, 8, 1)
+    assert (splits.train.images.dtype, splits.train.labels.dtype) == (np.uint8, np.int32)
+    assert (splits.train.images.min(), splits.train.images.max()) == (0, 255)
+    assert splits.class_names == tuple("0123456789")
+    assert splits.notes == ()
+    every = np.concatenate([part.images for part in (splits.train, splits.validation, splits.test)])
+    assert len(np.unique(every.reshape(1797, -1), axis=0)) == 1797
+    np.testing.assert_allclose(
+        counts(splits.test, 10), np.array(counts(splits.train, 10)) * 360 / 1293, atol=1
+    )
+    assert same(splits.train, load_dataset().train)
+
+
+def test_digits_resized_and_in_colour():
+    images = load_dataset("digits", image_size=32, channels=3).train.images
+    assert images.shape == (1293, 32, 32, 3)
+    np.testing.assert_array_equal(images[..., 0], images[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])]
+)
+def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
+    splits = load_dataset("digits", validation=validation, test=test)
+    assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
+
+
+@pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (32, 3, 10), (9, 4, 30)])
+def test_synthetic_has_what_was_asked_for(size, channels, classes):
+    options = {"image_size": size, "channels": channels, "classes": classes, "images": 300}
+    splits = load_dataset("synthetic", **options)
+    assert splits.train.images.shape == (216, size, size, channels)
+    assert [len(splits.validation), len(splits.test)] == [24, 60]
+    assert len(splits.class_names) == classes
+    assert min(counts(splits.train, classes)) >= 6
+    assert same(splits.test, load_dataset("synthetic", **options).test)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_synthetic_can_be_learned(channels):
+    # A linear classifier does not see stripes of random phase, so this is a lower bound for a network.
+    from sklearn.linear_model import RidgeClassifier
+
+    splits = load_dataset("synthetic", image_size=16, channels=channels, classes=4)
+    train, test = (part.images.reshape(len(part), -1) / 255 for part in (splits.train, splits.test))
+    classifier = RidgeClassifier(100.0).fit(train, splits.train.labels)
+    assert classifier.score(test, splits.test.labels) > 0.6
+
+
+def test_synthetic_needs_an_image_for_each_class():
+    with pytest.raises(ConfigError, match=r"data\.images: expected at least 10, one a class, got 9"):
+        load_dataset("synthetic", images=9)
+
+
+# --- arguments --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "digit"}, "data.source: expected a known source, got 'digit', did you mean 'digits'?"),
+        ({"source": "digits:8"}, "data.source: expected 'digits' alone, got 'digits:8'"),
+        ({"source": "folder"}, "data.source: expected 'folder:<path>', got 'folder'"),
+        ({"source": "tfds:"}, "data.source: expected 'tfds:<name>', got 'tfds:'"),
+        ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
+        ({"channels": 0}, "data.channels: expected at least 1, got 0"),
+        ({"validation": 1.0}, "data.split.validation: expected a share of at least 0 and below 1, got 1.0"),
+        ({"test": -0.1}, "data.split.test: expected a share of at least 0 and below 1, got -0.1"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(**arguments)
+    assert str(caught.value) == message
+
+
+def test_channels_that_cannot_be_made():
+    with pytest.raises(DataError, match=r"digits: expected 1 or 3 for data\.channels, got 2\. Leave it out"):
+        load_dataset("digits", channels=2)
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, value=None, size=(8, 8), channels=3):
+    """A PNG or JPEG file, by its ending; grey `value` or random."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = RANDOM.integers(0, 256, (*size, channels), np.uint8)
+    if value is not None:
+        image[:] = value
+    encode = tf.io.encode_jpeg if path.suffix.lower() in (".jpg", ".jpeg") else tf.io.encode_png
+    path.write_bytes(encode(image).numpy())
+
+
+def write_classes(root: Path, sizes: dict[str, int], **options):
+    for name, number in sizes.items():
+        for i in range(number):
+            write_image(root / name / f"{i}.png", **options)
+
+
+def test_folder_of_classes_is_split(tmp_path):
+    write_classes(tmp_path, {"b": 20, "a": 30})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert splits.class_names == ("a", "b")
+    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+        [22, 14],
+        [2, 2],
+        [6, 4],
+    ]
+    assert splits.train.images.shape == (36, 8, 8, 3)
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "VALID"])
+def test_folder_with_all_parts_keeps_them(tmp_path, validation):
+    for part, number in (("train", 4), (validation, 2), ("test", 3)):
+        write_classes(tmp_path / part, {"cat": number, "dog": number})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [8, 4, 6]
+    assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_folder_with_a_test_part_has_validation_carved_out(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
+    write_classes(tmp_path / "test", {"dog": 3})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+        [9, 9],
+        [1, 1],
+        [0, 3],
+    ]
+
+
+def test_folder_with_a_validation_part_has_no_test(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
+    write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert (len(splits.train), len(splits.validation), splits.test) == (6, 2, None)
+    assert splits.notes == ("there is no test part: the set has a validation part, but none for the test",)
+
+
+def test_small_class_goes_whole_to_train(tmp_path):
+    write_classes(tmp_path, {"many": 20, "few": 2})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert counts(splits.train, 2) == [2, 14]
+    assert splits.notes == ("too few images to split, all of them in train: few",)
+
+
+def test_parts_that_come_out_empty_are_none(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 1})
+    splits = load_dataset(f"folder:{tmp_path}")
+    assert (len(splits.train), splits.validation, splits.test) == (3, None, None)
+    assert splits.notes == (
+        "too few images to split, all of them in train: a, b",
+        "there is no test part: too few images to split",
+        "there is no validation part: too few images to split",
+    )
+
+
+def test_folder_ignores_what_is_no_image(tmp_path):
+    write_classes(tmp_path, {"cat": 2, "dog": 2})
+    write_image(tmp_path / "dog" / "more" / "PHOTO.JPG")
+    write_image(tmp_path / ".cache" / "x.png")
+    for name in ("notes.txt", "cat/.DS_Store", "empty/README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    splits = load_dataset(f"folder:{tmp_path}", validation=0, test=0)
+    assert counts(splits.train, 2) == [2, 3]
+    assert splits.notes == (
+        "ignored 2 files that are not images: notes.txt, empty/README",
+        "ignored 1 folder that is not a class: empty",
+    )
+
+
+def test_one_stray_file_is_named(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
+    (tmp_path / "notes.txt").write_text("no image")
+    notes = load_dataset(f"folder:{tmp_path}", validation=0, test=0).notes
+    assert notes == ("ignored 1 file that is not an image: notes.txt",)
+
+
+def test_folder_with_umlauts_spaces_and_grey_images(tmp_path):
+    root = tmp_path / "schöne Bilder"
+    write_image(root / "Käfer rot" / "ein Käfer.jpeg", 77, channels=1)
+    write_image(root / "Äpfel" / "ö ü.png", 200)
+    part = load_dataset(f"folder:{root}", validation=0, test=0).train
+    assert {label: int(image.mean()) for label, image in zip(part.labels, part.images, strict=True)} == {
+        0: 77,
+        1: 200,
+    }
+
+
+@pytest.mark.parametrize("size", [(20, 40), (40, 20), (8, 16), (10, 10)])
+def test_resize_scales_the_shorter_side_and_crops_the_centre(tmp_path, size):
+    for name in ("a", "b"):
+        write_image(tmp_path / name / "0.png", size=size)
+    raw = tf.io.decode_png((tmp_path / "a" / "0.png").read_bytes()).numpy()
+    part = load_dataset(f"folder:{tmp_path}", image_size=10, validation=0, test=0).train
+    shorter = min(size)
+    scaled = tf.image.resize(raw, [side * 10 // shorter for side in size], antialias=True).numpy()
+    top, left = ((side - 10) // 2 for side in scaled.shape[:2])
+    expected = np.round(scaled[top : top + 10, left : left + 10])
+    np.testing.assert_array_equal(part.images[part.labels == 0][0], expected)
+
+
+def test_grey_from_colour_is_the_luminance(tmp_path):
+    for name, colour in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
+        write_image(tmp_path / name / "0.png", colour)
+    part = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
+    assert part.images.shape == (2, 8, 8, 1)
+    assert dict(zip(part.labels.tolist(), part.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path):
+    write_classes(tmp_path, {"a": 1}, size=(8, 8))
+    write_classes(tmp_path, {"b": 1}, size=(6, 9))
+    with pytest.raises(DataError, match=r"images of one size, got 8x8 and 6x9\. Set data\.image_size"):
+        load_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_broken_files_are_named(tmp_path, image_size):
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    broken = tmp_path / "b" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"folder:{tmp_path}", image_size=image_size)
+    assert str(caught.value) == (
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. "
+        "Replace or remove it"
+    )
+
+
+def test_many_broken_files_are_counted(tmp_path):
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    for i in range(7):
+        (tmp_path / "a" / f"broken{i}.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"got 7 files .*broken4\.jpg and 2 more\. Replace or remove them"):
+        load_dataset(f"folder:{tmp_path}", image_size=8)
+
+
+def file_instead(root):
+    root.rmdir()
+    root.write_text("")
+
+
+def one_class(root):
+    write_classes(root, {"cat": 2})
+
+
+def unknown_class(root):
+    write_classes(root / "train", {"cat": 1, "dog": 1})
+    write_classes(root / "test", {"cat": 1, "cow": 1})
+
+
+def no_train(root):
+    write_classes(root / "val", {"cat": 1})
+    write_classes(root / "test", {"cat": 1})
+
+
+def two_validations(root):
+    for part in ("train", "val", "valid"):
+        write_classes(root / part, {"cat": 1})
+
+
+def empty_test(root):
+    write_classes(root / "train", {"cat": 1, "dog": 1})
+    (root / "test").mkdir()
+
+
+BAD_FOLDERS = [
+    (lambda root: root.rmdir(), r"expected a folder of images, got nothing there\. Check the path"),
+    (
+        lambda root: (root.rmdir(), root.write_text("")),
+        r"expected a folder of images, got a file\. Check the path",
+    ),
+    (lambda root: None, r"expected one folder of images a class, got no images\. Put images \(\.jpg, "),
+    (one_class, r"expected at least two classes, got one, cat\. Add a folder for each other class"),
+    (unknown_class, r"expected in test/ the classes of train/ only, got cow\. Add images of it to train/"),
+    (no_train, r"expected a train folder, got test, val\. Add train/"),
+    (two_validations, r"expected one validation folder, got val and valid\. Keep one of them"),
+    (empty_test, r"expected one folder of images a class in test/, got no images"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FOLDERS)
+def test_bad_folders(tmp_path, make, message):
+    root = tmp_path / "set"
+    root.mkdir()
+    make(root)
+    with pytest.raises(DataError, match=f"folder:{root}: {message}"):
+        load_dataset(f"folder:{root}", image_size=8)
+
+
+# --- TensorFlow Datasets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tfds_data(tmp_path, monkeypatch):
+    """A fresh data folder; returns the module."""
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds, "builder", functools.partial(tfds.builder, data_dir=tmp_path))
+    return tfds
+
+
+def define_set(tfds, set_name, splits, *, size=(8, 8, 3), image=None, keys=("image", "label")):
+    """Registers a set with `splits` {name: labels}; the grey value of an image is 10 times its place."""
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        name = set_name
+        pkg_dir_path = Path(__file__).parent
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": image or tfds.features.Image(shape=size),
+                "label": tfds.features.ClassLabel(names=["zebra", "ape"]),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=keys,
+                description="",
+                homepage="",
+            )
+
+        def _split_generators(self, dl_manager):
+            if not splits:
+                raise OSError("no route to host\nsecond line")
+            return {name: self._generate_examples(labels) for name, labels in splits.items()}
+
+        def _generate_examples(self, labels):
+            for i, label in enumerate(labels):
+                shape = [side or 8 + i for side in size]
+                yield i, {"image": np.full(shape, 10 * i, np.uint8), "label": label}
+
+    return Tiny
+
+
+def test_tfds_parts_by_name(tfds_data):
+    define_set(
+        tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]}
+    )
+    splits = load_dataset("tfds:tiny_parts")
+    assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)
+    assert splits.class_names == ("zebra", "ape")
+    assert splits.train.images.shape == (20, 8, 8, 3)
+    assert splits.train.labels.dtype == np.int32
+    places = splits.train.images[:, 0, 0, 0] // 10
+    np.testing.assert_array_equal(splits.train.labels, places % 2)
+    assert sorted(splits.notes) == [
+        "ignored the split extra",
+        "ignored the split test, which has no labels",
+        "there is no test part: the set has a validation part, but none for the test",
+    ]
+
+
+def test_tfds_with_images_of_many_sizes(tfds_data):
+    define_set(tfds_data, "tiny_sizes", {"train": [0, 1] * 5}, size=(None, None, 3))
+    splits = load_dataset("tfds:tiny_sizes", image_size=6, channels=1)
+    assert [part.images.shape for part in (splits.train, splits.validation, splits.test)] == [
+        (7, 6, 6, 1),
+        (1, 6, 6, 1),
+        (2, 6, 6, 1),
+    ]
+    with pytest.raises(
+        DataError, match=r"tfds:tiny_sizes: expected images of one size, got .*Set data\.image_size"
+    ):
+        load_dataset("tfds:tiny_sizes")
+
+
+def test_tfds_without_train(tfds_data):
+    define_set(tfds_data, "tiny_test", {"test": [0, 1]})
+    with pytest.raises(DataError, match=r"tfds:tiny_test: expected a split called train, got test"):
+        load_dataset("tfds:tiny_test")
+
+
+def test_tfds_that_is_no_image_classification(tfds_data):
+    define_set(tfds_data, "tiny_keys", {"train": [0]}, keys=None)
+    define_set(tfds_data, "tiny_text", {"train": [0]}, image=tfds_data.features.Text())
+    for name, keys in (("tiny_keys", "None"), ("tiny_text", r"\('image', 'label'\)")):
+        message = (
+            rf"tfds:{name}: expected an image classification .*got supervised keys {keys}\. Choose another"
+        )
+        with pytest.raises(DataError, match=message):
+            load_dataset(f"tfds:{name}")
+
+
+def test_tfds_that_cannot_be_downloaded(tfds_data, tmp_path):
+    from tensorflow_datasets.core.download import downloader
+
+    retries = downloader.MAX_RETRIES
+    define_set(tfds_data, "tiny_offline", {})
+    with pytest.raises(DataError) as caught:
+        load_dataset("tfds:tiny_offline")
+    assert str(caught.value) == (
+        f"tfds:tiny_offline: expected it prepared in {tmp_path}/tiny_offline/1.0.0, got nothing there, "
+        "and it could not be downloaded (no route to host). "
+        "Set TFDS_DATA_DIR to the folder that has it, or prepare it on a machine with a network "
+        "(python -c \"import tensorflow_datasets as tfds; tfds.load('tiny_offline')\") and copy it there, "
+        "or use data.source=digits or data.source=synthetic"
+    )
+    assert downloader.MAX_RETRIES == retries
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifr10", ", did you mean 'cifar10'?"),
+        ("qqzzqq", ""),
+        ("mnist/no", ", which has no such config or version"),
+    ],
+)
+def test_tfds_unknown_names(tfds_data, name, hint):
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"tfds:{name}")
+    catalog = "https://www.tensorflow.org/datasets/catalog"
+    assert str(caught.value) == f"tfds:{name}: expected a set of {catalog}, got '{name}'{hint}"
+
+
+def test_embedded_sources_do_not_import_tfds():
+    script = "import sys, kpipe.data as d; d.load_dataset(); print('tensorflow_datasets' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split()[-1:] == ["False"], result.stderr
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+def test_statistics_agree_with_numpy():
+    images = RANDOM.integers(0, 256, (1500, 5, 7, 3), np.uint8) // np.array([1, 2, 3], np.uint8)
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-9)
+
+
+def test_statistics_of_a_constant_channel():
+    assert channel_statistics(np.full((2, 3, 3, 1), 255, np.uint8)) == ([255.0], [1e-3])
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((0, 2, 2, 1), np.uint8), np.zeros((2, 2, 1), np.uint8), np.zeros((1, 2, 2, 1))]
+)
+def test_statistics_of_something_else(images):
+    with pytest.raises(ValueError, match=r"channel_statistics: expected uint8 images \[N, H, W, C\], got"):
+        channel_statistics(images)

@@ -1,0 +1,269 @@
+import math
+import struct
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from kpipe import figures
+
+LONG_NAMES = [f"a rather long class name, number {number}" for number in range(10)]
+
+
+def png_size(path):
+    """Width and height in pixels, and dots per metre, from the header of a PNG file."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    start = content.index(b"pHYs") + 4
+    return struct.unpack(">II", content[16:24]), struct.unpack(">I", content[start : start + 4])[0]
+
+
+def assert_picture(path):
+    (width, height), dots_per_metre = png_size(path)
+    assert 300 < width < 4000
+    assert 300 < height < 4000
+    assert dots_per_metre == round(150 / 0.0254)
+
+
+def record(step, split, span, loss, accuracy):
+    return {"step": step, "epoch": 1, "split": split, "span": span, "loss": loss, "accuracy": accuracy}
+
+
+ONE_EPOCH = [
+    record(5, "train", "steps", 2.5, 0.125),
+    record(10, "train", "steps", 1.5, 0.375),
+    record(10, "train", "epoch", 2.0, 0.25),
+    record(10, "validation", "epoch", 1.75, 0.5),
+    record(10, "test", "epoch", 9.0, 0.9),
+]
+
+
+def drawn_lines(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+# Learning curves.
+
+
+def test_curves_hold_the_records():
+    loss, accuracy = figures._draw_curves(ONE_EPOCH).axes
+    assert loss.get_title("left") == "Loss"
+    assert drawn_lines(loss) == {
+        "train, since the line before": [[5, 2.5], [10, 1.5]],
+        "train, whole epoch": [[10, 2.0]],
+        "validation": [[10, 1.75]],
+    }
+    assert accuracy.get_title("left") == "Accuracy"
+    assert drawn_lines(accuracy)["train, since the line before"] == [[5, 0.125], [10, 0.375]]
+    assert drawn_lines(accuracy)["validation"] == [[10, 0.5]]
+
+
+def test_a_single_epoch_is_marked():
+    loss, _ = figures._draw_curves(ONE_EPOCH).axes
+    markers = {line.get_label(): line.get_marker() for line in loss.get_lines()}
+    assert markers["train, whole epoch"] == markers["validation"] == "o"
+    assert markers["train, since the line before"] == ""
+
+
+def test_many_epochs_have_no_markers():
+    records = [record(step, "validation", "epoch", 1.0, 0.5) for step in range(1, 41)]
+    assert figures._draw_curves(records).axes[0].get_lines()[0].get_marker() == ""
+
+
+def test_accuracy_has_no_room_above_one():
+    _, accuracy = figures._draw_curves([record(10, "train", "epoch", 0.1, 1.0)]).axes
+    assert 1 < accuracy.get_ylim()[1] < 1.01
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ONE_EPOCH,
+        [],
+        [{"step": 10, "split": "train", "span": "epoch", "loss": 1.0, "accuracy": None}],
+        [
+            record(step, "train", "steps", value, 0.1)
+            for step, value in ((1, 2.0), (2, math.inf), (3, math.nan))
+        ],
+        [record(1, "train", "steps", math.nan, math.nan)],
+    ],
+    ids=["one epoch", "no record", "no accuracy", "diverged", "only nan"],
+)
+def test_write_curves(tmp_path, records):
+    figures.write_curves(tmp_path / "curves.png", records)
+    assert_picture(tmp_path / "curves.png")
+
+
+def test_axes_without_values_say_none():
+    loss, accuracy = figures._draw_curves([{"step": 1, "split": "train", "span": "epoch", "loss": 1.0}]).axes
+    assert texts_of(loss) == []
+    assert texts_of(accuracy) == ["none"]
+
+
+# Confusion matrix.
+
+
+def test_confusion_matrix_counts_and_shares():
+    # Class 2 is never predicted, class 3 has no images.
+    labels, predictions = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 0])
+    axes = figures._draw_confusion_matrix(labels, predictions, ["a", "b", "c", "d"]).axes[0]
+    cells = {(round(text.get_position()[1]), round(text.get_position()[0])): text for text in axes.texts}
+    counts = [[int(cells[row, column].get_text()) for column in range(4)] for row in range(4)]
+    assert counts == [[3, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    shares = [[0.75, 0.25, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(axes.images[0].get_array(), shares)
+    assert axes.get_title("left") == "Confusion matrix: 6 images, 66.7% right"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert to_hex(cells[0, 0].get_color()) == "#ffffff"  # on dark blue
+
+
+def test_twenty_classes_are_written_and_more_are_not():
+    def draw(classes):
+        labels = np.arange(classes)
+        return figures._draw_confusion_matrix(labels, labels, [f"c{label}" for label in labels]).axes[0]
+
+    few, many = draw(20), draw(100)
+    assert len(few.texts) == 400
+    assert [tick.get_text() for tick in few.get_yticklabels()] == [f"c{label}" for label in range(20)]
+    assert not many.texts
+    assert [tick.get_text() for tick in many.get_xticklabels()] == [f"c{label}" for label in range(0, 100, 5)]
+    assert many.get_xticks().tolist() == list(range(0, 100, 5))
+
+
+def test_long_class_names_are_shortened_at_the_ticks():
+    axes = figures._draw_confusion_matrix(np.arange(10), np.arange(10), LONG_NAMES).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert all("…" in name and len(name) <= 20 for name in names)
+    assert len(set(names)) == 10
+
+
+@pytest.mark.parametrize(
+    "names", [LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["10", "100"]
+)
+def test_nothing_is_clipped(names):
+    labels = np.arange(len(names))
+    figure = figures._draw_confusion_matrix(labels, labels, names)
+    figure.draw_without_rendering()
+    inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert inside.x0 <= outside.x0 and inside.y0 <= outside.y0
+    assert outside.x1 <= inside.x1 and outside.y1 <= inside.y1
+
+
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [(0, ["a", "b"]), (50, LONG_NAMES), (300, list(map(str, range(150)))), (5, ["$a$", "猫"])],
+)
+def test_write_confusion_matrix(tmp_path, images, names):
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, len(names), (2, images), dtype=np.int32)
+    figures.write_confusion_matrix(tmp_path / "matrix.png", labels, predictions, names)
+    assert_picture(tmp_path / "matrix.png")
+
+
+def test_large_counts_fit_their_cell():
+    labels = np.repeat(np.arange(20), 12345)
+    axes = figures._draw_confusion_matrix(labels, labels, list(map(str, range(20)))).axes[0]
+    axes.figure.draw_without_rendering()
+    cell = axes.get_window_extent().width / 20
+    assert all(text.get_window_extent().width < cell for text in axes.texts)
+
+
+# Predictions.
+
+
+def draw_predictions(count, *, channels=1, names=("cat", "dog")):
+    images = np.full((count, 8, 8, channels), 200, np.uint8)
+    labels = np.arange(count) % 2
+    predictions = np.zeros(count, np.int32)
+    return images, labels, predictions, np.linspace(1.0, 0.6, count), list(names)
+
+
+def test_predictions_are_titled_and_mistakes_are_red():
+    figure = figures._draw_predictions(*draw_predictions(2), title="Predictions")
+    right, wrong = figure.axes
+    assert figure.get_suptitle() == "Predictions"
+    assert right.get_title() == "true: cat\npredicted: cat 100%"
+    assert wrong.get_title() == "true: dog\npredicted: cat 60%"
+    assert to_hex(right.title.get_color()) == "#222222"
+    assert to_hex(wrong.title.get_color()) == "#c1121f"
+    assert wrong.spines["left"].get_visible() and not right.spines["left"].get_visible()
+
+
+def test_long_class_names_are_shortened_in_titles():
+    figure = figures._draw_predictions(*draw_predictions(1, names=LONG_NAMES), title="")
+    assert figure.axes[0].get_title() == "true: a rathe…mber 0\npredicted: a rathe…mber 0 100%"
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (8, 8)), (2, (8, 8, 3)), (3, (8, 8, 3)), (5, (8, 8, 3))])
+def test_channels(channels, shape):
+    image = np.arange(64 * channels, dtype=np.uint8).reshape(8, 8, channels)
+    shown = figures._displayable(image)
+    assert shown.shape == shape and shown.dtype == np.uint8
+    expected = np.zeros((8, 8, 3), np.uint8)
+    expected[..., : min(channels, 3)] = image[..., :3]
+    np.testing.assert_array_equal(shown, image[..., 0] if channels == 1 else expected)
+
+
+def test_gray_is_not_stretched():
+    figure = figures._draw_predictions(*draw_predictions(1), title="")
+    [shown] = figure.axes[0].images
+    assert shown.get_clim() == (0, 255)
+    assert shown.get_cmap().name == "gray"
+
+
+def test_no_image_says_none():
+    figure = figures._draw_predictions(*draw_predictions(0), title="Mistakes")
+    assert not figure.axes
+    assert "none" in texts_of(figure)
+
+
+@pytest.mark.parametrize(("count", "most", "drawn"), [(0, 25, 0), (3, 25, 3), (9, 4, 4)])
+def test_write_predictions(tmp_path, monkeypatch, count, most, drawn):
+    saved = []
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda figure, path: (saved.append(figure), save(figure, path)))
+    figures.write_predictions(tmp_path / "p.png", *draw_predictions(count, channels=4), title="P", most=most)
+    assert_picture(tmp_path / "p.png")
+    assert len(saved[0].axes) == drawn
+
+
+def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
+    columns = draw_predictions(2, names=("$x_1$", "猫\n犬"))
+    figures.write_predictions(tmp_path / "p.png", *columns, title="50 $ of $")
+    figure = figures._draw_predictions(*columns, title="50 $ of $")
+    assert figure.axes[1].get_title() == "true: 猫 犬\npredicted: $x_1$ 60%"
+    assert_picture(tmp_path / "p.png")
+
+
+# Mistakes of the caller, and manners.
+
+
+def test_unknown_classes_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"write_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."
+    ):
+        figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, 1]), np.array([0, 2]), ["a", "b"])
+    with pytest.raises(ValueError, match=r"write_confusion_matrix: expected labels in 0\.\.1, got -1\.\.0\."):
+        figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, -1]), np.array([0, 1]), ["a", "b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_different_lengths_are_refused(tmp_path):
+    images, labels, predictions, probabilities, names = draw_predictions(3)
+    with pytest.raises(ValueError, match="expected as many predictions as labels, got 2 and 3"):
+        figures.write_confusion_matrix(tmp_path / "m.png", labels, predictions[:2], names)
+    with pytest.raises(ValueError, match=r"as labels \(3\), got 2 images and 3 probabilities"):
+        figures.write_predictions(
+            tmp_path / "p.png", images[:2], labels, predictions, probabilities, names, title="P"
+        )
+
+
+def test_global_settings_stay(tmp_path):
+    before = dict(matplotlib.rcParams)
+    figures.write_curves(tmp_path / "curves.png", ONE_EPOCH)
+    assert dict(matplotlib.rcParams) == before

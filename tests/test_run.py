@@ -1,0 +1,350 @@
+"""Whole runs through the command line: what stands on the screen, what is left on disk, what bad input gets."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from kpipe import cli
+
+TINY = """\
+data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
+model: {name: lenet5}
+training: {epochs: 2, precision: float32, log_every: {steps: 4}}
+"""
+
+
+@pytest.fixture
+def logs(tmp_path):
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture
+def kpipe(capfd):
+    """Runs a verb in this process; returns (exit code, standard output, standard error)."""
+
+    def kpipe(*arguments):
+        code = cli.main(arguments)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return kpipe
+
+
+def only_run(logs, name="tiny"):
+    [run] = [path for path in (logs / name).iterdir() if path.is_dir()]
+    return run
+
+
+def test_a_run_from_file_to_model(kpipe, experiment, logs):
+    code, out, err = kpipe("run", experiment)
+    assert (code, err) == (0, "")
+    assert "synthetic: 144 train, 16 validation, 40 test; 2 classes; 16x16x" in out
+    assert re.search(r"^step 4  epoch 1/2  loss \d\.\d{4}  accuracy \d\.\d{4}  [\d,]+ images/s$", out, re.M)
+    assert re.search(r"^epoch 2/2  loss .* val_accuracy", out, re.M)
+    assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
+    run = only_run(logs)
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
+    assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.npz"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["epochs"], summary["steps"], summary["test"]["images"]) == (2, 18, 40)
+    assert summary["test"]["accuracy"] > 0.7
+    assert json.loads((run / "environment.json").read_text())["precision"] == "float32"
+
+
+def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
+    kpipe("run", experiment)
+    run = only_run(logs)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kinds = [(r["step"], r["split"], r["span"]) for r in records]
+    steps = [(step, "train", "steps") for step in (4, 8, 12, 16)]
+    epochs = [(step, split, "epoch") for step in (9, 18) for split in ("train", "validation")]
+    assert sorted(kinds) == sorted([*steps, *epochs, (18, "test", "epoch")])
+    for split, span in (("train", "steps"), ("validation", "epoch")):
+        events = [e for file in (run / split).iterdir() for e in tf.compat.v1.train.summary_iterator(str(file))]
+        losses = {e.step: tf.make_ndarray(v.tensor) for e in events for v in e.summary.value if v.tag == "loss"}
+        wanted = {r["step"]: r["loss"] for r in records if (r["split"], r["span"]) == (split, span)}
+        assert losses == pytest.approx(wanted)
+        tags = {v.tag for e in events for v in e.summary.value}
+        assert {"loss", "accuracy"} <= tags
+        if split == "train":
+            assert {"learning_rate", "images_per_second", "config"} <= tags
+            assert any(e.graph_def for e in events)
+
+
+def test_the_model_eats_raw_images_and_agrees_with_the_summary(kpipe, experiment, logs):
+    from kpipe.data import load_dataset
+
+    kpipe("run", experiment)
+    run = only_run(logs)
+    test = load_dataset("synthetic", image_size=16, classes=2, images=200).test
+    logits = keras.models.load_model(run / "model.keras").predict(test.images.astype("float32"), verbose=0)
+    assert logits.dtype == np.float32
+    accuracy = float((logits.argmax(-1) == test.labels).mean())
+    assert accuracy == pytest.approx(json.loads((run / "summary.json").read_text())["test"]["accuracy"])
+
+
+def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
+    kpipe("run", experiment)
+    first = only_run(logs)
+    weights = keras.models.load_model(first / "model.keras").get_weights()
+    code, out, _ = kpipe("run", str(first / "config.yaml"))
+    assert code == 0
+    [second] = [path for path in (logs / "tiny").iterdir() if path.is_dir() and path != first]
+    again = keras.models.load_model(second / "model.keras").get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(weights, again, strict=True))
+
+
+def test_every_precision_and_normalisation(kpipe, experiment, logs):
+    for normalize, precision in (("none", "float32"), ("unit", "mixed_bfloat16")):
+        code, _, err = kpipe("run", experiment, f"data.normalize={normalize}", f"training.precision={precision}")
+        assert (code, err) == (0, "")
+    code, _, _ = kpipe("run", experiment, "data.normalize.mean=[120.0]", "data.normalize.std=[60.0]")
+    assert code == 0
+
+
+def test_augmentations_and_early_stopping(kpipe, experiment, logs):
+    arguments = ["data.augment=[{pad_crop: {padding: 2}}, translate, flip_horizontal]"]
+    arguments += ["training.epochs=30", "training.early_stopping.patience=1", "training.learning_rate.peak=1e-7"]
+    code, out, _ = kpipe("run", experiment, *arguments)
+    assert code == 0
+    assert json.loads((only_run(logs) / "summary.json").read_text())["epochs"] < 30
+
+
+def test_without_held_out_parts_the_last_weights_are_kept(kpipe, experiment, logs):
+    code, out, _ = kpipe("run", experiment, "data.split.validation=0", "data.split.test=0")
+    assert code == 0
+    assert "best" not in out
+    summary = json.loads((only_run(logs) / "summary.json").read_text())
+    assert summary["best_epoch"] == 2
+    assert "test" not in summary
+
+
+def start(experiment, *arguments, **environment):
+    command = [sys.executable, "-m", "kpipe.run", experiment, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, **pipes)
+
+
+def wait_for(process, text):
+    """Reads the process's lines up to one that holds `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the process ended before it said {text!r}: {process.stderr.read()}")
+
+
+def steps_logged(run):
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+LONG = ("training.epochs=400", "data.synthetic.images=1000")
+
+
+def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, experiment, logs):
+    process = start(experiment, *LONG)
+    wait_for(process, "epoch  2/400")
+    run = only_run(logs)
+    begin = time.monotonic()
+    code, _, err = kpipe("run", experiment, *LONG)
+    assert code == 5
+    assert f"{run}: this run is still going on (process {process.pid} on " in err
+    assert "start another beside it with --new" in err
+    assert time.monotonic() - begin < 2
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = int(re.search(r"interrupted after step ([\d,]+), which is saved", err)[1].replace(",", ""))
+    assert f"python -m kpipe.run {experiment}" in err
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    process = start(experiment, *LONG)
+    wait_for(process, f"resumed after step {step:,}")
+    wait_for(process, "epoch ")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    steps = steps_logged(run)
+    assert steps == sorted(steps)
+    assert len(steps) - len(set(steps)) <= 2 * steps[-1] // 45  # only ends of epochs share a step
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, experiment, logs, tmp_path):
+    arguments = ("training.epochs=6", "data.synthetic.images=2000", "model.name=lenet5")
+    process = start(experiment, *arguments)
+    wait_for(process, "epoch 2/6  loss")
+    wait_for(process, "step ")
+    process.kill()
+    process.communicate()
+    run = only_run(logs)
+    code, out, _ = kpipe("run", experiment, *arguments)
+    assert code == 0
+    assert "resumed after step" in out
+    assert only_run(logs) == run
+    whole = start(experiment, *arguments, KPIPE_LOGS=str(tmp_path / "whole"))
+    assert whole.wait(timeout=120) == 0
+    whole.communicate()
+    other = only_run(tmp_path / "whole")
+    weights, expected = (keras.models.load_model(r / "model.keras").get_weights() for r in (run, other))
+    assert all(np.array_equal(a, b) for a, b in zip(weights, expected, strict=True))
+
+    def timeless(path):
+        records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in r.items() if not k.endswith(("seconds", "per_second"))} for r in records]
+
+    assert timeless(run) == timeless(other)
+
+
+def test_another_config_starts_a_new_run_and_says_so(kpipe, experiment, logs):
+    process = start(experiment, *LONG)
+    wait_for(process, "epoch  1/400")
+    process.kill()
+    process.communicate()
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs" in out
+
+
+def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
+    code, _, err = kpipe("run", experiment, "data.batch_size=5000")
+    assert code == 2
+    assert "data.batch_size: expected at most the 144 images of the training part, got 5,000" in err
+    assert [path.name for path in (logs / "tiny").iterdir() if path.is_dir()] == []
+
+
+def test_divergence(kpipe, experiment, logs):
+    code, out, err = kpipe("run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30")
+    assert code == 4
+    assert re.search(r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err)
+    assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_as_user(kpipe, experiment, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    code, _, err = kpipe("run", experiment, f"logs={tmp_path}/closed")
+    assert code == 5
+    assert "cannot be written" in err
+
+
+def test_a_folder_that_cannot_be_made(kpipe, experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = kpipe("run", experiment, f"logs={tmp_path}/file")
+    assert code == 5
+    assert "cannot be written (Not a directory). Give another folder with logs=FOLDER or KPIPE_LOGS." in err
+
+
+def test_mixed_float16_is_refused_on_a_cpu(kpipe, experiment):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    code, _, err = kpipe("run", experiment, "training.precision=mixed_float16")
+    assert code == 2
+    assert "40 to 270 times slower" in err
+
+
+def test_explicit_constants_must_fit_the_channels(kpipe, experiment):
+    overrides = ("data.normalize.mean=[1.0, 2.0]", "data.normalize.std=[1.0, 2.0]")
+    code, _, err = kpipe("run", experiment, *overrides)
+    assert code == 2
+    assert "data.normalize: expected 1 or " in err
+
+
+def test_usage(kpipe, experiment):
+    code, _, err = kpipe("rum", experiment)
+    assert code == 2
+    assert "No such command 'rum'" in err
+    code, _, err = kpipe("run")
+    assert code == 2
+    assert "Missing argument 'EXPERIMENT.yaml'" in err
+    assert kpipe("run", experiment, "--nwe")[0] == 2
+
+
+def test_print_config_trains_nothing(kpipe, experiment, logs):
+    code, out, _ = kpipe("run", experiment, "--print-config")
+    assert code == 0
+    assert yaml.safe_load(out)["training"]["epochs"] == 2
+    assert not logs.exists()
+
+
+def test_a_dropped_option_is_said(kpipe, experiment):
+    code, out, _ = kpipe("run", experiment, "data.source=digits", "--print-config")
+    assert code == 0
+    code, out, _ = kpipe("run", experiment, "data.source=digits", "training.epochs=1")
+    assert "note: data.synthetic does not belong to what an override has chosen and is dropped" in out
+
+
+def test_list(kpipe):
+    code, out, _ = kpipe("list", "--json")
+    assert json.loads(out)["optimizers"] == ["sgd", "adagrad", "rmsprop", "adadelta", "adam", "adamw"]
+    assert "vgg16" in kpipe("list")[1]
+
+
+def test_doctor(kpipe, logs):
+    code, out, err = kpipe("doctor")
+    assert (code, err) == (0, "")
+    assert "All is well." in out
+    assert tf.__version__ in out
+    assert not logs.exists()
+
+
+def test_an_unforeseen_error_replays_what_libraries_said(tmp_path):
+    code = (
+        "import os\nfrom kpipe.console import hold_back_libraries\n"
+        "with hold_back_libraries():\n    os.write(2, b'from a library')\n    {}\n"
+    )
+
+    def stderr(last):
+        done = subprocess.run([sys.executable, "-c", code.format(last)], capture_output=True, text=True)
+        return done.stderr
+
+    assert stderr("pass") == ""
+    assert "from a library" in stderr("raise RuntimeError('boom')")
+    assert "RuntimeError: boom" in stderr("raise RuntimeError('boom')")
+    assert "from a library" not in stderr("from kpipe.errors import DataError; raise DataError('no images')")
+
+
+def test_terminal_shows_a_bar_that_is_gone_at_the_end(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from kpipe.console import Screen
+
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False))
+    with screen.training(epochs=3, steps_per_epoch=10, batch_size=32):
+        screen.step(1)
+        screen.log({"step": 5, "epoch": 1, "loss": 0.5, "accuracy": 0.5, "images_per_second": 10})
+        screen.step(10)
+        screen._progress.refresh()
+        screen.epoch(1, {"loss": 0.5, "accuracy": 0.75}, best=False)
+    text = stream.getvalue()
+    assert "epoch 1/3" in text
+    assert "images/s" in text
+    assert "loss 0.5000  accuracy 0.7500" in text
+    assert "step 5" not in text
+
+
+def test_the_readme_shows_the_shipped_files():
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text()
+    for name in re.findall(r"experiments/[\w/]+\.yaml", readme):
+        assert (root / name).exists(), name
