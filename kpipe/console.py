@@ -80,8 +80,16 @@ class Screen:
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"))
-        columns += (_Speed(), TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[loss]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+        )
+        columns += (
+            _Speed(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[loss]}"),
+        )
         with Progress(*columns, console=self.console, transient=True, expand=True) as self._progress:
             self._task = self._progress.add_task("", total=None, batch_size=batch_size, loss="")
             try:
@@ -112,7 +120,9 @@ class Screen:
 
     def epoch(self, epoch: int, logs: dict, best: bool) -> None:
         width = len(str(self._epochs))
-        text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+        text = (
+            f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+        )
         if "val_loss" in logs:
             text += f"  val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}"
         self.line(text + ("  best" if best else ""))

@@ -45,4 +45,6 @@ def examine(screen: Screen | None = None) -> None:
             f"A tiny network on synthetic data reached {accuracy:.2f} accuracy, expected at least {_LEAST_ACCURACY}. "
             "This installation computes wrongly: install kpipe with constraints.txt into a new environment."
         )
-    screen.line(f"A tiny network was trained, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}. All is well.")
+    screen.line(
+        f"A tiny network was trained, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}. All is well."
+    )

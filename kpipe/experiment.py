@@ -83,7 +83,9 @@ class Progress:
         save_checkpoint(path, model, {**vars(self), "train": self.train.to_dict()})
 
 
-def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
+def prepare(
+    experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True
+) -> Prepared:
     """Builds data, model, schedule and optimizer.
 
     Args:
@@ -120,7 +122,11 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
 
 
 def train(
-    experiment: Experiment, *, splits: data.Splits | None = None, new: bool = False, screen: Screen | None = None
+    experiment: Experiment,
+    *,
+    splits: data.Splits | None = None,
+    new: bool = False,
+    screen: Screen | None = None,
 ) -> Result:
     """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
 
@@ -216,7 +222,9 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -> Callable[[int], tf.data.Dataset]:
+def _training_batches(
+    experiment: Experiment, part: data.Part, last_step: int
+) -> Callable[[int], tf.data.Dataset]:
     config = experiment.data
     augment = []
     for entry in config.augment:
@@ -230,7 +238,12 @@ def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -
 
     def batches_from(first_step: int) -> tf.data.Dataset:
         return data.make_pipeline(
-            part, config.batch_size, seed=experiment.seed, augment=augment, first_step=first_step, last_step=last_step
+            part,
+            config.batch_size,
+            seed=experiment.seed,
+            augment=augment,
+            first_step=first_step,
+            last_step=last_step,
         )
 
     return batches_from
@@ -373,7 +386,9 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
     if part is None:
         return
     names = prepared.splits.class_names
-    logits = prepared.model.predict(data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0)
+    logits = prepared.model.predict(
+        data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0
+    )
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     predictions, confidence = probabilities.argmax(-1), probabilities.max(-1)
     figures.write_confusion_matrix(folder / "confusion_matrix.png", part.labels, predictions, names)
@@ -415,7 +430,9 @@ def _git_state() -> dict[str, Any] | None:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
         return done.stdout.strip()
 
     try:

@@ -9,7 +9,14 @@ import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -45,7 +52,9 @@ class OneOf(Section):
         if isinstance(value, str) and cls.bare_names:
             return {value: {}}
         if isinstance(value, dict) and len(value) == 1:
-            return {key: {} if options is None and cls.bare_names else options for key, options in value.items()}
+            return {
+                key: {} if options is None and cls.bare_names else options for key, options in value.items()
+            }
         raise PydanticCustomError(
             "one_of", "expected exactly one of {names}", {"names": ", ".join(cls.model_fields)}
         )
@@ -146,10 +155,19 @@ SOURCES = {
         "kpipe.data.sources:read_synthetic", SyntheticOptions, "procedural, learnable (embedded)", None, 32
     ),
     "folder": SourceRow(
-        "kpipe.data.sources:read_folder", NoOptions, "a folder of images, one folder a class", "path", None, True
+        "kpipe.data.sources:read_folder",
+        NoOptions,
+        "a folder of images, one folder a class",
+        "path",
+        None,
+        True,
     ),
     "tfds": SourceRow(
-        "kpipe.data.sources:read_tfds", NoOptions, "an image classification set of TensorFlow Datasets", "name", None
+        "kpipe.data.sources:read_tfds",
+        NoOptions,
+        "an image classification set of TensorFlow Datasets",
+        "name",
+        None,
     ),
 }
 
@@ -164,7 +182,9 @@ class TranslateOptions(Section):
 
 
 AUGMENTATIONS = {
-    "pad_crop": Row("kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"),
+    "pad_crop": Row(
+        "kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"
+    ),
     "translate": Row("kpipe.data.augment:translate", TranslateOptions, "shift by up to a share of the image"),
     "flip_horizontal": Row("kpipe.data.augment:flip_horizontal", NoOptions, "mirror every second image"),
 }
@@ -222,7 +242,9 @@ OPTIMIZERS = {
     "rmsprop": Row("keras.optimizers:RMSprop", RMSpropOptions, "Hinton 2012, lecture 6e"),
     "adadelta": Row("keras.optimizers:Adadelta", AdadeltaOptions, "Zeiler 2012"),
     "adam": Row("keras.optimizers:Adam", AdamOptions, "Kingma and Ba 2015"),
-    "adamw": Row("keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"),
+    "adamw": Row(
+        "keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"
+    ),
 }
 
 
@@ -246,7 +268,9 @@ class CosineOptions(ScheduleOptions):
 
 SCHEDULES = {
     "constant": Row("kpipe.training.schedules:constant", ScheduleOptions, "the peak, all along"),
-    "multistep": Row("kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"),
+    "multistep": Row(
+        "kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"
+    ),
     "cosine": Row("kpipe.training.schedules:cosine", CosineOptions, "falls along half a cosine to the end"),
 }
 
@@ -263,4 +287,3 @@ def resolve(row: Row) -> Any:
     """Imports and returns what the row's target names."""
     module, name = row.target.split(":")
     return getattr(importlib.import_module(module), name)
-

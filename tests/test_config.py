@@ -63,7 +63,11 @@ BROKEN = [
     ("top", "name: 5", "exp.yaml:6: name: expected text, got 5"),
     ("top", "logs: [a]", "exp.yaml:6: logs: expected text, got ['a']"),
     ("top", "model: {name: lenet5}", "exp.yaml:6: model: stands twice, first in line 2"),
-    ("top", "seed: !!python/object/apply:os.system [id]", "exp.yaml:6: seed: tags are not accepted, got !!python/obj"),
+    (
+        "top",
+        "seed: !!python/object/apply:os.system [id]",
+        "exp.yaml:6: seed: tags are not accepted, got !!python/obj",
+    ),
     ("top", "seed: !color red", "exp.yaml:6: seed: tags are not accepted, got !color"),
     ("top", "[1]: 2", "exp.yaml:6: expected a name as key, got a list or mapping"),
     ("training", "ephocs: 3", "exp.yaml:4: training.ephocs: unknown key, did you mean 'epochs'?"),
@@ -71,12 +75,24 @@ BROKEN = [
     ("training", "epochs: '3'", "exp.yaml:4: training.epochs: expected a whole number, got '3'"),
     ("training", "epochs: 3.5", "exp.yaml:4: training.epochs: expected a whole number, got 3.5"),
     ("training", "epochs:", "exp.yaml:4: training.epochs: expected a whole number, got nothing"),
-    ("training", "precision: float23", "training.precision: expected one of auto, float32, mixed_bfloat16, mixed_fl"),
+    (
+        "training",
+        "precision: float23",
+        "training.precision: expected one of auto, float32, mixed_bfloat16, mixed_fl",
+    ),
     ("training", "deterministic: on", "training.deterministic: expected one of auto, true, false, got 'on'"),
-    ("training", "monitor: accuracy", "expected one of val_accuracy, val_loss, got 'accuracy', did you mean 'val_ac"),
+    (
+        "training",
+        "monitor: accuracy",
+        "expected one of val_accuracy, val_loss, got 'accuracy', did you mean 'val_ac",
+    ),
     ("training", "early_stopping: 5", "training.early_stopping: expected a mapping, got 5"),
     ("training", "early_stopping: {}", "training.early_stopping.patience: is required"),
-    ("training", "early_stopping: {patience: 0}", "training.early_stopping.patience: expected at least 1, got 0"),
+    (
+        "training",
+        "early_stopping: {patience: 0}",
+        "training.early_stopping.patience: expected at least 1, got 0",
+    ),
     ("training", "log_every: 50", "training.log_every: expected exactly one of steps, epochs, got 50"),
     ("training", "log_every: {}", "training.log_every: expected exactly one of steps, epochs, got {}"),
     ("training", "log_every: {minutes: 1}", "training.log_every.minutes: unknown key (known: epochs, steps)"),
@@ -171,7 +187,9 @@ def test_numbers_are_read_as_people_write_them(load):
 
 
 def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
-    loaded = load(GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam")
+    loaded = load(
+        GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam"
+    )
     assert loaded.dropped == ("training.optimizer.momentum",)
     assert loaded.experiment.training.optimizer.weight_decay.value == 0.1
     loaded = load(GOOD, "training.learning_rate.warmup.steps=7")
@@ -189,12 +207,20 @@ def test_an_override_of_a_foreign_option_stays_a_mistake(mistakes):
 
 
 def test_overrides_reach_lists_and_new_sections(load):
-    augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 4}}, flip_horizontal]")
+    augmented = GOOD.replace(
+        "image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 4}}, flip_horizontal]"
+    )
     experiment = load(augmented, "data.augment.0.pad_crop.padding=2", "data.split.test=0.5").experiment
     assert experiment.data.augment[0].pad_crop.padding == 2
     assert experiment.data.split.test == 0.5
-    assert load(GOOD, "data.augment=[flip_horizontal]").experiment.data.augment[0].chosen[0] == "flip_horizontal"
-    assert load("data: {source: digits}\nmodel: {name: lenet5}", "training.learning_rate.peak=0.1", "data.image_size=28")
+    assert (
+        load(GOOD, "data.augment=[flip_horizontal]").experiment.data.augment[0].chosen[0] == "flip_horizontal"
+    )
+    assert load(
+        "data: {source: digits}\nmodel: {name: lenet5}",
+        "training.learning_rate.peak=0.1",
+        "data.image_size=28",
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,9 +228,15 @@ def test_overrides_reach_lists_and_new_sections(load):
     [
         ("foo", "expected an override key=value such as training.epochs=5, got 'foo'"),
         ("a..b=1", "expected an override key=value"),
-        ("training={epochs: 3}", "expected a value or a list, got a mapping; name its keys: training.<key>=..."),
+        (
+            "training={epochs: 3}",
+            "expected a value or a list, got a mapping; name its keys: training.<key>=...",
+        ),
         ("training.epochs=!!python/name:os.system", "tags are not accepted"),
-        ("training.epochs=__import__('os')", "training.epochs: expected a whole number, got \"__import__('os')\""),
+        (
+            "training.epochs=__import__('os')",
+            "training.epochs: expected a whole number, got \"__import__('os')\"",
+        ),
         ("training.epochs=[1", "command line:1: not valid YAML"),
         ("data.augment.3.pad_crop.padding=1", "command line: data.augment: expected a list, got {'3': "),
         ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
@@ -216,7 +248,9 @@ def test_bad_overrides(mistakes, override, message):
 
 def test_an_override_beyond_a_list(mistakes):
     augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [flip_horizontal]")
-    assert "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
+    assert (
+        "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
+    )
 
 
 def test_print_config_says_where_each_value_came_from(load):

@@ -79,7 +79,9 @@ def test_synthetic_can_be_learned(channels):
 
 
 def test_synthetic_needs_an_image_for_each_class():
-    with pytest.raises(ConfigError, match=r"data\.images: expected at least 10, one a class, got 9"):
+    with pytest.raises(
+        ConfigError, match=r"data\.synthetic\.images: expected at least 10, one a class, got 9"
+    ):
         load_dataset("synthetic", images=9)
 
 
@@ -399,6 +401,32 @@ def test_tfds_with_images_of_many_sizes(tfds_data):
         load_dataset("tfds:tiny_sizes")
 
 
+@pytest.mark.parametrize("lost", [1, 200])
+def test_tfds_with_damaged_files(tfds_data, tmp_path, lost):
+    name = f"tiny_damaged_{lost}"
+    define_set(tfds_data, name, {"train": [0, 1] * 5})
+    load_dataset(f"tfds:{name}")
+    [records] = tmp_path.rglob("*.tfrecord*")
+    records.write_bytes(records.read_bytes()[:-lost])
+    message = rf"tfds:{name}: expected 10 images in train, got files that cannot be read \(.*prepare the set"
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"tfds:{name}")
+
+
+def test_tfds_that_lost_whole_records(tfds_data, tmp_path):
+    define_set(tfds_data, "tiny_lost", {"train": [0, 1] * 5})
+    load_dataset("tfds:tiny_lost")
+    [records] = tmp_path.rglob("*.tfrecord*")
+    first = list(tf.data.TFRecordDataset(str(records)).take(6).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(records)) as writer:
+        for record in first:
+            writer.write(record)
+    with pytest.raises(
+        DataError, match=r"tfds:tiny_lost: expected 10 images in train, got files that cannot"
+    ):
+        load_dataset("tfds:tiny_lost")
+
+
 def test_tfds_without_train(tfds_data):
     define_set(tfds_data, "tiny_test", {"test": [0, 1]})
     with pytest.raises(DataError, match=r"tfds:tiny_test: expected a split called train, got test"):
@@ -416,10 +444,10 @@ def test_tfds_that_is_no_image_classification(tfds_data):
             load_dataset(f"tfds:{name}")
 
 
-def test_tfds_that_cannot_be_downloaded(tfds_data, tmp_path):
+def test_tfds_that_cannot_be_downloaded(tfds_data, tmp_path, monkeypatch):
     from tensorflow_datasets.core.download import downloader
 
-    retries = downloader.MAX_RETRIES
+    monkeypatch.setattr(downloader, "MAX_RETRIES", 7)
     define_set(tfds_data, "tiny_offline", {})
     with pytest.raises(DataError) as caught:
         load_dataset("tfds:tiny_offline")
@@ -430,7 +458,7 @@ def test_tfds_that_cannot_be_downloaded(tfds_data, tmp_path):
         "(python -c \"import tensorflow_datasets as tfds; tfds.load('tiny_offline')\") and copy it there, "
         "or use data.source=digits or data.source=synthetic"
     )
-    assert downloader.MAX_RETRIES == retries
+    assert downloader.MAX_RETRIES == 7
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
     run = only_run(logs)
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
-    assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
+    assert expected | {"train", "validation", "checkpoints", "figures"} == {
+        path.name for path in run.iterdir()
+    }
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.npz"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -80,8 +82,12 @@ def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
     epochs = [(step, split, "epoch") for step in (9, 18) for split in ("train", "validation")]
     assert sorted(kinds) == sorted([*steps, *epochs, (18, "test", "epoch")])
     for split, span in (("train", "steps"), ("validation", "epoch")):
-        events = [e for file in (run / split).iterdir() for e in tf.compat.v1.train.summary_iterator(str(file))]
-        losses = {e.step: tf.make_ndarray(v.tensor) for e in events for v in e.summary.value if v.tag == "loss"}
+        events = [
+            e for file in (run / split).iterdir() for e in tf.compat.v1.train.summary_iterator(str(file))
+        ]
+        losses = {
+            e.step: tf.make_ndarray(v.tensor) for e in events for v in e.summary.value if v.tag == "loss"
+        }
         wanted = {r["step"]: r["loss"] for r in records if (r["split"], r["span"]) == (split, span)}
         assert losses == pytest.approx(wanted)
         tags = {v.tag for e in events for v in e.summary.value}
@@ -116,7 +122,9 @@ def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
 
 def test_every_precision_and_normalisation(kpipe, experiment, logs):
     for normalize, precision in (("none", "float32"), ("unit", "mixed_bfloat16")):
-        code, _, err = kpipe("run", experiment, f"data.normalize={normalize}", f"training.precision={precision}")
+        code, _, err = kpipe(
+            "run", experiment, f"data.normalize={normalize}", f"training.precision={precision}"
+        )
         assert (code, err) == (0, "")
     code, _, _ = kpipe("run", experiment, "data.normalize.mean=[120.0]", "data.normalize.std=[60.0]")
     assert code == 0
@@ -124,7 +132,11 @@ def test_every_precision_and_normalisation(kpipe, experiment, logs):
 
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):
     arguments = ["data.augment=[{pad_crop: {padding: 2}}, translate, flip_horizontal]"]
-    arguments += ["training.epochs=30", "training.early_stopping.patience=1", "training.learning_rate.peak=1e-7"]
+    arguments += [
+        "training.epochs=30",
+        "training.early_stopping.patience=1",
+        "training.learning_rate.peak=1e-7",
+    ]
     code, out, _ = kpipe("run", experiment, *arguments)
     assert code == 0
     assert json.loads((only_run(logs) / "summary.json").read_text())["epochs"] < 30
@@ -139,10 +151,22 @@ def test_without_held_out_parts_the_last_weights_are_kept(kpipe, experiment, log
     assert "test" not in summary
 
 
-def start(experiment, *arguments, **environment):
-    command = [sys.executable, "-m", "kpipe.run", experiment, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=os.environ | environment, **pipes)
+@pytest.fixture
+def start(experiment):
+    """Starts a run in a process of its own; whatever is left of it is ended after the test."""
+    processes = []
+
+    def start(*arguments, **environment):
+        command = [sys.executable, "-m", "kpipe.run", experiment, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=os.environ | environment, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        with process:
+            pass
 
 
 def wait_for(process, text):
@@ -160,9 +184,9 @@ def steps_logged(run):
 LONG = ("training.epochs=400", "data.synthetic.images=1000")
 
 
-def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, experiment, logs):
-    process = start(experiment, *LONG)
-    wait_for(process, "epoch  2/400")
+def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, start, experiment, logs):
+    process = start(*LONG)
+    wait_for(process, "epoch   2/400")
     run = only_run(logs)
     begin = time.monotonic()
     code, _, err = kpipe("run", experiment, *LONG)
@@ -176,7 +200,7 @@ def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, experi
     step = int(re.search(r"interrupted after step ([\d,]+), which is saved", err)[1].replace(",", ""))
     assert f"python -m kpipe.run {experiment}" in err
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    process = start(experiment, *LONG)
+    process = start(*LONG)
     wait_for(process, f"resumed after step {step:,}")
     wait_for(process, "epoch ")
     process.terminate()
@@ -187,9 +211,9 @@ def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, experi
     assert len(steps) - len(set(steps)) <= 2 * steps[-1] // 45  # only ends of epochs share a step
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, experiment, logs, tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, start, experiment, logs, tmp_path):
     arguments = ("training.epochs=6", "data.synthetic.images=2000", "model.name=lenet5")
-    process = start(experiment, *arguments)
+    process = start(*arguments)
     wait_for(process, "epoch 2/6  loss")
     wait_for(process, "step ")
     process.kill()
@@ -199,7 +223,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, experiment, 
     assert code == 0
     assert "resumed after step" in out
     assert only_run(logs) == run
-    whole = start(experiment, *arguments, KPIPE_LOGS=str(tmp_path / "whole"))
+    whole = start(*arguments, KPIPE_LOGS=str(tmp_path / "whole"))
     assert whole.wait(timeout=120) == 0
     whole.communicate()
     other = only_run(tmp_path / "whole")
@@ -213,14 +237,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, experiment, 
     assert timeless(run) == timeless(other)
 
 
-def test_another_config_starts_a_new_run_and_says_so(kpipe, experiment, logs):
-    process = start(experiment, *LONG)
-    wait_for(process, "epoch  1/400")
+def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, logs):
+    process = start(*LONG)
+    wait_for(process, "epoch   1/400")
     process.kill()
     process.communicate()
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs" in out
+    assert (
+        "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs"
+        in out
+    )
 
 
 def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
@@ -231,9 +258,13 @@ def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
 
 
 def test_divergence(kpipe, experiment, logs):
-    code, out, err = kpipe("run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30")
+    code, out, err = kpipe(
+        "run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30"
+    )
     assert code == 4
-    assert re.search(r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err)
+    assert re.search(
+        r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err
+    )
     assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "diverged"
 
 

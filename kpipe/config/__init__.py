@@ -14,7 +14,16 @@ from kpipe.config.overrides import WHERE, apply_overrides, sections_at
 from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
 from kpipe.errors import ConfigError, did_you_mean
 
-__all__ = ["Chosen", "DataConfig", "Experiment", "Loaded", "TrainingConfig", "json_schema", "load_experiment", "options"]
+__all__ = [
+    "Chosen",
+    "DataConfig",
+    "Experiment",
+    "Loaded",
+    "TrainingConfig",
+    "json_schema",
+    "load_experiment",
+    "options",
+]
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,12 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
         sections = {section for section in sections if section.__name__ in details["loc"]} or sections
         known = {name for section in sections for name in section.model_fields}
-        bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
-        return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
+        bare = (
+            parent == keys
+        )  # an augmentation written as a name alone: no key of that name stands in the file
+        return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(
+            details["loc"][-1], sorted(known)
+        )
     if kind == "missing":
         return "is required"
     if kind in expected:
@@ -164,4 +177,3 @@ def _annotated(value: Any, keys: Keys, origins: dict[Keys, str]):
         while at and at not in origins:
             at = at[:-1] if isinstance(child, list) or origins.get(at[:-1]) == WHERE else ()
         yield f"{indent}{key}: {text}", origins.get(at) if at else "default"
-

@@ -76,9 +76,8 @@ def flip_horizontal() -> Augmentation:
 
 def _whole_shifts(uniforms: tf.Tensor, largest: int) -> tf.Tensor:
     """Uniforms in [0, 1) to int32 in -largest..largest, all equally likely."""
-    choices = 2 * largest + 1
-    # A uniform next to 1 may round up to `choices` in float32.
-    return tf.minimum(tf.cast(uniforms * choices, tf.int32), choices - 1) - largest
+    # Even the last float32 below 1 stays below 2 * largest + 1: for an odd factor the product rounds down.
+    return tf.cast(uniforms * (2 * largest + 1), tf.int32) - largest
 
 
 def _shift(images: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:

@@ -92,7 +92,7 @@ def read_synthetic(
         ConfigError: there are fewer images than classes.
     """
     if images < classes:
-        raise ConfigError(f"data.images: expected at least {classes}, one a class, got {images}")
+        raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
     size, channels = image_size or 32, channels or 3
     random = np.random.default_rng(20)
     labels = random.permutation(np.arange(images, dtype=np.int32) % classes)
@@ -307,14 +307,11 @@ def read_tfds(name: str, *, image_size: int | None = None, channels: int | None 
     _check_channels(builder.info.features[image_key].shape[-1], channels, where)
     _tfds_prepare(builder, name, where)
     parts, notes = {}, []
-    for split, info in builder.info.splits.items():
+    for split in builder.info.splits:
         if split not in PART_FOLDERS:
             notes.append(f"ignored the split {split}")
             continue
-        examples = builder.as_dataset(split=split).map(
-            lambda example: (example[image_key], example[label_key])
-        )
-        part = _collect(examples, info.num_examples, image_size, channels, where)
+        part = _tfds_part(builder, split, image_size, channels, where)
         if (part.labels < 0).all():
             notes.append(f"ignored the split {split}, which has no labels")
         else:
@@ -322,6 +319,20 @@ def read_tfds(name: str, *, image_size: int | None = None, channels: int | None 
     if "train" not in parts:
         raise DataError(f"{where}: expected a split called train, got {_some(list(builder.info.splits))}")
     return Source(parts, tuple(builder.info.features[label_key].names), tuple(notes))
+
+
+def _tfds_part(builder, split: str, image_size: int | None, channels: int | None, where: str) -> Part:
+    """One split in memory; its labels are -1 where the set keeps them secret."""
+    image_key, label_key = builder.info.supervised_keys
+    count = builder.info.splits[split].num_examples
+    examples = builder.as_dataset(split=split).map(lambda example: (example[image_key], example[label_key]))
+    try:
+        return _collect(examples, count, image_size, channels, where)
+    except tf.errors.OpError as error:  # cut or damaged files; lost records are noticed by their count
+        raise DataError(
+            f"{where}: expected {count} images in {split}, got files that cannot be read "
+            f"({_first_line(error)}). Remove {builder.data_path} and prepare the set again"
+        ) from error
 
 
 def _tfds_builder(name: str, where: str):
@@ -415,8 +426,6 @@ def _collect(
             )
         images[seen : seen + len(batch)], labels[seen : seen + len(batch)] = batch, batch_labels
         seen += len(batch)
-    if images is None or seen != count:
-        raise DataError(f"{where}: expected {count} images, got {seen}. Prepare the set again")
     return Part(images, labels)
 
 
