@@ -58,9 +58,7 @@ def list_names(as_json: bool) -> None:
         click.secho(kind, bold=True)
         for name, row in table.items():
             chosen_options = ", ".join(row.options.model_fields)
-            click.echo(
-                f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {chosen_options}" if chosen_options else "")
-            )
+            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {chosen_options}" if chosen_options else ""))
 
 
 @cli.command()
@@ -81,9 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns its exit code; a user's mistake is a message on standard error, never a traceback."""
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return (
-            cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
-        )
+        return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:

@@ -120,9 +120,7 @@ class Screen:
 
     def epoch(self, epoch: int, logs: dict, best: bool) -> None:
         width = len(str(self._epochs))
-        text = (
-            f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
-        )
+        text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
         if "val_loss" in logs:
             text += f"  val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}"
         self.line(text + ("  best" if best else ""))

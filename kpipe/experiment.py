@@ -83,9 +83,7 @@ class Progress:
         save_checkpoint(path, model, {**vars(self), "train": self.train.to_dict()})
 
 
-def prepare(
-    experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True
-) -> Prepared:
+def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
     """Builds data, model, schedule and optimizer.
 
     Args:
@@ -222,9 +220,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _training_batches(
-    experiment: Experiment, part: data.Part, last_step: int
-) -> Callable[[int], tf.data.Dataset]:
+def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -> Callable[[int], tf.data.Dataset]:
     config = experiment.data
     augment = []
     for entry in config.augment:
@@ -296,9 +292,7 @@ def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> Non
     validation = prepared.splits.validation
     batch_size = experiment.data.batch_size
     try:
-        with screen.training(
-            epochs=training.epochs, steps_per_epoch=prepared.steps_per_epoch, batch_size=batch_size
-        ):
+        with screen.training(epochs=training.epochs, steps_per_epoch=prepared.steps_per_epoch, batch_size=batch_size):
             trainer.fit(
                 prepared.batches_from,
                 steps_per_epoch=prepared.steps_per_epoch,
@@ -386,9 +380,7 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
     if part is None:
         return
     names = prepared.splits.class_names
-    logits = prepared.model.predict(
-        data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0
-    )
+    logits = prepared.model.predict(data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0)
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     predictions, confidence = probabilities.argmax(-1), probabilities.max(-1)
     figures.write_confusion_matrix(folder / "confusion_matrix.png", part.labels, predictions, names)
@@ -430,9 +422,7 @@ def _git_state() -> dict[str, Any] | None:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
     try:

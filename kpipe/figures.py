@@ -107,18 +107,13 @@ def write_predictions(
     _save(_draw_predictions(*drawn, class_names, title=title), path)
 
 
-def _check_classes(
-    where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray
-) -> None:
+def _check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
     if len(labels) != len(predictions):
-        raise ValueError(
-            f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}."
-        )
+        raise ValueError(f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}.")
     for name, classes in (("labels", labels), ("predictions", predictions)):
         if len(classes) and not 0 <= np.min(classes) <= np.max(classes) < len(class_names):
             raise ValueError(
-                f"{where}: expected {name} in 0..{len(class_names) - 1}, "
-                f"got {np.min(classes)}..{np.max(classes)}."
+                f"{where}: expected {name} in 0..{len(class_names) - 1}, got {np.min(classes)}..{np.max(classes)}."
             )
 
 
@@ -139,9 +134,7 @@ def _draw_curves(records: list[dict[str, Any]]) -> Figure:
     accuracy.set_ylim(low, min(high, 1 + 0.03 * (1 - low)))  # no ticks above 100%
     handles = {line.get_label(): line for axes in (loss, accuracy) for line in axes.get_lines()}
     if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-        )
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

@@ -85,9 +85,7 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
         with FileLock(folder / _LOCK, timeout=10):
             run, lock = _find_or_create(folder, identity, new)
     except Timeout:
-        raise EnvironmentFault(
-            f"{folder}: another process has held {_LOCK} for 10 seconds; try again"
-        ) from None
+        raise EnvironmentFault(f"{folder}: another process has held {_LOCK} for 10 seconds; try again") from None
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder with "

@@ -52,12 +52,8 @@ class OneOf(Section):
         if isinstance(value, str) and cls.bare_names:
             return {value: {}}
         if isinstance(value, dict) and len(value) == 1:
-            return {
-                key: {} if options is None and cls.bare_names else options for key, options in value.items()
-            }
-        raise PydanticCustomError(
-            "one_of", "expected exactly one of {names}", {"names": ", ".join(cls.model_fields)}
-        )
+            return {key: {} if options is None and cls.bare_names else options for key, options in value.items()}
+        raise PydanticCustomError("one_of", "expected exactly one of {names}", {"names": ", ".join(cls.model_fields)})
 
     @property
     def chosen(self) -> tuple[str, Any]:
@@ -182,9 +178,7 @@ class TranslateOptions(Section):
 
 
 AUGMENTATIONS = {
-    "pad_crop": Row(
-        "kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"
-    ),
+    "pad_crop": Row("kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"),
     "translate": Row("kpipe.data.augment:translate", TranslateOptions, "shift by up to a share of the image"),
     "flip_horizontal": Row("kpipe.data.augment:flip_horizontal", NoOptions, "mirror every second image"),
 }
@@ -242,9 +236,7 @@ OPTIMIZERS = {
     "rmsprop": Row("keras.optimizers:RMSprop", RMSpropOptions, "Hinton 2012, lecture 6e"),
     "adadelta": Row("keras.optimizers:Adadelta", AdadeltaOptions, "Zeiler 2012"),
     "adam": Row("keras.optimizers:Adam", AdamOptions, "Kingma and Ba 2015"),
-    "adamw": Row(
-        "keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"
-    ),
+    "adamw": Row("keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"),
 }
 
 
@@ -268,9 +260,7 @@ class CosineOptions(ScheduleOptions):
 
 SCHEDULES = {
     "constant": Row("kpipe.training.schedules:constant", ScheduleOptions, "the peak, all along"),
-    "multistep": Row(
-        "kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"
-    ),
+    "multistep": Row("kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"),
     "cosine": Row("kpipe.training.schedules:cosine", CosineOptions, "falls along half a cosine to the end"),
 }
 

@@ -93,9 +93,7 @@ def test_padding_is_checked(padding):
 @pytest.mark.parametrize("name", ["height", "width"])
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_shares_are_checked(name, share):
-    with pytest.raises(
-        ValueError, match=rf"translate\.{name}: expected a share of at least 0 and below 1, got"
-    ):
+    with pytest.raises(ValueError, match=rf"translate\.{name}: expected a share of at least 0 and below 1, got"):
         translate(**{name: share})
 
 

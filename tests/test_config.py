@@ -187,9 +187,7 @@ def test_numbers_are_read_as_people_write_them(load):
 
 
 def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
-    loaded = load(
-        GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam"
-    )
+    loaded = load(GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam")
     assert loaded.dropped == ("training.optimizer.momentum",)
     assert loaded.experiment.training.optimizer.weight_decay.value == 0.1
     loaded = load(GOOD, "training.learning_rate.warmup.steps=7")
@@ -207,15 +205,11 @@ def test_an_override_of_a_foreign_option_stays_a_mistake(mistakes):
 
 
 def test_overrides_reach_lists_and_new_sections(load):
-    augmented = GOOD.replace(
-        "image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 4}}, flip_horizontal]"
-    )
+    augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 4}}, flip_horizontal]")
     experiment = load(augmented, "data.augment.0.pad_crop.padding=2", "data.split.test=0.5").experiment
     assert experiment.data.augment[0].pad_crop.padding == 2
     assert experiment.data.split.test == 0.5
-    assert (
-        load(GOOD, "data.augment=[flip_horizontal]").experiment.data.augment[0].chosen[0] == "flip_horizontal"
-    )
+    assert load(GOOD, "data.augment=[flip_horizontal]").experiment.data.augment[0].chosen[0] == "flip_horizontal"
     assert load(
         "data: {source: digits}\nmodel: {name: lenet5}",
         "training.learning_rate.peak=0.1",
@@ -248,9 +242,7 @@ def test_bad_overrides(mistakes, override, message):
 
 def test_an_override_beyond_a_list(mistakes):
     augmented = GOOD.replace("image_size: 32", "image_size: 32, augment: [flip_horizontal]")
-    assert (
-        "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
-    )
+    assert "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
 
 
 def test_print_config_says_where_each_value_came_from(load):
@@ -307,9 +299,7 @@ LIGHT += "assert not {{'tensorflow', 'keras', 'numpy'}} & set(sys.modules); sys.
 def test_light_verbs_import_neither_tensorflow_nor_numpy(tmp_path, arguments, code):
     (tmp_path / "exp.yaml").write_text(GOOD.replace("sgd", "sdg"))
     start = time.process_time()
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT.format(arguments)], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert ("did you mean 'sgd'?" in done.stderr) == (code == 2)
     assert "Traceback" not in done.stderr

@@ -36,9 +36,7 @@ def test_digits_have_their_fixed_split():
     assert splits.notes == ()
     every = np.concatenate([part.images for part in (splits.train, splits.validation, splits.test)])
     assert len(np.unique(every.reshape(1797, -1), axis=0)) == 1797
-    np.testing.assert_allclose(
-        counts(splits.test, 10), np.array(counts(splits.train, 10)) * 360 / 1293, atol=1
-    )
+    np.testing.assert_allclose(counts(splits.test, 10), np.array(counts(splits.train, 10)) * 360 / 1293, atol=1)
     assert same(splits.train, load_dataset().train)
 
 
@@ -48,9 +46,7 @@ def test_digits_resized_and_in_colour():
     np.testing.assert_array_equal(images[..., 0], images[..., 2])
 
 
-@pytest.mark.parametrize(
-    ("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])]
-)
+@pytest.mark.parametrize(("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])])
 def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
     splits = load_dataset("digits", validation=validation, test=test)
     assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
@@ -79,9 +75,7 @@ def test_synthetic_can_be_learned(channels):
 
 
 def test_synthetic_needs_an_image_for_each_class():
-    with pytest.raises(
-        ConfigError, match=r"data\.synthetic\.images: expected at least 10, one a class, got 9"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.synthetic\.images: expected at least 10, one a class, got 9"):
         load_dataset("synthetic", images=9)
 
 
@@ -258,8 +252,7 @@ def test_broken_files_are_named(tmp_path, image_size):
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", image_size=image_size)
     assert str(caught.value) == (
-        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. "
-        "Replace or remove it"
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. Replace or remove it"
     )
 
 
@@ -370,9 +363,7 @@ def define_set(tfds, set_name, splits, *, size=(8, 8, 3), image=None, keys=("ima
 
 
 def test_tfds_parts_by_name(tfds_data):
-    define_set(
-        tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]}
-    )
+    define_set(tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
     splits = load_dataset("tfds:tiny_parts")
     assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)
     assert splits.class_names == ("zebra", "ape")
@@ -395,9 +386,7 @@ def test_tfds_with_images_of_many_sizes(tfds_data):
         (1, 6, 6, 1),
         (2, 6, 6, 1),
     ]
-    with pytest.raises(
-        DataError, match=r"tfds:tiny_sizes: expected images of one size, got .*Set data\.image_size"
-    ):
+    with pytest.raises(DataError, match=r"tfds:tiny_sizes: expected images of one size, got .*Set data\.image_size"):
         load_dataset("tfds:tiny_sizes")
 
 
@@ -421,9 +410,7 @@ def test_tfds_that_lost_whole_records(tfds_data, tmp_path):
     with tf.io.TFRecordWriter(str(records)) as writer:
         for record in first:
             writer.write(record)
-    with pytest.raises(
-        DataError, match=r"tfds:tiny_lost: expected 10 images in train, got files that cannot"
-    ):
+    with pytest.raises(DataError, match=r"tfds:tiny_lost: expected 10 images in train, got files that cannot"):
         load_dataset("tfds:tiny_lost")
 
 
@@ -437,9 +424,7 @@ def test_tfds_that_is_no_image_classification(tfds_data):
     define_set(tfds_data, "tiny_keys", {"train": [0]}, keys=None)
     define_set(tfds_data, "tiny_text", {"train": [0]}, image=tfds_data.features.Text())
     for name, keys in (("tiny_keys", "None"), ("tiny_text", r"\('image', 'label'\)")):
-        message = (
-            rf"tfds:{name}: expected an image classification .*got supervised keys {keys}\. Choose another"
-        )
+        message = rf"tfds:{name}: expected an image classification .*got supervised keys {keys}\. Choose another"
         with pytest.raises(DataError, match=message):
             load_dataset(f"tfds:{name}")
 

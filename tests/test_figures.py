@@ -86,10 +86,7 @@ def test_accuracy_has_no_room_above_one():
         ONE_EPOCH,
         [],
         [{"step": 10, "split": "train", "span": "epoch", "loss": 1.0, "accuracy": None}],
-        [
-            record(step, "train", "steps", value, 0.1)
-            for step, value in ((1, 2.0), (2, math.inf), (3, math.nan))
-        ],
+        [record(step, "train", "steps", value, 0.1) for step, value in ((1, 2.0), (2, math.inf), (3, math.nan))],
         [record(1, "train", "steps", math.nan, math.nan)],
     ],
     ids=["one epoch", "no record", "no accuracy", "diverged", "only nan"],
@@ -142,9 +139,7 @@ def test_long_class_names_are_shortened_at_the_ticks():
     assert len(set(names)) == 10
 
 
-@pytest.mark.parametrize(
-    "names", [LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["10", "100"]
-)
+@pytest.mark.parametrize("names", [LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["10", "100"])
 def test_nothing_is_clipped(names):
     labels = np.arange(len(names))
     figure = figures._draw_confusion_matrix(labels, labels, names)
@@ -244,9 +239,7 @@ def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
 
 
 def test_unknown_classes_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"write_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."
-    ):
+    with pytest.raises(ValueError, match=r"write_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."):
         figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, 1]), np.array([0, 2]), ["a", "b"])
     with pytest.raises(ValueError, match=r"write_confusion_matrix: expected labels in 0\.\.1, got -1\.\.0\."):
         figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, -1]), np.array([0, 1]), ["a", "b"])
@@ -258,9 +251,7 @@ def test_different_lengths_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected as many predictions as labels, got 2 and 3"):
         figures.write_confusion_matrix(tmp_path / "m.png", labels, predictions[:2], names)
     with pytest.raises(ValueError, match=r"as labels \(3\), got 2 images and 3 probabilities"):
-        figures.write_predictions(
-            tmp_path / "p.png", images[:2], labels, predictions, probabilities, names, title="P"
-        )
+        figures.write_predictions(tmp_path / "p.png", images[:2], labels, predictions, probabilities, names, title="P")
 
 
 def test_global_settings_stay(tmp_path):

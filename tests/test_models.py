@@ -15,9 +15,7 @@ from kpipe.models.layers import Standardize
 from kpipe.tables import MODELS, resolve
 
 # Keras 3.15 reads TensorFlow's variables with NumPy 2 in a way that NumPy warns of.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 MEAN, STD = [120.5, 110.25, 100.0], [60.0, 55.5, 70.0]
 
@@ -63,9 +61,7 @@ def test_smallest_size_is_the_smallest_that_builds(name):
     options = {} if name == "lenet5" else {"width": 8}
     model = build_model(name, options, input_shape=(size, size, 1), classes=2)
     assert model.output_shape == (None, 2)
-    with pytest.raises(
-        ConfigError, match=f"^{name}: expected an input of at least {size}x{size} pixels, got "
-    ):
+    with pytest.raises(ConfigError, match=f"^{name}: expected an input of at least {size}x{size} pixels, got "):
         build_model(name, options, input_shape=(size - 1, size, 1), classes=2)
 
 
@@ -227,9 +223,7 @@ def test_the_message_names_the_network_not_the_model():
 def test_lenet5_mistakes():
     with pytest.raises(ConfigError, match=r"^lenet5: expected pooling 'max' or 'average', got 'min'\.$"):
         lenet5(pooling="min")
-    with pytest.raises(
-        ConfigError, match=r"^lenet5: expected a known height and width before dense layers, got "
-    ):
+    with pytest.raises(ConfigError, match=r"^lenet5: expected a known height and width before dense layers, got "):
         lenet5((None, None, 1))
 
 

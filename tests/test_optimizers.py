@@ -64,9 +64,7 @@ def test_decoupled_decay_shrinks_the_weight_apart_from_the_momentum():
 @pytest.mark.parametrize("name", ["bias", "gamma", "beta"])
 def test_biases_and_batch_normalisation_never_decay(name, weight_decay):
     plain = updated(make_optimizer("sgd", {}, 0.1), name=name)
-    np.testing.assert_array_equal(
-        updated(make_optimizer("sgd", {}, 0.1, weight_decay=weight_decay), name=name), plain
-    )
+    np.testing.assert_array_equal(updated(make_optimizer("sgd", {}, 0.1, weight_decay=weight_decay), name=name), plain)
 
 
 @pytest.mark.parametrize("weight_decay", [L2, DECOUPLED])
@@ -82,9 +80,7 @@ def test_a_kernel_decays_in_a_network_called_beta(weight_decay):
 
 
 def test_l2_acts_under_loss_scaling():
-    scaled = keras.optimizers.LossScaleOptimizer(
-        make_optimizer("sgd", {}, 0.1, weight_decay=L2), initial_scale=8
-    )
+    scaled = keras.optimizers.LossScaleOptimizer(make_optimizer("sgd", {}, 0.1, weight_decay=L2), initial_scale=8)
     gradients = [gradient * 8 for gradient in GRADIENTS]
     expected = updated(make_optimizer("sgd", {}, 0.1, weight_decay=L2))
     np.testing.assert_allclose(updated(scaled, gradients=gradients), expected, rtol=1e-6)
@@ -93,18 +89,14 @@ def test_l2_acts_under_loss_scaling():
 @pytest.mark.parametrize("weight_decay", [None, L2, {"value": 0.0, "kind": "decoupled"}])
 def test_adamw_without_its_own_decay_is_adam(weight_decay):
     adam = updated(make_optimizer("adam", {}, 0.01, weight_decay=weight_decay))
-    np.testing.assert_allclose(
-        updated(make_optimizer("adamw", {}, 0.01, weight_decay=weight_decay)), adam, rtol=1e-6
-    )
+    np.testing.assert_allclose(updated(make_optimizer("adamw", {}, 0.01, weight_decay=weight_decay)), adam, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_options_are_arguments_of_the_keras_class_with_its_defaults(name):
     row = OPTIMIZERS[name]
     parameters = inspect.signature(resolve(row).__init__).parameters
-    defaults = {
-        key: field.default for key, field in row.options.model_fields.items() if key != "weight_decay"
-    }
+    defaults = {key: field.default for key, field in row.options.model_fields.items() if key != "weight_decay"}
     assert defaults == {key: parameters[key].default for key in defaults}
 
 
@@ -126,9 +118,7 @@ def test_every_optimizer_takes_a_step_with_every_schedule(name, schedule):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(
-        ConfigError, match="training.optimizer: expected a known name, got 'adm', did you mean 'adam'"
-    ):
+    with pytest.raises(ConfigError, match="training.optimizer: expected a known name, got 'adm', did you mean 'adam'"):
         make_optimizer("adm", {}, 0.1)
 
 

@@ -59,9 +59,7 @@ def test_a_named_precision_is_taken_as_it_is(machine):
 
 def test_float16_without_a_gpu_is_refused(machine):
     machine(flags="amx_bf16")
-    with pytest.raises(
-        ConfigError, match="a CPU is 40 to 270 times slower in it; use auto, mixed_bfloat16 or float32"
-    ):
+    with pytest.raises(ConfigError, match="a CPU is 40 to 270 times slower in it; use auto, mixed_bfloat16 or float32"):
         resolve_precision("mixed_float16")
 
 

@@ -62,9 +62,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
     run = only_run(logs)
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
-    assert expected | {"train", "validation", "checkpoints", "figures"} == {
-        path.name for path in run.iterdir()
-    }
+    assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.npz"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -82,12 +80,8 @@ def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
     epochs = [(step, split, "epoch") for step in (9, 18) for split in ("train", "validation")]
     assert sorted(kinds) == sorted([*steps, *epochs, (18, "test", "epoch")])
     for split, span in (("train", "steps"), ("validation", "epoch")):
-        events = [
-            e for file in (run / split).iterdir() for e in tf.compat.v1.train.summary_iterator(str(file))
-        ]
-        losses = {
-            e.step: tf.make_ndarray(v.tensor) for e in events for v in e.summary.value if v.tag == "loss"
-        }
+        events = [e for file in (run / split).iterdir() for e in tf.compat.v1.train.summary_iterator(str(file))]
+        losses = {e.step: tf.make_ndarray(v.tensor) for e in events for v in e.summary.value if v.tag == "loss"}
         wanted = {r["step"]: r["loss"] for r in records if (r["split"], r["span"]) == (split, span)}
         assert losses == pytest.approx(wanted)
         tags = {v.tag for e in events for v in e.summary.value}
@@ -122,9 +116,7 @@ def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
 
 def test_every_precision_and_normalisation(kpipe, experiment, logs):
     for normalize, precision in (("none", "float32"), ("unit", "mixed_bfloat16")):
-        code, _, err = kpipe(
-            "run", experiment, f"data.normalize={normalize}", f"training.precision={precision}"
-        )
+        code, _, err = kpipe("run", experiment, f"data.normalize={normalize}", f"training.precision={precision}")
         assert (code, err) == (0, "")
     code, _, _ = kpipe("run", experiment, "data.normalize.mean=[120.0]", "data.normalize.std=[60.0]")
     assert code == 0
@@ -244,10 +236,7 @@ def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, l
     process.communicate()
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert (
-        "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs"
-        in out
-    )
+    assert "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs" in out
 
 
 def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
@@ -258,13 +247,9 @@ def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
 
 
 def test_divergence(kpipe, experiment, logs):
-    code, out, err = kpipe(
-        "run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30"
-    )
+    code, out, err = kpipe("run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30")
     assert code == 4
-    assert re.search(
-        r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err
-    )
+    assert re.search(r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err)
     assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "diverged"
 
 

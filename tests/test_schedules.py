@@ -53,9 +53,7 @@ def test_multistep_falls_at_its_milestones_counted_from_the_start():
 
 
 def test_multistep_falls_at_half_and_three_quarters_by_default():
-    np.testing.assert_allclose(
-        rates(multistep(1.0, **LENGTH), [49, 50, 74, 75]), [1, 0.1, 0.1, 0.01], rtol=1e-6
-    )
+    np.testing.assert_allclose(rates(multistep(1.0, **LENGTH), [49, 50, 74, 75]), [1, 0.1, 0.1, 0.01], rtol=1e-6)
 
 
 def test_cosine_runs_from_the_warm_up_to_the_end():

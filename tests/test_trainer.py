@@ -256,9 +256,7 @@ def test_the_state_is_json_also_with_numpy_scalars():
             self.best = np.float32(0.5)
 
     states = []
-    state = fit(
-        Trainer(make_model()), epochs=1, callbacks=[Best()], on_epoch=lambda *args: states.append(args)
-    )
+    state = fit(Trainer(make_model()), epochs=1, callbacks=[Best()], on_epoch=lambda *args: states.append(args))
     assert json.loads(json.dumps(state.to_dict()))["callbacks"]["0 Best"]["best"] == 0.5
     [(given, logs)] = states
     assert given is state
@@ -307,9 +305,7 @@ def test_a_callback_may_stop_within_an_epoch():
 # Keras makes a NumPy array of a TensorFlow tensor, as NumPy 2 no longer wants it.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_reduce_lr_on_plateau_reduces():
-    callback = keras.callbacks.ReduceLROnPlateau(
-        "accuracy", mode="max", min_delta=2.0, patience=1, factor=0.5
-    )
+    callback = keras.callbacks.ReduceLROnPlateau("accuracy", mode="max", min_delta=2.0, patience=1, factor=0.5)
     trainer = Trainer(make_model())
     fit(trainer, callbacks=[callback])
     assert float(trainer.model.optimizer.learning_rate) == pytest.approx(0.05 / 4)
@@ -340,9 +336,7 @@ def test_batches_must_reach_to_the_end():
 
 
 def test_batches_must_be_of_one_size():
-    with pytest.raises(
-        ConfigError, match=r"expected batches of one size, got any \(use drop_remainder=True\)"
-    ):
+    with pytest.raises(ConfigError, match=r"expected batches of one size, got any \(use drop_remainder=True\)"):
         fit(Trainer(make_model()), lambda first: make_part().repeat())
 
 
@@ -398,9 +392,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
     )
     other.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss, metrics=["accuracy"])
     before = Trainer(other).model.get_weights()
-    message = (
-        r"another model: trainable_variables/tiny/logits/kernel: expected float32 \[12, 4\], got .*\[12, 3\]"
-    )
+    message = r"another model: trainable_variables/tiny/logits/kernel: expected float32 \[12, 4\], got .*\[12, 3\]"
     with pytest.raises(ConfigError, match=message):
         load_checkpoint(saved, other)
     np.testing.assert_array_equal(other.get_weights()[0], before[0])
@@ -431,9 +423,7 @@ def test_a_damaged_checkpoint_is_refused(saved):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(
-        EnvironmentFault, match="none.npz: there is no such checkpoint; use --new to start again"
-    ):
+    with pytest.raises(EnvironmentFault, match="none.npz: there is no such checkpoint; use --new to start again"):
         load_checkpoint(tmp_path / "none.npz", Trainer(make_model()).model)
 
 
@@ -443,9 +433,7 @@ def test_a_failed_save_keeps_the_checkpoint_before(saved, monkeypatch):
 
     before = saved.read_bytes()
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(
-        EnvironmentFault, match="last.npz: the checkpoint cannot be written: No space left on device"
-    ):
+    with pytest.raises(EnvironmentFault, match="last.npz: the checkpoint cannot be written: No space left on device"):
         save_checkpoint(saved, Trainer(make_model()).model, {})
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["last.npz"]
@@ -455,8 +443,6 @@ def test_weights_that_are_not_finite_are_never_saved(saved):
     model = Trainer(make_model()).model
     model.get_layer("conv1").bias.assign([0.0, math.nan, 0.0])
     before = saved.read_bytes()
-    with pytest.raises(
-        Diverged, match="trainable_variables/tiny/conv1/bias is no longer finite; no checkpoint"
-    ):
+    with pytest.raises(Diverged, match="trainable_variables/tiny/conv1/bias is no longer finite; no checkpoint"):
         save_checkpoint(saved, model, {})
     assert saved.read_bytes() == before

@@ -133,9 +133,7 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
         sections = {section for section in sections if section.__name__ in details["loc"]} or sections
         known = {name for section in sections for name in section.model_fields}
-        bare = (
-            parent == keys
-        )  # an augmentation written as a name alone: no key of that name stands in the file
+        bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
         return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(
             details["loc"][-1], sorted(known)
         )

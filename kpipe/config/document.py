@@ -20,9 +20,7 @@ _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
-_PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())
-}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
 _LARGEST_FILE = 1_000_000  # bytes; an experiment is one page
 _DEEPEST = 20
 
@@ -91,9 +89,7 @@ def read_document(path: Path) -> Document:
         raise ConfigError(f"{path}:{line}: expected UTF-8 text, got byte 0x{raw[error.start]:02x}") from None
     document = parse_document(text, str(path))
     if not isinstance(document.data, dict):
-        raise ConfigError(
-            f"{path}:1: expected a mapping such as 'model: {{name: lenet5}}', got {show(document.data)}"
-        )
+        raise ConfigError(f"{path}:1: expected a mapping such as 'model: {{name: lenet5}}', got {show(document.data)}")
     return document
 
 
@@ -119,11 +115,7 @@ def show(value: Any) -> str:
         return "nothing"
     if isinstance(value, dict):
         return "a mapping" if len(str(value)) > 60 else str(value)
-    text = (
-        repr(value)
-        if isinstance(value, str)
-        else str(value).replace("True", "true").replace("False", "false")
-    )
+    text = repr(value) if isinstance(value, str) else str(value).replace("True", "true").replace("False", "false")
     return text if len(text) <= 60 else text[:57] + "..."
 
 

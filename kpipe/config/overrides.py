@@ -70,9 +70,7 @@ def _parse(text: str) -> tuple[Keys, Any]:
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {text!r}")
     document = parse_document(right, WHERE)
     if isinstance(document.data, dict):
-        raise ConfigError(
-            f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=..."
-        )
+        raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
     if document.problems:
         raise ConfigError(f"{left}: {document.problems[0].message}")
     return tuple(int(part) if part.isdigit() else part for part in left.split(".")), document.data

@@ -27,9 +27,7 @@ from kpipe.tables import (
 
 def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
     """The union of a table's options models, told apart by the value of `key`."""
-    members = [
-        create_model(name, __base__=row.options, **{key: (Literal[name], ...)}) for name, row in table.items()
-    ]
+    members = [create_model(name, __base__=row.options, **{key: (Literal[name], ...)}) for name, row in table.items()]
     fill = BeforeValidator(lambda v: {key: default, **v} if default and isinstance(v, dict) else v)
     return Annotated[reduce(or_, members), Field(discriminator=key), fill]
 
@@ -168,12 +166,7 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     if get("data", "synthetic") is not None and kind != "synthetic":
         found.append((("data", "synthetic"), f"belongs to the source 'synthetic', the source is {source!r}"))
     pixels = size if isinstance(size, int) else row.native_size if row else None
-    if (
-        isinstance(model, str)
-        and model in MODELS
-        and pixels
-        and pixels < (least := MODELS[model].smallest_size)
-    ):
+    if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size):
         found.append((("data", "image_size"), f"{model} needs at least {least} pixels, got {pixels}"))
     if get("model", "head") == "gap":
         for key in {"width", "dropout"} & set(get("model")):
@@ -181,10 +174,7 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     found += _normalisation(get("data", "normalize"), get("data", "channels"))
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))
-    if (
-        get("training", "optimizer", "name") == "adamw"
-        and get("training", "optimizer", "weight_decay", "kind") == "l2"
-    ):
+    if get("training", "optimizer", "name") == "adamw" and get("training", "optimizer", "weight_decay", "kind") == "l2":
         keys = ("training", "optimizer", "weight_decay", "kind")
         found.append((keys, "adamw is Adam with decoupled decay; for l2 take 'adam'"))
     warmup, epochs = get("training", "learning_rate", "warmup", "epochs"), get("training", "epochs")
@@ -205,9 +195,7 @@ def _normalisation(normalize: Any, channels: Any) -> list[tuple[tuple[str, ...],
     if not isinstance(mean, list) or not isinstance(std, list):
         return []
     if len(mean) != len(std):
-        return [
-            (("data", "normalize"), f"expected as many deviations as means, got {len(std)} and {len(mean)}")
-        ]
+        return [(("data", "normalize"), f"expected as many deviations as means, got {len(std)} and {len(mean)}")]
     if isinstance(channels, int) and len(mean) not in (1, channels):
         return [
             (

@@ -141,14 +141,9 @@ def read_folder(path: str, *, image_size: int | None = None, channels: int | Non
         raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
     _check_channels(3, channels, where)
     strays = _Strays()
-    files = {
-        part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()
-    }
+    files = {part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()}
     class_names = _check_classes(files, where)
-    parts = {
-        part: _decode_files(classes, class_names, image_size, channels, where)
-        for part, classes in files.items()
-    }
+    parts = {part: _decode_files(classes, class_names, image_size, channels, where) for part, classes in files.items()}
     return Source(parts, class_names, strays.lines(root))
 
 
@@ -186,8 +181,7 @@ def _part_folders(root: Path, where: str, strays: _Strays) -> dict[str, Path]:
         part = PART_FOLDERS[folder.name.lower()]
         if part in parts:
             raise DataError(
-                f"{where}: expected one {part} folder, got {parts[part].name} and {folder.name}. "
-                "Keep one of them"
+                f"{where}: expected one {part} folder, got {parts[part].name} and {folder.name}. Keep one of them"
             )
         parts[part] = folder
     strays.files += files
@@ -237,8 +231,7 @@ def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple
     class_names = tuple(sorted(files["train"]))
     if len(class_names) < 2:
         raise DataError(
-            f"{where}: expected at least two classes, got one, {class_names[0]}. "
-            "Add a folder for each other class"
+            f"{where}: expected at least two classes, got one, {class_names[0]}. Add a folder for each other class"
         )
     for part, classes in files.items():
         unknown = sorted(set(classes) - set(class_names))
@@ -347,9 +340,7 @@ def _tfds_builder(name: str, where: str):
     except ValueError:
         hint = ", which has no such config or version"
     # Outside the handlers, whose errors print a screenful of names.
-    raise DataError(
-        f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got '{name}'{hint}"
-    )
+    raise DataError(f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got '{name}'{hint}")
 
 
 def _tfds_keys(builder, where: str) -> tuple[str, str]:
@@ -421,8 +412,7 @@ def _collect(
             images = np.empty((count, *batch.shape[1:]), np.uint8)
         if batch.shape[1:] != images.shape[1:]:
             raise DataError(
-                f"{where}: expected images of one size, got {_size(images)} and {_size(batch)}. "
-                "Set data.image_size"
+                f"{where}: expected images of one size, got {_size(images)} and {_size(batch)}. Set data.image_size"
             )
         images[seen : seen + len(batch)], labels[seen : seen + len(batch)] = batch, batch_labels
         seen += len(batch)

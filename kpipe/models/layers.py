@@ -94,9 +94,7 @@ def check_arguments(network: str, input_shape: InputShape, classes: int, *, fixe
     smallest = MODELS[network].smallest_size
     if any(side is not None and side < smallest for side in shape[:2]):
         size = f"{shape[0]}x{shape[1]}"
-        raise ConfigError(
-            f"{network}: expected an input of at least {smallest}x{smallest} pixels, got {size}."
-        )
+        raise ConfigError(f"{network}: expected an input of at least {smallest}x{smallest} pixels, got {size}.")
     if classes < 1:
         raise ConfigError(f"{network}: expected at least 1 class, got {classes}.")
 

@@ -71,9 +71,7 @@ def _head(x, head: str, width: int, dropout: float):
     return x
 
 
-def _vgg(
-    network, input_shape, classes, *, batch_norm, head, width, dropout, preprocessing, name
-) -> keras.Model:
+def _vgg(network, input_shape, classes, *, batch_norm, head, width, dropout, preprocessing, name) -> keras.Model:
     """The network whose stages are `STAGES[network]`; arguments as `vgg11`."""
     check_choice(network, "head", head, ("fc", "gap"))
     check_arguments(network, input_shape, classes, fixed_size=head == "fc")

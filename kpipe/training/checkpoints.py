@@ -40,9 +40,7 @@ def save_checkpoint(path: str | os.PathLike, model: keras.Model, state: Mapping[
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: the checkpoint cannot be written: {error.strerror or error}"
-        ) from error
+        raise EnvironmentFault(f"{path}: the checkpoint cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,9 +72,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise EnvironmentFault(f"{path}: there is no such checkpoint; use --new to start again") from error
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise EnvironmentFault(
-            f"{path}: the checkpoint is damaged ({error}); use --new to start again"
-        ) from error
+        raise EnvironmentFault(f"{path}: the checkpoint is damaged ({error}); use --new to start again") from error
     if STATE not in arrays:
         raise EnvironmentFault(f"{path}: the checkpoint is damaged (no state); use --new to start again")
     return arrays

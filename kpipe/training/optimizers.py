@@ -39,9 +39,7 @@ def make_optimizer(
         ConfigError: the name, or the kind of weight decay, is not known.
     """
     if name not in OPTIMIZERS:
-        raise ConfigError(
-            f"training.optimizer: expected a known name, got '{name}'{did_you_mean(name, OPTIMIZERS)}"
-        )
+        raise ConfigError(f"training.optimizer: expected a known name, got '{name}'{did_you_mean(name, OPTIMIZERS)}")
     value, kind = _split(weight_decay)
     optimizer_class = resolve(OPTIMIZERS[name])
     if value and kind == "l2":
@@ -65,9 +63,7 @@ def _split(weight_decay: Mapping[str, Any] | None) -> tuple[float, str]:
     return weight_decay["value"], kind
 
 
-def _with_l2(
-    optimizer_class: type[keras.optimizers.Optimizer], value: float
-) -> type[keras.optimizers.Optimizer]:
+def _with_l2(optimizer_class: type[keras.optimizers.Optimizer], value: float) -> type[keras.optimizers.Optimizer]:
     """The same optimizer for the loss plus value / 2 x the squared weights."""
 
     class WithL2(optimizer_class):

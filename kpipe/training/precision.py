@@ -21,9 +21,7 @@ def resolve_precision(name: str) -> str:
         ConfigError: the name is not known, or the format is one that this machine only emulates.
     """
     if name not in PRECISIONS:
-        raise ConfigError(
-            f"training.precision: expected a known name, got '{name}'{did_you_mean(name, PRECISIONS)}"
-        )
+        raise ConfigError(f"training.precision: expected a known name, got '{name}'{did_you_mean(name, PRECISIONS)}")
     capability = gpu_capability()
     if name == "mixed_float16" and capability is None:
         raise ConfigError(

@@ -57,8 +57,7 @@ def multistep(
     """Multiplied by `factor` at each milestone; milestones count from the start of the training."""
     [(unit, moments)] = milestones.items()
     boundaries = [
-        count_steps(unit, moment, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-        for moment in moments
+        count_steps(unit, moment, total_steps=total_steps, steps_per_epoch=steps_per_epoch) for moment in moments
     ]
     return Multistep(peak, _warmup_steps(warmup, total_steps, steps_per_epoch), boundaries, factor)
 
