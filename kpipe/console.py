@@ -90,7 +90,7 @@ class Screen:
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[loss]}"),
         )
-        with Progress(*columns, console=self.console, transient=True, expand=True) as self._progress:
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
             self._task = self._progress.add_task("", total=None, batch_size=batch_size, loss="")
             try:
                 yield

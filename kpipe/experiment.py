@@ -95,7 +95,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
     """
     config, training = experiment.data, experiment.training
     splits = splits or load_splits(config)
-    steps_per_epoch = len(splits.train) // config.batch_size
+    steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     batches_from = _training_batches(experiment, splits.train, steps_per_epoch * training.epochs)
     mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
     network = {
@@ -226,12 +226,6 @@ def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -
     for entry in config.augment:
         name, chosen_options = entry.chosen
         augment.append(resolve(AUGMENTATIONS[name])(**options(chosen_options)))
-    if config.batch_size > len(part):
-        raise ConfigError(
-            f"data.batch_size: expected at most the {len(part):,} images of the training part, "
-            f"got {config.batch_size:,}"
-        )
-
     def batches_from(first_step: int) -> tf.data.Dataset:
         return data.make_pipeline(
             part,

@@ -99,7 +99,7 @@ def test_batch_may_be_the_whole_part():
 
 
 def test_batch_larger_than_the_part():
-    message = r"data\.batch_size: expected at most 23, the number of training images, got 24\. Choose a smaller"
+    message = r"data\.batch_size: expected at most the 23 images of the training part, got 24"
     with pytest.raises(ConfigError, match=message):
         make_pipeline(PART, 24)
 

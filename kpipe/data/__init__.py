@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from kpipe.data.augment import Augmentation, flip_horizontal, pad_crop, translate
-from kpipe.data.pipeline import make_evaluation_pipeline, make_pipeline
+from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
 from kpipe.data.sources import Part, Source, Splits
 from kpipe.data.statistics import channel_statistics
 from kpipe.errors import ConfigError, did_you_mean
@@ -20,6 +20,7 @@ __all__ = [
     "Part",
     "Splits",
     "channel_statistics",
+    "count_steps_per_epoch",
     "flip_horizontal",
     "load_dataset",
     "make_evaluation_pipeline",

@@ -44,7 +44,7 @@ def make_pipeline(
     Raises:
         ConfigError: the batch is larger than the part, or not at least 1.
     """
-    steps_per_epoch = len(part) // _checked_batch_size(batch_size, len(part))
+    steps_per_epoch = count_steps_per_epoch(part, batch_size)
     if last_step is None:
         last_step = first_step + steps_per_epoch
     draw = _make_draw(len(part), batch_size, seed, sum(augmentation.uniforms for augmentation in augment))
@@ -62,7 +62,7 @@ def make_evaluation_pipeline(part: Part, batch_size: int) -> tf.data.Dataset:
     Raises:
         ConfigError: `batch_size` is not at least 1.
     """
-    _checked_batch_size(batch_size)
+    _check_batch_size(batch_size)
     images, labels = _resident(part)
 
     def batch(start):
@@ -72,15 +72,23 @@ def make_evaluation_pipeline(part: Part, batch_size: int) -> tf.data.Dataset:
     return _known_length(starts.map(batch, num_parallel_calls=tf.data.AUTOTUNE), -(-len(part) // batch_size))
 
 
-def _checked_batch_size(batch_size: int, images: int | None = None) -> int:
+def count_steps_per_epoch(part: Part, batch_size: int) -> int:
+    """Full batches in an epoch of training.
+
+    Raises:
+        ConfigError: there is not one, or `batch_size` is not at least 1.
+    """
+    _check_batch_size(batch_size)
+    if batch_size > len(part):
+        raise ConfigError(
+            f"data.batch_size: expected at most the {len(part):,} images of the training part, got {batch_size:,}"
+        )
+    return len(part) // batch_size
+
+
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"data.batch_size: expected at least 1, got {batch_size}")
-    if images is not None and batch_size > images:
-        raise ConfigError(
-            f"data.batch_size: expected at most {images}, the number of training images, got {batch_size}. "
-            "Choose a smaller data.batch_size"
-        )
-    return batch_size
 
 
 def _make_draw(images: int, batch_size: int, seed: int, uniforms: int) -> Callable:
