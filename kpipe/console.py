@@ -82,7 +82,7 @@ class Screen:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
         )
         columns += (

@@ -114,8 +114,6 @@ REPLACED = [
     ("name: sgd", "name: adam", "exp.yaml:4: training.optimizer.momentum: unknown key (known: "),
     ("momentum: 0.9", "weight_decay: 1e-4", "exp.yaml:4: training.optimizer.weight_decay: expected a mapping, got"),
     ("momentum: 0.9", "weight_decay: {kind: l2}", "training.optimizer.weight_decay.value: is required"),
-    ("name: sgd, momentum: 0.9, nesterov: true", "name: adamw, weight_decay: {value: 0.1, kind: l2}",
-     "exp.yaml:4: training.optimizer.weight_decay.kind: adamw is Adam with decoupled decay"),
     ("schedule: cosine", "schedule: cosinus", "learning_rate: unknown schedule 'cosinus', did you mean 'cosine'?"),
     ("peak: 1e-3", "peak: 0", "exp.yaml:5: training.learning_rate.peak: expected more than 0, got 0"),
     ("peak: 1e-3", "peak: .inf", "exp.yaml:5: training.learning_rate.peak: expected a finite number, got inf"),

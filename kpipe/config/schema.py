@@ -174,9 +174,6 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     found += _normalisation(get("data", "normalize"), get("data", "channels"))
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))
-    if get("training", "optimizer", "name") == "adamw" and get("training", "optimizer", "weight_decay", "kind") == "l2":
-        keys = ("training", "optimizer", "weight_decay", "kind")
-        found.append((keys, "adamw is Adam with decoupled decay; for l2 take 'adam'"))
     warmup, epochs = get("training", "learning_rate", "warmup", "epochs"), get("training", "epochs")
     epochs = TrainingConfig.model_fields["epochs"].default if epochs is None else epochs
     if isinstance(warmup, int | float) and isinstance(epochs, int) and warmup > epochs >= 1:
