@@ -30,7 +30,7 @@ def cli() -> None:
 def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bool) -> None:
     """Train an experiment; resume it when it was interrupted.
 
-    Any key of the file can be overridden: kpipe run experiments/lenet5.yaml training.epochs=3 data.batch_size=64
+    Any key of the file can be overridden: kpipe run experiments/vgg16.yaml training.epochs=3 data.batch_size=64
     """
     from kpipe.config import load_experiment
 

@@ -4,9 +4,12 @@
 and optimizer and trains nothing. Nowhere else do data, models and training meet.
 """
 
+import errno
 import json
+import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +29,7 @@ import tensorflow as tf
 from kpipe import data, figures
 from kpipe.config import Chosen, DataConfig, Experiment, options
 from kpipe.console import Screen
-from kpipe.errors import ConfigError, Diverged, Interrupted
+from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.models import build_model, save_portable
 from kpipe.rundir import Run, open_run
 from kpipe.tables import AUGMENTATIONS, resolve
@@ -87,6 +90,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
     """Builds data, model, schedule and optimizer.
 
     Args:
+        experiment: what to build.
         splits: the data, where it is loaded already.
         statistics: False leaves the scan of the training part out; the first layer then has neutral constants.
 
@@ -95,6 +99,8 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
     """
     config, training = experiment.data, experiment.training
     splits = splits or load_splits(config)
+    if training.early_stopping and splits.validation is None:
+        raise ConfigError("training.early_stopping: needs a validation part, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     batches_from = _training_batches(experiment, splits.train, steps_per_epoch * training.epochs)
     mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
@@ -106,7 +112,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         "mean": mean,
         "std": std,
     }
-    with make_strategy().scope(), precision_scope(choose(experiment).precision):
+    with make_strategy().scope(), precision_scope(choose(experiment, experiment.chosen).precision):
         model = build_model(**network)
         model.compile(
             optimizer=_optimizer(training, steps_per_epoch),
@@ -129,19 +135,21 @@ def train(
     """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
 
     Args:
+        experiment: what to train.
         splits: the data, where it is loaded already.
         new: start another run even if one of this experiment is unfinished.
         screen: where the user sees it; default standard output.
 
     Raises:
-        ConfigError, DataError, EnvironmentFault: nothing was trained.
+        ConfigError, DataError: nothing was trained.
+        EnvironmentFault: the machine refuses; what was saved before is still there.
         Diverged: the loss is no longer finite.
         Interrupted: by SIGINT or SIGTERM; the same command goes on.
     """
     screen = screen or Screen()
     logs = Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
-    with open_run(logs, experiment.name, experiment.identity(), new=new) as run, _stop_signals() as stop:
-        chosen = Chosen(**run.chosen) if run.chosen else choose(experiment)
+    with _full_disk(logs), open_run(logs, experiment.name, experiment.identity(), new=new) as run:
+        chosen = choose(experiment, Chosen(**run.chosen) if run.chosen else experiment.chosen)
         experiment = experiment.model_copy(update={"chosen": chosen})
         seed_everything(experiment.seed, chosen.deterministic)
         prepared = prepare(experiment, splits=splits)
@@ -151,7 +159,7 @@ def train(
         trainer = Trainer(prepared.model, make_strategy())
         progress = Progress.load(run.last_checkpoint, prepared.model) if run.resumed else Progress()
         _show_header(screen, experiment, prepared, run, progress)
-        with closing(RunLog(run.path, progress.logs if run.resumed else None)) as log:
+        with closing(RunLog(run.path, progress.logs if run.resumed else None)) as log, _stop_signals() as stop:
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
                 log.write_graph(_graph(prepared.model))
@@ -188,14 +196,15 @@ def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
     return (mean[0], std[0]) if len(mean) == 1 else (mean, std)
 
 
-def choose(experiment: Experiment) -> Chosen:
-    """What `auto` means on this machine; a run keeps it when it is resumed."""
-    if experiment.chosen:
-        return experiment.chosen
+def choose(experiment: Experiment, before: Chosen | None = None) -> Chosen:
+    """What `auto` means: what it meant before, in the run that is resumed or repeated, else what suits this machine."""
+    precision, deterministic = experiment.training.precision, experiment.training.deterministic
+    if before:
+        precision = before.precision if precision == "auto" else precision
+        deterministic = before.deterministic if deterministic == "auto" else deterministic
     on_cpu = not tf.config.list_physical_devices("GPU")
-    deterministic = experiment.training.deterministic
     return Chosen(
-        precision=resolve_precision(experiment.training.precision),
+        precision=resolve_precision(precision),
         deterministic=on_cpu if deterministic == "auto" else deterministic,
     )
 
@@ -226,6 +235,7 @@ def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -
     for entry in config.augment:
         name, chosen_options = entry.chosen
         augment.append(resolve(AUGMENTATIONS[name])(**options(chosen_options)))
+
     def batches_from(first_step: int) -> tf.data.Dataset:
         return data.make_pipeline(
             part,
@@ -268,6 +278,8 @@ def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> Non
             screen.log(record)
 
     def on_epoch(state: TrainState, logs: dict) -> None:
+        if not math.isfinite(logs.get("val_loss", 0.0)):
+            raise Diverged(f"the validation loss became {logs['val_loss']} at step {state.step}; try a lower rate")
         score = _score(training.monitor, logs)
         best = progress.best_score is None or score is None or score > progress.best_score
         epoch = state.step // prepared.steps_per_epoch
@@ -300,11 +312,13 @@ def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> Non
                 on_epoch=on_epoch,
                 should_stop=lambda: stop.number is not None,
             )
+        if progress.train.interrupted:
+            save()
     except Diverged:
+        progress.seconds = time.monotonic() - start
         run.write_json("summary.json", _summary("diverged", experiment, prepared, progress, {}))
         raise
     if progress.train.interrupted:
-        save()
         run.write_json("summary.json", _summary("interrupted", experiment, prepared, progress, {}))
         raise Interrupted(
             f"interrupted after step {progress.train.step:,}, which is saved. The same command goes on from there:\n"
@@ -335,7 +349,7 @@ def _finish(experiment, prepared, trainer, progress, run, log, screen) -> Result
     images = len(prepared.splits.train)
     screen.result({"train": {**progress.train_metrics, "images": images}, **parts})
     screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s in all, in {run.path}")
-    screen.line(f"Curves: tensorboard --logdir {run.path.parent.parent}")
+    screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
     return Result(run.path, summary)
 
 
@@ -426,9 +440,26 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _command() -> str:
-    if os.path.basename(sys.argv[0]) == "kpipe":
-        return " ".join(["kpipe", *sys.argv[1:]])
-    return " ".join(["python -m kpipe" + (".run" if sys.argv[0].endswith("run.py") else ""), *sys.argv[1:]])
+    script = os.path.basename(sys.argv[0])
+    program = {"run.py": ["python", "-m", "kpipe.run"], "__main__.py": ["python", "-m", "kpipe"]}
+    # With --new, it would not be this run that goes on.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--new"]
+    return shlex.join([*program.get(script, ["kpipe"]), *arguments])
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Words what a file system refuses in the middle of a run."""
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in refusals:
+            raise
+        raise EnvironmentFault(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). What was saved before is still there: "
+            "make room and give the same command again."
+        ) from None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from kpipe.errors import EnvironmentFault
 
 _LOCK, _OWNER = ".lock", ".owner"
+_PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 
 
@@ -48,13 +49,26 @@ class Run:
     def best_checkpoint(self) -> Path:
         return self.checkpoints / "best.npz"
 
-    def write_config(self, experiment: dict[str, Any], chosen: dict[str, Any]) -> None:
+    def write_config(self, experiment: dict[str, Any], chosen: dict[str, Any] | None = None) -> None:
         """Writes config.yaml: fed back to `kpipe run`, it repeats the run."""
-        text = yaml.safe_dump({**experiment, "chosen": chosen}, sort_keys=False, allow_unicode=True)
+        config = experiment if chosen is None else {**experiment, "chosen": chosen}
+        text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number: PyYAML itself writes the name `1e3` so that YAML 1.2 reads 1000."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if text[:1] in "+-.0123456789" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,10 +96,12 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
     folder = Path(logs) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / _LOCK, timeout=10):
+        with FileLock(folder / _LOCK, timeout=_PATIENCE):
             run, lock = _find_or_create(folder, identity, new)
     except Timeout:
-        raise EnvironmentFault(f"{folder}: another process has held {_LOCK} for 10 seconds; try again") from None
+        raise EnvironmentFault(
+            f"{folder}: another process has held {_LOCK} for {_PATIENCE} seconds; try again"
+        ) from None
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder with "
@@ -94,11 +110,13 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
     try:
         yield run
     finally:
-        (run.path / _OWNER).unlink(missing_ok=True)
-        if not run.last_checkpoint.exists() and not (run.path / "summary.json").exists():
-            shutil.rmtree(run.path, ignore_errors=True)
-        lock.release()
-        (run.path / _LOCK).unlink(missing_ok=True)
+        # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
+        with FileLock(folder / _LOCK):
+            (run.path / _OWNER).unlink(missing_ok=True)
+            (run.path / _LOCK).unlink(missing_ok=True)
+            if not run.last_checkpoint.exists() and not (run.path / "summary.json").exists():
+                shutil.rmtree(run.path, ignore_errors=True)
+            lock.release()
 
 
 def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
@@ -114,13 +132,18 @@ def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[
             note = note or f"{path} is unfinished and has another config ({_difference(theirs, identity)})"
             continue
         lock = _take(path)
+        if _status(path) in _OVER:  # it has finished since
+            lock.release()
+            continue
         if (path / "checkpoints" / "last.npz").exists():
             return Run(path, True, config.get("chosen")), lock
         lock.release()
         shutil.rmtree(path)  # killed before its first checkpoint
-    path = _fresh_path(folder)
-    path.mkdir()
-    return Run(path, False, None, note), _take(path)
+    run = Run(_fresh_path(folder), False, None, note)
+    run.path.mkdir()
+    lock = _take(run.path)
+    run.write_config(identity)  # now: a second start must see which experiment this run belongs to
+    return run, lock
 
 
 def _take(path: Path) -> FileLock:

@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from kpipe.errors import ConfigError, did_you_mean
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -51,7 +53,7 @@ class OneOf(Section):
     def exactly_one(cls, value: Any) -> Any:
         if isinstance(value, str) and cls.bare_names:
             return {value: {}}
-        if isinstance(value, dict) and len(value) == 1:
+        if isinstance(value, dict) and len(value) == 1 and (cls.bare_names or None not in value.values()):
             return {key: {} if options is None and cls.bare_names else options for key, options in value.items()}
         raise PydanticCustomError("one_of", "expected exactly one of {names}", {"names": ", ".join(cls.model_fields)})
 
@@ -226,8 +228,12 @@ class AdamOptions(OptimizerOptions):
     amsgrad: bool = False
 
 
+class AdamWDecay(WeightDecay):
+    kind: Literal["l2", "decoupled"] = "decoupled"
+
+
 class AdamWOptions(AdamOptions):
-    weight_decay: WeightDecay | None = WeightDecay(value=0.004, kind="decoupled")
+    weight_decay: AdamWDecay | None = AdamWDecay(value=0.004)
 
 
 OPTIMIZERS = {
@@ -271,6 +277,23 @@ TABLES: dict[str, dict[str, Row]] = {
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
 }
+
+
+def parse_source(source: str) -> tuple[SourceRow, str]:
+    """`folder:photos` to its row and `photos`.
+
+    Raises:
+        ConfigError: the source is unknown, or what stands behind its colon is missing or too much.
+    """
+    name, colon, argument = source.partition(":")
+    if name not in SOURCES:
+        raise ConfigError(f"unknown source '{name}'{did_you_mean(name, SOURCES)}")
+    row = SOURCES[name]
+    if row.argument and not argument:
+        raise ConfigError(f"expected {name}:<{row.argument}>, got '{source}'")
+    if colon and not row.argument:
+        raise ConfigError(f"expected '{name}' alone, got '{source}'")
+    return row, argument
 
 
 def resolve(row: Row) -> Any:

@@ -85,10 +85,10 @@ def test_synthetic_needs_an_image_for_each_class():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "digit"}, "data.source: expected a known source, got 'digit', did you mean 'digits'?"),
-        ({"source": "digits:8"}, "data.source: expected 'digits' alone, got 'digits:8'"),
-        ({"source": "folder"}, "data.source: expected 'folder:<path>', got 'folder'"),
-        ({"source": "tfds:"}, "data.source: expected 'tfds:<name>', got 'tfds:'"),
+        ({"source": "digit"}, "unknown source 'digit', did you mean 'digits'?"),
+        ({"source": "digits:8"}, "expected 'digits' alone, got 'digits:8'"),
+        ({"source": "folder"}, "expected folder:<path>, got 'folder'"),
+        ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
         ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
         ({"channels": 0}, "data.channels: expected at least 1, got 0"),
         ({"validation": 1.0}, "data.split.validation: expected a share of at least 0 and below 1, got 1.0"),

@@ -283,6 +283,92 @@ def test_explicit_constants_must_fit_the_channels(kpipe, experiment):
     assert "data.normalize: expected 1 or " in err
 
 
+def test_a_repeated_run_keeps_what_was_chosen_unless_it_is_told(kpipe, experiment, logs):
+    kpipe("run", experiment, "training.precision=auto")
+    config = yaml.safe_load((only_run(logs) / "config.yaml").read_text())
+    config["chosen"]["precision"] = "mixed_bfloat16"
+    config["name"] = "1e3"
+    repeated = logs / "again.yaml"
+    repeated.write_text(yaml.safe_dump(config))
+    assert "mixed_bfloat16" in kpipe("run", str(repeated), "name=again")[1]
+    assert "float32" in kpipe("run", str(repeated), "name=told", "training.precision=float32")[1]
+
+
+def test_a_name_that_looks_like_a_number_survives(kpipe, experiment, logs):
+    assert kpipe("run", experiment, "name='1e3'", "training.epochs=1")[0] == 0
+    assert kpipe("run", str(only_run(logs, "1e3") / "config.yaml"), "--print-config")[0] == 0
+
+
+def test_early_stopping_needs_a_validation_part(kpipe, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        pixels = np.full((12, 12, 3), 90 * len(name), np.uint8)
+        (tmp_path / "images" / name / "1.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    (tmp_path / "few.yaml").write_text(
+        f"data: {{source: 'folder:{tmp_path}/images', image_size: 12, batch_size: 2}}\nmodel: {{name: lenet5}}\n"
+        "training: {early_stopping: {patience: 1}}\n"
+    )
+    code, _, err = kpipe("run", str(tmp_path / "few.yaml"))
+    assert code == 2
+    assert "training.early_stopping: needs a validation part, this data has none" in err
+
+
+def test_a_full_disk_is_named(kpipe, experiment, logs, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "model.keras")
+
+    monkeypatch.setattr("kpipe.experiment.save_portable", full)
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert "model.keras: cannot be written (No space left on device). What was saved before is still there" in err
+    monkeypatch.undo()
+    monkeypatch.setenv("KPIPE_LOGS", str(logs))
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert "resumed after step 18" in out
+
+
+def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
+    from kpipe.training import device
+
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(device.tf.config, "list_physical_devices", lambda kind: [])
+    assert device.gpu_hint().endswith('pip install -e ".[gpu]"')
+
+
+def test_a_doctor_who_finds_something(kpipe, monkeypatch):
+    import kpipe.doctor
+
+    monkeypatch.setattr(kpipe.doctor, "_LEAST_ACCURACY", 1.1)
+    code, _, err = kpipe("doctor")
+    assert code == 5
+    assert "This installation computes wrongly: install kpipe with constraints.txt into a new environment." in err
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_before_the_first_step(number, code, word, experiment, logs):
+    script = (
+        f"import sys, os, signal, kpipe.experiment as e; e.load_splits = lambda c: os.kill(os.getpid(), {number}); "
+    )
+    script = script.replace(number, f"signal.{number}")
+    script += f"from kpipe.cli import main; sys.exit(main(['run', {experiment!r}]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr == f"{word}; nothing was lost that was saved, nothing new was saved\n"
+    assert [path for path in (logs / "tiny").iterdir() if path.is_dir()] == []
+
+
+def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
+    from kpipe.experiment import _command
+
+    monkeypatch.setattr(
+        sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", "data.augment=[{pad_crop: {padding: 2}}]"]
+    )
+    assert _command() == "python -m kpipe.run 'a b.yaml' 'data.augment=[{pad_crop: {padding: 2}}]'"
+    monkeypatch.setattr(sys, "argv", ["/x/bin/kpipe", "run", "a.yaml"])
+    assert _command() == "kpipe run a.yaml"
+
+
 def test_usage(kpipe, experiment):
     code, _, err = kpipe("rum", experiment)
     assert code == 2

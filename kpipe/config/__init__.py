@@ -156,6 +156,8 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         )
     if kind == "union_tag_not_found":
         return f"expected a key {context['discriminator'].strip(chr(39))}{got}"
+    if kind == "source":
+        return details["msg"]
     if kind == "string_pattern_mismatch":
         return f"expected letters, digits, spaces and . _ + - only, not at the start{got}"
     return f"{details['msg']}{got}"
@@ -171,7 +173,4 @@ def _annotated(value: Any, keys: Keys, origins: dict[Keys, str]):
             continue
         text = yaml.safe_dump(child, default_flow_style=True, width=1000, allow_unicode=True)
         text = text.removesuffix("\n").removesuffix("\n...")
-        at = here
-        while at and at not in origins:
-            at = at[:-1] if isinstance(child, list) or origins.get(at[:-1]) == WHERE else ()
-        yield f"{indent}{key}: {text}", origins.get(at) if at else "default"
+        yield f"{indent}{key}: {text}", origins.get(here, "default")

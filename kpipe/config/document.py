@@ -32,7 +32,6 @@ class Problem:
     where: str
     keys: Keys
     message: str
-    line: int = 0
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, dotted(self.keys), self.message) if part)
@@ -124,15 +123,13 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     document.origins.setdefault(keys, f"{document.name}:{line}")
 
     def problem(message: str, at: Keys = keys, line: int = line) -> None:
-        document.problems.append(Problem(f"{document.name}:{line}", at, message, line))
+        document.problems.append(Problem(f"{document.name}:{line}", at, message))
 
     # A shared node is an alias: a few lines of them expand to gigabytes.
     if id(node) in seen:
         return problem("aliases (*name) are not accepted; write the value out")
     seen.add(id(node))
     if node.tag not in _PLAIN_TAGS:
-        if node.tag == "tag:yaml.org,2002:merge":
-            return problem("merge keys (<<) are not accepted; write the values out")
         return problem(f"tags are not accepted, got {node.tag.replace('tag:yaml.org,2002:', '!!')}")
     if len(keys) > _DEEPEST:
         return problem(f"expected at most {_DEEPEST} levels of nesting")
@@ -143,7 +140,9 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, key_line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            problem("merge keys (<<) are not accepted; write the values out", line=key_line)
+        elif not isinstance(key_node, yaml.ScalarNode):
             problem("expected a name as key, got a list or mapping", line=key_line)
         elif key in mapping:
             first = document.origins[(*keys, key)].rpartition(":")[2]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, show
-from kpipe.config.schema import Experiment
+from kpipe.config.schema import FC_ONLY, Experiment
 from kpipe.errors import ConfigError
 from kpipe.tables import MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
 
@@ -42,6 +42,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
     for keys, value in given.items():
         _write(document, keys, value)
     dropped = [gone for keys in given for gone in _foreign(document, keys, before[keys], given)]
+    dropped = list(dict.fromkeys(dropped))
     for keys in dropped:
         del _find(document.data, keys[:-1])[keys[-1]]
     return [dotted(keys) for keys in dropped]
@@ -73,7 +74,7 @@ def _parse(text: str) -> tuple[Keys, Any]:
         raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
     if document.problems:
         raise ConfigError(f"{left}: {document.problems[0].message}")
-    return tuple(int(part) if part.isdigit() else part for part in left.split(".")), document.data
+    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in left.split(".")), document.data
 
 
 def _find(data: Any, keys: Keys) -> Any:
@@ -93,7 +94,8 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not isinstance(key, int) or key >= len(node):
-                message = f"expected the number of an entry, 0 to {len(node) - 1}, got {show(key)}"
+                numbers = f"the number of an entry, 0 to {len(node) - 1}" if node else "no key: the list is empty"
+                message = f"expected {numbers}, got {show(key)}"
                 document.problems.append(Problem(WHERE, keys[: depth + 1], message))
                 return
         else:
@@ -112,17 +114,21 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
 
 def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]) -> list[Keys]:
     """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
+
+    reached = {dotted(g[:n]) for g in given for n in range(1, len(g) + 1)}
+
+    def from_file(section: Keys) -> list[Keys]:
+        found = _find(document.data, section)
+        children = [(*section, key) for key in found] if isinstance(found, dict) else []
+        return [child for child in children if dotted(child) not in reached]
+
     value, parent = given[keys], keys[:-1]
-    section = _find(document.data, parent)
-    if not isinstance(section, dict):
-        return []
-    siblings = [(*parent, key) for key in section]
-    from_file = [k for k in siblings if k != keys and not any(g[: len(k)] == k for g in given)]
-    if keys in _KINDS and value != before and value in _KINDS[keys]:
+    if keys in _KINDS and value != before and isinstance(value, str) and value in _KINDS[keys]:
         kept = _KINDS[keys][value].options.model_fields
-        return [k for k in from_file if k[-1] not in kept]
+        return [child for child in from_file(parent) if child[-1] not in kept]
     if keys == ("data", "source") and value != "synthetic":
-        return [k for k in from_file if k[-1] == "synthetic"]
-    if any(issubclass(section, OneOf) for section in sections_at(parent)) and parent:
-        return from_file
-    return []
+        return [child for child in from_file(parent) if child[-1] == "synthetic"]
+    if keys == ("model", "head") and value == "gap":
+        return [child for child in from_file(parent) if child[-1] in FC_ONLY]
+    one_ofs = [keys[:n] for n in range(1, len(keys)) if any(issubclass(s, OneOf) for s in sections_at(keys[:n]))]
+    return [child for section in one_ofs for child in from_file(section)]

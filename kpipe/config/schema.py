@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from kpipe.errors import did_you_mean
+from kpipe.errors import ConfigError
 from kpipe.tables import (
     AUGMENTATIONS,
     MODELS,
@@ -22,6 +22,8 @@ from kpipe.tables import (
     Section,
     Share,
     SyntheticOptions,
+    VGGOptions,
+    parse_source,
 )
 
 
@@ -32,15 +34,12 @@ def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
     return Annotated[reduce(or_, members), Field(discriminator=key), fill]
 
 
-def _known_source(source: str) -> str:
-    kind, colon, argument = source.partition(":")
-    row = SOURCES.get(kind)
-    if row is None:
-        raise PydanticCustomError("source", "unknown source{near}", {"near": did_you_mean(kind, SOURCES)})
-    if row.argument and not argument:
-        raise PydanticCustomError("source", "expected {kind}:<{what}>", {"kind": kind, "what": row.argument})
-    if colon and not row.argument:
-        raise PydanticCustomError("source", "expected '{kind}' alone", {"kind": kind})
+def _known_source(source: Any) -> Any:
+    if isinstance(source, str):
+        try:
+            parse_source(source)
+        except ConfigError as error:
+            raise PydanticCustomError("source", "{message}", {"message": str(error)}) from None
     return source
 
 
@@ -69,7 +68,7 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
-    source: Annotated[str, BeforeValidator(lambda v: _known_source(v) if isinstance(v, str) else v)]
+    source: Annotated[str, BeforeValidator(_known_source)]
     """digits, synthetic, folder:<path>, tfds:<name>[/<config>]."""
     image_size: Count | None = None
     """Pixels a side: the shorter side is scaled to it, the middle is kept. Default: the source's own size."""
@@ -139,6 +138,10 @@ class Experiment(Section):
         return self.model_dump(mode="json", exclude={"chosen", "logs"})
 
 
+FC_ONLY = ("width", "dropout")
+"""Options of a network that only the head `fc` has."""
+
+
 def options(section: Section, kind: str = "name") -> dict[str, Any]:
     """The options of a chosen name: everything in its section but the name."""
     return section.model_dump(exclude={kind})
@@ -169,8 +172,10 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size):
         found.append((("data", "image_size"), f"{model} needs at least {least} pixels, got {pixels}"))
     if get("model", "head") == "gap":
-        for key in {"width", "dropout"} & set(get("model")):
-            found.append((("model", key), "belongs to the head 'fc', the head is 'gap'"))
+        for key in FC_ONLY:
+            # The resolved experiment of a run holds the defaults too.
+            if get("model", key) not in (None, VGGOptions.model_fields[key].default):
+                found.append((("model", key), "belongs to the head 'fc', the head is 'gap'"))
     found += _normalisation(get("data", "normalize"), get("data", "channels"))
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))

@@ -7,13 +7,14 @@ part into batches.
 import math
 
 import numpy as np
+from pydantic import ValidationError
 
 from kpipe.data.augment import Augmentation, flip_horizontal, pad_crop, translate
 from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
 from kpipe.data.sources import Part, Source, Splits
 from kpipe.data.statistics import channel_statistics
-from kpipe.errors import ConfigError, did_you_mean
-from kpipe.tables import SOURCES, SourceRow, resolve
+from kpipe.errors import ConfigError
+from kpipe.tables import parse_source, resolve
 
 __all__ = [
     "Augmentation",
@@ -59,25 +60,16 @@ def load_dataset(
         ConfigError: an unknown source, or an argument out of range.
         DataError: the data are not there or cannot be used.
     """
-    row, arguments = _parse_source(source)
+    row, argument = parse_source(source)
+    arguments = [argument] if row.argument else []
     _check_arguments(image_size, channels, {"validation": validation, "test": test})
-    options = row.options(**options).model_dump()
+    try:
+        options = row.options(**options).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     found = resolve(row)(*arguments, image_size=image_size, channels=channels, **options)
     return _split(found, validation, test)
-
-
-def _parse_source(source: str) -> tuple[SourceRow, list[str]]:
-    """`folder:photos` to its row and ["photos"]."""
-    name, colon, argument = source.partition(":")
-    if name not in SOURCES:
-        hint = did_you_mean(name, SOURCES)
-        raise ConfigError(f"data.source: expected a known source, got '{source}'{hint}")
-    row = SOURCES[name]
-    if row.argument is None and colon:
-        raise ConfigError(f"data.source: expected '{name}' alone, got '{source}'")
-    if row.argument and not argument:
-        raise ConfigError(f"data.source: expected '{name}:<{row.argument}>', got '{source}'")
-    return row, [argument] if row.argument else []
 
 
 def _check_arguments(image_size: int | None, channels: int | None, shares: dict[str, float]) -> None:

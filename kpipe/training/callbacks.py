@@ -22,7 +22,7 @@ class RunLog:
         self._path = path
         if lengths is not None:
             self._cut_back(lengths)
-        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8")
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
         self._writers = {
             "train": tf.summary.create_file_writer(str(path / "train")),
             "validation": tf.summary.create_file_writer(str(path / "validation")),

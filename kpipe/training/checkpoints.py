@@ -88,7 +88,7 @@ def _named_variables(model: keras.Model) -> dict[str, keras.Variable]:
     )
     named = {}
     for group, variables in zip(GROUPS, groups, strict=True):
-        roots: dict[str, str] = {}
+        roots = {layer.name: layer.name for layer in model.layers}
         for variable in variables:
             root, _, rest = variable.path.partition("/")
             named[f"{group}/{_stable_root(root, roots)}/{rest}"] = variable
@@ -96,7 +96,7 @@ def _named_variables(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def _stable_root(root: str, seen: dict[str, str]) -> str:
-    """`root` with Keras's automatic number counted anew.
+    """`root` with Keras's automatic number counted anew; the names of layers, `conv1_2`, are in `seen` already.
 
     Keras numbers optimizers and seed generators over the whole process, so the second model of a process
     would not know its own checkpoint.

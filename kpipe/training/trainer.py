@@ -84,15 +84,19 @@ class Trainer:
         Args:
             batches_from: called once with the first step to do; gives (images, labels) from there to the end
                 of the training, in full batches of one size, with a known cardinality.
+            steps_per_epoch: full batches in an epoch.
+            epochs: counted from the start of the training, not from `state`.
             state: where to go on, with the variables of the same moment in the model; None for the start.
             validation: evaluated at the end of each epoch.
             callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
                 a chunk with the true index of the batch, test methods at begin and end of the validation.
-            log_every: steps between two log lines; metrics of a line are means since the line before.
+            log_every: steps between two log lines; metrics of a line are means since the line before, or since
+                the epoch began.
             on_log: gets one record per log line, and one or two at the end of each epoch.
             on_progress: gets step and metrics since the last line, after each chunk.
             on_epoch: gets state and logs at the end of each epoch, a good moment for a checkpoint.
             should_stop: asked after each chunk.
+            max_chunk_seconds: how long a chunk of steps may last, about.
             chunk: steps in a chunk instead of what fits into `max_chunk_seconds`.
 
         Returns:
