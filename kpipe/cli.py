@@ -9,6 +9,7 @@ import click
 from kpipe import __version__
 from kpipe.errors import Interrupted, KpipeError
 
+_STILL_THERE = "what was saved before is still there, the same command goes on from it"
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -35,11 +36,13 @@ def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bo
     from kpipe.config import load_experiment
 
     loaded = load_experiment(experiment, overrides)
+    mark = "# " if print_config else ""
+    if loaded.dropped:
+        dropped = ", ".join(loaded.dropped)
+        click.echo(f"{mark}note: an override has chosen something else; dropped from the file: {dropped}")
     if print_config:
         click.echo(loaded.describe())
         return
-    for keys in loaded.dropped:
-        click.echo(f"note: {keys} does not belong to what an override has chosen and is dropped")
     _train(lambda: _import_experiment().train(loaded.experiment, new=new))
 
 
@@ -69,7 +72,7 @@ def schema() -> None:
     click.echo(json_schema())
 
 
-@cli.command()
+@cli.command(short_help="Check this installation and train a tiny network.")
 def doctor() -> None:
     """Check this installation: versions, devices, and a tiny network trained to its end."""
     _train(lambda: _import_doctor().examine())
@@ -86,10 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except KpipeError as error:
+        _ignore_impatience(error.exit_code)
         click.echo(error, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was lost that was saved, nothing new was saved", err=True)
+        _ignore_impatience(128 + signal.SIGINT)
+        click.echo(f"interrupted; {_STILL_THERE}", err=True)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of `kpipe list | head` has gone
         sys.stderr.close()
@@ -99,7 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminated(number: int, frame) -> None:
-    raise Interrupted("terminated; nothing was lost that was saved, nothing new was saved", number)
+    raise Interrupted(f"terminated; {_STILL_THERE}", number)
+
+
+def _ignore_impatience(exit_code: int) -> None:
+    """Another Ctrl-C while TensorFlow is being taken down would change the exit code and show a traceback."""
+    if exit_code >= 128:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _train(job: Callable[[], object]) -> None:

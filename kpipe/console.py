@@ -47,7 +47,7 @@ def hold_back_libraries() -> Iterator[None]:
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{(task.speed or 0) * task.fields['batch_size']:,.0f} images/s")
+        return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")
 
 
 class Screen:
@@ -115,14 +115,14 @@ class Screen:
         elif not self.console.is_terminal:
             self.line(
                 f"step {record['step']}  epoch {record['epoch']}/{self._epochs}  {loss}  "
-                f"accuracy {record['accuracy']:.4f}  {record['images_per_second']:,.0f} images/s"
+                f"acc {record['accuracy']:.4f}  {record['images_per_second']:,.0f} images/s"
             )
 
     def epoch(self, epoch: int, logs: dict, best: bool) -> None:
         width = len(str(self._epochs))
-        text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
+        text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  acc {logs['accuracy']:.4f}"
         if "val_loss" in logs:
-            text += f"  val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}"
+            text += f"  val_loss {logs['val_loss']:.4f}  val_acc {logs['val_accuracy']:.4f}"
         self.line(text + ("  best" if best else ""))
 
     def result(self, parts: dict[str, dict]) -> None:

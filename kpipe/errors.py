@@ -49,7 +49,7 @@ class Interrupted(KpipeError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`", did you mean 'sgd'?"` for the nearest known name, else the list of known names."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1)
+    nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
     if nearest:
         return f", did you mean '{nearest[0]}'?"
     return f" (known: {', '.join(known)})" if known else ""

@@ -346,8 +346,8 @@ def _finish(experiment, prepared, trainer, progress, run, log, screen) -> Result
     summary = _summary("finished", experiment, prepared, progress, parts)
     run.write_json("summary.json", summary)
     run.best_checkpoint.unlink()  # its weights are in model.keras
-    images = len(prepared.splits.train)
-    screen.result({"train": {**progress.train_metrics, "images": images}, **parts})
+    images = prepared.steps_per_epoch * batch_size
+    screen.result({f"train, during epoch {progress.best_epoch}": progress.train_metrics | {"images": images}, **parts})
     screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s in all, in {run.path}")
     screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
     return Result(run.path, summary)
@@ -396,7 +396,7 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
     wrong = wrong[np.argsort(-confidence[wrong])]  # the surest mistakes first
     for file, title, chosen in (
         ("predictions.png", "Predictions", np.arange(min(25, len(part)))),
-        ("mistakes.png", f"The surest of {len(wrong)} mistakes", wrong),
+        ("mistakes.png", f"The surest of {len(wrong)} mistakes" if len(wrong) else "No mistakes", wrong),
     ):
         columns = (array[chosen] for array in (part.images, part.labels, predictions, confidence))
         figures.write_predictions(folder / file, *columns, names, title=title)

@@ -29,7 +29,7 @@ _RED = "#C1121F"
 
 # split, span, label, look
 _CURVES = (
-    ("train", "steps", "train, since the line before", {"color": _BLUE, "linewidth": 0.8, "alpha": 0.45}),
+    ("train", "steps", "train, each log line", {"color": _BLUE, "linewidth": 0.8, "alpha": 0.45}),
     ("train", "epoch", "train, whole epoch", {"color": _BLUE, "linewidth": 1.8}),
     ("validation", "epoch", "validation", {"color": _VERMILION, "linewidth": 1.8, "linestyle": "--"}),
 )
@@ -233,7 +233,7 @@ def _draw_predictions(
         axes = figure.add_subplot(grid[divmod(index, columns)])
         _show_image(axes, image, framed=label != prediction)
         true, predicted = (_shorten(class_names[number], 14) for number in (label, prediction))
-        text = f"true: {true}\npredicted: {predicted} {probability:.0%}"
+        text = f"true: {true}\npredicted: {predicted} ({probability:.0%})"
         color = _INK if label == prediction else _RED
         axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
     return figure

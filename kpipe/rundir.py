@@ -122,12 +122,14 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
 def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
     note = None
     for path in sorted((p for p in folder.iterdir() if p.is_dir()), reverse=True):
-        if new or _status(path) in _OVER:
-            continue
         config = _read_config(path)
-        if config is None:
+        if new or config is None:
             continue
         theirs = {key: value for key, value in config.items() if key not in ("chosen", "logs")}
+        if (status := _status(path)) in _OVER:
+            if theirs == identity:
+                note = note or f"{path} is a {status} run of the same experiment; this is another"
+            continue
         if theirs != identity:
             note = note or f"{path} is unfinished and has another config ({_difference(theirs, identity)})"
             continue

@@ -193,7 +193,7 @@ def test_folder_ignores_what_is_no_image(tmp_path):
     splits = load_dataset(f"folder:{tmp_path}", validation=0, test=0)
     assert counts(splits.train, 2) == [2, 3]
     assert splits.notes == (
-        "ignored 2 files that are not images: notes.txt, empty/README",
+        "ignored 2 files that are not JPEG, PNG, GIF or BMP images: notes.txt, empty/README",
         "ignored 1 folder that is not a class: empty",
     )
 
@@ -202,7 +202,7 @@ def test_one_stray_file_is_named(tmp_path):
     write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
     (tmp_path / "notes.txt").write_text("no image")
     notes = load_dataset(f"folder:{tmp_path}", validation=0, test=0).notes
-    assert notes == ("ignored 1 file that is not an image: notes.txt",)
+    assert notes == ("ignored 1 file that is not a JPEG, PNG, GIF or BMP image: notes.txt",)
 
 
 def test_folder_with_umlauts_spaces_and_grey_images(tmp_path):

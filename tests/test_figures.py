@@ -54,12 +54,12 @@ def test_curves_hold_the_records():
     loss, accuracy = figures._draw_curves(ONE_EPOCH).axes
     assert loss.get_title("left") == "Loss"
     assert drawn_lines(loss) == {
-        "train, since the line before": [[5, 2.5], [10, 1.5]],
+        "train, each log line": [[5, 2.5], [10, 1.5]],
         "train, whole epoch": [[10, 2.0]],
         "validation": [[10, 1.75]],
     }
     assert accuracy.get_title("left") == "Accuracy"
-    assert drawn_lines(accuracy)["train, since the line before"] == [[5, 0.125], [10, 0.375]]
+    assert drawn_lines(accuracy)["train, each log line"] == [[5, 0.125], [10, 0.375]]
     assert drawn_lines(accuracy)["validation"] == [[10, 0.5]]
 
 
@@ -67,7 +67,7 @@ def test_a_single_epoch_is_marked():
     loss, _ = figures._draw_curves(ONE_EPOCH).axes
     markers = {line.get_label(): line.get_marker() for line in loss.get_lines()}
     assert markers["train, whole epoch"] == markers["validation"] == "o"
-    assert markers["train, since the line before"] == ""
+    assert markers["train, each log line"] == ""
 
 
 def test_many_epochs_have_no_markers():
@@ -182,8 +182,8 @@ def test_predictions_are_titled_and_mistakes_are_red():
     figure = figures._draw_predictions(*draw_predictions(2), title="Predictions")
     right, wrong = figure.axes
     assert figure.get_suptitle() == "Predictions"
-    assert right.get_title() == "true: cat\npredicted: cat 100%"
-    assert wrong.get_title() == "true: dog\npredicted: cat 60%"
+    assert right.get_title() == "true: cat\npredicted: cat (100%)"
+    assert wrong.get_title() == "true: dog\npredicted: cat (60%)"
     assert to_hex(right.title.get_color()) == "#222222"
     assert to_hex(wrong.title.get_color()) == "#c1121f"
     assert wrong.spines["left"].get_visible() and not right.spines["left"].get_visible()
@@ -191,7 +191,7 @@ def test_predictions_are_titled_and_mistakes_are_red():
 
 def test_long_class_names_are_shortened_in_titles():
     figure = figures._draw_predictions(*draw_predictions(1, names=LONG_NAMES), title="")
-    assert figure.axes[0].get_title() == "true: a rathe…mber 0\npredicted: a rathe…mber 0 100%"
+    assert figure.axes[0].get_title() == "true: a rathe…mber 0\npredicted: a rathe…mber 0 (100%)"
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (8, 8)), (2, (8, 8, 3)), (3, (8, 8, 3)), (5, (8, 8, 3))])
@@ -231,7 +231,7 @@ def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
     columns = draw_predictions(2, names=("$x_1$", "猫\n犬"))
     figures.write_predictions(tmp_path / "p.png", *columns, title="50 $ of $")
     figure = figures._draw_predictions(*columns, title="50 $ of $")
-    assert figure.axes[1].get_title() == "true: 猫 犬\npredicted: $x_1$ 60%"
+    assert figure.axes[1].get_title() == "true: 猫 犬\npredicted: $x_1$ (60%)"
     assert_picture(tmp_path / "p.png")
 
 

@@ -118,3 +118,13 @@ def test_evaluation_scores_each_image_once_in_order(batch_size, sizes):
     assert int(dataset.cardinality()) == len(sizes)
     np.testing.assert_array_equal(np.concatenate([images for images, _ in seen]), PART.images)
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in seen]), PART.labels)
+
+
+@pytest.mark.parametrize("wrong", [flip_horizontal, "flip_horizontal"])
+def test_an_augmentation_that_was_not_made(wrong):
+    with pytest.raises(ConfigError, match=r"augment: expected augmentations such as flip_horizontal\(\), got"):
+        make_pipeline(PART, 4, augment=[wrong])
+
+
+def test_a_part_is_shown_in_a_line():
+    assert repr(PART) == "Part(23 images of 8x8x3)"

@@ -97,6 +97,8 @@ def _origin(document: Document, keys: Keys) -> str:
 
 def _problem(document: Document, details: dict[str, Any]) -> Problem:
     keys = _present(document.data, details["loc"])
+    if details["type"] == "union_tag_invalid":
+        keys = (*keys, details["ctx"]["discriminator"].strip("'"))
     return Problem(_origin(document, keys), keys, _wording(keys, details))
 
 
@@ -143,7 +145,8 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         return f"expected {expected[kind]}{got}"
     if kind in bounds:
         word, key = bounds[kind]
-        return f"expected {word} {context[key]:g}{got}"
+        bound = f"{context[key]:,}" if isinstance(context[key], int) else f"{context[key]:g}"
+        return f"expected {word} {bound}{got}"
     if kind == "literal_error":
         names = [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")]
         names = [{"True": "true", "False": "false"}.get(name, name) for name in names]
@@ -151,9 +154,7 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         return f"expected one of {', '.join(names)}{got}" + (nearest if "did you" in nearest else "")
     if kind == "union_tag_invalid":
         names = [name.strip("'") for name in context["expected_tags"].split(", ")]
-        return f"unknown {context['discriminator'].strip(chr(39))} {show(context['tag'])}" + did_you_mean(
-            context["tag"], names
-        )
+        return f"unknown name {show(context['tag'])}" + did_you_mean(context["tag"], names)
     if kind == "union_tag_not_found":
         return f"expected a key {context['discriminator'].strip(chr(39))}{got}"
     if kind == "source":

@@ -7,7 +7,7 @@ mapping) replaces that section. Options that the new kind also has are kept, the
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
-from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, show
+from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, parse_scalar, show
 from kpipe.config.schema import FC_ONLY, Experiment
 from kpipe.errors import ConfigError
 from kpipe.tables import MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
@@ -69,12 +69,18 @@ def _parse(text: str) -> tuple[Keys, Any]:
     left, equals, right = text.partition("=")
     if not equals or not left or any(not part for part in left.split(".")):
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {text!r}")
+    if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
+        return _split_keys(left), parse_scalar(right.strip())
     document = parse_document(right, WHERE)
     if isinstance(document.data, dict):
         raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
     if document.problems:
         raise ConfigError(f"{left}: {document.problems[0].message}")
-    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in left.split(".")), document.data
+    return _split_keys(left), document.data
+
+
+def _split_keys(text: str) -> Keys:
+    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in text.split("."))
 
 
 def _find(data: Any, keys: Keys) -> Any:

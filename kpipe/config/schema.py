@@ -170,7 +170,11 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
         found.append((("data", "synthetic"), f"belongs to the source 'synthetic', the source is {source!r}"))
     pixels = size if isinstance(size, int) else row.native_size if row else None
     if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size):
-        found.append((("data", "image_size"), f"{model} needs at least {least} pixels, got {pixels}"))
+        got = f"got {pixels}" if size is not None else f"the images of '{kind}' have {pixels}; set data.image_size"
+        found.append((("data", "image_size"), f"{model} needs at least {least} pixels, {got}"))
+    channels = get("data", "channels")
+    if kind != "synthetic" and isinstance(channels, int) and channels not in (1, 3):
+        found.append((("data", "channels"), f"expected 1 (grey) or 3 (colour), got {channels}"))
     if get("model", "head") == "gap":
         for key in FC_ONLY:
             # The resolved experiment of a run holds the defaults too.

@@ -45,6 +45,9 @@ def make_pipeline(
         ConfigError: the batch is larger than the part, or not at least 1.
     """
     steps_per_epoch = count_steps_per_epoch(part, batch_size)
+    for entry in augment:
+        if not isinstance(entry, Augmentation):
+            raise ConfigError(f"augment: expected augmentations such as flip_horizontal(), got {entry!r}")
     if last_step is None:
         last_step = first_step + steps_per_epoch
     draw = _make_draw(len(part), batch_size, seed, sum(augmentation.uniforms for augmentation in augment))

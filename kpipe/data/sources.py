@@ -7,8 +7,10 @@ from grey are copies.
 N images, H height, W width, C channels, S image size.
 """
 
+import contextlib
 import difflib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,10 @@ PART_FOLDERS = {
 SHOWN = 5  # names in a message before it says how many more there are
 
 
-@dataclass(frozen=True, eq=False)
+_FORMATS = "JPEG, PNG, GIF or BMP"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Part:
     """One part of a set: images uint8 [N, H, W, C], 0..255; labels int32 [N]."""
 
@@ -39,6 +44,9 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Part({len(self)} images of {'x'.join(str(side) for side in self.images.shape[1:])})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +164,11 @@ class _Strays:
 
     def lines(self, root: Path) -> tuple[str, ...]:
         kinds = (
-            (self.files, "file that is not an image", "files that are not images"),
+            (
+                self.files,
+                "file that is not a JPEG, PNG, GIF or BMP image",
+                "files that are not JPEG, PNG, GIF or BMP images",
+            ),
             (self.folders, "folder that is not a class", "folders that are not classes"),
         )
         return tuple(
@@ -364,7 +376,8 @@ def _tfds_prepare(builder, name: str, where: str) -> None:
         return
     try:
         with _no_retries():
-            builder.download_and_prepare()
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads
+                builder.download_and_prepare()
     except Exception as error:  # any download, disk or format error: the remedy is the same
         raise DataError(
             f"{where}: expected it prepared in {builder.data_path}, got nothing there, "

@@ -31,16 +31,18 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Adds one record: a line of metrics.jsonl, and scalars at its step.
 
-        In TensorBoard the training curves are the means over the steps of each log line, the validation curves the
-        means over the part; the test part is a number, not a curve, and stands in metrics.jsonl alone.
+        In TensorBoard `loss` and the rest are means over the steps of each log line, `epoch_loss` and the rest over
+        whole epochs, where training and validation share a chart. The test part is a number, not a curve, and
+        stands in metrics.jsonl alone.
         """
         self._metrics.write(json.dumps(record) + "\n")
-        if record["split"] not in self._writers or (record["split"], record["span"]) == ("train", "epoch"):
+        if record["split"] not in self._writers:
             return
+        prefix = "epoch_" if record["span"] == "epoch" else ""
         with self._writers[record["split"]].as_default(step=record["step"]):
             for name in _SCALARS:
                 if name in record:
-                    tf.summary.scalar(name, record[name])
+                    tf.summary.scalar(prefix + name, record[name])
 
     def write_text(self, name: str, text: str) -> None:
         with self._writers["train"].as_default(step=0):
