@@ -163,8 +163,9 @@ def train(
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
                 log.write_graph(_graph(prepared.model))
-            _fit(experiment, prepared, trainer, progress, run, log, screen, stop)
-            return _finish(experiment, prepared, trainer, progress, run, log, screen)
+            job = _Job(experiment, prepared, trainer, progress, run, log, screen)
+            _fit(job, stop)
+            return _finish(job)
 
 
 def load_splits(config: DataConfig) -> data.Splits:
@@ -262,64 +263,109 @@ def _optimizer(training, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     return make_optimizer(training.optimizer.name, chosen_options, schedule, weight_decay=decay)
 
 
-def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> None:
-    """Trains to the end, with a checkpoint at the end of each epoch and at a stop."""
-    training, model = experiment.training, prepared.model
-    start = time.monotonic() - progress.seconds
+@dataclass(frozen=True)
+class _Job:
+    """All that stands ready when the training begins."""
 
-    def save() -> None:
-        progress.seconds = time.monotonic() - start
-        progress.logs = log.lengths()
-        progress.save(run.last_checkpoint, model)
+    experiment: Experiment
+    prepared: Prepared
+    trainer: Trainer
+    progress: Progress
+    run: Run
+    log: RunLog
+    screen: Screen
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def batch_size(self) -> int:
+        return self.experiment.data.batch_size
+
+    def save(self, seconds_before: float) -> None:
+        """Commits this moment: resuming goes on from here."""
+        self.progress.seconds = seconds_before + time.monotonic() - self.began
+        self.progress.logs = self.log.lengths()
+        self.progress.save(self.run.last_checkpoint, self.prepared.model)
+
+    def end_epoch(self, logs: dict[str, float]) -> None:
+        """Keeps the weights if they are the best so far.
+
+        Raises:
+            Diverged: the validation loss is not finite.
+        """
+        state, progress = self.progress.train, self.progress
+        if not math.isfinite(logs.get("val_loss", 0.0)):
+            raise Diverged(f"the validation loss became {logs['val_loss']} at step {state.step}; try a lower rate")
+        score = _score(self.experiment.training.monitor, logs)
+        best = progress.best_score is None or score is None or score > progress.best_score
+        epoch = state.step // self.prepared.steps_per_epoch
+        if best:
+            progress.best_epoch, progress.best_score = epoch, score
+            progress.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
+            progress.save(self.run.best_checkpoint, self.prepared.model)
+        self.screen.epoch(epoch, logs, best and score is not None)
+
+    def write_summary(self, status: str, parts: dict[str, dict] | None = None) -> dict[str, Any]:
+        """Writes summary.json and returns it; `parts`: the numbers of the held-out parts."""
+        progress, model = self.progress, self.prepared.model
+        images = progress.train.step * self.batch_size
+        summary = {
+            "status": status,
+            "experiment": self.experiment.name,
+            "model": self.experiment.model.name,
+            "parameters": model.count_params(),
+            "epochs": progress.train.step // self.prepared.steps_per_epoch,
+            "best_epoch": progress.best_epoch,
+            "steps": progress.train.step,
+            "seconds": round(progress.seconds, 2),
+            "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
+            "precision": self.experiment.chosen.precision,
+            "seed": self.experiment.seed,
+            "train": progress.train_metrics,
+            **(parts or {}),
+        }
+        self.run.write_json("summary.json", summary)
+        return summary
+
+
+def _fit(job: _Job, stop: "_Stop") -> None:
+    """Trains to the end, with a checkpoint at the end of each epoch and at a stop."""
+    training, splits, screen = job.experiment.training, job.prepared.splits, job.screen
+    progress, seconds_before = job.progress, job.progress.seconds
+    validation = data.make_evaluation_pipeline(splits.validation, job.batch_size) if splits.validation else None
+    steps_per_epoch = job.prepared.steps_per_epoch
 
     def on_log(record: dict) -> None:
-        log.write(record)
+        job.log.write(record)
         if record["span"] == "steps":
             screen.log(record)
 
     def on_epoch(state: TrainState, logs: dict) -> None:
-        if not math.isfinite(logs.get("val_loss", 0.0)):
-            raise Diverged(f"the validation loss became {logs['val_loss']} at step {state.step}; try a lower rate")
-        score = _score(training.monitor, logs)
-        best = progress.best_score is None or score is None or score > progress.best_score
-        epoch = state.step // prepared.steps_per_epoch
-        if best:
-            progress.best_epoch, progress.best_score = epoch, score
-            progress.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
-            progress.save(run.best_checkpoint, model)
-        save()
-        screen.epoch(epoch, logs, best and score is not None)
+        job.end_epoch(logs)
+        job.save(seconds_before)
 
-    callbacks = []
-    if training.early_stopping:
-        mode = "min" if training.monitor == "val_loss" else "max"
-        stopping = training.early_stopping.model_dump()
-        callbacks.append(keras.callbacks.EarlyStopping(monitor=training.monitor, mode=mode, **stopping))
-    validation = prepared.splits.validation
-    batch_size = experiment.data.batch_size
     try:
-        with screen.training(epochs=training.epochs, steps_per_epoch=prepared.steps_per_epoch, batch_size=batch_size):
-            trainer.fit(
-                prepared.batches_from,
-                steps_per_epoch=prepared.steps_per_epoch,
+        with screen.training(epochs=training.epochs, steps_per_epoch=steps_per_epoch, batch_size=job.batch_size):
+            job.trainer.fit(
+                job.prepared.batches_from,
+                steps_per_epoch=steps_per_epoch,
                 epochs=training.epochs,
                 state=progress.train,
-                validation=data.make_evaluation_pipeline(validation, batch_size) if validation else None,
-                callbacks=callbacks,
-                log_every=prepared.log_every,
+                validation=validation,
+                callbacks=_callbacks(training),
+                log_every=job.prepared.log_every,
                 on_log=on_log,
                 on_progress=lambda step, metrics: screen.step(step),
                 on_epoch=on_epoch,
                 should_stop=lambda: stop.number is not None,
             )
         if progress.train.interrupted:
-            save()
+            job.save(seconds_before)
     except Diverged:
-        progress.seconds = time.monotonic() - start
-        run.write_json("summary.json", _summary("diverged", experiment, prepared, progress, {}))
+        progress.seconds = seconds_before + time.monotonic() - job.began
+        job.write_summary("diverged")
         raise
     if progress.train.interrupted:
-        run.write_json("summary.json", _summary("interrupted", experiment, prepared, progress, {}))
+        job.write_summary("interrupted")
         raise Interrupted(
             f"interrupted after step {progress.train.step:,}, which is saved. The same command goes on from there:\n"
             f"  {_command()}",
@@ -327,29 +373,34 @@ def _fit(experiment, prepared, trainer, progress, run, log, screen, stop) -> Non
         )
 
 
-def _finish(experiment, prepared, trainer, progress, run, log, screen) -> Result:
+def _callbacks(training) -> list[keras.callbacks.Callback]:
+    if training.early_stopping is None:
+        return []
+    mode = "min" if training.monitor == "val_loss" else "max"
+    options_given = training.early_stopping.model_dump()
+    return [keras.callbacks.EarlyStopping(monitor=training.monitor, mode=mode, **options_given)]
+
+
+def _finish(job: _Job) -> Result:
     """Takes the best weights, evaluates them on every held-out part, and writes what the run leaves behind."""
+    run, prepared, progress = job.run, job.prepared, job.progress
     load_checkpoint(run.best_checkpoint, prepared.model)
-    state, batch_size = progress.train, experiment.data.batch_size
     parts = {}
     for name in ("validation", "test"):
-        part = getattr(prepared.splits, name)
-        if part:
-            parts[name] = trainer.evaluate(data.make_evaluation_pipeline(part, batch_size))
+        if part := getattr(prepared.splits, name):
+            parts[name] = job.trainer.evaluate(data.make_evaluation_pipeline(part, job.batch_size))
     if "test" in parts:
         test = {name: parts["test"][name] for name in ("loss", "accuracy")}
-        epoch = state.step // prepared.steps_per_epoch
-        log.write({"step": state.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
-    log.lengths()  # flushes
+        epoch = progress.train.step // prepared.steps_per_epoch
+        job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
     save_portable(prepared.model, run.path / "model.keras", **prepared.network)
-    _write_figures(run, prepared, batch_size)
-    summary = _summary("finished", experiment, prepared, progress, parts)
-    run.write_json("summary.json", summary)
+    _write_figures(run, prepared, job.batch_size)
+    summary = job.write_summary("finished", parts)
     run.best_checkpoint.unlink()  # its weights are in model.keras
-    images = prepared.steps_per_epoch * batch_size
-    screen.result({f"train, during epoch {progress.best_epoch}": progress.train_metrics | {"images": images}, **parts})
-    screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s in all, in {run.path}")
-    screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
+    trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
+    job.screen.result({f"train, during epoch {progress.best_epoch}": trained_on, **parts})
+    job.screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s of training, in {run.path}")
+    job.screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
     return Result(run.path, summary)
 
 
@@ -358,25 +409,6 @@ def _score(monitor: str, logs: dict[str, float]) -> list[float] | None:
     if "val_loss" not in logs:
         return None
     return [logs["val_accuracy"], -logs["val_loss"]] if monitor == "val_accuracy" else [-logs["val_loss"]]
-
-
-def _summary(status: str, experiment, prepared, progress: Progress, parts: dict) -> dict[str, Any]:
-    images = progress.train.step * experiment.data.batch_size
-    return {
-        "status": status,
-        "experiment": experiment.name,
-        "model": experiment.model.name,
-        "parameters": prepared.model.count_params(),
-        "epochs": progress.train.step // prepared.steps_per_epoch,
-        "best_epoch": progress.best_epoch,
-        "steps": progress.train.step,
-        "seconds": round(progress.seconds, 2),
-        "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
-        "precision": experiment.chosen.precision,
-        "seed": experiment.seed,
-        "train": progress.train_metrics,
-        **parts,
-    }
 
 
 def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:

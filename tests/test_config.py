@@ -340,3 +340,17 @@ def test_light_verbs_import_neither_tensorflow_nor_numpy(tmp_path, arguments, co
     assert ("did you mean 'sgd'?" in done.stderr) == (code == 2)
     assert "Traceback" not in done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+
+
+def test_load_dataset_has_the_defaults_of_the_schema():
+    import inspect
+
+    from kpipe.config import DataConfig
+    from kpipe.data import load_dataset
+
+    defaults = {name: p.default for name, p in inspect.signature(load_dataset).parameters.items()}
+    section = DataConfig(source="digits")
+    for name in ("image_size", "channels"):
+        assert defaults[name] == getattr(section, name)
+    for name in ("validation", "test"):
+        assert defaults[name] == getattr(section.split, name)
