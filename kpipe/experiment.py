@@ -118,7 +118,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
             optimizer=_optimizer(training, steps_per_epoch),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            jit_compile=False,  # on a CPU, XLA makes these networks two to eight times slower
+            jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     log_every = training.log_every
     log_steps = log_every.steps or max(1, round(log_every.epochs * steps_per_epoch))

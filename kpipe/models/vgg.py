@@ -22,9 +22,7 @@ Deliberate deviations from the paper:
   offered; the defaults are the paper's network.
 - Convolutions start as in He et al. 2015 (section 2.2 there), dense layers as in Glorot and Bengio 2010. The
   paper first trains net A and copies its layers; it notes that Glorot's start makes that unnecessary
-  (section 3.1). Accuracy of the 16-layer net on 360 held-out digits (32 pixels, width 512, Adam 3e-4, batch
-  32, 2 epochs, seeds 0 and 1): with batch normalisation 97.8 and 96.9 % from He's start of the convolutions,
-  96.7 and 93.6 % from Glorot's; without it 71.7 and 35.8 %, and 10.0 and 30.6 %.
+  (section 3.1).
 - Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean colour
   (section 2.1).
 - The dense layers are not turned into convolutions for testing at other sizes (section 3.2).
@@ -54,8 +52,8 @@ def _convolution(x, maps: int, place: str, batch_norm: bool):
     )(x)
     if not batch_norm:
         return x
-    # With Keras's own momentum of 0.99 the moving averages lag behind on small sets: vgg16 on the digits had
-    # 90 % after 7 epochs, with 0.9 99 % after 2. 0.9 and 1e-5 are also torchvision's.
+    # With Keras's own momentum of 0.99 the moving averages lag behind on small sets, which have few steps.
+    # 0.9 and 1e-5 are also torchvision's.
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"bn{place}")(x)
     return layers.ReLU(name=f"relu{place}")(x)
 
