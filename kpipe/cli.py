@@ -1,5 +1,7 @@
 """The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
 
+import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -7,7 +9,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from kpipe import __version__
-from kpipe.errors import Interrupted, KpipeError
+from kpipe.errors import ConfigError, Interrupted, KpipeError, did_you_mean
 
 _STILL_THERE = "what was saved before is still there, the same command goes on from it"
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -43,7 +45,45 @@ def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bo
     if print_config:
         click.echo(loaded.describe())
         return
-    _train(lambda: _import_experiment().train(loaded.experiment, new=new))
+    _quietly(lambda: _import_experiment().train(loaded.experiment, new=new))
+
+
+@cli.command()
+@click.argument("experiment", metavar="EXPERIMENT.yaml|NETWORK")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--image-size", type=click.IntRange(1), help="Pixels a side, for a network's name.")
+@click.option("--channels", type=click.IntRange(1), help="Channels, for a network's name or data that are not there.")
+@click.option("--classes", type=click.IntRange(1), help="Classes, for a network's name or data that are not there.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def plan(
+    experiment: str,
+    overrides: tuple[str, ...],
+    image_size: int | None,
+    channels: int | None,
+    classes: int | None,
+    as_json: bool,
+) -> None:
+    """Show what a training would be: layers, parameters, memory, steps, disk. Train nothing.
+
+    NETWORK is a name such as vgg16, in its paper's form: kpipe plan vgg16 --image-size 224 model.head=gap
+    """
+    from kpipe.config import load_experiment, load_network
+    from kpipe.tables import MODELS
+
+    is_network = experiment in MODELS
+    if not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"{experiment}: expected an experiment file or the name of a network{did_you_mean(experiment, MODELS)}"
+        )
+    loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
+
+    def show() -> None:
+        from kpipe.plan import Assumed, make_plan, show_plan
+
+        found = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
+        click.echo(json.dumps(found, indent=2)) if as_json else show_plan(found)
+
+    _quietly(show)
 
 
 @cli.command(name="list")
@@ -53,8 +93,6 @@ def list_names(as_json: bool) -> None:
     from kpipe.tables import TABLES
 
     if as_json:
-        import json
-
         click.echo(json.dumps({kind: list(table) for kind, table in TABLES.items()}, indent=2))
         return
     for kind, table in TABLES.items():
@@ -75,7 +113,7 @@ def schema() -> None:
 @cli.command(short_help="Check this installation and train a tiny network.")
 def doctor() -> None:
     """Check this installation: versions, devices, and a tiny network trained to its end."""
-    _train(lambda: _import_doctor().examine())
+    _quietly(lambda: _import_doctor().examine())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +151,7 @@ def _ignore_impatience(exit_code: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _train(job: Callable[[], object]) -> None:
+def _quietly(job: Callable[[], object]) -> None:
     from kpipe.console import hold_back_libraries
 
     with hold_back_libraries():

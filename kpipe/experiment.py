@@ -37,6 +37,7 @@ from kpipe.training.callbacks import RunLog
 from kpipe.training.checkpoints import load_checkpoint, save_checkpoint
 from kpipe.training.device import describe_device, gpu_hint
 from kpipe.training.distribution import make_strategy
+from kpipe.training.losses import make_loss
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope, resolve_precision
 from kpipe.training.schedules import make_schedule
@@ -54,6 +55,7 @@ class Prepared:
     batches_from: Callable[[int], tf.data.Dataset]
     steps_per_epoch: int
     log_every: int
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,18 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         "mean": mean,
         "std": std,
     }
-    with make_strategy().scope(), precision_scope(choose(experiment, experiment.chosen).precision):
+    precision = choose(experiment, experiment.chosen).precision
+    with make_strategy().scope(), precision_scope(precision):
         model = build_model(**network)
         model.compile(
             optimizer=_optimizer(training, steps_per_epoch),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=_loss(experiment),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     log_every = training.log_every
     log_steps = log_every.steps or max(1, round(log_every.epochs * steps_per_epoch))
-    return Prepared(splits, model, network, batches_from, steps_per_epoch, log_steps)
+    return Prepared(splits, model, network, batches_from, steps_per_epoch, log_steps, precision)
 
 
 def train(
@@ -261,6 +264,13 @@ def _optimizer(training, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     chosen_options = options(training.optimizer)
     decay = chosen_options.pop("weight_decay")
     return make_optimizer(training.optimizer.name, chosen_options, schedule, weight_decay=decay)
+
+
+def _loss(experiment: Experiment) -> keras.losses.Loss:
+    chosen_loss = experiment.training.loss
+    if chosen_loss is None:
+        return make_loss(experiment.model.own_loss)
+    return make_loss(chosen_loss.name, options(chosen_loss))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from kpipe.config.document import Document, Keys, Problem, read_document, show
 from kpipe.config.overrides import WHERE, apply_overrides, sections_at
 from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
 from kpipe.errors import ConfigError, did_you_mean
+from kpipe.tables import MODELS
 
 __all__ = [
     "Chosen",
@@ -22,6 +23,7 @@ __all__ = [
     "TrainingConfig",
     "json_schema",
     "load_experiment",
+    "load_network",
     "options",
 ]
 
@@ -54,6 +56,25 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     path = Path(path)
     document = read_document(path)
     document.data.setdefault("name", path.stem)
+    return _check(document, overrides)
+
+
+def load_network(name: str, image_size: int | None = None, overrides: Sequence[str] = ()) -> Loaded:
+    """An experiment that says nothing but the name of its network; its images come from nowhere.
+
+    Args:
+        name: a name of `kpipe.tables.MODELS`.
+        image_size: pixels a side; None: whatever the network takes.
+        overrides: as for `load_experiment`.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
+    data = {"source": "synthetic", "image_size": image_size or MODELS[name].smallest_size[0]}
+    return _check(Document({"name": name, "data": data, "model": {"name": name}}, name), overrides)
+
+
+def _check(document: Document, overrides: Sequence[str]) -> Loaded:
     dropped = apply_overrides(document, overrides)
     problems = list(document.problems)
     experiment = None

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, parse_scalar, show
-from kpipe.config.schema import FC_ONLY, Experiment
+from kpipe.config.schema import Experiment, foreign_options
 from kpipe.errors import ConfigError
-from kpipe.tables import MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
+from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
 
 WHERE = "command line"
 _KINDS: dict[Keys, dict[str, Row]] = {
     ("model", "name"): MODELS,
     ("training", "optimizer", "name"): OPTIMIZERS,
     ("training", "learning_rate", "schedule"): SCHEDULES,
+    ("training", "loss", "name"): LOSSES,
 }
 
 
@@ -134,7 +135,8 @@ def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]
         return [child for child in from_file(parent) if child[-1] not in kept]
     if keys == ("data", "source") and value != "synthetic":
         return [child for child in from_file(parent) if child[-1] == "synthetic"]
-    if keys == ("model", "head") and value == "gap":
-        return [child for child in from_file(parent) if child[-1] in FC_ONLY]
+    if keys[:1] == ("model",):
+        foreign = [key for key, _ in foreign_options(_find(document.data, parent))]
+        return [child for child in from_file(parent) if child[-1] in foreign]
     one_ofs = [keys[:n] for n in range(1, len(keys)) if any(issubclass(s, OneOf) for s in sections_at(keys[:n]))]
     return [child for section in one_ofs for child in from_file(section)]

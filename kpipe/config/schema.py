@@ -10,10 +10,12 @@ from pydantic_core import PydanticCustomError
 from kpipe.errors import ConfigError
 from kpipe.tables import (
     AUGMENTATIONS,
+    LOSSES,
     MODELS,
     OPTIMIZERS,
     SCHEDULES,
     SOURCES,
+    SYNTHETIC_SIZES,
     Count,
     NonNegative,
     OneOf,
@@ -22,7 +24,6 @@ from kpipe.tables import (
     Section,
     Share,
     SyntheticOptions,
-    VGGOptions,
     parse_source,
 )
 
@@ -104,6 +105,8 @@ class TrainingConfig(Section):
     learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
         {"schedule": "cosine"}, validate_default=True
     )
+    loss: _choice(LOSSES, "name") | None = None
+    """Default: the network's own, which is cross_entropy for all but LeNet-5's original form."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     deterministic: Literal["auto", True, False] = "auto"
     """The same bits in every run of the same machine. auto: on a CPU, where it costs little."""
@@ -138,13 +141,26 @@ class Experiment(Section):
         return self.model_dump(mode="json", exclude={"chosen", "logs"})
 
 
-FC_ONLY = ("width", "dropout")
-"""Options of a network that only the head `fc` has."""
-
-
 def options(section: Section, kind: str = "name") -> dict[str, Any]:
     """The options of a chosen name: everything in its section but the name."""
     return section.model_dump(exclude={kind})
+
+
+def foreign_options(model: Any) -> list[tuple[str, str]]:
+    """Options that mean nothing beside the others, as (option, what it belongs to): a width in a head without one.
+
+    `model` is plain data. The resolved experiment of a run holds the defaults too: a default is never foreign.
+    """
+    name = model.get("name") if isinstance(model, dict) else None
+    if not isinstance(name, str) or name not in MODELS:
+        return []
+    options = MODELS[name].options
+    found = []
+    for key, (chooser, values) in options.belongs.items():
+        chosen = model.get(chooser, options.model_fields[chooser].default)
+        if chosen not in values and key in model and model[key] not in (None, options.model_fields[key].default):
+            found.append((key, f"the {chooser} {' or '.join(map(repr, values))}, the {chooser} is {chosen!r}"))
+    return found
 
 
 def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
@@ -168,18 +184,20 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
         found.append((("data", "image_size"), f"is required with {kind}: photographs come in many sizes"))
     if get("data", "synthetic") is not None and kind != "synthetic":
         found.append((("data", "synthetic"), f"belongs to the source 'synthetic', the source is {source!r}"))
-    pixels = size if isinstance(size, int) else row.native_size if row else None
-    if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size):
+    shown = get("data", "synthetic", "kind") or "images"
+    native = SYNTHETIC_SIZES.get(shown) if kind == "synthetic" and isinstance(shown, str) else row and row.native_size
+    pixels = size if isinstance(size, int) else native
+    if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size[0]):
         got = f"got {pixels}" if size is not None else f"the images of '{kind}' have {pixels}; set data.image_size"
         found.append((("data", "image_size"), f"{model} needs at least {least} pixels, {got}"))
     channels = get("data", "channels")
     if kind != "synthetic" and isinstance(channels, int) and channels not in (1, 3):
         found.append((("data", "channels"), f"expected 1 (grey) or 3 (colour), got {channels}"))
-    if get("model", "head") == "gap":
-        for key in FC_ONLY:
-            # The resolved experiment of a run holds the defaults too.
-            if get("model", key) not in (None, VGGOptions.model_fields[key].default):
-                found.append((("model", key), "belongs to the head 'fc', the head is 'gap'"))
+    if kind == "synthetic" and shown != "images" and channels is not None:
+        found.append((("data", "channels"), f"belongs to kind: images, the kind is {shown!r}; leave it out"))
+    if shown == "board" and get("data", "synthetic", "classes") is not None:
+        found.append((("data", "synthetic", "classes"), "a board has one class a point; leave it out"))
+    found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
     found += _normalisation(get("data", "normalize"), get("data", "channels"))
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))

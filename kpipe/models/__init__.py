@@ -10,13 +10,38 @@ import numpy as np
 
 from kpipe.errors import ConfigError, did_you_mean
 
-# Imported here and not when a name is looked up: `kpipe.models.lenet5` must be the function at any time.
-from kpipe.models.layers import InputShape, Standardize
+# Imported here and not when a name is looked up: `kpipe.models.alexnet` must be the function at any time.
+from kpipe.models.alexnet import alexnet
+from kpipe.models.go import go_policy
+from kpipe.models.googlenet import googlenet
+from kpipe.models.layers import InputShape
 from kpipe.models.lenet import lenet5
-from kpipe.models.vgg import vgg11, vgg13, vgg16, vgg19
+from kpipe.models.mlp import mlp
+from kpipe.models.preprocessing import Standardize
+from kpipe.models.speech import speech_cnn
+from kpipe.models.text import text_cnn
+from kpipe.models.vgg import start_from_net_a, vgg11, vgg13, vgg16, vgg16_c, vgg19
+from kpipe.models.zfnet import zfnet
 from kpipe.tables import MODELS, resolve
 
-__all__ = ["build_model", "lenet5", "save_portable", "vgg11", "vgg13", "vgg16", "vgg19"]
+__all__ = [
+    "alexnet",
+    "build_model",
+    "go_policy",
+    "googlenet",
+    "lenet5",
+    "mlp",
+    "save_portable",
+    "speech_cnn",
+    "start_from_net_a",
+    "text_cnn",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg16_c",
+    "vgg19",
+    "zfnet",
+]
 
 Constants = float | list[float]
 
@@ -57,7 +82,11 @@ def save_portable(
     mean: Constants,
     std: Constants,
 ) -> None:
-    """Writes `path`, a .keras file in float32 that plain Keras loads where kpipe is not installed.
+    """Writes `path`, a .keras file in float32, of plain Keras layers wherever the network allows.
+
+    LeNet-5, VGG and the others without layers of kpipe's own load where kpipe is not installed. What only the
+    training needs, such as auxiliary heads, is left out. A network that ends in a global average is written for
+    images of any size.
 
     The other arguments are those that `model` was built from by `build_model`, under any dtype policy. A file
     that is there already is replaced in one step: it is never seen half-written, and it survives a full disk.
@@ -66,11 +95,16 @@ def save_portable(
         ConfigError: as `build_model`.
         OSError: the file cannot be written.
     """
+    section = MODELS[name].options
+    kept = {option: value for option, value in options.items() if option not in section.training_only}
+    if section(**kept).any_size:
+        input_shape = (None, None, input_shape[-1])
     with _float32():
         variance = np.square(std).tolist()
         preprocessing = keras.layers.Normalization(mean=mean, variance=variance, name="standardize")
-        portable = _build(name, options, input_shape, classes, preprocessing)
-    portable.set_weights(model.get_weights())
+        portable = _build(name, kept, input_shape, classes, preprocessing)
+    for layer in portable.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights())
     path = Path(path)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.keras")
     try:

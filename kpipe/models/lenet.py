@@ -1,44 +1,68 @@
-"""LeNet-5, in the form that is usually meant today.
+"""LeNet-5: the form that is usually meant today, the paper's own, and the concept it grew from.
 
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document Recognition",
-Proceedings of the IEEE 86(11), 1998, section II.B.
+Proceedings of the IEEE 86(11), 1998, section II.B and appendix A.
 
-| layer  | what it does                | output for 28x28x1 | parameters |
-|--------|-----------------------------|--------------------|------------|
-| c1     | 6 maps 5x5, padded by 2     | 28 x 28 x 6        | 156        |
-| s2     | 2x2 pooling                 | 14 x 14 x 6        |            |
-| c3     | 16 maps 5x5                 | 10 x 10 x 16       | 2,416      |
-| s4     | 2x2 pooling                 | 5 x 5 x 16         |            |
-| c5     | dense                       | 120                | 48,120     |
-| f6     | dense                       | 84                 | 10,164     |
-| logits | dense                       | 10                 | 850        |
+| layer  | `modern`                    | `original`                          | output for 32x32x1 | parameters     |
+|--------|-----------------------------|-------------------------------------|--------------------|----------------|
+| c1     | 6 maps 5x5                  | the same                            | 28 x 28 x 6        | 156            |
+| s2     | 2x2 pooling                 | trained sub-sampling                | 14 x 14 x 6        | 0 or 12        |
+| c3     | 16 maps 5x5                 | each sees 3 to 6 maps of s2         | 10 x 10 x 16       | 2,416 or 1,516 |
+| s4     | 2x2 pooling                 | trained sub-sampling                | 5 x 5 x 16         | 0 or 32        |
+| c5     | dense                       | 120 maps whose kernel is all of s4  | 120                | 48,120         |
+| f6     | dense                       | dense                               | 84                 | 10,164         |
+| logits | dense                       | minus the distance to fixed codes   | 10                 | 850 or 0       |
 
-61,706 parameters, at 28x28 and at the paper's 32x32.
+61,706 and 60,000 trained parameters. `concept` has three maps in each of c1, s2, c3 and s4, sigmoids, and one
+dense layer: the drawing with which courses introduce convolutional networks.
 
-Deliberate deviations from the paper:
-- c1 pads inputs smaller than 32 pixels by 2 (28 becomes the paper's 32); larger inputs are not padded.
-- c3 sees all maps of s2, not the paper's table of connections (1,516 parameters there).
-- s2 and s4 have no trainable coefficient and bias, and no squashing behind them.
-- The activation is ReLU by default and a plain tanh on request, not the scaled 1.7159 tanh(2/3 a).
-- c5 is a dense layer, which is the same at 32 pixels.
-- The output is a dense layer under a softmax loss, not distances to fixed bitmaps.
+All three pad c1's input by 2 where it is smaller than 32 pixels (28 becomes the paper's 32), and no larger one.
+
+Deliberate deviations of `modern` from the paper:
+- c3 sees all maps of s2; s2 and s4 have no coefficients; the output is a dense layer under a softmax loss.
+- The activation is ReLU unless another is chosen, and there is none behind s2 and s4.
 - Weights start as in Glorot and Bengio 2010, not uniform in +-2.4 / fan-in; images come scaled to 0..1.
+
+Deliberate deviations of `original`:
+- In larger images than 32 pixels c5 grows with s4; the paper would slide its 5x5 kernel.
+- The codes of the digits are drawn after the paper's figure 3, not copied from it; classes other than 10 have
+  random codes.
 """
 
 import keras
 from keras import layers
 
-from kpipe.models.layers import InputShape, check_arguments, check_choice, make_logits, scale_to_unit
+from kpipe.models.layers import (
+    ACTIVATIONS,
+    POOLING,
+    FanInUniform,
+    InputShape,
+    PartialConv2D,
+    RBFOutput,
+    TrainableSubsampling,
+    activated,
+    check_arguments,
+    check_choice,
+    make_activation,
+    make_logits,
+)
+from kpipe.models.preprocessing import scale_to_unit
 
 # The paper's input size, section II.B; below it, c1 pads.
 PAPER_SIZE = 32
-POOLING = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
+# Table I of the paper: the maps of s2 that each map of c3 sees.
+C3_TABLE = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
 
 
 def lenet5(
     input_shape: InputShape = (28, 28, 1),
     classes: int = 10,
     *,
+    variant: str = "modern",
     activation: str = "relu",
     pooling: str = "max",
     preprocessing: keras.layers.Layer | None = None,
@@ -49,26 +73,71 @@ def lenet5(
     Args:
         input_shape: (H, W, C), H and W at least 12.
         classes: K.
-        activation: after c1, c3, c5 and f6; any activation of Keras.
-        pooling: "max" or "average".
-        preprocessing: the layer that sees the raw images first; None scales them to 0..1.
+        variant: "modern"; "original", the paper's, whose logits are minus the distances to the codes of the classes
+            and whose loss is `map`; or "concept", three sigmoid filters.
+        activation: of the modern form after c1, c3, c5 and f6; a name of `kpipe.models.layers.ACTIVATIONS`.
+        pooling: of the modern form, "max" or "average".
+        preprocessing: the layer that sees the raw images first; None scales them to 0..1, in the original form to
+            the paper's -0.1 for 0 and 1.175 for 255.
         name: of the model.
 
     Raises:
-        ConfigError: an input that is too small or of unknown size, an unknown pooling, no class.
+        ConfigError: an input that is too small or of unknown size, an unknown choice, no class.
     """
     check_arguments("lenet5", input_shape, classes, fixed_size=True)
+    check_choice("lenet5", "variant", variant, _BODIES)
+    check_choice("lenet5", "activation", activation, ACTIVATIONS)
     check_choice("lenet5", "pooling", pooling, POOLING)
-    pool = POOLING[pooling]
+    if preprocessing is None:
+        preprocessing = _scale_as_in_the_paper() if variant == "original" else scale_to_unit()
     padding = "same" if min(input_shape[:2]) < PAPER_SIZE else "valid"
 
     images = keras.Input(input_shape, dtype="float32", name="images")
-    x = (preprocessing or scale_to_unit())(images)
-    x = layers.Conv2D(6, 5, padding=padding, activation=activation, name="c1")(x)
+    logits = _BODIES[variant](preprocessing(images), classes, padding, activation, pooling)
+    return keras.Model(images, logits, name=name)
+
+
+def _modern(x, classes: int, padding: str, activation: str, pooling: str):
+    pool = POOLING[pooling]
+    x = activated(layers.Conv2D, 6, 5, padding=padding, activation=activation, name="c1")(x)
     x = pool(2, name="s2")(x)
-    x = layers.Conv2D(16, 5, activation=activation, name="c3")(x)
+    x = activated(layers.Conv2D, 16, 5, activation=activation, name="c3")(x)
     x = pool(2, name="s4")(x)
     x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(120, activation=activation, name="c5")(x)
-    x = layers.Dense(84, activation=activation, name="f6")(x)
-    return keras.Model(images, make_logits(classes)(x), name=name)
+    x = activated(layers.Dense, 120, activation=activation, name="c5")(x)
+    x = activated(layers.Dense, 84, activation=activation, name="f6")(x)
+    return make_logits(classes)(x)
+
+
+def _original(x, classes: int, padding: str, *_):
+    def squash(x, name):
+        return make_activation("scaled_tanh", f"{name}_tanh")(x)
+
+    def start():
+        return {"kernel_initializer": FanInUniform()}
+
+    x = squash(layers.Conv2D(6, 5, padding=padding, **start(), name="c1")(x), "c1")
+    x = squash(TrainableSubsampling(name="s2")(x), "s2")
+    x = squash(PartialConv2D(C3_TABLE, 5, name="c3")(x), "c3")
+    x = squash(TrainableSubsampling(name="s4")(x), "s4")
+    x = squash(layers.Conv2D(120, x.shape[1:3], **start(), name="c5")(x), "c5")
+    x = layers.Flatten(name="flatten")(x)
+    x = squash(layers.Dense(84, **start(), name="f6")(x), "f6")
+    return RBFOutput(classes, name="logits")(x)
+
+
+def _concept(x, classes: int, padding: str, *_):
+    for convolution, subsampling in (("c1", "s2"), ("c3", "s4")):
+        x = layers.Conv2D(3, 5, padding=padding, activation="sigmoid", name=convolution)(x)
+        x = TrainableSubsampling(name=subsampling)(x)
+        x = make_activation("sigmoid", f"{subsampling}_sigmoid")(x)
+        padding = "valid"
+    return make_logits(classes)(layers.Flatten(name="flatten")(x))
+
+
+_BODIES = {"modern": _modern, "original": _original, "concept": _concept}
+
+
+def _scale_as_in_the_paper() -> keras.layers.Layer:
+    """Section II.B: the background (0) becomes -0.1 and the ink (255) 1.175."""
+    return layers.Rescaling((1.175 + 0.1) / 255, offset=-0.1, dtype="float32", name="scale")

@@ -5,6 +5,7 @@ costs the checkpoint that was there before.
 """
 
 import json
+import math
 import os
 import re
 import zipfile
@@ -62,6 +63,11 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, An
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return state
+
+
+def count_values(model: keras.Model) -> int:
+    """The numbers that a checkpoint of `model`, compiled and its optimizer built, holds."""
+    return sum(math.prod(variable.shape) for variable in _named_variables(model).values())
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,202 @@
+"""What can be said of a network without running it: sizes, parameters, multiplications, receptive fields, memory.
+
+Receptive field and stride are counted from the image on (Araujo, Norris, Sim, "Computing Receptive Fields of
+Convolutional Neural Networks", Distill 2019): a window of k pixels every s turns a field r and a stride j into
+r + (k - 1) j and j s. Where branches meet, the largest field counts.
+
+Legend of the shapes: B batch, H height, W width, C channels.
+"""
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+
+from kpipe.errors import ConfigError
+
+# The weights that are multiplied with the input at each position; biases and normalisations only add or scale.
+_MULTIPLIED = ("kernel", "depthwise_kernel", "pointwise_kernel", "codes")
+# Layers whose output is their input in another shape: it takes no memory of its own.
+_VIEWS = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.InputLayer)
+_GLOBAL = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D, keras.layers.Flatten)
+_FLOAT32 = 4  # bytes
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one value of a tensor has seen of the image: height and width in pixels."""
+
+    field: Pair = (1, 1)
+    stride: Pair = (1, 1)
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """One layer of a network, or one use of it where it is used several times."""
+
+    name: str
+    type: str
+    output: tuple[int, ...]
+    """Without the batch: (H, W, C) or (units,)."""
+    parameters: int
+    """Trained or not; 0 where the layer was counted before."""
+    macs: int
+    """Multiplications with a weight, for one image, each with its addition; biases are not counted."""
+    receptive_field: Pair | None
+    """(height, width) in pixels of what one position sees, padding included; None where it sees the whole image."""
+    stride: Pair | None
+    """(down, right) in pixels of the image from one position to the next; None as above."""
+    memory: int
+    """Bytes of the output for one image; 0 where it is the input in another shape."""
+
+
+def measure(model: keras.Model) -> list[LayerGeometry]:
+    """The layers of a functional or sequential model, branch by branch, auxiliary outputs last.
+
+    Args:
+        model: of images [B, H, W, C] with known H and W.
+
+    Returns:
+        One row for each layer but the input. The counts agree with the papers' where these are right.
+
+    Raises:
+        ConfigError: H or W is unknown, or the input is no image.
+    """
+    for tensor in model.inputs:
+        if len(tensor.shape) != 4 or None in tensor.shape[1:]:
+            raise ConfigError(f"measure: expected images of a known size [B, H, W, C], got {tuple(tensor.shape)}.")
+    rows: list[LayerGeometry] = []
+    windows: dict[int, _Window | None] = {}
+    counted: set[int] = set()
+    for node in _nodes(model):
+        operation = node.operation
+        window = _see(operation, [windows[id(tensor)] for tensor in node.input_tensors], node)
+        windows |= {id(tensor): window for tensor in node.outputs}
+        if not isinstance(operation, keras.layers.InputLayer):
+            rows.append(_row(operation, node, window, first=id(operation) not in counted))
+            counted.add(id(operation))
+    return rows
+
+
+def count_macs(rows: Sequence[LayerGeometry]) -> int:
+    """Multiply-additions of one image, forward."""
+    return sum(row.macs for row in rows)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """An estimate of what a training step holds at once, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the backward pass needs again, and the gradients of the two largest neighbours."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_training_memory(model: keras.Model, batch_size: int, optimizer_values: int) -> TrainingMemory:
+    """An estimate from the shapes alone; what the framework itself takes is not in it.
+
+    Args:
+        model: as `measure` takes it.
+        batch_size: B.
+        optimizer_values: numbers that the optimizer keeps, over all weights.
+    """
+    rows = measure(model)
+    largest = max(row.memory for row in rows)
+    return TrainingMemory(
+        weights=_FLOAT32 * model.count_params(),
+        gradients=_FLOAT32 * sum(math.prod(variable.shape) for variable in model.trainable_variables),
+        optimizer=_FLOAT32 * optimizer_values,
+        activations=batch_size * (sum(row.memory for row in rows) + 2 * largest),
+    )
+
+
+def _nodes(model: keras.Model) -> list:
+    """Every call of a layer between the model's inputs and outputs, each after those it needs.
+
+    `_keras_history` is Keras's own record of where a symbolic tensor comes from; there is no public one.
+    """
+    found: dict[int, object] = {}
+
+    def visit(tensor) -> None:
+        operation, index, _ = tensor._keras_history
+        node = operation._inbound_nodes[index]
+        if id(node) in found:
+            return
+        if not any(tensor is start for start in model.inputs):
+            for needed in node.input_tensors:
+                visit(needed)
+        found[id(node)] = node
+
+    for output in model.outputs:
+        visit(output)
+    return list(found.values())
+
+
+def _row(operation, node, window: _Window | None, *, first: bool) -> LayerGeometry:
+    bytes_of_outputs = sum(math.prod(tensor.shape[1:]) * _bytes_of(tensor.dtype) for tensor in node.outputs)
+    return LayerGeometry(
+        name=operation.name,
+        type=type(operation).__name__,
+        output=tuple(node.outputs[0].shape[1:]),
+        parameters=operation.count_params() if first and hasattr(operation, "count_params") else 0,
+        macs=_macs(operation, node),
+        receptive_field=window and window.field,
+        stride=window and window.stride,
+        memory=0 if isinstance(operation, _VIEWS) else bytes_of_outputs,
+    )
+
+
+def _bytes_of(dtype: str) -> int:
+    """2 for float16 and bfloat16, 4 for float32, 1 for bool."""
+    return int(dtype.lstrip(string.ascii_lowercase) or 8) // 8
+
+
+def _macs(operation, node) -> int:
+    if isinstance(operation, keras.Model):
+        return count_macs(measure(operation))
+    multiplied = [getattr(operation, name, None) for name in _MULTIPLIED]
+    weights = sum(math.prod(weight.shape) for weight in multiplied if weight is not None)
+    # A transposed convolution multiplies at each position of its input.
+    transposed = isinstance(operation, keras.layers.Conv2DTranspose)
+    positions = (node.input_tensors if transposed else node.outputs)[0].shape[1:-1]
+    return weights * math.prod(positions)
+
+
+def _see(operation, inputs: list[_Window | None], node) -> _Window | None:
+    """What the output of a layer has seen, from what its inputs have."""
+    if not inputs:
+        return _Window()
+    if None in inputs or isinstance(operation, _GLOBAL):
+        return None
+    # The field is the union over branches; their strides are equal, or they could not meet.
+    field = tuple(max(window.field[axis] for window in inputs) for axis in (0, 1))
+    stride = inputs[0].stride
+    kernel, step = _kernel_and_step(operation)
+    if kernel is None:
+        same = node.outputs[0].shape[1:3] == node.input_tensors[0].shape[1:3]
+        padded = isinstance(operation, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D))
+        return _Window(field, stride) if same or padded else None
+    return _Window(
+        tuple(field[axis] + (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
+        tuple(stride[axis] * step[axis] for axis in (0, 1)),
+    )
+
+
+def _kernel_and_step(operation) -> tuple[Pair | None, Pair]:
+    """The window of a convolution or pooling, dilation included, and its stride; (None, ...) for other layers."""
+    kernel = getattr(operation, "kernel_size", None) or getattr(operation, "pool_size", None)
+    if kernel is None or isinstance(operation, keras.layers.Conv2DTranspose):
+        return None, (1, 1)
+    dilation = getattr(operation, "dilation_rate", (1, 1))
+    dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
+    return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), tuple(operation.strides)

@@ -1,0 +1,219 @@
+"""GoogLeNet: nine inception blocks, and a global average where its predecessors have dense layers.
+
+C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, sections 4 and 5, table 1.
+
+| layers                        | output at 224    | 1x1 | 3x3       | 5x5      | pool | parameters |
+|-------------------------------|------------------|-----|-----------|----------|------|------------|
+| conv1 7x7/2, pool1 3x3/2, lrn | 56 x 56 x 64     |     |           |          |      | 9,472      |
+| conv2 1x1 and 3x3, lrn        | 56 x 56 x 192    |     | 64 > 192  |          |      | 114,944    |
+| pool2 3x3/2, inception 3a     | 28 x 28 x 256    | 64  | 96 > 128  | 16 > 32  | 32   | 163,696    |
+| inception 3b                  | 28 x 28 x 480    | 128 | 128 > 192 | 32 > 96  | 64   | 388,736    |
+| pool3 3x3/2, inception 4a     | 14 x 14 x 512    | 192 | 96 > 208  | 16 > 48  | 64   | 376,176    |
+| inception 4b                  | 14 x 14 x 512    | 160 | 112 > 224 | 24 > 64  | 64   | 449,160    |
+| inception 4c                  | 14 x 14 x 512    | 128 | 128 > 256 | 24 > 64  | 64   | 510,104    |
+| inception 4d                  | 14 x 14 x 528    | 112 | 144 > 288 | 32 > 64  | 64   | 605,376    |
+| inception 4e                  | 14 x 14 x 832    | 256 | 160 > 320 | 32 > 128 | 128  | 868,352    |
+| pool4 3x3/2, inception 5a     | 7 x 7 x 832      | 256 | 160 > 320 | 32 > 128 | 128  | 1,043,456  |
+| inception 5b                  | 7 x 7 x 1024     | 384 | 192 > 384 | 48 > 128 | 128  | 1,444,080  |
+| average, dropout 40 %, logits | 1000             |     |           |          |      | 1,025,000  |
+
+6,998,552 parameters, and 13,378,280 with the two auxiliary heads. The table's own column of parameters is rounded
+and partly wrong (2.7K for the first layer).
+
+`batch_norm` is torchvision's form: no biases but batch normalisation with epsilon 0.001 after each convolution, 3x3
+convolutions in the place of 5x5, a last pooling of 2x2: 6,624,904 parameters, with the heads 13,004,888.
+
+Poolings round odd sizes up, so no image of at least 17 pixels is too small for them. An auxiliary head averages
+windows of 5x5 every 3 pixels, or the whole map where it is smaller.
+
+Deliberate deviations from the paper:
+- Weights start as in Glorot and Bengio 2010, biases at 0.2, as in the well-known Caffe model; the paper says
+  nothing. `batch_norm` starts with a normal distribution of deviation 0.01 within two deviations, as torchvision.
+- `batch_norm` has the paper's dropout of 0.4 unless another is chosen; torchvision has 0.2.
+- Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean colour (section 5).
+"""
+
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from kpipe.models.layers import (
+    InputShape,
+    LocalResponseNormalization,
+    check_arguments,
+    check_choice,
+    make_logits,
+)
+from kpipe.models.preprocessing import scale_to_unit
+
+# Table 1: maps of the 1x1 branch, of the 3x3 branch and its reduction, of the 5x5 branch and its, behind the pool.
+BLOCKS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+POOLED = ("3b", "4e")
+"""Blocks with a pooling behind them."""
+HEADED = ("4a", "4d")
+"""Blocks with an auxiliary head."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the two forms differ in."""
+
+    batch_norm: bool
+    largest_kernel: int
+    """Of the branch that the paper calls 5x5."""
+    last_pool: int
+
+
+VARIANTS = {
+    "paper": Variant(batch_norm=False, largest_kernel=5, last_pool=3),
+    "batch_norm": Variant(batch_norm=True, largest_kernel=3, last_pool=2),
+}
+
+
+@keras.saving.register_keras_serializable(package="kpipe")
+class WithAuxiliaryHeads(keras.Model):
+    """A functional model whose first output are the logits, and whose others are logits of auxiliary heads.
+
+    In training the loss is that of the logits plus 0.3 times that of each head (section 5). Metrics, evaluation and
+    `predict` know the first output only.
+    """
+
+    auxiliary_weight = 0.3
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        logits, *heads = y_pred
+        loss = super().compute_loss(x, y, logits, sample_weight, training)
+        if training:
+            loss = loss + self.auxiliary_weight * sum(self.loss(y, head, sample_weight) for head in heads)
+        return loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return super().compute_metrics(x, y, y_pred[0], sample_weight)
+
+    def predict_step(self, data):
+        return super().predict_step(data)[0]
+
+
+def googlenet(
+    input_shape: InputShape = (224, 224, 3),
+    classes: int = 1000,
+    *,
+    variant: str = "paper",
+    auxiliary_heads: bool = False,
+    lrn: bool = True,
+    dropout: float = 0.4,
+    preprocessing: keras.layers.Layer | None = None,
+    name: str = "googlenet",
+) -> keras.Model:
+    """GoogLeNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+
+    Args:
+        input_shape: (H, W, C), H and W at least 17; without auxiliary heads they may be None: any size.
+        classes: K.
+        variant: "paper" or "batch_norm".
+        auxiliary_heads: two more classifiers for training: the model is a `WithAuxiliaryHeads` and, when it is
+            called, gives a list of three logits.
+        lrn: local response normalisation in the stem, where the variant has it.
+        dropout: share of values left out before the last layer.
+        preprocessing: the layer that sees the raw images first; None scales them to 0..1.
+        name: of the model.
+
+    Raises:
+        ConfigError: an input that is too small, or of unknown size before the heads; an unknown variant; no class.
+    """
+    check_arguments("googlenet", input_shape, classes, fixed_size=auxiliary_heads)
+    check_choice("googlenet", "variant", variant, VARIANTS)
+    row = VARIANTS[variant]
+
+    images = keras.Input(input_shape, dtype="float32", name="images")
+    x = (preprocessing or scale_to_unit())(images)
+    x = _stem(x, row, lrn and not row.batch_norm)
+    heads = []
+    for place, maps in BLOCKS.items():
+        x = inception(x, maps, f"inception_{place}", row)
+        if auxiliary_heads and place in HEADED:
+            heads.append(_auxiliary_head(x, classes, f"auxiliary_{place}", row))
+        if place in POOLED:
+            size = row.last_pool if place == "4e" else 3
+            x = layers.MaxPooling2D(size, 2, padding="same", name=f"pool{place[0]}")(x)
+    x = layers.GlobalAveragePooling2D(name="gap")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    logits = make_logits(classes, **_start(row, biased=False))(x)
+    if heads:
+        return WithAuxiliaryHeads(images, [logits, *heads], name=name)
+    return keras.Model(images, logits, name=name)
+
+
+def inception(x, maps: tuple[int, int, int, int, int, int], name: str, row: Variant):
+    """One inception block with dimension reduction, figure 2b of the paper.
+
+    Args:
+        x: [B, H, W, C].
+        maps: of the 1x1 branch, the 3x3 branch's reduction and itself, the 5x5 branch's and itself, the 1x1
+            convolution behind the pooling.
+        name: begins the names of the block's layers.
+        row: the variant.
+
+    Returns:
+        [B, H, W, the sum of the four branches' maps].
+    """
+    one, reduce_three, three, reduce_five, five, pooled = maps
+    largest = row.largest_kernel
+    branches = [_convolution(x, one, 1, f"{name}_1x1", row)]
+    for reduced, wide, kernel, label in ((reduce_three, three, 3, "3x3"), (reduce_five, five, largest, "5x5")):
+        reduction = _convolution(x, reduced, 1, f"{name}_{label}_reduce", row)
+        branches.append(_convolution(reduction, wide, kernel, f"{name}_{label}", row))
+    pool = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
+    branches.append(_convolution(pool, pooled, 1, f"{name}_pool_1x1", row))
+    return layers.Concatenate(name=name)(branches)
+
+
+def _stem(x, row: Variant, lrn: bool):
+    def normalise(x, number: int):
+        return LocalResponseNormalization(name=f"lrn{number}")(x) if lrn else x
+
+    x = layers.ZeroPadding2D(3, name="pad1")(x)
+    x = _convolution(x, 64, 7, "conv1", row, strides=2, padding="valid")
+    x = normalise(layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x), 1)
+    x = _convolution(x, 64, 1, "conv2_reduce", row)
+    x = normalise(_convolution(x, 192, 3, "conv2", row), 2)
+    return layers.MaxPooling2D(3, 2, padding="same", name="pool2")(x)
+
+
+def _auxiliary_head(x, classes: int, name: str, row: Variant):
+    """[B, H, W, C] to logits [B, K]: the side network of section 5."""
+    window = tuple(min(5, side) for side in x.shape[1:3])
+    x = layers.AveragePooling2D(window, 3, name=f"{name}_pool")(x)
+    x = _convolution(x, 128, 1, f"{name}_1x1", row)
+    x = layers.Flatten(name=f"{name}_flatten")(x)
+    x = layers.Dense(1024, activation="relu", name=f"{name}_fc", **_start(row))(x)
+    x = layers.Dropout(0.7, name=f"{name}_dropout")(x)
+    return layers.Dense(classes, dtype="float32", name=f"{name}_logits", **_start(row, biased=False))(x)
+
+
+def _convolution(x, maps: int, kernel: int, name: str, row: Variant, *, strides: int = 1, padding: str = "same"):
+    options = {"strides": strides, "padding": padding, "name": name} | _start(row)
+    if not row.batch_norm:
+        return layers.Conv2D(maps, kernel, activation="relu", **options)(x)
+    x = layers.Conv2D(maps, kernel, use_bias=False, **options)(x)
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _start(row: Variant, biased: bool = True) -> dict:
+    """How the weights of a layer start; `biased`: hidden layers of the paper's form have biases of 0.2."""
+    if row.batch_norm:
+        return {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.01)}
+    bias = keras.initializers.Constant(0.2 if biased else 0.0)
+    return {"kernel_initializer": keras.initializers.GlorotUniform(), "bias_initializer": bias}

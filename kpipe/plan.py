@@ -1,0 +1,227 @@
+"""`kpipe plan`: everything that can be said of a training before it begins. Nothing is trained or written."""
+
+import inspect
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from kpipe.config import Experiment
+from kpipe.console import Screen
+from kpipe.data import Part, Splits
+from kpipe.errors import DataError
+from kpipe.experiment import Prepared, prepare
+from kpipe.models.geometry import count_macs, estimate_training_memory, measure
+from kpipe.tables import MODELS, resolve
+from kpipe.training.checkpoints import count_values
+
+_CURVE_POINTS = 60
+_CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
+_FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What to suppose of images that are not there; None: what the network's builder has as its default."""
+
+    image_size: int | None = None
+    channels: int | None = None
+    classes: int | None = None
+
+
+def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_data: bool = True) -> dict[str, Any]:
+    """The plan of an experiment, as JSON types.
+
+    Args:
+        experiment: what would be trained.
+        assumed: of the images, where they are not there.
+        with_data: False does not look for the data at all.
+
+    Returns:
+        `parameters`, `trainable_parameters`, `macs` of one image, `layers` from the input to the output, `data`,
+        `training` (memory and disk in bytes; null where the data would have to be known), `experiment`.
+
+    Raises:
+        ConfigError: the network cannot be built.
+    """
+    missing, splits = None, None
+    if with_data:
+        try:
+            prepared = prepare(experiment, statistics=False)
+            splits = prepared.splits
+        except DataError as error:
+            missing = str(error)
+    if splits is None:
+        prepared = prepare(experiment, statistics=False, splits=_stand_in(experiment, assumed or Assumed()))
+    model = prepared.model
+    rows = measure(model)
+    return {
+        "experiment": experiment.identity(),
+        "parameters": model.count_params(),
+        "trainable_parameters": sum(math.prod(variable.shape) for variable in model.trainable_variables),
+        "macs": count_macs(rows),
+        "layers": [_row(row) for row in rows],
+        "data": _describe_data(experiment, prepared, splits, missing),
+        "training": _describe_training(experiment, prepared, splits),
+    }
+
+
+def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
+    """One batch of nothing in the shape that the images would have."""
+    parameters = inspect.signature(resolve(MODELS[experiment.model.name])).parameters
+    height, width, depth = parameters["input_shape"].default
+    size = assumed.image_size or (None if experiment.data.source == "synthetic" else experiment.data.image_size)
+    if size:  # a text stays one pixel wide
+        height, width = size, size if height == width else width
+    shape = (height, width, assumed.channels or experiment.data.channels or depth)
+    classes = assumed.classes or parameters["classes"].default
+    batch = experiment.data.batch_size
+    part = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
+    return Splits(part, part, None, tuple(map(str, range(classes))))
+
+
+def _row(row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "type": row.type,
+        "output": list(row.output),
+        "parameters": row.parameters,
+        "macs": row.macs,
+        "receptive_field": _one_if_equal(row.receptive_field),
+        "stride": _one_if_equal(row.stride),
+        "memory": row.memory,
+    }
+
+
+def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
+    return pair and (pair[0] if pair[0] == pair[1] else list(pair))
+
+
+def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missing: str | None) -> dict[str, Any]:
+    shown = prepared.splits
+    counts = {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name, None))}
+    return {
+        "source": experiment.data.source if splits or missing else None,
+        "missing": missing,
+        "image": list(shown.train.images.shape[1:]),
+        "classes": len(shown.class_names),
+        "images": counts or None,
+    }
+
+
+def _describe_training(experiment: Experiment, prepared: Prepared, splits: Splits | None) -> dict[str, Any]:
+    model, training = prepared.model, experiment.training
+    model.optimizer.build(model.trainable_variables)
+    kept = sum(math.prod(variable.shape) for variable in model.optimizer.variables)
+    memory = estimate_training_memory(model, experiment.data.batch_size, kept)
+    steps = prepared.steps_per_epoch * training.epochs if splits else None
+    return {
+        "optimizer": training.optimizer.name,
+        "loss": training.loss.name if training.loss else experiment.model.own_loss,
+        "precision": prepared.precision,
+        "batch_size": experiment.data.batch_size,
+        "epochs": training.epochs,
+        "steps_per_epoch": prepared.steps_per_epoch if splits else None,
+        "steps": steps,
+        "memory": {**asdict(memory), "total": memory.total},
+        "disk": _disk(model),
+        "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
+    }
+
+
+def _disk(model) -> dict[str, int]:
+    """Bytes that a run takes: at most, and when it has finished. Logs and figures are small beside them."""
+    checkpoint, network = _FLOAT32 * count_values(model), _FLOAT32 * model.count_params()
+    # The last and the best checkpoint, while the next is written beside them.
+    return {"most": 3 * checkpoint, "finished": checkpoint + network}
+
+
+def _learning_rate(optimizer, steps: int) -> list[list[float]]:
+    """[step, rate] at even distances over the training, the first and the last step included."""
+    moments = sorted({round(step) for step in np.linspace(0, steps - 1, _CURVE_POINTS)})
+    curve = []
+    for step in moments:
+        optimizer.iterations.assign(step)
+        curve.append([step, float(optimizer.learning_rate)])
+    return curve
+
+
+# --- on the screen ------------------------------------------------------------------------------------------
+
+
+def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
+    """Prints what `make_plan` has found."""
+    screen = screen or Screen()
+    data, training = plan["data"], plan["training"]
+    frozen = plan["parameters"] - plan["trainable_parameters"]
+    rows = {
+        "model": f"{plan['experiment']['model']['name']}, {plan['parameters']:,} parameters"
+        + (f" ({frozen:,} of them not trained)" if frozen else ""),
+        "image": f"{_sides(data['image'])}, {data['classes']:,} classes, {plan['macs']:,} multiply-adds",
+    }
+    if data["images"]:
+        rows["data"] = f"{data['source']}: " + ", ".join(f"{count:,} {part}" for part, count in data["images"].items())
+    elif data["missing"]:
+        rows["data"] = data["missing"]
+    steps = training["steps"]
+    rows["training"] = f"{training['epochs']} epochs" if steps else f"{training['epochs']} epochs, steps unknown"
+    if steps:
+        rows["training"] += f" of {training['steps_per_epoch']:,} steps = {steps:,} steps"
+    rows["training"] += f", batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"
+    memory, disk = training["memory"], training["disk"]
+    parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations"))
+    rows["memory"] = f"about {_size(memory['total'])} in {training['precision']}: {parts}"
+    rows["disk"] = f"at most {_size(disk['most'])}, {_size(disk['finished'])} when finished"
+    screen.line("")
+    screen.console.print(_layer_table(plan["layers"]))
+    screen.header(f"plan of {plan['experiment']['name']}", rows)
+    if training["learning_rate"]:
+        screen.line("")
+        for line in _curve(training["learning_rate"]):
+            screen.line(line)
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for column in ("output", "parameters", "multiply-adds", "sees", "stride"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in layers:
+        sees, stride = (_sides(layer[key]) for key in ("receptive_field", "stride"))
+        numbers = (f"{layer[key]:,}" if layer[key] else "" for key in ("parameters", "macs"))
+        table.add_row(layer["name"], _sides(layer["output"]), *numbers, sees or "all", stride)
+    return table
+
+
+def _sides(value: int | list[int] | None) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _size(number: int) -> str:
+    """Bytes as people say them: 1.5 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
+    return f"{number} bytes"
+
+
+def _curve(points: list[list[float]]) -> list[str]:
+    from uniplot import plot_to_string
+
+    steps, rates = zip(*points, strict=True)
+    peak = max(rates)
+    lines = plot_to_string(
+        [rate / peak for rate in rates],
+        xs=steps,
+        lines=True,
+        color=False,
+        width=_CURVE_WIDTH,
+        height=_CURVE_HEIGHT,
+        y_min=0,
+        y_max=1,
+        title=f"learning rate over the steps, in units of its peak of {peak:g}",
+    )
+    return [line.rstrip() for line in lines.splitlines()]

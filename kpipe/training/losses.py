@@ -1,0 +1,94 @@
+"""Loss functions over logits: softmax cross entropy, and the two of the first convolutional networks.
+
+All take labels int32 [B] and logits float32 [B, K], and give float32 [B], of which training takes the mean.
+The signatures of the three functions are the options of `kpipe.tables.LOSSES`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from kpipe.errors import ConfigError, did_you_mean
+from kpipe.tables import LOSSES, resolve
+
+
+def make_loss(name: str, options: Mapping[str, Any] | None = None) -> keras.losses.Loss:
+    """A loss of the table `kpipe.tables.LOSSES`.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"training.loss: expected a known name, got '{name}'{did_you_mean(name, LOSSES)}")
+    return resolve(LOSSES[name])(**(options or {}))
+
+
+def cross_entropy() -> keras.losses.Loss:
+    """-log of the probability that a softmax over the logits gives to the true class."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def euclidean(output: str = "tanh") -> keras.losses.Loss:
+    """Half the squared distance between the outputs and a label coded as +1 for its class and -1 for the others.
+
+    Args:
+        output: what the logits pass first: "tanh", the squashing of early networks' last layer, or "linear".
+    """
+    return Euclidean(output)
+
+
+def map_criterion(j: float = 1.0) -> keras.losses.Loss:
+    """LeCun et al. 1998, section II.C, equation 9: pulls the true class near and pushes the near others away.
+
+    With penalties y = -logits (squared distances), y_true + log(exp(-j) + sum_i exp(-y_i)).
+
+    Args:
+        j: the penalty of an image that is none of the classes, above 0; it limits how far the others are pushed.
+            The paper gives no value.
+    """
+    return MapCriterion(j)
+
+
+@keras.saving.register_keras_serializable("kpipe")
+class Euclidean(keras.losses.Loss):
+    """See `euclidean`."""
+
+    def __init__(self, output: str = "tanh", name: str = "euclidean", **options):
+        super().__init__(name=name, **options)
+        if output not in ("tanh", "linear"):
+            raise ConfigError(f"training.loss.output: expected tanh or linear, got {output!r}")
+        self.output = output
+
+    def call(self, labels, logits):
+        outputs = ops.tanh(logits) if self.output == "tanh" else logits
+        codes = 2 * ops.one_hot(_flat(labels), logits.shape[-1], dtype=logits.dtype) - 1
+        return 0.5 * ops.sum(ops.square(outputs - codes), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "output": self.output}
+
+
+@keras.saving.register_keras_serializable("kpipe")
+class MapCriterion(keras.losses.Loss):
+    """See `map_criterion`."""
+
+    def __init__(self, j: float = 1.0, name: str = "map", **options):
+        super().__init__(name=name, **options)
+        if not j > 0:
+            raise ConfigError(f"training.loss.j: expected more than 0, got {j}")
+        self.j = j
+
+    def call(self, labels, logits):
+        true = ops.take_along_axis(logits, _flat(labels)[:, None], axis=-1)[:, 0]
+        others = ops.concatenate([logits, ops.full_like(logits[:, :1], -self.j)], axis=-1)
+        return ops.logsumexp(others, axis=-1) - true
+
+    def get_config(self):
+        return {**super().get_config(), "j": self.j}
+
+
+def _flat(labels):
+    """Labels int32 [B], of [B] or, as Keras may hand them, float32 [B, 1]."""
+    return ops.cast(ops.reshape(labels, (-1,)), "int32")

@@ -1,0 +1,263 @@
+import inspect
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kpipe.errors import ConfigError
+from kpipe.models import googlenet
+from kpipe.models.googlenet import WithAuxiliaryHeads
+from kpipe.tables import LOSSES, resolve
+from kpipe.training.losses import Euclidean, MapCriterion, cross_entropy, euclidean, make_loss, map_criterion
+
+OPTIONS = [
+    ("cross_entropy", {}),
+    ("euclidean", {}),
+    ("euclidean", {"output": "linear"}),
+    ("map", {}),
+    ("map", {"j": 2.5}),
+]
+all_losses = pytest.mark.parametrize("name, options", OPTIONS)
+
+LABELS = np.int32([3, 0, 1, 3])
+LOGITS = np.random.default_rng(0).uniform(-3, 3, (4, 5)).astype("float32")
+
+
+def by_numpy(name, labels, logits, *, output="tanh", j=1.0) -> np.ndarray:
+    """float64 [B], from the formulas of the docstrings."""
+    logits = np.float64(logits)
+    true = logits[np.arange(len(labels)), labels]
+    if name == "cross_entropy":
+        return -np.log(np.exp(true) / np.exp(logits).sum(axis=1))
+    if name == "map":
+        penalties = -logits
+        return -true + np.log(np.exp(-j) + np.exp(-penalties).sum(axis=1))
+    codes = np.where(np.arange(logits.shape[1]) == labels[:, None], 1.0, -1.0)
+    outputs = np.tanh(logits) if output == "tanh" else logits
+    return ((outputs - codes) ** 2).sum(axis=1) / 2
+
+
+def value(loss, labels, logits) -> float:
+    return float(loss(np.int32(labels), np.float32(logits)))
+
+
+# --- values and gradients -----------------------------------------------------------------------------------
+
+
+def test_cross_entropy_by_hand():
+    logits = np.log([[1.0, 2.0, 5.0]])
+    assert value(cross_entropy(), [2], logits) == pytest.approx(-np.log(5 / 8), rel=1e-6)
+    assert value(cross_entropy(), [0], logits) == pytest.approx(np.log(8), rel=1e-6)
+
+
+def test_euclidean_by_hand():
+    logits = [[1.0, -1.0, -1.0]]
+    assert value(euclidean("linear"), [0], logits) == 0.0
+    assert value(euclidean("linear"), [1], logits) == 4.0  # two outputs are off by 2
+    assert value(euclidean("linear"), [1], [[0.0, 3.0, -1.0]]) == 2.5
+    assert value(euclidean(), [0], [[50.0, -50.0, -50.0]]) == pytest.approx(0.0, abs=1e-6)
+    assert value(euclidean(), [1], [[0.0, 0.0, 0.0]]) == 1.5
+
+
+def test_map_criterion_by_hand():
+    penalties = np.array([[1.0, 2.0, 3.0]])
+    total = np.exp(-0.5) + np.exp(-1) + np.exp(-2) + np.exp(-3)
+    assert value(map_criterion(0.5), [1], -penalties) == pytest.approx(2.0 + np.log(total), rel=1e-6)
+    # A true class at no distance with all others far away costs log(1 + exp(-j)): the junk class alone.
+    assert value(map_criterion(2.0), [0], [[0.0, -90.0]]) == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
+    # And where everything is far away, the distance to the true class less j.
+    assert value(map_criterion(2.0), [0], [[-1e4, -2e4]]) == pytest.approx(1e4 - 2.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:, None], LABELS[:, None].astype("float32")], ids=str)
+@all_losses
+def test_one_loss_per_image(name, options, labels):
+    losses = make_loss(name, options).call(tf.constant(labels), tf.constant(LOGITS))
+    assert losses.shape == (4,)
+    np.testing.assert_allclose(losses, by_numpy(name, LABELS, LOGITS, **options), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)], ids=str)
+@all_losses
+def test_training_takes_the_mean(name, options, shape):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Activation("linear")])
+    model.compile(loss=make_loss(name, options))
+    reported = model.test_on_batch(LOGITS, LABELS.reshape(shape))
+    np.testing.assert_allclose(reported, by_numpy(name, LABELS, LOGITS, **options).mean(), rtol=1e-5)
+
+
+@all_losses
+def test_logits_of_half_precision_are_computed_in_float32(name, options):
+    logits = tf.cast(LOGITS, "bfloat16")
+    loss = make_loss(name, options)(LABELS, logits)
+    assert loss.dtype == "float32"
+    np.testing.assert_allclose(loss, by_numpy(name, LABELS, tf.cast(logits, "float32"), **options).mean(), rtol=1e-5)
+
+
+@all_losses
+def test_gradients_are_the_finite_differences(name, options):
+    logits = tf.constant(LOGITS)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        total = tf.reduce_sum(make_loss(name, options).call(tf.constant(LABELS), logits))
+    gradient = tape.gradient(total, logits)
+    expected = np.empty(LOGITS.shape)
+    for place in np.ndindex(*LOGITS.shape):
+        step = np.zeros(LOGITS.shape)
+        step[place] = 1e-4
+        above, below = (by_numpy(name, LABELS, LOGITS + sign * step, **options).sum() for sign in (1, -1))
+        expected[place] = (above - below) / 2e-4
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("j", [0.5, 3.0])
+def test_map_criterion_pulls_the_true_class_and_pushes_the_near_others(j):
+    """By the penalties: 1 - share of the true class, minus the share of each other, of all K and the junk class."""
+    logits = tf.constant(LOGITS)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        total = tf.reduce_sum(map_criterion(j).call(tf.constant(LABELS), logits))
+    by_penalties = -np.asarray(tape.gradient(total, logits))
+    near = np.exp(np.float64(LOGITS))
+    shares = near / (np.exp(-j) + near.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(by_penalties, np.eye(5)[LABELS] - shares, rtol=1e-4, atol=1e-6)
+
+
+# --- by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_options_are_the_function_s_own_parameters_and_defaults(name):
+    parameters = inspect.signature(resolve(LOSSES[name])).parameters
+    fields = LOSSES[name].options.model_fields
+    assert {key: field.default for key, field in fields.items()} == {
+        key: parameter.default for key, parameter in parameters.items()
+    }
+
+
+def test_every_loss_is_tested_here():
+    assert {name for name, _ in OPTIONS} == set(LOSSES)
+
+
+@all_losses
+def test_a_loss_from_its_config(name, options):
+    loss = make_loss(name, options)
+    revived = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert type(revived) is type(loss)
+    assert {key: getattr(revived, key) for key in options} == options
+    assert revived(LABELS, LOGITS) == loss(LABELS, LOGITS)
+
+
+@pytest.mark.parametrize(
+    "loss, own",
+    [
+        (Euclidean("linear", name="mine", reduction="sum"), {"output": "linear"}),
+        (MapCriterion(3.0, name="mine", reduction="sum"), {"j": 3.0}),
+    ],
+)
+def test_the_config_gives_back_the_arguments(loss, own):
+    config = type(loss).from_config(loss.get_config()).get_config()
+    assert config == {"name": "mine", "reduction": "sum", **own}
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        (
+            "cross_entorpy",
+            None,
+            "training.loss: expected a known name, got 'cross_entorpy', did you mean 'cross_entropy'?",
+        ),
+        ("hinge", {}, "training.loss: expected a known name, got 'hinge' (known: cross_entropy, euclidean, map)"),
+        ("euclidean", {"output": "relu"}, "training.loss.output: expected tanh or linear, got 'relu'"),
+        ("map", {"j": 0}, "training.loss.j: expected more than 0, got 0"),
+        ("map", {"j": -1.5}, "training.loss.j: expected more than 0, got -1.5"),
+        ("map", {"j": float("nan")}, "training.loss.j: expected more than 0, got nan"),
+    ],
+)
+def test_mistakes(name, options, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        make_loss(name, options)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_option_that_a_loss_does_not_have(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'smoothing'"):
+        make_loss(name, {"smoothing": 0.1})
+
+
+# --- auxiliary heads ----------------------------------------------------------------------------------------
+
+IMAGES = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 1)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def with_heads():
+    keras.utils.set_random_seed(0)
+    model = googlenet((32, 32, 1), 5, auxiliary_heads=True)
+    # Eager, because its graph takes long to build.
+    model.compile("sgd", make_loss("cross_entropy"), metrics=["accuracy"], run_eagerly=True)
+    return model
+
+
+def three_logits():
+    return [np.random.default_rng(seed).uniform(-3, 3, (4, 5)).astype("float32") for seed in (2, 3, 4)]
+
+
+def weighted(name, losses_of, weights=1.0):
+    """The main loss and that of training, from the three logits."""
+    main, *heads = [(by_numpy(name, LABELS, logits) * weights).mean() for logits in losses_of]
+    return main, main + 0.3 * sum(heads)
+
+
+@pytest.mark.parametrize("weights", [None, np.float32([1, 0, 2, 0.5])], ids=["plain", "weighted"])
+def test_heads_count_in_training_only(with_heads, weights):
+    logits = three_logits()
+    main, training = weighted("cross_entropy", logits, 1.0 if weights is None else weights)
+
+    def loss(**options):
+        return float(with_heads.compute_loss(IMAGES, tf.constant(LABELS), logits, weights, **options))
+
+    assert loss(training=False) == pytest.approx(main, rel=1e-5)
+    assert loss(training=True) == pytest.approx(training, rel=1e-5)
+    assert loss() == pytest.approx(training, rel=1e-5)
+
+
+def test_metrics_know_the_first_output_only(with_heads):
+    right, wrong = (10 * np.eye(5, dtype="float32")[labels] for labels in (LABELS, (LABELS + 1) % 5))
+    for logits, expected in (([right, wrong, wrong], 1.0), ([wrong, right, right], 0.0)):
+        with_heads.reset_metrics()
+        metrics = with_heads.compute_metrics(IMAGES, tf.constant(LABELS), [tf.constant(one) for one in logits])
+        assert float(metrics["accuracy"]) == expected
+    with_heads.reset_metrics()
+
+
+def test_googlenet_evaluates_and_predicts_by_the_first_output(with_heads):
+    outputs = with_heads(IMAGES)
+    assert [tuple(logits.shape) for logits in outputs] == [(4, 5)] * 3
+    predicted = with_heads.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(predicted, outputs[0], rtol=1e-5, atol=1e-6)
+    scores = with_heads.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
+    assert scores["loss"] == pytest.approx(by_numpy("cross_entropy", LABELS, predicted).mean(), rel=1e-4)
+    assert scores["accuracy"] == (predicted.argmax(axis=1) == LABELS).mean()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_step_trains_with_the_heads(name, tmp_path):
+    inputs = keras.Input((3,))
+    start = keras.initializers.RandomNormal(seed=0)
+    outputs = [keras.layers.Dense(5, kernel_initializer=start.clone(), name=f"out{i}")(inputs) for i in range(3)]
+    model = WithAuxiliaryHeads(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.1), make_loss(name))
+    x = np.random.default_rng(5).uniform(-1, 1, (4, 3)).astype("float32")
+    before = model.get_weights()
+    main, training = weighted(name, model(x))
+    assert model.test_on_batch(x, LABELS) == pytest.approx(main, rel=1e-5)
+    assert model.train_on_batch(x, LABELS) == pytest.approx(training, rel=1e-5)
+    assert all(np.abs(new - old).max() > 0 for new, old in zip(model.get_weights(), before, strict=True))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, WithAuxiliaryHeads)
+    np.testing.assert_array_equal(loaded.predict_on_batch(x)[0], model(x)[0])
