@@ -166,11 +166,15 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
         rows["data"] = f"{data['source']}: " + ", ".join(f"{count:,} {part}" for part, count in data["images"].items())
     elif data["missing"]:
         rows["data"] = data["missing"]
-    steps = training["steps"]
-    rows["training"] = f"{training['epochs']} epochs" if steps else f"{training['epochs']} epochs, steps unknown"
-    if steps:
-        rows["training"] += f" of {training['steps_per_epoch']:,} steps = {steps:,} steps"
-    rows["training"] += f", batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"
+        rows["assumed"] = (
+            f"{_sides(data['image'])} images, {data['classes']:,} classes; change it with --channels and --classes"
+        )
+    rows["training"] = f"batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"
+    if data["source"]:
+        length = f"{training['epochs']} epochs"
+        if training["steps"]:
+            length += f" of {training['steps_per_epoch']:,} steps = {training['steps']:,} steps"
+        rows["training"] = f"{length}, {rows['training']}"
     memory, disk = training["memory"], training["disk"]
     parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations"))
     rows["memory"] = f"about {_size(memory['total'])} in {training['precision']}: {parts}"

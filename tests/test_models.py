@@ -76,7 +76,7 @@ CHANNELS = {"text_cnn": 27}
 SMALL = {
     **{name: {"width": 64} for name in ("alexnet", "zfnet", "vgg11", "vgg13", "vgg16", "vgg16_c", "vgg19", "mlp")},
     "go_policy": {"depth": 2, "width": 8},
-    "text_cnn": {"width": 8, "hidden": 8},
+    "text_cnn": {"width": 16, "hidden": 64},
 }
 
 
