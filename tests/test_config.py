@@ -143,6 +143,20 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 0}}]", "0.pad_crop.padding: expected at le"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {pading: 2}}]", "pading: unknown key, did you mean 'p"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {}, translate: {}}]", "expected exactly one of pad_c"),
+    ("digits, image_size: 32", "synthetic, image_size: 32, channels: 1, synthetic: {kind: text}",
+     "exp.yaml:1: data.channels: belongs to kind: images, the kind is 'text'; leave it out"),
+    ("digits, image_size: 32", "synthetic, image_size: 19, synthetic: {kind: board, classes: 5}",
+     "exp.yaml:1: data.synthetic.classes: a board has one class a point; leave it out"),
+    ("digits, image_size: 32", "synthetic, synthetic: {kind: txt}",
+     "data.synthetic.kind: expected one of images, board, spectrogram, text, got 'txt', did you mean 'text'?"),
+    ("vgg16, head: fc, width: 512", "text_cnn", "data.image_size: text_cnn needs at least 123 pixels, got 32"),
+    ("vgg16, head: fc, width: 512", "alexnet, variant: notes, lrn: false",
+     "exp.yaml:2: model.lrn: belongs to the variant 'paper' or 'single_tower', the variant is 'notes'"),
+    ("vgg16, head: fc, width: 512", "lenet5, variant: original, activation: tanh",
+     "exp.yaml:2: model.activation: belongs to the variant 'modern', the variant is 'original'"),
+    ("vgg16, head: fc, width: 512", "lenet5, activation: rely", "model.activation: expected one of relu, leaky_relu,"),
+    ("optimizer:", "loss: {name: map, j: 0}\n  optimizer:", "exp.yaml:4: training.loss.j: expected more than 0, got 0"),
+    ("optimizer:", "loss: {name: mse}\n  optimizer:", "exp.yaml:4: training.loss.name: unknown name 'mse'"),
     ("image_size: 32", "image_size: &size 32, batch_size: *size", "data.batch_size: aliases (*name) are not accepted"),
 ]  # fmt: skip
 
@@ -199,6 +213,10 @@ def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     synthetic = GOOD.replace("digits", "synthetic").replace("32}", "32, synthetic: {classes: 3}}")
     assert load(synthetic, "data.source=digits").dropped == ("data.synthetic",)
     assert load(GOOD, "model.head=gap").dropped == ("model.width",)
+    lenet = GOOD.replace("vgg16, head: fc, width: 512", "lenet5, activation: tanh, pooling: average")
+    assert set(load(lenet, "model.variant=original").dropped) == {"model.activation", "model.pooling"}
+    losses = GOOD.replace("optimizer:", "loss: {name: map, j: 2.0}\n  optimizer:")
+    assert load(losses, "training.loss.name=euclidean").dropped == ("training.loss.j",)
     augmented = GOOD.replace("32}", "32, augment: [{translate: {height: 0.2}}]}", 1)
     loaded = load(augmented, "data.augment.0.pad_crop.padding=2")
     assert loaded.dropped == ("data.augment.0.translate",)

@@ -52,33 +52,6 @@ def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
     assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
 
 
-@pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (32, 3, 10), (9, 4, 30)])
-def test_synthetic_has_what_was_asked_for(size, channels, classes):
-    options = {"image_size": size, "channels": channels, "classes": classes, "images": 300}
-    splits = load_dataset("synthetic", **options)
-    assert splits.train.images.shape == (216, size, size, channels)
-    assert [len(splits.validation), len(splits.test)] == [24, 60]
-    assert len(splits.class_names) == classes
-    assert min(counts(splits.train, classes)) >= 6
-    assert same(splits.test, load_dataset("synthetic", **options).test)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_synthetic_can_be_learned(channels):
-    # A linear classifier does not see stripes of random phase, so this is a lower bound for a network.
-    from sklearn.linear_model import RidgeClassifier
-
-    splits = load_dataset("synthetic", image_size=16, channels=channels, classes=4)
-    train, test = (part.images.reshape(len(part), -1) / 255 for part in (splits.train, splits.test))
-    classifier = RidgeClassifier(100.0).fit(train, splits.train.labels)
-    assert classifier.score(test, splits.test.labels) > 0.6
-
-
-def test_synthetic_needs_an_image_for_each_class():
-    with pytest.raises(ConfigError, match=r"data\.synthetic\.images: expected at least 10, one a class, got 9"):
-        load_dataset("synthetic", images=9)
-
-
 # --- arguments --------------------------------------------------------------------------------------------
 
 

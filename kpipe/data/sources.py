@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kpipe.errors import ConfigError, DataError
+from kpipe.errors import DataError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 PART_FOLDERS = {
@@ -82,49 +82,6 @@ def read_digits(*, image_size: int | None = None, channels: int | None = None) -
     examples = tf.data.Dataset.from_tensor_slices((images, digits.target.astype(np.int32)))
     part = _collect(examples, len(images), image_size, channels, "digits")
     return Source({"train": part}, tuple(map(str, digits.target_names)))
-
-
-def read_synthetic(
-    *, image_size: int | None = None, channels: int | None = None, classes: int = 10, images: int = 2000
-) -> Source:
-    """Procedural images, the same in every run: a class has its own stripes, colour and shading.
-
-    Phase, contrast and noise are random. The stripes' directions lie within a quarter turn, so a mirrored
-    image looks like no other class.
-
-    Args:
-        image_size: default 32.
-        channels: default 3.
-
-    Raises:
-        ConfigError: there are fewer images than classes.
-    """
-    if images < classes:
-        raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
-    size, channels = image_size or 32, channels or 3
-    random = np.random.default_rng(20)
-    labels = random.permutation(np.arange(images, dtype=np.int32) % classes)
-    pixels = np.empty((images, size, size, channels), np.uint8)
-    for start in range(0, images, 128):
-        chunk = slice(start, start + 128)
-        pixels[chunk] = _stripes(labels[chunk], classes, size, channels, random)
-    digits = len(str(classes - 1))
-    return Source({"train": Part(pixels, labels)}, tuple(f"class_{k:0{digits}}" for k in range(classes)))
-
-
-def _stripes(labels, classes: int, size: int, channels: int, random: np.random.Generator) -> np.ndarray:
-    """uint8 [N, S, S, C], one image a label."""
-    labels = labels.astype(np.float32)[:, None, None]
-    angle = labels * (np.pi / 2 / (classes - 1))
-    cycles = 1.5 + 0.75 * (labels % 3)
-    y, x = np.mgrid[:size, :size].astype(np.float32) / size
-    phase, contrast = random.random((2, len(labels), 1, 1), np.float32)
-    wave = np.sin(2 * np.pi * (cycles * (x * np.cos(angle) + y * np.sin(angle)) + phase))
-    wave *= 30 + 40 * contrast
-    tint = 35 * np.cos(2 * np.pi * (labels[..., None] / classes + np.arange(channels) / channels))
-    ramp = 40 * np.cos(np.pi * (y + labels / classes))
-    noise = random.integers(-30, 31, (len(labels), size, size, channels), np.int8)
-    return np.clip(128 + (wave + ramp)[..., None] + tint + noise, 0, 255).astype(np.uint8)
 
 
 # --- folder -------------------------------------------------------------------------------------------------
