@@ -159,6 +159,7 @@ class GoogLeNetOptions(NetworkOptions):
     """Local response normalisation in the stem."""
     dropout: Share = 0.4
     """Before the last layer."""
+    initializer: Literal["paper", "he", "glorot"] = "paper"
 
     belongs = {"lrn": ("variant", ("paper",))}
     training_only = ("auxiliary_heads",)

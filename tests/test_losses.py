@@ -71,7 +71,9 @@ def test_map_criterion_by_hand():
     assert value(map_criterion(2.0), [0], [[-1e4, -2e4]]) == pytest.approx(1e4 - 2.0, rel=1e-6)
 
 
-@pytest.mark.parametrize("labels", [LABELS, LABELS[:, None], LABELS[:, None].astype("float32")], ids=str)
+@pytest.mark.parametrize(
+    "labels", [LABELS, LABELS[:, None], LABELS[:, None].astype("float32")], ids=["flat", "column", "floats"]
+)
 @all_losses
 def test_one_loss_per_image(name, options, labels):
     losses = make_loss(name, options).call(tf.constant(labels), tf.constant(LOGITS))

@@ -33,16 +33,18 @@ Deliberate deviations from the paper:
 - Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean colour (section 5).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 from keras import layers
 
 from kpipe.models.layers import (
+    INITIALIZERS,
     InputShape,
     LocalResponseNormalization,
     check_arguments,
     check_choice,
+    make_initializer,
     make_logits,
 )
 from kpipe.models.preprocessing import scale_to_unit
@@ -63,6 +65,7 @@ POOLED = ("3b", "4e")
 """Blocks with a pooling behind them."""
 HEADED = ("4a", "4d")
 """Blocks with an auxiliary head."""
+DEVIATION = 0.01  # of torchvision's first weights
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Variant:
     largest_kernel: int
     """Of the branch that the paper calls 5x5."""
     last_pool: int
+    initializer: str = "paper"
 
 
 VARIANTS = {
@@ -113,6 +117,7 @@ def googlenet(
     auxiliary_heads: bool = False,
     lrn: bool = True,
     dropout: float = 0.4,
+    initializer: str = "paper",
     preprocessing: keras.layers.Layer | None = None,
     name: str = "googlenet",
 ) -> keras.Model:
@@ -126,15 +131,17 @@ def googlenet(
             called, gives a list of three logits.
         lrn: local response normalisation in the stem, where the variant has it.
         dropout: share of values left out before the last layer.
+        initializer: "paper" (see above), "he" or "glorot"; biases of the last two start at 0.
         preprocessing: the layer that sees the raw images first; None scales them to 0..1.
         name: of the model.
 
     Raises:
-        ConfigError: an input that is too small, or of unknown size before the heads; an unknown variant; no class.
+        ConfigError: an input that is too small, or of unknown size before the heads; an unknown choice; no class.
     """
     check_arguments("googlenet", input_shape, classes, fixed_size=auxiliary_heads)
     check_choice("googlenet", "variant", variant, VARIANTS)
-    row = VARIANTS[variant]
+    check_choice("googlenet", "initializer", initializer, INITIALIZERS)
+    row = replace(VARIANTS[variant], initializer=initializer)
 
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)
@@ -213,7 +220,9 @@ def _convolution(x, maps: int, kernel: int, name: str, row: Variant, *, strides:
 
 def _start(row: Variant, biased: bool = True) -> dict:
     """How the weights of a layer start; `biased`: hidden layers of the paper's form have biases of 0.2."""
+    if row.initializer != "paper":
+        return {"kernel_initializer": make_initializer(row.initializer, DEVIATION)}
     if row.batch_norm:
-        return {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.01)}
+        return {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=DEVIATION)}
     bias = keras.initializers.Constant(0.2 if biased else 0.0)
     return {"kernel_initializer": keras.initializers.GlorotUniform(), "bias_initializer": bias}
