@@ -335,8 +335,8 @@ def _build_variables(model: keras.Model) -> None:
     model.optimizer.build(model.trainable_variables)
     images = tf.zeros((1, *model.input_shape[1:]), model.inputs[0].dtype)
     labels = tf.zeros((1,), "int32")
-    # One tensor, or a list of them where the network has auxiliary heads.
-    logits = keras.tree.map_structure(lambda output: tf.zeros((1, *output.shape[1:]), output.dtype), model.output)
+    logits = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]
+    logits = logits if len(logits) > 1 else logits[0]  # a list where the network has auxiliary heads
     model.compute_loss(images, labels, logits)
     model.compute_metrics(images, labels, logits)
     model.reset_metrics()
