@@ -65,7 +65,7 @@ def plan(
 ) -> None:
     """Show what a training would be: layers, parameters, memory, steps, disk. Train nothing.
 
-    NETWORK is a name such as vgg16, in its paper's form: kpipe plan vgg16 --image-size 224 model.head=gap
+    NETWORK is a name such as vgg16, with its builder's defaults: kpipe plan vgg16 --image-size 64 model.head=gap
     """
     from kpipe.config import load_experiment, load_network
     from kpipe.tables import MODELS
@@ -74,6 +74,13 @@ def plan(
     if not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"{experiment}: expected an experiment file or the name of a network{did_you_mean(experiment, MODELS)}"
+        )
+    if is_network and any(
+        key.startswith("data.") and key != "data.batch_size" for key in (text.partition("=")[0] for text in overrides)
+    ):
+        raise ConfigError(
+            f"{experiment}: expected no data.* but data.batch_size with the name of a network, which has no data. "
+            "Use --image-size, --channels and --classes, or the file of an experiment."
         )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
 

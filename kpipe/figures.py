@@ -85,7 +85,8 @@ def write_predictions(
 
     Args:
         path: the PNG file to write; its folder exists.
-        images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, of more than three the first three.
+        images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, of more than three the first
+            three; a sequence [L, 1, C] as the gray picture [L, C].
         labels: int [N], 0..K-1, the true classes.
         predictions: int [N], 0..K-1.
         probabilities: float [N], 0..1, of the predicted class.
@@ -240,19 +241,25 @@ def _draw_predictions(
 
 
 def _show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
-    height, width = image.shape[:2]
-    # A sequence drawn as an image (L x 1 pixels) would be a hairline.
+    pixels = _displayable(image)
+    height, width = pixels.shape[:2]
+    # A long sequence, drawn in square pixels, would be a hairline.
     aspect = "equal" if max(height, width) <= 4 * min(height, width) else "auto"
-    axes.imshow(_displayable(image), cmap="gray", vmin=0, vmax=255, aspect=aspect)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=aspect)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=framed, color=_RED, linewidth=2)
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; the missing third of two channels is black."""
+    """uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; the missing third of two channels is black.
+
+    A sequence of one-hot characters, [L, 1, V], becomes the gray picture [L, V].
+    """
     if image.shape[-1] == 1:
         return image[..., 0]
+    if image.shape[1] == 1 and image.shape[-1] > 3:
+        return image[:, 0, :]
     channels = image[..., :3]
     return np.pad(channels, ((0, 0), (0, 0), (0, 3 - channels.shape[-1])))
 

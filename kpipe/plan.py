@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ from rich.table import Table
 from kpipe.config import Experiment
 from kpipe.console import Screen
 from kpipe.data import Part, Splits
-from kpipe.errors import DataError
+from kpipe.errors import ConfigError, DataError
 from kpipe.experiment import Prepared, prepare
-from kpipe.models.geometry import count_macs, estimate_training_memory, measure
+from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, measure
 from kpipe.tables import MODELS, resolve
 from kpipe.training.checkpoints import count_values
 
@@ -45,7 +46,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         `training` (memory and disk in bytes; null where the data would have to be known), `experiment`.
 
     Raises:
-        ConfigError: the network cannot be built.
+        ConfigError: the network cannot be built, or something is assumed of data that are there.
     """
     missing, splits = None, None
     if with_data:
@@ -54,6 +55,11 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
             splits = prepared.splits
         except DataError as error:
             missing = str(error)
+        if splits and assumed not in (None, Assumed()):
+            raise ConfigError(
+                "--image-size, --channels, --classes: expected only with the name of a network or data that are not "
+                f"there; {experiment.data.source} is there. Override data.image_size and data.channels instead."
+            )
     if splits is None:
         prepared = prepare(experiment, statistics=False, splits=_stand_in(experiment, assumed or Assumed()))
     model = prepared.model
@@ -73,27 +79,21 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     """One batch of nothing in the shape that the images would have."""
     parameters = inspect.signature(resolve(MODELS[experiment.model.name])).parameters
     height, width, depth = parameters["input_shape"].default
+    classes = parameters["classes"].default
+    a_class_a_point = classes == height * width
     size = assumed.image_size or (None if experiment.data.source == "synthetic" else experiment.data.image_size)
     if size:  # a text stays one pixel wide
         height, width = size, size if height == width else width
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
-    classes = assumed.classes or parameters["classes"].default
+    classes = assumed.classes or (height * width if a_class_a_point else classes)
     batch = experiment.data.batch_size
     part = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
     return Splits(part, part, None, tuple(map(str, range(classes))))
 
 
-def _row(row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "type": row.type,
-        "output": list(row.output),
-        "parameters": row.parameters,
-        "macs": row.macs,
-        "receptive_field": _one_if_equal(row.receptive_field),
-        "stride": _one_if_equal(row.stride),
-        "memory": row.memory,
-    }
+def _row(row: LayerGeometry) -> dict[str, Any]:
+    pairs = {key: _one_if_equal(getattr(row, key)) for key in ("receptive_field", "stride")}
+    return asdict(row) | pairs
 
 
 def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
@@ -200,8 +200,8 @@ def _layer_table(layers: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _sides(value: int | list[int] | None) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value or "")
+def _sides(value: int | Sequence[int] | None) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
 
 
 def _size(number: int) -> str:

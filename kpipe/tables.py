@@ -2,7 +2,7 @@
 
 A row says where the thing is built (`"module:function"`, imported only when it is needed), which options it takes
 (a pydantic model, so that a mistake is found without importing Keras) and what else must be known beforehand.
-To add a network, an augmentation, an optimizer or a schedule: write the function, add its row here.
+To add a network, an augmentation, an optimizer, a schedule or a loss: write the function, add its row here.
 """
 
 import importlib
@@ -86,6 +86,7 @@ class Milestones(OneOf):
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
 Pooling = Literal["max", "average"]
+Initializer = Literal["paper", "he", "glorot"]
 
 
 class NetworkOptions(Section):
@@ -132,7 +133,7 @@ class AlexNetOptions(NetworkOptions):
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Share = 0.5
-    initializer: Literal["paper", "he", "glorot"] = "paper"
+    initializer: Initializer = "paper"
 
     belongs = {"lrn": ("variant", ("paper", "single_tower"))}
 
@@ -147,7 +148,7 @@ class ZFNetOptions(NetworkOptions):
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Share = 0.5
-    initializer: Literal["paper", "he", "glorot"] = "paper"
+    initializer: Initializer = "paper"
 
 
 class GoogLeNetOptions(NetworkOptions):
@@ -159,7 +160,7 @@ class GoogLeNetOptions(NetworkOptions):
     """Local response normalisation in the stem."""
     dropout: Share = 0.4
     """Before the last layer."""
-    initializer: Literal["paper", "he", "glorot"] = "paper"
+    initializer: Initializer = "paper"
 
     belongs = {"lrn": ("variant", ("paper",))}
     training_only = ("auxiliary_heads",)
@@ -180,7 +181,7 @@ class VGGOptions(NetworkOptions):
     """After each hidden layer of the `fc` head."""
     activation: Activation = "relu"
     pooling: Pooling = "max"
-    initializer: Literal["he", "glorot", "paper"] = "he"
+    initializer: Initializer = "he"
     """Of the convolutions; `paper`: a normal distribution of variance 0.01, for the dense layers too."""
 
     belongs = {"width": ("head", ("fc",)), "dropout": ("head", ("fc",))}
@@ -242,7 +243,8 @@ class Row:
 @dataclass(frozen=True)
 class ModelRow(Row):
     smallest_size: tuple[int, int]
-    """The smallest height and width; below them a convolution or a pooling would have nothing left to look at."""
+    """The smallest height and width that the builder takes: below, a convolution or pooling would have nothing to look
+    at, or the last pooling only one pixel."""
 
 
 MODELS = {

@@ -149,6 +149,8 @@ REPLACED = [
      "exp.yaml:1: data.synthetic.classes: a board has one class a point; leave it out"),
     ("digits, image_size: 32", "synthetic, synthetic: {kind: txt}",
      "data.synthetic.kind: expected one of images, board, spectrogram, text, got 'txt', did you mean 'text'?"),
+    ("32}\nmodel: {name: vgg16, head: fc, width: 512", "20}\nmodel: {name: speech_cnn",
+     "exp.yaml:1: data.image_size: speech_cnn needs at least 29 pixels, got 20"),
     ("vgg16, head: fc, width: 512", "text_cnn", "data.image_size: text_cnn needs at least 123 pixels, got 32"),
     ("vgg16, head: fc, width: 512", "alexnet, variant: notes, lrn: false",
      "exp.yaml:2: model.lrn: belongs to the variant 'paper' or 'single_tower', the variant is 'notes'"),

@@ -204,6 +204,12 @@ def test_channels(channels, shape):
     np.testing.assert_array_equal(shown, image[..., 0] if channels == 1 else expected)
 
 
+def test_a_sequence_of_characters_is_drawn_as_what_stands_where():
+    text = np.zeros((128, 1, 27), np.uint8)
+    text[np.arange(128), 0, np.arange(128) % 27] = 255
+    np.testing.assert_array_equal(figures._displayable(text), text[:, 0])
+
+
 def test_gray_is_not_stretched():
     figure = figures._draw_predictions(*draw_predictions(1), title="")
     [shown] = figure.axes[0].images

@@ -11,6 +11,7 @@ import pytest
 from kpipe.errors import ConfigError
 from kpipe.models import googlenet, lenet5
 from kpipe.models.geometry import count_macs, estimate_training_memory, measure
+from kpipe.models.preprocessing import Whiten
 from kpipe.tables import MODELS, resolve
 
 
@@ -212,6 +213,11 @@ def test_a_model_inside_a_model_counts_as_one_layer():
     inner = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="convolution")], name="inner")
     [row] = measure(keras.Sequential([keras.Input((8, 8, 3)), inner]))
     assert (row.name, row.parameters, row.macs) == ("inner", 56, 36 * 54)
+
+
+def test_whitening_mixes_the_whole_image():
+    rows = small(Whiten(name="whiten"), keras.layers.Conv2D(2, 3), size=(4, 4, 3))
+    assert (rows["whiten"].macs, rows["whiten"].receptive_field) == (48 * 48, None)
 
 
 def test_what_cannot_be_measured():

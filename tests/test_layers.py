@@ -625,6 +625,14 @@ def test_whiten_starts_as_the_identity(components, columns):
         ),
         (lambda: Whiten(13, name="m")(keras.Input((2, 3, 2))), "m: expected 1 to 12 components, got 13."),
         (lambda: Whiten(0, name="m")(keras.Input((2, 3, 2))), "m: expected 1 to 12 components, got 0."),
+        (lambda: Maxout(0, name="m"), "m: expected at least 1 piece, got 0."),
+        *(
+            (
+                lambda kind=kind: kind(name="m")(keras.Input((None, None, 3))),
+                "m: expected a known height and width, got (None, None, 3).",
+            )
+            for kind in (SubtractMeanImage, Whiten, PositionBias)
+        ),
         (
             lambda: check_arguments("lenet5", (28, 28), 10, fixed_size=True),
             "lenet5: expected an input_shape (height, width, channels), got (28, 28).",

@@ -155,6 +155,15 @@ def test_data_that_are_not_there_are_a_line(plan, experiment, tmp_path):
     assert "training   4 epochs, batch size 16, sgd, cross_entropy\n" in out
 
 
+def test_a_board_has_a_class_a_point(plan):
+    assert json.loads(plan("go_policy", "--image-size", "9", "--json"))["data"]["classes"] == 81
+
+
+def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
+    message = "--image-size, --channels, --classes: expected only with the name of a network or data that are not there"
+    assert message in plan(experiment, "--classes", "5", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -167,6 +176,7 @@ def test_data_that_are_not_there_are_a_line(plan, experiment, tmp_path):
             ["go_policy", "--classes", "10"],
             "expected one class for each of the 19x19 = 361 points of the board, got 10",
         ),
+        (["vgg16", "data.image_size=64"], "vgg16: expected no data.* but data.batch_size with the name of a network"),
         (["text_cnn", "--image-size", "99"], "data.image_size: text_cnn needs at least 123 pixels, got 99"),
     ],
 )

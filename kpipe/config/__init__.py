@@ -70,7 +70,7 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
     Raises:
         ConfigError: as `load_experiment`.
     """
-    data = {"source": "synthetic", "image_size": image_size or MODELS[name].smallest_size[0]}
+    data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
     return _check(Document({"name": name, "data": data, "model": {"name": name}}, name), overrides)
 
 

@@ -187,7 +187,10 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     shown = get("data", "synthetic", "kind") or "images"
     native = SYNTHETIC_SIZES.get(shown) if kind == "synthetic" and isinstance(shown, str) else row and row.native_size
     pixels = size if isinstance(size, int) else native
-    if isinstance(model, str) and model in MODELS and pixels and pixels < (least := MODELS[model].smallest_size[0]):
+    smallest = MODELS[model].smallest_size if isinstance(model, str) and model in MODELS else (0, 0)
+    # Spectrograms and texts are not square: their size is the height.
+    least = smallest[0] if kind == "synthetic" and shown in ("spectrogram", "text") else max(smallest)
+    if pixels and pixels < least:
         got = f"got {pixels}" if size is not None else f"the images of '{kind}' have {pixels}; set data.image_size"
         found.append((("data", "image_size"), f"{model} needs at least {least} pixels, {got}"))
     channels = get("data", "channels")

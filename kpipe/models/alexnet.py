@@ -82,7 +82,7 @@ VARIANTS = {
 }
 KERNELS = (11, 5, 3, 3, 3)
 POOLED = (1, 2, 5)  # pool5 stands behind the last convolution, whatever its number
-DEVIATION = 0.01  # of the first weights, section 5
+STDDEV = 0.01  # of the first weights, section 5
 
 
 def alexnet(
@@ -128,7 +128,7 @@ def alexnet(
 
     def start(layer: str) -> dict:
         bias = "ones" if initializer == "paper" and layer in row.ones else "zeros"
-        return {"name": layer, "kernel_initializer": make_initializer(initializer, DEVIATION), "bias_initializer": bias}
+        return {"name": layer, "kernel_initializer": make_initializer(initializer, STDDEV), "bias_initializer": bias}
 
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)
@@ -149,7 +149,7 @@ def alexnet(
         dense = activated(layers.Dense, width, activation=activation, **start(f"fc{number}"))
         drop = layers.Dropout(dropout, name=f"drop{number}")
         x = dense(drop(x)) if row.dropout_first else drop(dense(x))
-    logits = make_logits(classes, kernel_initializer=make_initializer(initializer, DEVIATION))(x)
+    logits = make_logits(classes, kernel_initializer=make_initializer(initializer, STDDEV))(x)
     return keras.Model(images, logits, name=name)
 
 

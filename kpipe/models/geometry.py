@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import keras
 
 from kpipe.errors import ConfigError
+from kpipe.models.preprocessing import Whiten
 
 # The weights that are multiplied with the input at each position; biases and normalisations only add or scale.
 _MULTIPLIED = ("kernel", "depthwise_kernel", "pointwise_kernel", "codes")
 # Layers whose output is their input in another shape: it takes no memory of its own.
 _VIEWS = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.InputLayer)
-_GLOBAL = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D, keras.layers.Flatten)
+# Layers behind which a value has seen the whole image.
+_GLOBAL = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D, keras.layers.Flatten, Whiten)
 _FLOAT32 = 4  # bytes
 
 Pair = tuple[int, int]
@@ -47,7 +49,8 @@ class LayerGeometry:
     macs: int
     """Multiplications with a weight, for one image, each with its addition; biases are not counted."""
     receptive_field: Pair | None
-    """(height, width) in pixels of what one position sees, padding included; None where it sees the whole image."""
+    """(height, width) in pixels of what one position sees, padding included. None where positions are gone, behind a
+    flattening or a global pooling, and behind a layer of a kind that is not known here."""
     stride: Pair | None
     """(down, right) in pixels of the image from one position to the next; None as above."""
     memory: int
@@ -95,7 +98,7 @@ class TrainingMemory:
     gradients: int
     optimizer: int
     activations: int
-    """What the backward pass needs again, and the gradients of the two largest neighbours."""
+    """The outputs of all layers, which the backward pass needs again, and twice the largest for gradients."""
 
     @property
     def total(self) -> int:
@@ -109,6 +112,9 @@ def estimate_training_memory(model: keras.Model, batch_size: int, optimizer_valu
         model: as `measure` takes it.
         batch_size: B.
         optimizer_values: numbers that the optimizer keeps, over all weights.
+
+    Raises:
+        ConfigError: as `measure`.
     """
     rows = measure(model)
     largest = max(row.memory for row in rows)
@@ -164,6 +170,8 @@ def _bytes_of(dtype: str) -> int:
 def _macs(operation, node) -> int:
     if isinstance(operation, keras.Model):
         return count_macs(measure(operation))
+    if isinstance(operation, Whiten):
+        return math.prod(operation.matrix.shape)
     multiplied = [getattr(operation, name, None) for name in _MULTIPLIED]
     weights = sum(math.prod(weight.shape) for weight in multiplied if weight is not None)
     # A transposed convolution multiplies at each position of its input.

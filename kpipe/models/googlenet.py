@@ -23,8 +23,8 @@ and partly wrong (2.7K for the first layer).
 `batch_norm` is torchvision's form: no biases but batch normalisation with epsilon 0.001 after each convolution, 3x3
 convolutions in the place of 5x5, a last pooling of 2x2: 6,624,904 parameters, with the heads 13,004,888.
 
-Poolings round odd sizes up, so no image of at least 17 pixels is too small for them. An auxiliary head averages
-windows of 5x5 every 3 pixels, or the whole map where it is smaller.
+Poolings round odd sizes up; the smallest side is 17, which leaves the last pooling two pixels. An auxiliary head
+averages windows of 5x5 every 3 pixels, or the whole map where it is smaller.
 
 Deliberate deviations from the paper:
 - Weights start as in Glorot and Bengio 2010, biases at 0.2, as in the well-known Caffe model; the paper says
@@ -65,7 +65,7 @@ POOLED = ("3b", "4e")
 """Blocks with a pooling behind them."""
 HEADED = ("4a", "4d")
 """Blocks with an auxiliary head."""
-DEVIATION = 0.01  # of torchvision's first weights
+STDDEV = 0.01  # of torchvision's first weights
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class WithAuxiliaryHeads(keras.Model):
     """A functional model whose first output are the logits, and whose others are logits of auxiliary heads.
 
     In training the loss is that of the logits plus 0.3 times that of each head (section 5). Metrics, evaluation and
-    `predict` know the first output only.
+    `predict` know the first output only. It is compiled with an instance of `keras.losses.Loss`, not with a name.
     """
 
     auxiliary_weight = 0.3
@@ -105,8 +105,11 @@ class WithAuxiliaryHeads(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, y, y_pred[0], sample_weight)
 
-    def predict_step(self, data):
-        return super().predict_step(data)[0]
+    def predict(self, *arguments, **options):
+        return super().predict(*arguments, **options)[0]
+
+    def predict_on_batch(self, x):
+        return super().predict_on_batch(x)[0]
 
 
 def googlenet(
@@ -131,7 +134,7 @@ def googlenet(
             called, gives a list of three logits.
         lrn: local response normalisation in the stem, where the variant has it.
         dropout: share of values left out before the last layer.
-        initializer: "paper" (see above), "he" or "glorot"; biases of the last two start at 0.
+        initializer: "paper" (see above), "he" or "glorot"; with the last two, biases start at 0.
         preprocessing: the layer that sees the raw images first; None scales them to 0..1.
         name: of the model.
 
@@ -178,9 +181,9 @@ def inception(x, maps: tuple[int, int, int, int, int, int], name: str, row: Vari
     one, reduce_three, three, reduce_five, five, pooled = maps
     largest = row.largest_kernel
     branches = [_convolution(x, one, 1, f"{name}_1x1", row)]
-    for reduced, wide, kernel, label in ((reduce_three, three, 3, "3x3"), (reduce_five, five, largest, "5x5")):
+    for reduced, maps_out, kernel, label in ((reduce_three, three, 3, "3x3"), (reduce_five, five, largest, "5x5")):
         reduction = _convolution(x, reduced, 1, f"{name}_{label}_reduce", row)
-        branches.append(_convolution(reduction, wide, kernel, f"{name}_{label}", row))
+        branches.append(_convolution(reduction, maps_out, kernel, f"{name}_{label}", row))
     pool = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
     branches.append(_convolution(pool, pooled, 1, f"{name}_pool_1x1", row))
     return layers.Concatenate(name=name)(branches)
@@ -221,8 +224,8 @@ def _convolution(x, maps: int, kernel: int, name: str, row: Variant, *, strides:
 def _start(row: Variant, biased: bool = True) -> dict:
     """How the weights of a layer start; `biased`: hidden layers of the paper's form have biases of 0.2."""
     if row.initializer != "paper":
-        return {"kernel_initializer": make_initializer(row.initializer, DEVIATION)}
+        return {"kernel_initializer": make_initializer(row.initializer, STDDEV)}
     if row.batch_norm:
-        return {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=DEVIATION)}
+        return {"kernel_initializer": keras.initializers.TruncatedNormal(stddev=STDDEV)}
     bias = keras.initializers.Constant(0.2 if biased else 0.0)
     return {"kernel_initializer": keras.initializers.GlorotUniform(), "bias_initializer": bias}

@@ -1,6 +1,6 @@
 """What the networks are made of beyond Keras's own layers, and the checks of a builder's arguments.
 
-Legend of the shapes: B batch, H height, W width, C channels, K classes, * any leading axes.
+Legend of the shapes: B batch, H height, W width, C channels, K classes, * any leading axes. Channels come last.
 """
 
 import math
@@ -54,11 +54,13 @@ class Maxout(layers.Layer):
     Input: floats [*, pieces x C]. Output: [*, C].
 
     Raises:
-        ConfigError: the channels are no multiple of `pieces`.
+        ConfigError: the channels are no multiple of `pieces`, or there is no piece.
     """
 
     def __init__(self, pieces: int = 2, **options):
         super().__init__(**options)
+        if pieces < 1:
+            raise ConfigError(f"{self.name}: expected at least 1 piece, got {pieces}.")
         self.pieces = pieces
 
     def build(self, input_shape):
@@ -178,18 +180,19 @@ class GroupedConv2D(layers.Conv2D):
             "data_format": self.data_format,
             "dilation_rate": self.dilation_rate,
         }
-        channels, kernels = ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1)
+        axis = -1 if self.data_format == "channels_last" else 1
+        channels, kernels = ops.split(inputs, self.groups, axis=axis), ops.split(kernel, self.groups, axis=-1)
         parts = [ops.conv(x, k, **options) for x, k in zip(channels, kernels, strict=True)]
-        return ops.concatenate(parts, axis=-1)
+        return ops.concatenate(parts, axis=axis)
 
 
 INITIALIZERS = ("paper", "he", "glorot")
 
 
-def make_initializer(name: str, deviation: float) -> keras.initializers.Initializer:
-    """How weights start: "paper", N(0, deviation); "he", He et al. 2015; "glorot", Glorot and Bengio 2010."""
+def make_initializer(name: str, stddev: float) -> keras.initializers.Initializer:
+    """How weights start: "paper", N(0, stddev); "he", He et al. 2015; "glorot", Glorot and Bengio 2010."""
     makers = {
-        "paper": lambda: keras.initializers.RandomNormal(stddev=deviation),
+        "paper": lambda: keras.initializers.RandomNormal(stddev=stddev),
         "he": keras.initializers.HeNormal,
         "glorot": keras.initializers.GlorotUniform,
     }
@@ -259,7 +262,7 @@ class PartialConv2D(layers.Layer):
     def call(self, x):
         kernels = ops.pad(self.kernel, [[0, 0], [0, 0], [0, 1]])
         kernel = ops.reshape(ops.take(kernels, self._place.ravel(), axis=-1), (*self.kernel_size, *self._place.shape))
-        return ops.conv(x, ops.cast(kernel, x.dtype), padding="valid") + ops.cast(self.bias, x.dtype)
+        return ops.conv(x, kernel, padding="valid", data_format="channels_last") + self.bias
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape
@@ -288,7 +291,7 @@ class TrainableSubsampling(layers.Layer):
         self.bias = self.add_weight(shape=shape, initializer="zeros", name="bias")
 
     def call(self, x):
-        total = 4 * ops.average_pool(x, self.pool_size, self.strides)
+        total = 4 * ops.average_pool(x, self.pool_size, self.strides, data_format="channels_last")
         return total * self.coefficient + self.bias
 
     def compute_output_shape(self, input_shape):
@@ -338,9 +341,13 @@ class PositionBias(layers.Layer):
     Silver et al. 2016, methods, "Neural network architecture".
 
     Input: floats [B, H, W, C], H and W known. Output: the same shape.
+
+    Raises:
+        ConfigError: H or W is unknown.
     """
 
     def build(self, input_shape):
+        check_known_size(self.name, input_shape[1:])
         self.bias = self.add_weight(shape=input_shape[1:], initializer="zeros", name="bias")
 
     def call(self, x):
@@ -407,6 +414,12 @@ def check_arguments(network: str, input_shape: InputShape, classes: int, *, fixe
         raise ConfigError(f"{network}: expected an input of at least {least} pixels, got {size}.")
     if classes < 1:
         raise ConfigError(f"{network}: expected at least 1 class, got {classes}.")
+
+
+def check_known_size(layer: str, input_shape: InputShape) -> None:
+    """Raises ConfigError where H or W of (H, W, C) is unknown, for a layer with weights of its own for each pixel."""
+    if None in input_shape:
+        raise ConfigError(f"{layer}: expected a known height and width, got {tuple(input_shape)}.")
 
 
 def check_choice(network: str, option: str, value: str, known: Iterable[str]) -> None:

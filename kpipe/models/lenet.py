@@ -24,6 +24,7 @@ Deliberate deviations of `modern` from the paper:
 - Weights start as in Glorot and Bengio 2010, not uniform in +-2.4 / fan-in; images come scaled to 0..1.
 
 Deliberate deviations of `original`:
+- It is trained by the optimizer of the experiment; the paper has a stochastic diagonal Levenberg-Marquardt method.
 - In larger images than 32 pixels c5 grows with s4; the paper would slide its 5x5 kernel.
 - The codes of the digits are drawn after the paper's figure 3, not copied from it; classes other than 10 have
   random codes.

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from kpipe.errors import ConfigError
-from kpipe.models.layers import InputShape
+from kpipe.models.layers import InputShape, check_known_size
 
 MOST_DIMENSIONS = 4096
 """The largest D that is whitened: its matrix is D x D."""
@@ -79,12 +79,16 @@ class SubtractMeanImage(keras.layers.Layer):
     zero until `set_weights([mean])`; mean: float32 [H, W, C], in units of 0..255.
 
     Input: numbers of any dtype, [B, H, W, C], 0..255, H and W known. Output: float32 [B, H, W, C].
+
+    Raises:
+        ConfigError: H or W is unknown.
     """
 
     def __init__(self, *, dtype="float32", **options):
         super().__init__(dtype=dtype, **options)
 
     def build(self, input_shape):
+        check_known_size(self.name, input_shape[1:])
         self.mean = self.add_weight(shape=input_shape[1:], initializer="zeros", trainable=False, name="mean")
 
     def call(self, images):
@@ -114,7 +118,7 @@ class Whiten(keras.layers.Layer):
     [B, 1, 1, components].
 
     Raises:
-        ConfigError: more than 4,096 dimensions, or more components than dimensions.
+        ConfigError: H or W is unknown, more than 4,096 dimensions, or more components than dimensions.
     """
 
     def __init__(self, components: int | None = None, *, dtype="float32", **options):
@@ -122,6 +126,7 @@ class Whiten(keras.layers.Layer):
         self.components = components
 
     def build(self, input_shape):
+        check_known_size(self.name, input_shape[1:])
         dimensions = math.prod(input_shape[1:])
         if dimensions > MOST_DIMENSIONS:
             size = "x".join(str(side) for side in input_shape[1:])

@@ -12,7 +12,7 @@ T. Sainath, C. Parada, "Convolutional Neural Networks for Small-footprint Keywor
 | fc     | dense                                    | 128               | 4,224      |
 | logits | dense                                    | 4                 | 516        |
 
-244,516 parameters with biases, for the paper's 4 words; 244,224 without, the paper's 244.2K. It pools along frequency
+244,516 parameters with biases, for 4 outputs; 244,224 without, the paper's 244.2K. It pools along frequency
 only: voices differ in pitch, while the time at which a sound is heard carries the word.
 
 Deliberate deviation from the paper: longer recordings than 32 frames are taken too; `linear` grows with them.

@@ -1,4 +1,4 @@
-"""A convolutional network for texts: one-hot characters are an image one pixel wide, one channel a character.
+"""A convolutional network for texts: one-hot characters are an image one pixel wide, one channel a letter.
 
 X. Zhang, J. Zhao, Y. LeCun, "Character-level Convolutional Networks for Text Classification", NIPS 2015, section 2.3,
 tables 1 and 2, the small form.
@@ -14,7 +14,8 @@ tables 1 and 2, the small form.
 
 11,339,780 parameters, for four classes. The shortest text is 123 characters.
 
-Deliberate deviation from the paper: weights start as in He et al. 2015, not N(0, 0.05), which suits only its width.
+Deliberate deviation from the paper: weights start as in He et al. 2015, whatever the width; the paper
+has N(0, 0.05) for this one.
 """
 
 import keras

@@ -63,7 +63,7 @@ STAGES = {
 }
 MAPS = (64, 128, 256, 512, 512)
 # Section 3.1: a variance of 0.01.
-DEVIATION = 0.1
+STDDEV = 0.1
 COPIED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "logits")
 """What deeper nets take from net A: its first four convolutions and its dense layers, section 3.1."""
 
@@ -102,7 +102,7 @@ def _vgg(
     check_arguments(network, input_shape, classes, fixed_size=head == "fc")
 
     def start(dense: bool = False) -> keras.initializers.Initializer:
-        return make_initializer("glorot" if dense and initializer == "he" else initializer, DEVIATION)
+        return make_initializer("glorot" if dense and initializer == "he" else initializer, STDDEV)
 
     def convolve(x, maps: int, kernel: int, place: str):
         """[B, H, W, *] to [B, H, W, maps]; `place` is the `3_2` of `conv3_2`."""

@@ -24,6 +24,7 @@ is not enough, conv2 too. So 64 pixels keep the paper's strides; the smallest si
 Deliberate deviations from the paper:
 - "Contrast normalised across feature maps" is AlexNet's local response normalisation with its constants: the paper
   gives no formula.
+- With `pooling="average"` the zeros around a map count.
 - Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean image (section 3).
 """
 
@@ -46,7 +47,7 @@ from kpipe.models.preprocessing import scale_to_unit
 
 # Maps of conv1 to conv5.
 VARIANTS = {"paper": (96, 256, 384, 384, 256), "wide": (96, 256, 512, 1024, 512)}
-DEVIATION = 0.01  # of the first weights, section 3
+STDDEV = 0.01  # of the first weights, section 3
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -107,7 +108,7 @@ def zfnet(
     check_choice("zfnet", "initializer", initializer, INITIALIZERS)
 
     def start(layer: str) -> dict:
-        return {"name": layer, "kernel_initializer": make_initializer(initializer, DEVIATION), "activation": activation}
+        return {"name": layer, "kernel_initializer": make_initializer(initializer, STDDEV), "activation": activation}
 
     def convolve(x, number: int, kernel: int, stride: int = 1, padding: str = "same"):
         maps = VARIANTS[variant][number - 1]
@@ -132,7 +133,7 @@ def zfnet(
     for number in (6, 7):
         x = activated(layers.Dense, width, **start(f"fc{number}"))(x)
         x = layers.Dropout(dropout, name=f"drop{number}")(x)
-    logits = make_logits(classes, kernel_initializer=make_initializer(initializer, DEVIATION))(x)
+    logits = make_logits(classes, kernel_initializer=make_initializer(initializer, STDDEV))(x)
     return keras.Model(images, logits, name=name)
 
 
