@@ -38,10 +38,7 @@ def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bo
     from kpipe.config import load_experiment
 
     loaded = load_experiment(experiment, overrides)
-    mark = "# " if print_config else ""
-    if loaded.dropped:
-        dropped = ", ".join(loaded.dropped)
-        click.echo(f"{mark}note: an override has chosen something else; dropped from the file: {dropped}")
+    _say_what_was_dropped(loaded.dropped, mark="# " if print_config else "")
     if print_config:
         click.echo(loaded.describe())
         return
@@ -83,6 +80,9 @@ def plan(
             "Use --image-size, --channels and --classes, or the file of an experiment."
         )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
+
+    if not as_json:
+        _say_what_was_dropped(loaded.dropped)
 
     def show() -> None:
         from kpipe.plan import Assumed, make_plan, show_plan
@@ -156,6 +156,11 @@ def _ignore_impatience(exit_code: int) -> None:
     """Another Ctrl-C while TensorFlow is being taken down would change the exit code and show a traceback."""
     if exit_code >= 128:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _say_what_was_dropped(keys: Sequence[str], mark: str = "") -> None:
+    if keys:
+        click.echo(f"{mark}note: an override has chosen something else; dropped from the file: {', '.join(keys)}")
 
 
 def _quietly(job: Callable[[], object]) -> None:

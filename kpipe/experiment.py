@@ -94,13 +94,14 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
     Args:
         experiment: what to build.
         splits: the data, where it is loaded already.
-        statistics: False leaves the scan of the training part out; the first layer then has neutral constants.
+        statistics: False leaves the scan of the training part out, and downloads nothing; the first layer then has
+            neutral constants.
 
     Raises:
         ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
     """
     config, training = experiment.data, experiment.training
-    splits = splits or load_splits(config)
+    splits = splits or load_splits(config, download=statistics)
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation part, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
@@ -171,7 +172,7 @@ def train(
             return _finish(job)
 
 
-def load_splits(config: DataConfig) -> data.Splits:
+def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
     """`load_dataset` with the options of the experiment's section."""
     synthetic = config.synthetic.model_dump() if config.synthetic else {}
     return data.load_dataset(
@@ -180,6 +181,7 @@ def load_splits(config: DataConfig) -> data.Splits:
         channels=config.channels,
         validation=config.split.validation,
         test=config.split.test,
+        download=download,
         **synthetic,
     )
 

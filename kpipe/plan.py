@@ -43,7 +43,8 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
 
     Returns:
         `parameters`, `trainable_parameters`, `macs` of one image, `layers` from the input to the output, `data`,
-        `training` (memory and disk in bytes; null where the data would have to be known), `experiment`.
+        `training` (memory and disk in bytes; null where the data would have to be known), `experiment` (resolved;
+        null without data), `name` and `model`.
 
     Raises:
         ConfigError: the network cannot be built, or something is assumed of data that are there.
@@ -65,7 +66,9 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
     model = prepared.model
     rows = measure(model)
     return {
-        "experiment": experiment.identity(),
+        "name": experiment.name,
+        "model": experiment.model.name,
+        "experiment": experiment.identity() if with_data else None,
         "parameters": model.count_params(),
         "trainable_parameters": sum(math.prod(variable.shape) for variable in model.trainable_variables),
         "macs": count_macs(rows),
@@ -158,7 +161,7 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
     data, training = plan["data"], plan["training"]
     frozen = plan["parameters"] - plan["trainable_parameters"]
     rows = {
-        "model": f"{plan['experiment']['model']['name']}, {plan['parameters']:,} parameters"
+        "model": f"{plan['model']}, {plan['parameters']:,} parameters"
         + (f" ({frozen:,} of them not trained)" if frozen else ""),
         "image": f"{_sides(data['image'])}, {data['classes']:,} classes, {plan['macs']:,} multiply-adds",
     }
@@ -181,8 +184,9 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
     rows["disk"] = f"at most {_size(disk['most'])}, {_size(disk['finished'])} when finished"
     screen.line("")
     screen.console.print(_layer_table(plan["layers"]))
-    screen.header(f"plan of {plan['experiment']['name']}", rows)
-    if training["learning_rate"]:
+    screen.header(f"plan of {plan['name']}", rows)
+    # The curve is drawn in blocks that an ASCII terminal or pipe cannot show; --json has its numbers.
+    if training["learning_rate"] and screen.console.encoding.startswith("utf"):
         screen.line("")
         for line in _curve(training["learning_rate"]):
             screen.line(line)

@@ -1,7 +1,10 @@
 """`kpipe plan`: what it prints, what it writes for programs, and what it does where the data are not there."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -96,6 +99,7 @@ def test_the_plan_for_programs(plan, experiment):
     assert rates[35] < 0.001
     assert training["memory"]["optimizer"] == 4 * (21_006 + 1)  # the momentum and the step
     assert found["experiment"] == load_experiment(experiment).experiment.identity()
+    assert (found["name"], found["model"]) == ("tiny", "lenet5")
 
 
 def test_the_disk_is_what_a_run_really_takes(plan, experiment):
@@ -119,7 +123,7 @@ def test_a_network_by_its_name(plan):
     assert found["data"] == {
         "source": None, "missing": None, "image": [64, 64, 1], "classes": 7, "images": None,
     }  # fmt: skip
-    assert found["training"]["steps"] is None
+    assert found["training"]["steps"] is found["experiment"] is None
     assert [layer["output"] for layer in found["layers"] if layer["name"] in ("pool5", "logits")] == [[2, 2, 512], [7]]
 
 
@@ -155,6 +159,22 @@ def test_data_that_are_not_there_are_a_line(plan, experiment, tmp_path):
     assert "training   4 epochs, batch size 16, sgd, cross_entropy\n" in out
 
 
+def test_a_set_that_is_not_prepared_is_not_downloaded(plan, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
+    out = plan(experiment, "data.source=tfds:mnist")
+    assert re.search(r"data       tfds:mnist: is not prepared in \S+; a run would download it\n", out)
+    assert "dropped from the file: data.synthetic" in out
+
+
+def test_a_terminal_without_blocks_has_no_curve(experiment):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "kpipe", "plan", experiment]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "plan of tiny" in done.stdout
+    assert done.stdout.isascii()
+
+
 def test_a_board_has_a_class_a_point(plan):
     assert json.loads(plan("go_policy", "--image-size", "9", "--json"))["data"]["classes"] == 81
 
@@ -170,7 +190,7 @@ def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
         (["vgg_16"], "vgg_16: expected an experiment file or the name of a network, did you mean 'vgg16'?"),
         (["vgg16.yml"], "vgg16.yml: expected an experiment file, found nothing there"),
         (["vgg16", "model.heat=gap"], "command line: model.heat: unknown key, did you mean 'head'?"),
-        (["vgg16", "--image-size", "8"], "data.image_size: vgg16 needs at least 17 pixels, got 8"),
+        (["vgg16", "--image-size", "8"], "command line: data.image_size: vgg16 needs at least 17 pixels, got 8"),
         (["vgg16", "--classes", "0"], "Invalid value for '--classes': 0 is not in the range x>=1."),
         (
             ["go_policy", "--classes", "10"],

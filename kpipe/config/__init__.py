@@ -71,7 +71,8 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
         ConfigError: as `load_experiment`.
     """
     data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
-    return _check(Document({"name": name, "data": data, "model": {"name": name}}, name), overrides)
+    document = Document({"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): WHERE})
+    return _check(document, overrides)
 
 
 def _check(document: Document, overrides: Sequence[str]) -> Loaded:

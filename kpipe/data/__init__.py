@@ -14,7 +14,7 @@ from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline,
 from kpipe.data.sources import Part, Source, Splits
 from kpipe.data.statistics import channel_statistics
 from kpipe.errors import ConfigError
-from kpipe.tables import parse_source, resolve
+from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
     "Augmentation",
@@ -40,6 +40,7 @@ def load_dataset(
     channels: int | None = None,
     validation: float = 0.1,
     test: float = 0.2,
+    download: bool = True,
     **options,
 ) -> Splits:
     """Reads a source into memory: images uint8 [N, H, W, C], 0..255, labels int32 [N].
@@ -54,6 +55,7 @@ def load_dataset(
         channels: 1 or 3; None: as the source is.
         validation: share of what the test part leaves, rounded up; 0 leaves the part out.
         test: share of all images, rounded up; 0 leaves the part out.
+        download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
         options: the options of the source's row in `kpipe.tables.SOURCES`.
 
     Raises:
@@ -68,6 +70,8 @@ def load_dataset(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if row is SOURCES["tfds"]:
+        options["download"] = download
     found = resolve(row)(*arguments, image_size=image_size, channels=channels, **options)
     return _split(found, validation, test)
 

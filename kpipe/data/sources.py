@@ -248,11 +248,14 @@ def _broken_files(encoded: tf.Tensor, paths: list[Path]) -> list[str]:
 # --- TensorFlow Datasets ------------------------------------------------------------------------------------
 
 
-def read_tfds(name: str, *, image_size: int | None = None, channels: int | None = None) -> Source:
+def read_tfds(
+    name: str, *, image_size: int | None = None, channels: int | None = None, download: bool = True
+) -> Source:
     """An image classification set of TensorFlow Datasets, prepared beforehand or downloaded now.
 
     Args:
         name: `<name>` or `<name>/<config>`.
+        download: False takes what is prepared, or raises.
 
     Returns:
         The parts train, validation and test as far as the set has them with labels.
@@ -267,6 +270,8 @@ def read_tfds(name: str, *, image_size: int | None = None, channels: int | None 
     builder = _tfds_builder(name, where)
     image_key, label_key = _tfds_keys(builder, where)
     _check_channels(builder.info.features[image_key].shape[-1], channels, where)
+    if not download and not builder.is_prepared():
+        raise DataError(f"{where}: is not prepared in {builder.data_path}; a run would download it")
     _tfds_prepare(builder, name, where)
     parts, notes = {}, []
     for split in builder.info.splits:
