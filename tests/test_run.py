@@ -349,7 +349,8 @@ def test_a_doctor_who_finds_something(kpipe, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_before_the_first_step(number, code, word, experiment, logs):
-    script = f"import sys, os, signal, kpipe.experiment as e; e.load_splits = lambda c, **o: os.kill(os.getpid(), {number}); "
+    script = "import sys, os, signal, kpipe.experiment as e; "
+    script += f"e.load_splits = lambda c, **o: os.kill(os.getpid(), {number}); "
     script = script.replace(number, f"signal.{number}")
     script += f"from kpipe.cli import main; sys.exit(main(['run', {experiment!r}]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
