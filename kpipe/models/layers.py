@@ -5,13 +5,14 @@ Legend of the shapes: B batch, H height, W width, C channels, K classes, * any l
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from kpipe.errors import ConfigError
-from kpipe.tables import MODELS
+from kpipe.tables import MODELS, Initializer
 
 InputShape = Sequence[int | None]
 
@@ -186,7 +187,7 @@ class GroupedConv2D(layers.Conv2D):
         return ops.concatenate(parts, axis=axis)
 
 
-INITIALIZERS = ("paper", "he", "glorot")
+INITIALIZERS = get_args(Initializer)
 
 
 def make_initializer(name: str, stddev: float) -> keras.initializers.Initializer:
