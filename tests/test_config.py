@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -162,6 +163,33 @@ REPLACED = [
     ("image_size: 32", "image_size: &size 32, batch_size: *size", "data.batch_size: aliases (*name) are not accepted"),
 ]  # fmt: skip
 
+BAD_OVERRIDES = [
+    ("foo", "expected an override key=value such as training.epochs=5, got 'foo'"),
+    ("a..b=1", "expected an override key=value"),
+    (".".join("a" * 10_000) + "=1", "expected an override key=value"),
+    (f"data.augment.{'9' * 5_000}=1", "command line: data.augment: expected a list, got a mapping"),
+    (
+        "training={epochs: 3}",
+        "expected a value or a list, got a mapping; name its keys: training.<key>=...",
+    ),
+    ("training.epochs=!!python/name:os.system", "expected a whole number, got '!!python/name:os.system'"),
+    ("training.epochs=[!!python/name:os.system x]", "tags are not accepted"),
+    ("data.source=folder:", "data.source: expected folder:<path>, got 'folder:'"),
+    ("data.channels=2", "data.channels: expected 1 (grey) or 3 (colour), got 2"),
+    ("model.name=VGG19x", "command line: model.name: unknown name 'VGG19x', did you mean 'vgg19'?"),
+    (
+        "training.epochs=__import__('os')",
+        "training.epochs: expected a whole number, got \"__import__('os')\"",
+    ),
+    ("training.epochs=[1", "command line:1: not valid YAML"),
+    ("data.augment.3.pad_crop.padding=1", "command line: data.augment: expected a list, got {'3': "),
+    ("data.²=1", "command line: data.²: unknown key"),
+    ("model.name=[a]", "command line: model.name: unknown name"),
+    ("training.learning_rate.schedule=[x]", "training.learning_rate.schedule: unknown name"),
+    ("training.learning_rate.warmup.epochs=", "warmup: expected exactly one of epochs, steps, percent, got "),
+    ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
+]
+
 
 @pytest.mark.parametrize(("section", "line", "message"), BROKEN, ids=[row[1] for row in BROKEN])
 def test_an_added_mistake_is_named(mistakes, section, line, message):
@@ -243,33 +271,7 @@ def test_overrides_reach_lists_and_new_sections(load):
     )
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("foo", "expected an override key=value such as training.epochs=5, got 'foo'"),
-        ("a..b=1", "expected an override key=value"),
-        (
-            "training={epochs: 3}",
-            "expected a value or a list, got a mapping; name its keys: training.<key>=...",
-        ),
-        ("training.epochs=!!python/name:os.system", "expected a whole number, got '!!python/name:os.system'"),
-        ("training.epochs=[!!python/name:os.system x]", "tags are not accepted"),
-        ("data.source=folder:", "data.source: expected folder:<path>, got 'folder:'"),
-        ("data.channels=2", "data.channels: expected 1 (grey) or 3 (colour), got 2"),
-        ("model.name=VGG19x", "command line: model.name: unknown name 'VGG19x', did you mean 'vgg19'?"),
-        (
-            "training.epochs=__import__('os')",
-            "training.epochs: expected a whole number, got \"__import__('os')\"",
-        ),
-        ("training.epochs=[1", "command line:1: not valid YAML"),
-        ("data.augment.3.pad_crop.padding=1", "command line: data.augment: expected a list, got {'3': "),
-        ("data.²=1", "command line: data.²: unknown key"),
-        ("model.name=[a]", "command line: model.name: unknown name"),
-        ("training.learning_rate.schedule=[x]", "training.learning_rate.schedule: unknown name"),
-        ("training.learning_rate.warmup.epochs=", "warmup: expected exactly one of epochs, steps, percent, got "),
-        ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
-    ],
-)
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES)
 def test_bad_overrides(mistakes, override, message):
     assert any(message in line for line in mistakes(GOOD, override))
 
@@ -360,6 +362,99 @@ def test_light_verbs_import_neither_tensorflow_nor_numpy(tmp_path, arguments, co
     assert ("did you mean 'sgd'?" in done.stderr) == (code == 2)
     assert "Traceback" not in done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+
+
+# Each [arguments]: the exit code or the traceback, what was printed, processor seconds, heavy modules there afterwards.
+DOOR = """
+import contextlib, io, json, sys, time, traceback
+from kpipe.cli import main
+for arguments in json.load(sys.stdin):
+    before, out, error = time.process_time(), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            code = main(["run", *arguments])
+        except BaseException:
+            code = traceback.format_exc()
+    heavy = sorted({"tensorflow", "keras", "numpy"} & set(sys.modules))
+    seconds = time.process_time() - before
+    print(json.dumps([code, out.getvalue(), error.getvalue(), seconds, heavy]))
+"""
+
+
+def errors_of(folder, calls):
+    """What `kpipe run` says to each of the calls, in one process, once it is sure that nothing else has happened."""
+    before = sorted(folder.rglob("*"))
+    door = [sys.executable, "-c", DOOR]
+    done = subprocess.run(door, cwd=folder, input=json.dumps(calls), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(folder.rglob("*")) == before
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for call, (code, out, error, seconds, heavy) in zip(calls, answers, strict=True):
+        assert (code, out, heavy) == (2, "", []), call
+        assert "Traceback" not in error, call
+        assert seconds < 1, call
+    return [error for _, _, error, _, _ in answers]
+
+
+def test_every_mistake_is_refused_at_the_door_and_leaves_nothing_behind(tmp_path):
+    rows = [(broken(section, line), [], message) for section, line, message in BROKEN]
+    rows += [(GOOD.replace(old, new, 1), [], message) for old, new, message in REPLACED]
+    rows += [(GOOD, [override], message) for override, message in BAD_OVERRIDES]
+    assert len(rows) >= 60
+    for i, (text, _, _) in enumerate(rows):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "exp.yaml").write_text(text, encoding="utf-8")
+    calls = [[f"{i}/exp.yaml", *overrides] for i, (_, overrides, _) in enumerate(rows)]
+    about_no_key = ("merge keys", "expected a name as key", "expected an override key=value", "not valid YAML")
+    for i, ((_, _, message), error) in enumerate(zip(rows, errors_of(tmp_path, calls), strict=True)):
+        error = error.replace(f"{i}/exp.yaml:", "exp.yaml:")
+        assert message in error
+        key = "" if any(text in error for text in about_no_key) else r"[a-z_]+(\.\w+)*: "
+        for line in error.splitlines():
+            assert re.match(rf"(exp\.yaml:\d+|command line): {key}", line), line
+
+
+CANARY = "!!python/object/apply:os.system ['touch canary']"
+LAUGHS = "\n".join(
+    ["l0: &l0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    + [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 10)]
+)
+HOSTILE = {
+    "laughs": (LAUGHS, "l1.0: aliases (*name) are not accepted"),
+    "laughing": (f"{LAUGHS}\n{GOOD}logs: *l9\n", "\n... and 81 more\n"),
+    "circle": (GOOD + "logs: &circle [*circle]\n", ":6: logs.0: aliases (*name) are not accepted"),
+    "merged": (GOOD + "logs: {<<: &a {b: 1}, c: *a}\n", ":6: logs: merge keys (<<) are not accepted"),
+    "root": (CANARY, ":1: "),
+    "value": (GOOD + f"seed: {CANARY}\n", ":6: seed: tags are not accepted, got !!python/object/apply:os.system"),
+    "key": (GOOD + f"? {CANARY}\n: 1\n", ":6: "),
+    "entry": (GOOD + f"logs: [{CANARY}]\n", ":6: logs.0: tags are not accepted, got !!python/object/apply:os.system"),
+    "new": (GOOD + "seed: !!python/object/new:os.system [touch canary]\n", ":6: seed: tags are not accepted"),
+    "module": (GOOD + "seed: !!python/module:antigravity x\n", ":6: seed: tags are not accepted"),
+    "shell": (GOOD + "name: $(touch canary)\n", ":6: name: expected letters, digits, spaces and . _ + - only"),
+    "brackets": (GOOD + "logs: " + "[" * 10_000 + "]" * 10_000, ":1: expected at most 20 levels of nesting"),
+    "open": (GOOD + "logs: " + "[" * 10_000, ":1: expected at most 20 levels of nesting"),
+    "braces": (GOOD + "logs: " + "{a: " * 10_000 + "}" * 10_000, ":1: expected at most 20 levels of nesting"),
+    "dashes": ("- " * 10_000 + "a", ":1: expected at most 20 levels of nesting"),
+    "long": ("# " + "x" * 2_000_000, ": expected an experiment of a page, got 2,000,002 bytes"),
+    "nul": (GOOD + "seed: \0 1\n", ":6: not valid YAML: unacceptable character #x0000"),
+    "escaped": (GOOD + 'logs: "a\\0b"\n', ":6: logs: expected text without NUL, got 'a\\x00b'"),
+    "colours": (GOOD + '"\\e[2J": 1\n', ":6: expected a name as key, got '\\x1b[2J'"),
+    "two": (GOOD + "---\n" + GOOD, ":6: not valid YAML: expected a single document"),
+    "empty": ("", ":1: expected a mapping such as"),
+}
+
+
+def test_hostile_files_are_refused_at_the_door_and_leave_nothing_behind(tmp_path):
+    for name, (text, _) in HOSTILE.items():
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    messages = {name: message for name, (_, message) in HOSTILE.items()}
+    messages |= {"folder": "cannot be read: Is a directory", "loop": "cannot be read: Too many levels of symbolic"}
+    found = errors_of(tmp_path, [[f"{name}.yaml"] for name in messages])
+    for (name, message), error in zip(messages.items(), found, strict=True):
+        assert error.startswith(f"{name}.yaml:")
+        assert message in error
 
 
 def test_load_dataset_has_the_defaults_of_the_schema():

@@ -1,15 +1,19 @@
 """Sources, splits and statistics."""
 
 import functools
+import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from kpipe.data import channel_statistics, load_dataset
+from kpipe.data import channel_statistics, load_dataset, sources
 from kpipe.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
@@ -235,6 +239,99 @@ def test_many_broken_files_are_counted(tmp_path):
         (tmp_path / "a" / f"broken{i}.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"got 7 files .*broken4\.jpg and 2 more\. Replace or remove them"):
         load_dataset(f"folder:{tmp_path}", image_size=8)
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG up to where the pixels would begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+
+
+@pytest.fixture
+def nothing_is_decoded(monkeypatch):
+    monkeypatch.setattr(sources, "_decode_files", lambda *_: pytest.fail("decoded"))
+
+
+TOO_LARGE = (
+    "expected images of at most 178,956,970 pixels, frames and scaling included, got 1 file that declares more: "
+)
+
+
+@pytest.mark.parametrize("size", [(50_000, 40_000), (10, 2**31 - 1), (1, 178_956_971)])
+def test_a_file_that_declares_too_many_pixels_is_not_decoded(tmp_path, nothing_is_decoded, size):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    bomb = tmp_path / "b" / "bomb.jpg"  # what it is says the file, not its name
+    bomb.write_bytes(png_header(*size))
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"folder:{tmp_path}", image_size=8)
+    assert str(caught.value) == f"folder:{tmp_path}: {TOO_LARGE}{bomb}. Replace or remove it"
+
+
+def test_too_many_pixels_are_counted_over_all_parts(tmp_path, nothing_is_decoded):
+    for part in ("train", "test"):
+        write_classes(tmp_path / part, {"a": 2, "b": 2})
+        for i in range(3):
+            (tmp_path / part / "b" / f"bomb{i}.png").write_bytes(png_header(20_000, 20_000))
+    with pytest.raises(
+        DataError, match=r"got 6 files that declare more: .*bomb0\.png.* and 1 more\. Replace or remove"
+    ):
+        load_dataset(f"folder:{tmp_path}", image_size=8)
+
+
+def test_all_frames_of_an_animation_count(tmp_path, nothing_is_decoded):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    frames = [Image.new("P", (1000, 1000), colour) for colour in range(180)]
+    frames[0].save(tmp_path / "a" / "film.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=rf"{TOO_LARGE}.*film\.gif\. Replace or remove it"):
+        load_dataset(f"folder:{tmp_path}", image_size=8)
+
+
+def test_a_strip_is_refused_where_the_resize_would_explode(tmp_path, nothing_is_decoded):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    write_image(tmp_path / "a" / "strip.png", size=(60_000, 1))
+    with pytest.raises(DataError, match=rf"{TOO_LARGE}.*strip\.png\. Replace or remove it"):
+        load_dataset(f"folder:{tmp_path}", image_size=224)
+
+
+def test_files_of_all_formats_pass(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2}, size=(6, 9))
+    for ending in ("jpg", "bmp", "gif"):
+        Image.new("RGB", (9, 6)).save(tmp_path / "a" / f"image.{ending}")
+    assert load_dataset(f"folder:{tmp_path}", image_size=8, validation=0, test=0).train.images.shape == (7, 8, 8, 3)
+
+
+def test_a_cut_header_is_left_to_decoding(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "cut.png").write_bytes(png_header(300, 200)[:20])
+    with pytest.raises(DataError, match=r"got 1 file that cannot be decoded: .*cut\.png"):
+        load_dataset(f"folder:{tmp_path}", image_size=8)
+
+
+def test_links_are_followed_to_classes_and_images_and_not_in_circles(tmp_path):
+    write_classes(tmp_path / "elsewhere", {"dog": 3})
+    write_classes(tmp_path / "set", {"cat": 2})
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "set" / "cat" / "link.png").symlink_to(tmp_path / "elsewhere" / "dog" / "0.png")
+    (tmp_path / "set" / "cat" / "circle").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "all").symlink_to(tmp_path)
+    (tmp_path / "set" / "self").symlink_to("self")
+    splits = load_dataset(f"folder:{tmp_path / 'set'}", validation=0, test=0)
+    assert (splits.class_names, counts(splits.train, 2)) == (("cat", "dog"), [3, 3])
+    assert splits.notes == (
+        "ignored 1 file that is not a JPEG, PNG, GIF or BMP image: self",
+        "ignored 1 folder that is not a class: all",
+        "ignored 1 link to a folder inside a class: cat/circle",
+    )
+
+
+def test_a_pipe_is_not_waited_for_and_a_broken_link_is_named(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    notes = load_dataset(f"folder:{tmp_path}", validation=0, test=0).notes
+    assert notes == ("ignored 1 file that is not a JPEG, PNG, GIF or BMP image: a/pipe.png",)
+    (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"got 1 file that cannot be decoded: .*gone\.png\. Replace or remove it"):
+        load_dataset(f"folder:{tmp_path}")
 
 
 def file_instead(root):

@@ -21,8 +21,9 @@ _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
-_LARGEST_FILE = 1_000_000  # bytes; an experiment is one page
-_DEEPEST = 20
+_LARGEST_FILE = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
+DEEPEST = 20
+"""Levels of nesting."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ def read_document(path: Path) -> Document:
         ConfigError: the file is missing, unreadable, not YAML, or its root is not a mapping.
     """
     try:
-        raw = path.read_bytes()
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected an experiment file, found nothing there{_near(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > _LARGEST_FILE:
-        raise ConfigError(f"{path}: expected an experiment of a page, got {len(raw):,} bytes")
+        raise ConfigError(f"{path}: expected an experiment of a page, got {max(size, len(raw)):,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -100,8 +103,11 @@ def parse_document(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{name}:{line}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}:1: expected at most {DEEPEST} levels of nesting") from None
     document = Document(None, name)
     if root is not None:
         document.data = _convert(root, (), document, set())
@@ -131,9 +137,11 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     seen.add(id(node))
     if node.tag not in _PLAIN_TAGS:
         return problem(f"tags are not accepted, got {node.tag.replace('tag:yaml.org,2002:', '!!')}")
-    if len(keys) > _DEEPEST:
-        return problem(f"expected at most {_DEEPEST} levels of nesting")
+    if len(keys) > DEEPEST:
+        return problem(f"expected at most {DEEPEST} levels of nesting")
     if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value:
+            return problem(f"expected text without NUL, got {show(node.value)}")
         return node.value if node.style else parse_scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*keys, i), document, seen) for i, child in enumerate(node.value)]
@@ -144,6 +152,8 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
             problem("merge keys (<<) are not accepted; write the values out", line=key_line)
         elif not isinstance(key_node, yaml.ScalarNode):
             problem("expected a name as key, got a list or mapping", line=key_line)
+        elif not key.isprintable():
+            problem(f"expected a name as key, got {show(key)}", line=key_line)
         elif key in mapping:
             first = document.origins[(*keys, key)].rpartition(":")[2]
             problem(f"stands twice, first in line {first}", at=(*keys, key), line=key_line)

@@ -7,7 +7,7 @@ mapping) replaces that section. Options that the new kind also has are kept, the
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
-from kpipe.config.document import Document, Keys, Problem, dotted, parse_document, parse_scalar, show
+from kpipe.config.document import DEEPEST, Document, Keys, Problem, dotted, parse_document, parse_scalar, show
 from kpipe.config.schema import Experiment, foreign_options
 from kpipe.errors import ConfigError
 from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
@@ -68,8 +68,9 @@ def _sections_in(annotation: Any) -> set[type[Section]]:
 
 def _parse(text: str) -> tuple[Keys, Any]:
     left, equals, right = text.partition("=")
-    if not equals or not left or any(not part for part in left.split(".")):
-        raise ConfigError(f"expected an override key=value such as training.epochs=5, got {text!r}")
+    parts = left.split(".")
+    if not equals or not all(parts) or len(parts) > DEEPEST:
+        raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
         return _split_keys(left), parse_scalar(right.strip())
     document = parse_document(right, WHERE)
@@ -81,7 +82,9 @@ def _parse(text: str) -> tuple[Keys, Any]:
 
 
 def _split_keys(text: str) -> Keys:
-    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in text.split("."))
+    return tuple(
+        int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in text.split(".")
+    )
 
 
 def _find(data: Any, keys: Keys) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from kpipe.errors import DataError
 
@@ -29,6 +31,7 @@ PART_FOLDERS = {
     "valid": "validation",
     "test": "test",
 }
+MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's decoders end at 2**29 bytes
 SHOWN = 5  # names in a message before it says how many more there are
 
 
@@ -95,10 +98,12 @@ def read_folder(path: str, *, image_size: int | None = None, channels: int | Non
         channels: default 3.
 
     Returns:
-        Classes in the order of their names. Hidden files are ignored, other files with a note.
+        Classes in the order of their names. Hidden files are ignored, other files with a note. A class and an image
+        may be links; a link inside a class to a folder is ignored with a note.
 
     Raises:
-        DataError: no folder, no images, one class, a class that train lacks, a file that cannot be decoded.
+        DataError: no folder, no images, one class, a class that train lacks, a file that cannot be decoded or that
+            declares more than MOST_PIXELS.
     """
     where, root = f"folder:{path}", Path(path).expanduser()
     if not root.is_dir():
@@ -108,6 +113,7 @@ def read_folder(path: str, *, image_size: int | None = None, channels: int | Non
     strays = _Strays()
     files = {part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()}
     class_names = _check_classes(files, where)
+    _check_sizes(files, image_size, where)
     parts = {part: _decode_files(classes, class_names, image_size, channels, where) for part, classes in files.items()}
     return Source(parts, class_names, strays.lines(root))
 
@@ -118,6 +124,7 @@ class _Strays:
     def __init__(self):
         self.files: list[Path] = []
         self.folders: list[Path] = []
+        self.links: list[Path] = []
 
     def lines(self, root: Path) -> tuple[str, ...]:
         kinds = (
@@ -127,6 +134,7 @@ class _Strays:
                 "files that are not JPEG, PNG, GIF or BMP images",
             ),
             (self.folders, "folder that is not a class", "folders that are not classes"),
+            (self.links, "link to a folder inside a class", "links to folders inside classes"),
         )
         return tuple(
             f"ignored {len(paths)} {one if len(paths) == 1 else many}: "
@@ -164,10 +172,13 @@ def _list_classes(folder: Path, strays: _Strays) -> dict[str, list[Path]]:
     strays.files += files
     classes = {}
     for class_folder in folders:
-        found = _files_below(class_folder)
-        images = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
-        strays.files += [path for path in found if path.suffix.lower() not in IMAGE_ENDINGS]
+        # A link to a folder around it is no class: it would hold the images of all the others.
+        is_around = folder.resolve().is_relative_to(class_folder.resolve())
+        found, links = ([], []) if is_around else _files_below(class_folder)
+        images = list(filter(_is_image, found))
+        strays.files += sorted(set(found) - set(images))
         if images:
+            strays.links += links
             classes[class_folder.name] = images
         else:
             strays.folders.append(class_folder)
@@ -180,12 +191,19 @@ def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
     return [entry for entry in entries if entry.is_dir()], [entry for entry in entries if not entry.is_dir()]
 
 
-def _files_below(folder: Path) -> list[Path]:
-    found = []
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files at any depth, sorted, and the links to folders, which are not followed: they may lead in a circle."""
+    found, links = [], []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        links += [path for name in folders if (path := Path(place, name)).is_symlink()]
         found += [Path(place, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+    return sorted(found), sorted(links)
+
+
+def _is_image(path: Path) -> bool:
+    """By its name. A pipe is none, it would be waited for without end; a broken link is one, decoding names it."""
+    return path.suffix.lower() in IMAGE_ENDINGS and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple[str, ...]:
@@ -210,6 +228,41 @@ def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple
                 f"Add images of it to train/ or remove it from {part}/"
             )
     return class_names
+
+
+def _check_sizes(files: dict[str, dict[str, list[Path]]], image_size: int | None, where: str) -> None:
+    """Refuses files of a few kB that would fill the memory, before the first image is decoded."""
+    paths = [path for classes in files.values() for found in classes.values() for path in found]
+    large = [str(path) for path in paths if _is_too_large(_declared_size(path), image_size)]
+    if large:
+        declare, them = ("file that declares", "it") if len(large) == 1 else ("files that declare", "them")
+        raise DataError(
+            f"{where}: expected images of at most {MOST_PIXELS:,} pixels, frames and scaling included, got "
+            f"{len(large)} {declare} more: {_some(large)}. Replace or remove {them}"
+        )
+
+
+def _is_too_large(size: tuple[int, int, int] | None, image_size: int | None) -> bool:
+    if size is None:
+        return False
+    frames, height, width = size  # TensorFlow decodes all frames of a GIF to return the first one
+    shorter = max(1, min(height, width))
+    # The shorter side becomes image_size: a strip of one row grows by image_size in both directions.
+    scale = max(1.0, (image_size or 1) / shorter)
+    return max(frames * height * width, height * width * scale**2) > MOST_PIXELS
+
+
+def _declared_size(path: Path) -> tuple[int, int, int] | None:
+    """Frames, height and width, from the header; None where it is damaged, which decoding reports."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of the limit
+            with Image.open(path, formats=("JPEG", "PNG", "GIF", "BMP")) as image:
+                return getattr(image, "n_frames", 1), image.height, image.width
+    except Image.DecompressionBombError:
+        return 1, MOST_PIXELS, MOST_PIXELS
+    except Exception:  # of many kinds, as files are damaged in many ways
+        return None
 
 
 def _decode_files(classes, class_names, image_size, channels, where: str) -> Part:
