@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import click
 
 from kpipe import __version__
-from kpipe.errors import ConfigError, Interrupted, KpipeError, did_you_mean
+from kpipe.errors import ConfigError, KpipeError, did_you_mean
+from kpipe.signals import stop_signals
 
-_STILL_THERE = "what was saved before is still there, the same command goes on from it"
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -26,23 +26,32 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("experiment", metavar="EXPERIMENT.yaml")
+@click.argument("experiment", metavar="EXPERIMENT.yaml", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--new", is_flag=True, help="Start another run instead of resuming an unfinished one.")
+@click.option("--resume", metavar="RUN", help="Go on with this run directory; EXPERIMENT.yaml may be left out.")
 @click.option("--print-config", is_flag=True, help="Print every value and where it came from; train nothing.")
-def run(experiment: str, overrides: tuple[str, ...], new: bool, print_config: bool) -> None:
+def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: str | None, print_config: bool) -> None:
     """Train an experiment; resume it when it was interrupted.
 
     Any key of the file can be overridden: kpipe run experiments/vgg16.yaml training.epochs=3 data.batch_size=64
-    """
-    from kpipe.config import load_experiment
 
-    loaded = load_experiment(experiment, overrides)
+    --resume RUN goes on with a run by hand; a finished one is extended: kpipe run --resume RUN training.epochs=20
+    """
+    from kpipe.config import load_experiment, load_resumed
+
+    if resume is not None and experiment is not None and "=" in experiment and not os.path.exists(experiment):
+        experiment, overrides = None, (experiment, *overrides)
+    if resume is None and experiment is None:
+        raise click.UsageError("Missing argument 'EXPERIMENT.yaml'.")
+    if resume is not None and new:
+        raise click.UsageError("--new and --resume: expected one of them, got both.")
+    loaded = load_experiment(experiment, overrides) if resume is None else load_resumed(resume, experiment, overrides)
     _say_what_was_dropped(loaded.dropped, mark="# " if print_config else "")
     if print_config:
         click.echo(loaded.describe())
         return
-    _quietly(lambda: _import_experiment().train(loaded.experiment, new=new))
+    _quietly(lambda: _import_experiment().train(loaded.experiment, new=new, resume=resume))
 
 
 @cli.command()
@@ -125,31 +134,26 @@ def doctor() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns its exit code; a user's mistake is a message on standard error, never a traceback."""
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KpipeError as error:
-        _ignore_impatience(error.exit_code)
-        click.echo(error, err=True)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _ignore_impatience(128 + signal.SIGINT)
-        click.echo(f"interrupted; {_STILL_THERE}", err=True)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of `kpipe list | head` has gone
-        sys.stderr.close()
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(number: int, frame) -> None:
-    raise Interrupted(f"terminated; {_STILL_THERE}", number)
+    with stop_signals() as stop:
+        try:
+            return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
+        except click.exceptions.Exit as done:
+            return done.exit_code
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except KpipeError as error:
+            _ignore_impatience(error.exit_code)
+            click.echo(error, err=True)
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            _ignore_impatience(stop.exit_code)
+            word = "interrupted" if stop.exit_code == 128 + signal.SIGINT else "terminated"
+            click.echo(f"{word} before anything was changed; what was saved earlier is still there", err=True)
+            return stop.exit_code
+        except BrokenPipeError:  # the reader of `kpipe list | head` has gone
+            sys.stderr.close()
+            return 1
 
 
 def _ignore_impatience(exit_code: int) -> None:

@@ -45,6 +45,14 @@ def hold_back_libraries() -> Iterator[None]:
             os.close(screen)
 
 
+def describe_size(number: int) -> str:
+    """Bytes as people say them: 1.5 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
+    return f"{number} bytes"
+
+
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")

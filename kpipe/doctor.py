@@ -8,7 +8,7 @@ from rich.console import Console
 
 from kpipe.config import Experiment
 from kpipe.console import Screen
-from kpipe.errors import EnvironmentFault
+from kpipe.errors import EnvironmentFault, Interrupted
 from kpipe.experiment import train
 from kpipe.training.device import describe_device, gpu_hint
 from kpipe.training.precision import resolve_precision
@@ -38,7 +38,10 @@ def examine(screen: Screen | None = None) -> None:
         screen.line(hint)
     with tempfile.TemporaryDirectory() as logs:
         experiment = Experiment.model_validate({**_TINY, "logs": logs})
-        result = train(experiment, screen=Screen(Console(quiet=True)))
+        try:
+            result = train(experiment, screen=Screen(Console(quiet=True)))
+        except Interrupted as stop:
+            raise Interrupted("interrupted; nothing is left of the check", stop.exit_code) from None
     accuracy, seconds = result.summary["test"]["accuracy"], result.summary["seconds"]
     if accuracy < _LEAST_ACCURACY:
         raise EnvironmentFault(

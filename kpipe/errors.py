@@ -27,7 +27,7 @@ class DataError(KpipeError, ValueError):
 
 
 class Diverged(KpipeError):
-    """The loss is no longer a finite number."""
+    """The loss, a weight or a number of the optimizer is no longer finite."""
 
     exit_code = 4
 
@@ -39,11 +39,11 @@ class EnvironmentFault(KpipeError):
 
 
 class Interrupted(KpipeError):
-    """A signal ended the run at a step from which it can be resumed. 130 for SIGINT, 143 for SIGTERM."""
+    """A signal ended the run; what it had committed can be resumed. Exit code 130 for SIGINT, 143 for SIGTERM."""
 
-    def __init__(self, message: str, signal_number: int):
+    def __init__(self, message: str, exit_code: int):
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

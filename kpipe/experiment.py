@@ -4,16 +4,14 @@
 and optimizer and trains nothing. Nowhere else do data, models and training meet.
 """
 
-import errno
 import json
 import math
 import os
 import platform
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,17 +23,20 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from pydantic import ValidationError
 
 from kpipe import data, figures
-from kpipe.config import Chosen, DataConfig, Experiment, options
-from kpipe.console import Screen
+from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
+from kpipe.console import Screen, describe_size
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
-from kpipe.models import build_model, save_portable
-from kpipe.rundir import Run, open_run
+from kpipe.models import build_model, load_portable_weights, save_portable
+from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
+from kpipe.rundir import Run, open_run, refused, saved_step, worded_refusals
+from kpipe.signals import Stop, stop_signals
 from kpipe.tables import AUGMENTATIONS, resolve
 from kpipe.training.callbacks import RunLog
-from kpipe.training.checkpoints import load_checkpoint, save_checkpoint
-from kpipe.training.device import describe_device, gpu_hint
+from kpipe.training.checkpoints import Checkpoints, count_values, estimate_disk
+from kpipe.training.device import describe_device, free_memory, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.optimizers import make_optimizer
@@ -68,24 +69,23 @@ class Result:
 
 @dataclass
 class Progress:
-    """What a checkpoint remembers besides the model's variables. JSON types."""
+    """What a checkpoint remembers besides the model's variables."""
 
     train: TrainState = field(default_factory=TrainState)
     best_epoch: int = 0
+    best_step: int | None = None
+    """The step of the checkpoint that holds the best weights."""
     best_score: list[float] | None = None
     train_metrics: dict[str, float] = field(default_factory=dict)
     """Means over the best epoch."""
     seconds: float = 0.0
-    logs: dict[str, int] = field(default_factory=dict)
-    """The length of every log in bytes at this moment."""
 
     @classmethod
-    def load(cls, path: Path, model: keras.Model) -> "Progress":
-        saved = load_checkpoint(path, model)
+    def from_dict(cls, saved: dict[str, Any]) -> "Progress":
         return cls(**{**saved, "train": TrainState(**saved["train"])})
 
-    def save(self, path: Path, model: keras.Model) -> None:
-        save_checkpoint(path, model, {**vars(self), "train": self.train.to_dict()})
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "train": self.train.to_dict()}
 
 
 def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
@@ -124,9 +124,8 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    log_every = training.log_every
-    log_steps = log_every.steps or max(1, round(log_every.epochs * steps_per_epoch))
-    return Prepared(splits, model, network, batches_from, steps_per_epoch, log_steps, precision)
+    log_every = _count_steps(training.log_every, steps_per_epoch)
+    return Prepared(splits, model, network, batches_from, steps_per_epoch, log_every, precision)
 
 
 def train(
@@ -134,6 +133,7 @@ def train(
     *,
     splits: data.Splits | None = None,
     new: bool = False,
+    resume: str | os.PathLike | None = None,
     screen: Screen | None = None,
 ) -> Result:
     """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
@@ -142,33 +142,44 @@ def train(
         experiment: what to train.
         splits: the data, where it is loaded already.
         new: start another run even if one of this experiment is unfinished.
+        resume: the run directory to go on with; see `kpipe.config.check_resume` for what may differ from it.
         screen: where the user sees it; default standard output.
 
     Raises:
         ConfigError, DataError: nothing was trained.
         EnvironmentFault: the machine refuses; what was saved before is still there.
-        Diverged: the loss is no longer finite.
+        Diverged: the loss or a weight is no longer finite.
         Interrupted: by SIGINT or SIGTERM; the same command goes on.
     """
     screen = screen or Screen()
+    if resume is not None:
+        check_resume(resume, experiment)
     logs = Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
-    with _full_disk(logs), open_run(logs, experiment.name, experiment.identity(), new=new) as run:
-        chosen = choose(experiment, Chosen(**run.chosen) if run.chosen else experiment.chosen)
+    with (
+        stop_signals() as stop,
+        worded_refusals(logs),
+        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume and Path(resume)) as run,
+        _worded_interruption(run, stop),
+    ):
+        chosen = choose(experiment, _chosen_before(run) or experiment.chosen)
         experiment = experiment.model_copy(update={"chosen": chosen})
         seed_everything(experiment.seed, chosen.deterministic)
-        prepared = prepare(experiment, splits=splits)
-        run.write_config(experiment.identity(), chosen.model_dump())
-        run.write_json("environment.json", environment(experiment))
-        run.checkpoints.mkdir(exist_ok=True)
+        with _worded_lack_of_memory(experiment, run):
+            prepared = prepare(experiment, splits=splits)
         trainer = Trainer(prepared.model, make_strategy())
-        progress = Progress.load(run.last_checkpoint, prepared.model) if run.resumed else Progress()
-        _show_header(screen, experiment, prepared, run, progress)
-        with closing(RunLog(run.path, progress.logs if run.resumed else None)) as log, _stop_signals() as stop:
+        checkpoints = Checkpoints(run.checkpoints, experiment.training.checkpoint.keep)
+        progress, log_lengths, notes = _restore(run, checkpoints, prepared)
+        _check_disk(run, experiment, prepared.model)
+        run.write_config(experiment.identity(), chosen.model_dump())
+        notes += _record_environment(run, experiment)
+        with _worded_lack_of_memory(experiment, run, prepared), closing(RunLog(run.path, log_lengths)) as log:
+            _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
                 log.write_graph(_graph(prepared.model))
-            job = _Job(experiment, prepared, trainer, progress, run, log, screen)
-            _fit(job, stop)
+            began = time.monotonic() - progress.seconds
+            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, began)
+            _fit(job)
             return _finish(job)
 
 
@@ -215,6 +226,18 @@ def choose(experiment: Experiment, before: Chosen | None = None) -> Chosen:
     )
 
 
+def _chosen_before(run: Run) -> Chosen | None:
+    if not run.chosen:
+        return None
+    try:
+        return Chosen.model_validate(run.chosen)
+    except ValidationError:
+        raise ConfigError(
+            f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
+            f"{run.chosen}; start another run with --new"
+        ) from None
+
+
 def seed_everything(seed: int, deterministic: bool) -> None:
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -228,6 +251,9 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "platform": platform.platform(),
         "device": describe_device(),
+        # Sums are taken in another order with other threads or kernels: the last bits depend on both.
+        "threads": [tf.config.threading.get_intra_op_parallelism_threads(), os.cpu_count()],
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         **experiment.chosen.model_dump(),
         "git": _git_state(),
         "command": sys.argv,
@@ -275,6 +301,51 @@ def _loss(experiment: Experiment) -> keras.losses.Loss:
     return make_loss(chosen_loss.name, options(chosen_loss))
 
 
+def _restore(
+    run: Run, checkpoints: Checkpoints, prepared: Prepared
+) -> tuple[Progress, dict[str, int] | None, list[str]]:
+    """Where the run stands, the lengths of its logs at that moment (None for a new run), and notes for the user."""
+    if not run.resumed:
+        return Progress(), None, []
+    restored = checkpoints.restore(prepared.model)
+    progress, notes = Progress.from_dict(restored.state), list(restored.skipped)
+    best = progress.best_step
+    # A finished run that is extended has its best weights in model.keras alone.
+    if best is not None and not checkpoints.is_whole(best) and (checkpoints.has(best) or not run.model.exists()):
+        notes.append(f"the best weights so far, of step {best:,}, are damaged; the best is looked for anew from here")
+        progress.best_epoch, progress.best_step = restored.step // prepared.steps_per_epoch, restored.step
+        progress.best_score, progress.train_metrics = None, {}
+    if run.status not in (None, "interrupted"):
+        run.write_json("summary.json", run.read_json("summary.json") | {"status": "interrupted"})
+    return progress, restored.logs, notes
+
+
+def _check_disk(run: Run, experiment: Experiment, model: keras.Model) -> None:
+    checkpoint = experiment.training.checkpoint
+    need = estimate_disk(model, checkpoint.keep)
+    there = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
+    free = shutil.disk_usage(run.path).free
+    if need.most - there > free:
+        raise EnvironmentFault(
+            f"{run.path}: the run needs about {describe_size(need.most)} of disk ({checkpoint.keep + 2} checkpoints of "
+            f"{describe_size(need.checkpoint)} and the network), {describe_size(free)} are free. Make room, lower "
+            "training.checkpoint.keep, or give another folder with logs=FOLDER or KPIPE_LOGS."
+        )
+
+
+def _record_environment(run: Run, experiment: Experiment) -> list[str]:
+    """Writes environment.json; a run that is resumed keeps the one it began with. Returns what has changed since."""
+    now, before = environment(experiment), run.read_json("environment.json") if run.resumed else {}
+    if not before:
+        run.write_json("environment.json", now)
+        return []
+    run.write_json("environment.json", before | {"resumed": [*before.get("resumed", []), now]})
+    then, today = ({**each.get("versions", {}), **each} for each in (before, now))
+    names = [*now["versions"], "device", "threads", "onednn"]
+    changed = [f"{name} was {then.get(name)}, is {today[name]}" for name in names if then.get(name) != today[name]]
+    return [f"the last bits may differ from those of an uninterrupted run: {'; '.join(changed)}"] if changed else []
+
+
 @dataclass(frozen=True)
 class _Job:
     """All that stands ready when the training begins."""
@@ -282,21 +353,30 @@ class _Job:
     experiment: Experiment
     prepared: Prepared
     trainer: Trainer
+    checkpoints: Checkpoints
     progress: Progress
     run: Run
     log: RunLog
     screen: Screen
-    began: float = field(default_factory=time.monotonic)
+    stop: Stop
+    began: float
+    """When the training would have begun, had it not been interrupted; in seconds of the monotonic clock."""
 
     @property
     def batch_size(self) -> int:
         return self.experiment.data.batch_size
 
-    def save(self, seconds_before: float) -> None:
+    def save(self) -> None:
         """Commits this moment: resuming goes on from here."""
-        self.progress.seconds = seconds_before + time.monotonic() - self.began
-        self.progress.logs = self.log.lengths()
-        self.progress.save(self.run.last_checkpoint, self.prepared.model)
+        progress = self.progress
+        progress.seconds = time.monotonic() - self.began
+        self.checkpoints.commit(
+            self.prepared.model,
+            progress.to_dict(),
+            step=progress.train.step,
+            best_step=progress.best_step,
+            logs=self.log.lengths(),
+        )
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Keeps the weights if they are the best so far.
@@ -311,9 +391,9 @@ class _Job:
         best = progress.best_score is None or score is None or score > progress.best_score
         epoch = state.step // self.prepared.steps_per_epoch
         if best:
-            progress.best_epoch, progress.best_score = epoch, score
+            progress.best_epoch, progress.best_step, progress.best_score = epoch, state.step, score
             progress.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
-            progress.save(self.run.best_checkpoint, self.prepared.model)
+            self.save()
         self.screen.epoch(epoch, logs, best and score is not None)
 
     def write_summary(self, status: str, parts: dict[str, dict] | None = None) -> dict[str, Any]:
@@ -339,21 +419,17 @@ class _Job:
         return summary
 
 
-def _fit(job: _Job, stop: "_Stop") -> None:
-    """Trains to the end, with a checkpoint at the end of each epoch and at a stop."""
+def _fit(job: _Job) -> None:
+    """Trains to the end, with checkpoints on the way, at a stop and at the end."""
     training, splits, screen = job.experiment.training, job.prepared.splits, job.screen
-    progress, seconds_before = job.progress, job.progress.seconds
+    state, steps_per_epoch = job.progress.train, job.prepared.steps_per_epoch
     validation = data.make_evaluation_pipeline(splits.validation, job.batch_size) if splits.validation else None
-    steps_per_epoch = job.prepared.steps_per_epoch
+    every = training.checkpoint.every
 
     def on_log(record: dict) -> None:
         job.log.write(record)
         if record["span"] == "steps":
             screen.log(record)
-
-    def on_epoch(state: TrainState, logs: dict) -> None:
-        job.end_epoch(logs)
-        job.save(seconds_before)
 
     try:
         with screen.training(epochs=training.epochs, steps_per_epoch=steps_per_epoch, batch_size=job.batch_size):
@@ -361,28 +437,35 @@ def _fit(job: _Job, stop: "_Stop") -> None:
                 job.prepared.batches_from,
                 steps_per_epoch=steps_per_epoch,
                 epochs=training.epochs,
-                state=progress.train,
+                state=state,
                 validation=validation,
                 callbacks=_callbacks(training),
                 log_every=job.prepared.log_every,
+                save_every=_count_steps(every, steps_per_epoch),
+                save_seconds=60 * every.minutes if every.minutes else math.inf,
+                on_begin=job.stop.wait,
                 on_log=on_log,
                 on_progress=lambda step, metrics: screen.step(step),
-                on_epoch=on_epoch,
-                should_stop=lambda: stop.number is not None,
+                on_epoch=lambda state, logs: job.end_epoch(logs),
+                on_save=lambda state: job.save(),
+                should_stop=lambda: job.stop.number is not None,
             )
-        if progress.train.interrupted:
-            job.save(seconds_before)
-    except Diverged:
-        progress.seconds = seconds_before + time.monotonic() - job.began
+        job.save()
+    except Diverged as error:
+        job.progress.seconds = time.monotonic() - job.began
         job.write_summary("diverged")
-        raise
-    if progress.train.interrupted:
+        kept = job.checkpoints.latest
+        raise Diverged(
+            f"{error}. " + (f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before.")
+        ) from None
+    if state.interrupted:
         job.write_summary("interrupted")
-        raise Interrupted(
-            f"interrupted after step {progress.train.step:,}, which is saved. The same command goes on from there:\n"
-            f"  {_command()}",
-            stop.number,
-        )
+        raise KeyboardInterrupt
+
+
+def _count_steps(every: Any, steps_per_epoch: int) -> int | None:
+    """A duration of the experiment in whole steps, at least 1; None where it is a time."""
+    return every.steps or (max(1, round(every.epochs * steps_per_epoch)) if every.epochs else None)
 
 
 def _callbacks(training) -> list[keras.callbacks.Callback]:
@@ -395,8 +478,12 @@ def _callbacks(training) -> list[keras.callbacks.Callback]:
 
 def _finish(job: _Job) -> Result:
     """Takes the best weights, evaluates them on every held-out part, and writes what the run leaves behind."""
-    run, prepared, progress = job.run, job.prepared, job.progress
-    load_checkpoint(run.best_checkpoint, prepared.model)
+    job.stop.interrupt()  # all is saved
+    run, prepared, progress, checkpoints = job.run, job.prepared, job.progress, job.checkpoints
+    if checkpoints.has(progress.best_step):
+        checkpoints.load_weights(progress.best_step, prepared.model)
+    else:
+        load_portable_weights(prepared.model, run.model)
     parts = {}
     for name in ("validation", "test"):
         if part := getattr(prepared.splits, name):
@@ -405,12 +492,14 @@ def _finish(job: _Job) -> Result:
         test = {name: parts["test"][name] for name in ("loss", "accuracy")}
         epoch = progress.train.step // prepared.steps_per_epoch
         job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
-    save_portable(prepared.model, run.path / "model.keras", **prepared.network)
+    save_portable(prepared.model, run.model, **prepared.network)
     _write_figures(run, prepared, job.batch_size)
     summary = job.write_summary("finished", parts)
-    run.best_checkpoint.unlink()  # its weights are in model.keras
-    trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
-    job.screen.result({f"train, during epoch {progress.best_epoch}": trained_on, **parts})
+    checkpoints.reduce(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras
+    if progress.train_metrics:
+        trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
+        parts = {f"train, during epoch {progress.best_epoch}": trained_on, **parts}
+    job.screen.result(parts)
     job.screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s of training, in {run.path}")
     job.screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
     return Result(run.path, summary)
@@ -446,7 +535,7 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
         figures.write_predictions(folder / file, *columns, names, title=title)
 
 
-def _show_header(screen, experiment, prepared, run, progress) -> None:
+def _show_header(screen, experiment, prepared, run, progress, notes) -> None:
     splits = prepared.splits
     counts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     shape = "x".join(str(side) for side in splits.train.images.shape[1:])
@@ -460,7 +549,7 @@ def _show_header(screen, experiment, prepared, run, progress) -> None:
         "run": f"{run.path}" + (f", resumed after step {progress.train.step:,}" if run.resumed else ""),
     }
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows)
-    for note in filter(None, (*splits.notes, run.note, gpu_hint())):
+    for note in filter(None, (*splits.notes, run.note, *notes, gpu_hint())):
         screen.line(f"  note: {note}")
 
 
@@ -492,41 +581,46 @@ def _command() -> str:
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Words what a file system refuses in the middle of a run."""
-    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+def _worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
+    """Says after a signal what is saved, and how to go on."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in refusals:
-            raise
-        raise EnvironmentFault(
-            f"{error.filename or folder}: cannot be written ({error.strerror}). What was saved before is still there: "
-            "make room and give the same command again."
-        ) from None
-
-
-@dataclass
-class _Stop:
-    number: int | None = None
+    except KeyboardInterrupt:
+        step = saved_step(run.path)
+        word = "interrupted" if stop.exit_code == 130 else "terminated"
+        if step is None:
+            said = f"{word} before the first step was saved: there is nothing to keep. The same command starts again"
+        else:
+            said = f"{word}; the training is saved up to step {step:,}. The same command goes on from there"
+        raise Interrupted(f"{said}:\n  {_command()}", stop.exit_code) from None
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Notes SIGINT and SIGTERM, so that the loop can end between two chunks; a second SIGINT ends at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, frame) -> None:
-        if stop.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+def _worded_lack_of_memory(experiment: Experiment, run: Run, prepared: Prepared | None = None) -> Iterator[None]:
+    available = free_memory()
     try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        if "No space left" in str(error):  # TensorFlow has the same word for a full disk
+            raise refused(run.path, "No space left on device", run.path) from None
+        free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
+        if prepared is None:
+            raise EnvironmentFault(
+                f"out of memory while data and network were made ready ({free}); all images are held in memory: take a "
+                "smaller data.image_size or a smaller network"
+            ) from None
+        raise EnvironmentFault(
+            f"out of memory with data.batch_size={experiment.data.batch_size} ({free}); "
+            + _smaller_batch(experiment, prepared.model, available)
+        ) from None
+
+
+def _smaller_batch(experiment: Experiment, model: keras.Model, available: int | None) -> str:
+    batch_size = experiment.data.batch_size
+    memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))
+    fits = batch_size // 2  # at most: the estimate was too low, or something else takes memory
+    if available is not None:
+        fits = min(fits, fitting_batch_size(memory, batch_size, available))
+    if fits < 1:
+        return "not even one image fits: take a smaller data.image_size or a smaller network"
+    return f"data.batch_size={2 ** int(math.log2(fits))} should fit"

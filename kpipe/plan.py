@@ -11,17 +11,23 @@ from rich import box
 from rich.table import Table
 
 from kpipe.config import Experiment
-from kpipe.console import Screen
+from kpipe.console import Screen, describe_size
 from kpipe.data import Part, Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.experiment import Prepared, prepare
-from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, measure
+from kpipe.models.geometry import (
+    LayerGeometry,
+    count_macs,
+    estimate_training_memory,
+    fitting_batch_size,
+    measure,
+)
 from kpipe.tables import MODELS, resolve
-from kpipe.training.checkpoints import count_values
+from kpipe.training.checkpoints import count_values, estimate_disk
+from kpipe.training.device import free_memory
 
 _CURVE_POINTS = 60
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
-_FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
 
     Returns:
         `parameters`, `trainable_parameters`, `macs` of one image, `layers` from the input to the output, `data`,
-        `training` (memory and disk in bytes; null where the data would have to be known), `experiment` (resolved;
-        null without data), `name` and `model`.
+        `training` (memory and disk in bytes; null where the data would have to be known; `largest_batch_size` is what
+        the memory free now should hold), `experiment` (resolved; null without data), `name` and `model`.
 
     Raises:
         ConfigError: the network cannot be built, or something is assumed of data that are there.
@@ -118,28 +124,25 @@ def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missin
 def _describe_training(experiment: Experiment, prepared: Prepared, splits: Splits | None) -> dict[str, Any]:
     model, training = prepared.model, experiment.training
     model.optimizer.build(model.trainable_variables)
-    kept = sum(math.prod(variable.shape) for variable in model.optimizer.variables)
-    memory = estimate_training_memory(model, experiment.data.batch_size, kept)
+    batch_size = experiment.data.batch_size
+    memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))
+    free = free_memory()
+    checkpoint = training.checkpoint
     steps = prepared.steps_per_epoch * training.epochs if splits else None
     return {
         "optimizer": training.optimizer.name,
         "loss": training.loss.name if training.loss else experiment.model.own_loss,
         "precision": prepared.precision,
-        "batch_size": experiment.data.batch_size,
+        "batch_size": batch_size,
         "epochs": training.epochs,
         "steps_per_epoch": prepared.steps_per_epoch if splits else None,
         "steps": steps,
         "memory": {**asdict(memory), "total": memory.total},
-        "disk": _disk(model),
+        "free_memory": free,
+        "largest_batch_size": None if free is None else fitting_batch_size(memory, batch_size, free),
+        "disk": asdict(estimate_disk(model, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
     }
-
-
-def _disk(model) -> dict[str, int]:
-    """Bytes that a run takes: at most, and when it has finished. Logs and figures are small beside them."""
-    checkpoint, network = _FLOAT32 * count_values(model), _FLOAT32 * model.count_params()
-    # The last and the best checkpoint, while the next is written beside them.
-    return {"most": 3 * checkpoint, "finished": checkpoint + network}
 
 
 def _learning_rate(optimizer, steps: int) -> list[list[float]]:
@@ -179,9 +182,13 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
             length += f" of {training['steps_per_epoch']:,} steps = {training['steps']:,} steps"
         rows["training"] = f"{length}, {rows['training']}"
     memory, disk = training["memory"], training["disk"]
-    parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations"))
-    rows["memory"] = f"about {_size(memory['total'])} in {training['precision']}: {parts}"
-    rows["disk"] = f"at most {_size(disk['most'])}, {_size(disk['finished'])} when finished"
+    parts = ", ".join(
+        f"{name} {describe_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {parts}"
+    if training["free_memory"] is not None:
+        rows["free"] = f"{describe_size(training['free_memory'])} of memory: {_fitting(training)}"
+    rows["disk"] = f"at most {describe_size(disk['most'])}, {describe_size(disk['finished'])} when finished"
     screen.line("")
     screen.console.print(_layer_table(plan["layers"]))
     screen.header(f"plan of {plan['name']}", rows)
@@ -190,6 +197,15 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
         screen.line("")
         for line in _curve(training["learning_rate"]):
             screen.line(line)
+
+
+def _fitting(training: dict[str, Any]) -> str:
+    largest = training["largest_batch_size"]
+    if largest < 1:
+        return "not even one image fits"
+    if largest < training["batch_size"]:
+        return f"too little for this batch size, {largest:,} should fit"
+    return f"batch sizes up to {largest:,} should fit"
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Table:
@@ -206,14 +222,6 @@ def _layer_table(layers: list[dict[str, Any]]) -> Table:
 
 def _sides(value: int | Sequence[int] | None) -> str:
     return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
-
-
-def _size(number: int) -> str:
-    """Bytes as people say them: 1.5 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
-    return f"{number} bytes"
 
 
 def _curve(points: list[list[float]]) -> list[str]:

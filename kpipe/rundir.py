@@ -1,12 +1,13 @@
 """A run on disk: `<logs>/<experiment>/<run id>/`, found, resumed or created, and owned by one process."""
 
+import errno
 import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from kpipe.errors import EnvironmentFault
+from kpipe.errors import ConfigError, EnvironmentFault
 
 _LOCK, _OWNER = ".lock", ".owner"
 _PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
+_LARGEST_CONFIG = 1_000_000  # bytes
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Run:
         path: the directory.
         resumed: an earlier process has left a checkpoint here.
         chosen: what that process chose for the machine (precision, determinism), or None.
+        status: of summary.json, when this process took the run; None: there was none.
         note: a line for the user about a run that was found and not taken, or None.
     """
 
     path: Path
     resumed: bool
     chosen: dict[str, Any] | None
+    status: str | None = None
     note: str | None = None
 
     @property
@@ -42,12 +47,9 @@ class Run:
         return self.path / "checkpoints"
 
     @property
-    def last_checkpoint(self) -> Path:
-        return self.checkpoints / "last.npz"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        return self.checkpoints / "best.npz"
+    def model(self) -> Path:
+        """The best weights of a finished run."""
+        return self.path / "model.keras"
 
     def write_config(self, experiment: dict[str, Any], chosen: dict[str, Any] | None = None) -> None:
         """Writes config.yaml: fed back to `kpipe run`, it repeats the run."""
@@ -57,6 +59,10 @@ class Run:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote; an empty dict where that is gone or damaged."""
+        return _read_json(self.path / name)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -79,7 +85,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = False) -> Iterator[Run]:
+def open_run(
+    logs: Path, name: str, identity: dict[str, Any], *, new: bool = False, resume: Path | None = None
+) -> Iterator[Run]:
     """Resumes the unfinished run of this experiment, or starts a new one, and owns it for the time of the `with`.
 
     A run that leaves the block without a checkpoint or a summary has nothing to keep and is removed.
@@ -89,15 +97,17 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
         name: of the experiment; its runs are in `logs/name`.
         identity: the resolved experiment; a run with another one is left alone.
         new: start another run beside an unfinished or a living one.
+        resume: the run to go on with, whatever its state, instead of looking for one.
 
     Raises:
+        ConfigError: `resume` has no checkpoint to go on from.
         EnvironmentFault: the folder cannot be written, or another process is at work on the same experiment.
     """
-    folder = Path(logs) / name
+    folder = Path(logs) / name if resume is None else Path(resume).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _LOCK, timeout=_PATIENCE):
-            run, lock = _find_or_create(folder, identity, new)
+            run, lock = _find_or_create(folder, identity, new) if resume is None else _take_named(Path(resume))
     except Timeout:
         raise EnvironmentFault(
             f"{folder}: another process has held {_LOCK} for {_PATIENCE} seconds; try again"
@@ -112,11 +122,39 @@ def open_run(logs: Path, name: str, identity: dict[str, Any], *, new: bool = Fal
     finally:
         # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
         with FileLock(folder / _LOCK):
-            (run.path / _OWNER).unlink(missing_ok=True)
-            (run.path / _LOCK).unlink(missing_ok=True)
-            if not run.last_checkpoint.exists() and not (run.path / "summary.json").exists():
+            with suppress(OSError):  # Windows does not delete what is open
+                (run.path / _OWNER).unlink(missing_ok=True)
+                (run.path / _LOCK).unlink(missing_ok=True)
+            if saved_step(run.path) is None and not (run.path / "summary.json").exists():
                 shutil.rmtree(run.path, ignore_errors=True)
             lock.release()
+
+
+def saved_step(path: Path) -> int | None:
+    """The newest step that was committed in this run; what it is worth is for `training.checkpoints` to say."""
+    names = [found.name.removeprefix("step-") for found in (path / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+@contextmanager
+def worded_refusals(folder: Path) -> Iterator[None]:
+    """Turns what a file system refuses in the middle of a run into an EnvironmentFault with path and free bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise refused(error.filename or folder, error.strerror, folder) from None
+
+
+def refused(path: str | Path, reason: str, folder: Path) -> EnvironmentFault:
+    """`path` in `folder` cannot be written."""
+    while not folder.exists():
+        folder = folder.parent
+    return EnvironmentFault(
+        f"{path}: cannot be written ({reason}); {shutil.disk_usage(folder).free:,} bytes are free there. What was "
+        "saved before is still there: make room and give the same command again."
+    )
 
 
 def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
@@ -137,15 +175,24 @@ def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[
         if _status(path) in _OVER:  # it has finished since
             lock.release()
             continue
-        if (path / "checkpoints" / "last.npz").exists():
-            return Run(path, True, config.get("chosen")), lock
+        if saved_step(path) is not None:
+            return Run(path, True, config.get("chosen"), _status(path)), lock
         lock.release()
         shutil.rmtree(path)  # killed before its first checkpoint
-    run = Run(_fresh_path(folder), False, None, note)
+    run = Run(_fresh_path(folder), False, None, note=note)
     run.path.mkdir()
     lock = _take(run.path)
     run.write_config(identity)  # now: a second start must see which experiment this run belongs to
     return run, lock
+
+
+def _take_named(path: Path) -> tuple[Run, FileLock]:
+    if saved_step(path) is None:
+        raise ConfigError(
+            f"{path}: expected a run with a checkpoint to go on from, found none; start another with --new"
+        )
+    lock = _take(path)
+    return Run(path, True, (_read_config(path) or {}).get("chosen"), _status(path)), lock
 
 
 def _take(path: Path) -> FileLock:
@@ -163,29 +210,45 @@ def _take(path: Path) -> FileLock:
 
 
 def _read_owner(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / _OWNER).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _read_config(path: Path) -> dict[str, Any] | None:
-    try:
-        return yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return None
+    return _read_json(path / _OWNER)
 
 
 def _status(path: Path) -> str | None:
+    return _read_json(path / "summary.json").get("status")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "summary.json").read_text())["status"]
-    except (OSError, ValueError, KeyError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows no aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """The config.yaml of a run; None where there is none that kpipe can have written."""
+    file = path / "config.yaml"
+    try:
+        if file.stat().st_size > _LARGEST_CONFIG:
+            return None
+        config = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
+    return config if isinstance(config, dict) else None
 
 
 def _fresh_path(folder: Path) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = [stamp] + [f"{stamp}_{i}" for i in range(2, 1000)]
+    names = [stamp] + [f"{stamp}_{i:03}" for i in range(2, 1000)]  # sorted by name, as they came
     return next(folder / name for name in names if not (folder / name).exists())
 
 

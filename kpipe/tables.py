@@ -403,6 +403,12 @@ class ScheduleOptions(Section):
     warmup: Duration | None = None
     """A straight line from 0 up to the peak."""
 
+    @property
+    def looks_at_end(self) -> bool:
+        """Whether the rates of the first epochs would be others if there were more epochs."""
+        lengths = [value for value in vars(self).values() if isinstance(value, OneOf)]
+        return any(length.chosen[0] == "percent" for length in lengths)
+
 
 class MultistepOptions(ScheduleOptions):
     milestones: Milestones = Milestones(percent=[50, 75])
@@ -413,6 +419,10 @@ class MultistepOptions(ScheduleOptions):
 class CosineOptions(ScheduleOptions):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The rate at the end, as a share of the peak."""
+
+    @property
+    def looks_at_end(self) -> bool:
+        return True
 
 
 SCHEDULES = {

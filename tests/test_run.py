@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +65,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     run = only_run(logs)
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
     assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.npz"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert (summary["epochs"], summary["steps"], summary["test"]["images"]) == (2, 18, 40)
@@ -147,100 +149,367 @@ def test_without_held_out_parts_the_last_weights_are_kept(kpipe, experiment, log
     assert "test" not in summary
 
 
-@pytest.fixture
-def start(experiment):
-    """Starts a run in a process of its own; whatever is left of it is ended after the test."""
-    processes = []
-
-    def start(*arguments, **environment):
-        command = [sys.executable, "-m", "kpipe.run", experiment, *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=os.environ | environment, **pipes))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        with process:
-            pass
+def records_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for(process, text):
-    """Reads the process's lines up to one that holds `text`."""
-    for line in process.stdout:
-        if text in line:
-            return
-    pytest.fail(f"the process ended before it said {text!r}: {process.stderr.read()}")
+def timeless(run):
+    return [{k: v for k, v in r.items() if not k.endswith(("seconds", "per_second"))} for r in records_of(run)]
 
 
-def steps_logged(run):
-    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+def arrays_of(run):
+    """The weights in model.keras, and every variable of the last checkpoint."""
+    [last] = (run / "checkpoints").glob("step-*")
+    saved = [np.load(last / name) for name in ("weights.npz", "training.npz")]
+    arrays = {name: archive[name] for archive in saved for name in archive.files}
+    model = keras.models.load_model(run / "model.keras")
+    return arrays | {f"model {i}": array for i, array in enumerate(model.get_weights())}
+
+
+def assert_same_run(run, other):
+    arrays, expected = arrays_of(run), arrays_of(other)
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == expected[name].tobytes(), name
+    assert timeless(run) == timeless(other)
+    assert_steps_increase(run)
+
+
+def assert_steps_increase(run):
+    """In TensorBoard, over the files of all the processes that have worked on the run."""
+    for split in ("train", "validation"):
+        steps = {}
+        for file in sorted((run / split).iterdir()):
+            for event in tf.compat.v1.train.summary_iterator(str(file)):
+                for value in event.summary.value:
+                    steps.setdefault(value.tag, []).append(event.step)
+        assert {"epoch_loss", "epoch_accuracy"} <= set(steps)
+        for tag, found in steps.items():
+            assert found == sorted(set(found)), (split, tag)
+
+
+# Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
+EXACT = (
+    "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
+    "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
+    kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
+):
+    arguments = ("run", experiment, *EXACT, f"training.precision={precision}")
+    for text, times in (("step ", 2), ("resumed after step", 1), ("step ", 3), ("epoch 2/3", 1)):
+        process = start(*arguments)
+        process.wait_for(text, times)
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    code, out, _ = kpipe(*arguments)
+    assert code == 0
+    assert "resumed after step" in out
+    run = only_run(logs)
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    assert kpipe(*arguments)[0] == 0
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
+TRAINER, CHECKPOINTS = "kpipe.training.trainer", "kpipe.training.checkpoints"
+PHASES = [
+    # where the signal strikes, which, the exit code, and how the message begins
+    (("kpipe.experiment", "data", "load_dataset", 1), signal.SIGTERM, 143, "terminated before the first step"),
+    ((TRAINER, "Trainer", "_steps", 1), signal.SIGINT, 130, "interrupted before the first step was saved: "),
+    ((TRAINER, "_Loop", "run_chunk", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 1."),
+    ((TRAINER, "_Loop", "run_chunk", 4), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
+    ((TRAINER, "Trainer", "evaluate", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 18."),
+    ((CHECKPOINTS, "Checkpoints", "commit", 1), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
+    ((TRAINER, "Trainer", "_steps", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step "),
+    (("kpipe.experiment", "figures", "write_curves", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
+]  # fmt: skip
+
+
+def test_a_signal_in_any_phase_is_obeyed_and_loses_nothing(kpipe, start, experiment, logs, tmp_path, monkeypatch):
+    arguments = ("run", experiment, *EXACT)
+    for blow, number, code, said in PHASES:
+        process = start(*arguments, blow=(*blow, number))
+        assert process.wait() == code, process.err
+        assert process.err.startswith(said), process.err
+        assert process.err.endswith(f":\n  kpipe run {experiment} {shlex.join(EXACT)}\n")
+        if "nothing" in process.err:
+            assert not [path for path in (logs / "tiny").iterdir() if path.is_dir()]
+        else:
+            step = int(re.search(r"up to step ([\d,]+)", process.err)[1].replace(",", ""))
+            latest = (only_run(logs) / "checkpoints" / "latest").read_text()
+            assert latest == f"step-{step:08d}\n"
+    assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "interrupted"
+    assert kpipe(*arguments)[0] == 0
+    run = only_run(logs)
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe(*arguments)
+    assert_same_run(run, only_run(tmp_path / "whole"))
 
 
 LONG = ("training.epochs=400", "data.synthetic.images=1000")
 
 
-def test_a_living_run_is_left_alone_and_an_interrupted_one_goes_on(kpipe, start, experiment, logs):
-    process = start(*LONG)
-    wait_for(process, "epoch   2/400")
+def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(start, experiment, logs):
+    process = start("run", experiment, *LONG, "training.checkpoint.every.steps=1")
+    process.wait_for("epoch   1/400")
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGINT):
+        process.send(number)
+        time.sleep(0.01)
+    assert process.wait() == 130
+    assert re.match(r"interrupted; the training is saved up to step [\d,]+\. The same", process.err)
+    assert "Traceback" not in process.err
+    assert [path for path in only_run(logs).joinpath("checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
+    process = start("run", experiment, *LONG)
+    process.wait_for("epoch   2/400")
     run = only_run(logs)
+    process.send(signal.SIGSTOP)
+    before = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
     begin = time.monotonic()
-    code, _, err = kpipe("run", experiment, *LONG)
-    assert code == 5
+    code, out, err = kpipe("run", experiment, *LONG)
+    assert time.monotonic() - begin < 2
+    assert (code, out) == (5, "")
     assert f"{run}: this run is still going on (process {process.pid} on " in err
     assert "start another beside it with --new" in err
-    assert time.monotonic() - begin < 2
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    step = int(re.search(r"interrupted after step ([\d,]+), which is saved", err)[1].replace(",", ""))
-    assert f"python -m kpipe.run {experiment}" in err
-    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    process = start(*LONG)
-    wait_for(process, f"resumed after step {step:,}")
-    wait_for(process, "epoch ")
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 143
-    steps = steps_logged(run)
-    assert steps == sorted(steps)
-    assert len(steps) - len(set(steps)) <= 2 * steps[-1] // 45  # only ends of epochs share a step
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(kpipe, start, experiment, logs, tmp_path):
-    arguments = ("training.epochs=6", "data.synthetic.images=2000", "model.name=lenet5")
-    process = start(*arguments)
-    wait_for(process, "epoch 2/6  loss")
-    wait_for(process, "step ")
-    process.kill()
-    process.communicate()
-    run = only_run(logs)
-    code, out, _ = kpipe("run", experiment, *arguments)
-    assert code == 0
-    assert "resumed after step" in out
-    assert only_run(logs) == run
-    whole = start(*arguments, KPIPE_LOGS=str(tmp_path / "whole"))
-    assert whole.wait(timeout=120) == 0
-    whole.communicate()
-    other = only_run(tmp_path / "whole")
-    weights, expected = (keras.models.load_model(r / "model.keras").get_weights() for r in (run, other))
-    assert all(np.array_equal(a, b) for a, b in zip(weights, expected, strict=True))
-
-    def timeless(path):
-        records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in r.items() if not k.endswith(("seconds", "per_second"))} for r in records]
-
-    assert timeless(run) == timeless(other)
+    after = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
+    assert after == before
+    code, _, _ = kpipe("run", experiment, *LONG, "--new", "--resume", str(run))
+    assert code == 2
+    process.send(signal.SIGKILL)
 
 
 def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, logs):
-    process = start(*LONG)
-    wait_for(process, "epoch   1/400")
-    process.kill()
-    process.communicate()
+    process = start("run", experiment, *LONG)
+    process.wait_for("epoch   1/400")
+    process.send(signal.SIGKILL)
+    process.wait()
     code, out, _ = kpipe("run", experiment)
     assert code == 0
     assert "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs" in out
+
+
+# --- resuming by hand -----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypatch):
+    constant = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=0.003")
+    kpipe("run", experiment, *constant)
+    run = only_run(logs)
+    code, out, err = kpipe("run", "--resume", str(run), "training.epochs=5", "training.checkpoint.keep_last=false")
+    assert (code, err) == (0, "")
+    assert "resumed after step 18" in out
+    assert only_run(logs) == run
+    assert not list((run / "checkpoints").iterdir())
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe("run", experiment, *constant, "training.epochs=5")
+    other = only_run(tmp_path / "whole")
+    assert timeless(run) == timeless(other)
+    for array, expected in zip(
+        *(keras.models.load_model(r / "model.keras").get_weights() for r in (run, other)), strict=True
+    ):
+        np.testing.assert_array_equal(array, expected)
+    summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    assert summaries[0]["epochs"] == 5
+    code, _, err = kpipe("run", "--resume", str(run))
+    assert code == 2
+    assert f"{run}: expected a run with a checkpoint to go on from, found none" in err
+
+
+@pytest.fixture
+def first_epoch_is_best(monkeypatch):
+    """The score falls with the training loss."""
+    monkeypatch.setattr("kpipe.experiment._score", lambda monitor, logs: [logs["loss"]])
+
+
+def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):
+    kpipe("run", experiment, "training.learning_rate.schedule=constant")
+    run = only_run(logs)
+
+    def result():
+        weights = keras.models.load_model(run / "model.keras").get_weights()
+        return weights, json.loads((run / "summary.json").read_text())
+
+    before, summary = result()
+    assert not (run / "checkpoints" / "step-00000009").exists()
+    assert kpipe("run", "--resume", str(run), "training.epochs=4")[0] == 0
+    after, extended = result()
+    assert (summary["best_epoch"], extended["best_epoch"], extended["epochs"]) == (1, 1, 4)
+    assert summary["test"] == extended["test"]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
+    kpipe("run", experiment)
+    run = only_run(logs)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for override, said in (
+        (
+            "training.epochs=9",
+            "training.epochs: 2 in the run, 9 now; the schedule 'cosine' looks at the end, its rates",
+        ),
+        ("training.epochs=1", "training.epochs: 2 in the run, 1 now; it can only grow"),
+        ("seed=1", "seed: 0 in the run, 1 now"),
+        ("data.batch_size=8", "data.batch_size: 16 in the run, 8 now"),
+        ("data.synthetic.classes=3", "data.synthetic.classes: 2 in the run, 3 now"),
+        ("model.pooling=average", "model.pooling: 'max' in the run, 'average' now"),
+        ("training.optimizer.name=sgd", "training.optimizer.name: 'adam' in the run, 'sgd' now"),
+        ("training.learning_rate.warmup.epochs=1", "training.learning_rate.warmup.epochs: nothing in the run, 1.0 now"),
+    ):
+        code, _, err = kpipe("run", "--resume", str(run), override)
+        assert code == 2
+        assert f"{run}: {said}" in err
+        assert "Under --resume only training.log_every, training.checkpoint and more training.epochs may differ" in err
+    code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
+    assert "seed: 0 in the run, 1 now" in err
+    code, _, err = kpipe("run", "--resume", "nowhere")
+    assert (code, "nowhere: expected a run directory with a config.yaml, found none there" in err) == (2, True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    code, out, _ = kpipe(
+        "run", experiment, "--resume", str(run), "training.log_every.steps=3", "training.checkpoint.keep=1"
+    )
+    assert (code, "resumed after step 18" in out) == (0, True)
+
+
+# --- what the machine refuses ---------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(kpipe, experiment, logs, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    run = only_run(logs)
+    os.truncate(run / "checkpoints" / "step-00000018" / "training.npz", 1000)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert re.search(
+        r"note: .*step-00000018 is damaged \(training.npz has 1,000 bytes of [\d,]+\) and was passed over", out
+    )
+    assert "resumed after step 9" in out
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe("run", experiment)
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
+def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, logs, monkeypatch, first_epoch_is_best):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    run = only_run(logs)
+    os.truncate(run / "checkpoints" / "step-00000009" / "weights.npz", 1000)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert "note: the best weights so far, of step 9, are damaged; the best is looked for anew from here" in out
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == 2
+
+
+def refuse_to_write(*arguments, **options):
+    raise OSError(28, "No space left on device", "model.keras")
+
+
+def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, logs, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    run = only_run(logs)
+    record = json.loads((run / "environment.json").read_text())
+    record["versions"]["keras"] = "3.0.0"
+    (run / "environment.json").write_text(json.dumps(record))
+    manifest = json.loads((run / "checkpoints" / "step-00000018" / "manifest.json").read_text())
+    os.truncate(run / "metrics.jsonl", manifest["logs"]["metrics.jsonl"] - 10)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    said = f"keras was 3.0.0, is {keras.__version__}\n"
+    assert f"note: the last bits may differ from those of an uninterrupted run: {said}" in out
+    assert "metrics.jsonl has lost its last 10 bytes" in out
+    assert len(records_of(run)) == len({(r["step"], r["split"], r["span"]) for r in records_of(run)})
+    again = json.loads((run / "environment.json").read_text())
+    assert (again["versions"]["keras"], len(again["resumed"])) == ("3.0.0", 1)
+    assert again["resumed"][0]["versions"]["keras"] == keras.__version__
+
+
+def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, logs, tmp_path, monkeypatch):
+    monkeypatch.setattr("kpipe.experiment.save_portable", refuse_to_write)
+    assert kpipe("run", experiment)[0] == 5
+    run = only_run(logs)
+    (tmp_path / "precious").write_text("x" * 100_000)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert f"{run}/metrics.jsonl: expected a log of this run, found a symbolic link; remove it" in err
+    assert (tmp_path / "precious").stat().st_size == 100_000
+
+
+def test_too_little_disk_is_said_before_the_first_step(kpipe, experiment, logs, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500_000))
+    code, out, err = kpipe("run", experiment)
+    assert code == 5
+    assert re.search(
+        r"the run needs about 1\.\d+ MB of disk \(4 checkpoints of 2\d\d kB and the network\), 500 kB are free\. Make",
+        err,
+    )
+    assert "epoch" not in out
+    assert [path for path in (logs / "tiny").iterdir() if path.is_dir()] == []
+
+
+def exhaust(message):
+    def exhausted(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    return exhausted
+
+
+def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment, logs, monkeypatch):
+    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: 3_000_000)
+    monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust("OOM when allocating tensor"))
+    code, _, err = kpipe("run", experiment, "data.batch_size=128")
+    assert code == 5
+    fits = re.search(
+        r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+) should fit", err
+    )
+    assert 1 <= int(fits[1]) <= 64
+    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: None)
+    code, _, err = kpipe("run", experiment, "data.batch_size=128")
+    assert "(how much was free is not known); data.batch_size=64 should fit" in err
+    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: 1000)
+    assert "not even one image fits: take a smaller data.image_size" in kpipe("run", experiment)[2]
+    monkeypatch.setattr("kpipe.experiment.load_splits", exhaust("OOM"))
+    assert "out of memory while data and network were made ready (1 kB were free before)" in kpipe("run", experiment)[2]
+
+
+def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, monkeypatch):
+    from kpipe.training.trainer import Trainer
+
+    real = Trainer.evaluate
+    calls = []
+
+    def second_fails(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "evaluate", second_fails)
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert "data.batch_size=8 should fit" in err
+    assert (only_run(logs) / "checkpoints" / "latest").read_text() == "step-00000009\n"
+    code, out, _ = kpipe("run", experiment)
+    assert (code, "resumed after step 9" in out) == (0, True)
+
+
+def test_a_full_disk_that_tensorflow_reports_is_named(kpipe, experiment, monkeypatch):
+    monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust("events.out; No space left on device"))
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert re.search(r"tiny/[\d_-]+: cannot be written \(No space left on device\); [\d,]+ bytes are free there", err)
 
 
 def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
@@ -253,8 +522,34 @@ def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
 def test_divergence(kpipe, experiment, logs):
     code, out, err = kpipe("run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30")
     assert code == 4
-    assert re.search(r"the loss became (nan|inf) between steps 1 and 4; likely causes: the learning rate", err)
+    assert re.search(
+        r"the loss became (nan|inf) (at step|between steps) [\d and]+; likely causes: the learning rate", err
+    )
+    assert err.endswith("initial weights. Nothing was saved before.\n")
     assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_divergence_keeps_the_last_good_checkpoint(kpipe, experiment, logs, monkeypatch):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                kernel = self.model.get_layer("c1").kernel
+                kernel.assign(np.full(kernel.shape, np.inf))
+
+    monkeypatch.setattr("kpipe.experiment._callbacks", lambda training: [Poison()])
+    code, out, err = kpipe("run", experiment, "training.checkpoint.every.steps=1")
+    assert code == 4
+    run = only_run(logs)
+    assert re.match(r"c1/kernel is no longer finite at step 10; likely causes: ", err)
+    assert err.endswith(f"The last good checkpoint is kept: {run}/checkpoints/step-00000009\n")
+    for path in (run / "checkpoints").glob("step-*/*.npz"):
+        with np.load(path) as archive:
+            assert all(np.isfinite(archive[name]).all() for name in archive.files)
+    assert json.loads((run / "summary.json").read_text())["status"] == "diverged"
+    monkeypatch.undo()
+    monkeypatch.setenv("KPIPE_LOGS", str(logs))
+    code, out, _ = kpipe("run", experiment, "training.checkpoint.every.steps=1")
+    assert (code, f"note: {run} is a diverged run of the same experiment; this is another" in out) == (0, True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -324,7 +619,9 @@ def test_a_full_disk_is_named(kpipe, experiment, logs, monkeypatch):
     monkeypatch.setattr("kpipe.experiment.save_portable", full)
     code, _, err = kpipe("run", experiment)
     assert code == 5
-    assert "model.keras: cannot be written (No space left on device). What was saved before is still there" in err
+    assert re.search(
+        r"model.keras: cannot be written \(No space left on device\); [\d,]+ bytes are free there\. What", err
+    )
     monkeypatch.undo()
     monkeypatch.setenv("KPIPE_LOGS", str(logs))
     code, out, _ = kpipe("run", experiment)
@@ -348,15 +645,22 @@ def test_a_doctor_who_finds_something(kpipe, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_signal_before_the_first_step(number, code, word, experiment, logs):
-    script = "import sys, os, signal, kpipe.experiment as e; "
-    script += f"e.load_splits = lambda c, **o: os.kill(os.getpid(), {number}); "
-    script = script.replace(number, f"signal.{number}")
-    script += f"from kpipe.cli import main; sys.exit(main(['run', {experiment!r}]))"
+def test_a_signal_while_libraries_are_imported(number, code, word, experiment, logs):
+    """The moment is chosen by an import hook: TensorFlow's first import sends the signal."""
+    script = f"""
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            os.kill(os.getpid(), signal.{number})
+sys.meta_path.insert(0, Hook())
+from kpipe.cli import main
+sys.exit(main(["run", {experiment!r}]))
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code
-    assert done.stderr.endswith(f"{word}; what was saved before is still there, the same command goes on from it\n")
-    assert [path for path in (logs / "tiny").iterdir() if path.is_dir()] == []
+    assert done.stderr.strip() == f"{word} before anything was changed; what was saved earlier is still there"
+    assert not logs.exists()
 
 
 def test_the_command_that_goes_on_can_be_pasted(monkeypatch):

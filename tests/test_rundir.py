@@ -11,6 +11,11 @@ from kpipe.rundir import open_run
 IDENTITY = {"name": "x", "seed": 0}
 
 
+def commit(run):
+    """As far as a run directory is concerned."""
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+
+
 def test_a_second_start_sees_the_first_before_it_has_trained(tmp_path):
     with open_run(tmp_path, "x", IDENTITY) as run:
         with pytest.raises(EnvironmentFault, match=r"this run is still going on \(process \d+ on "):
@@ -30,9 +35,8 @@ def test_a_run_without_a_checkpoint_leaves_nothing(tmp_path):
 
 def test_the_leftover_of_a_kill_before_the_first_checkpoint_is_removed(tmp_path):
     with open_run(tmp_path, "x", IDENTITY) as run:
-        run.checkpoints.mkdir()
-        run.last_checkpoint.write_text("")
-    run.last_checkpoint.unlink()
+        commit(run)
+    (run.checkpoints / "step-00000001").rmdir()
     with open_run(tmp_path, "x", IDENTITY) as again:
         assert not again.resumed
         assert again.path == run.path or not run.path.exists()
@@ -42,8 +46,7 @@ def test_the_leftover_of_a_kill_before_the_first_checkpoint_is_removed(tmp_path)
 def test_what_is_resumed(tmp_path, status, resumed):
     with open_run(tmp_path, "x", IDENTITY) as run:
         run.write_config(IDENTITY, {"precision": "float32"})
-        run.checkpoints.mkdir()
-        run.last_checkpoint.write_text("")
+        commit(run)
         run.write_json("summary.json", {"status": status})
     with open_run(tmp_path, "x", IDENTITY) as again:
         assert (again.path == run.path) == again.resumed == resumed
@@ -52,8 +55,7 @@ def test_what_is_resumed(tmp_path, status, resumed):
 
 def test_a_run_that_finishes_while_it_is_looked_at_is_left_alone(tmp_path, monkeypatch):
     with open_run(tmp_path, "x", IDENTITY) as run:
-        run.checkpoints.mkdir()
-        run.last_checkpoint.write_text("")
+        commit(run)
     from kpipe import rundir
 
     take = rundir._take

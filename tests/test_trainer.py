@@ -1,4 +1,3 @@
-import json
 import math
 
 import keras
@@ -6,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
-from kpipe.training.checkpoints import load_checkpoint, save_checkpoint
+from kpipe.errors import ConfigError, DataError, Diverged
+from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.distribution import make_strategy
 from kpipe.training.precision import precision_scope
 from kpipe.training.trainer import Trainer, TrainState
@@ -209,14 +208,94 @@ def test_a_resumed_training_equals_an_uninterrupted_one(reference, tmp_path, ste
     trainer = Trainer(make_model())
     state = fit(trainer, should_stop=stopper, **options)
     assert (state.step, state.interrupted) == (step, True)
-    save_checkpoint(tmp_path / "last.npz", trainer.model, state.to_dict())
+    Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=step)
 
     trainer = Trainer(make_model(learning_rate=0.7))
-    state = TrainState(**load_checkpoint(tmp_path / "last.npz", trainer.model))
+    state = TrainState(**Checkpoints(tmp_path).restore(trainer.model).state)
     state = fit(trainer, state=state, **options)
     assert (state.step, state.interrupted) == (STEPS_PER_EPOCH * EPOCHS, False)
     assert_same(trainer.model, model)
     assert without_speed(records) == without_speed(expected)
+
+
+class StopInValidation:
+    """`should_stop` that says yes when it is asked within the n-th validation, and never elsewhere."""
+
+    def __init__(self, number):
+        self.number, self.inside = number, False
+
+    def callback(self):
+        def begin(logs=None):
+            self.number -= 1
+            self.inside = self.number == 0
+
+        callback = keras.callbacks.Callback()
+        callback.on_test_begin, callback.on_test_end = begin, lambda logs=None: setattr(self, "inside", False)
+        return callback
+
+    def __call__(self):
+        return self.inside
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_stop_within_the_validation_loses_nothing(reference, tmp_path, number):
+    model, expected = reference
+    records, stop = [], StopInValidation(number)
+    options = {"on_log": records.append, "validation": make_part()}
+    trainer = Trainer(make_model())
+    state = fit(trainer, should_stop=stop, callbacks=[stop.callback()], **options)
+    assert (state.step, state.ending, state.interrupted) == (number * STEPS_PER_EPOCH, True, True)
+    Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
+    trainer = Trainer(make_model())
+    state = TrainState(**Checkpoints(tmp_path).restore(trainer.model).state)
+    state = fit(trainer, state=state, **options)
+    assert (state.step, state.ending, state.interrupted) == (STEPS_PER_EPOCH * EPOCHS, False, False)
+    assert_same(trainer.model, model)
+    assert without_speed(records) == without_speed(expected)
+
+
+def test_an_epoch_that_a_callback_cut_short_stays_the_last_after_a_stop_in_its_validation(tmp_path):
+    class Cut(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.model.stop_training or batch == 9
+
+    stop = StopInValidation(1)
+    trainer = Trainer(make_model())
+    callbacks = [stop.callback(), Cut()]
+    state = fit(trainer, chunk=5, validation=make_part(), should_stop=stop, callbacks=callbacks)
+    assert (state.step, state.ending) == (10, True)
+    state = fit(trainer, state=state, validation=make_part())
+    assert (state.step, state.stopped, state.ending) == (10, True, False)
+
+
+def test_a_stop_before_the_first_step_is_seen_after_one_chunk():
+    state = fit(Trainer(make_model()), should_stop=lambda: True)
+    assert (state.step, state.interrupted) == (1, True)
+
+
+@pytest.mark.parametrize("step", [20, 27])
+def test_a_chunk_never_spans_a_due_save(step):
+    saved = []
+    fit(Trainer(make_model()), save_every=step, on_save=lambda state: saved.append(state.step))
+    assert saved == list(range(step, STEPS_PER_EPOCH * EPOCHS + 1, step))
+
+
+def test_a_save_may_be_due_by_the_clock():
+    saved, steps = [], []
+    on_progress = lambda step, metrics: steps.append(step)  # noqa: E731
+    options = {"chunk": 6, "on_save": lambda state: saved.append(state.step), "on_progress": on_progress}
+    fit(Trainer(make_model()), save_seconds=0.0, **options)
+    assert saved == steps
+    saved.clear()
+    fit(Trainer(make_model()), save_seconds=60.0, **options)
+    assert saved == []
+
+
+def test_the_beginning_is_told_once_when_all_is_traced():
+    trainer, steps = Trainer(make_model()), []
+    began = lambda: steps.append(trainer._run_steps.experimental_get_tracing_count())  # noqa: E731
+    fit(trainer, on_begin=began, on_progress=lambda step, metrics: steps.append("step"), chunk=20)
+    assert steps == [1, "step", "step", "step", "step", "step", "step"]
 
 
 def test_a_finished_training_is_left_alone():
@@ -241,26 +320,76 @@ def test_early_stopping_stops_and_remembers(tmp_path):
         should_stop=stopper,
         on_progress=stopper.see,
     )
-    save_checkpoint(tmp_path / "last.npz", trainer.model, state.to_dict())
+    Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
     trainer = Trainer(make_model())
-    state = TrainState(**load_checkpoint(tmp_path / "last.npz", trainer.model))
+    state = TrainState(**Checkpoints(tmp_path).restore(trainer.model).state)
     assert state.callbacks["0 EarlyStopping"]["wait"] == 1
     state = fit(trainer, batches, epochs=10, state=state, callbacks=[early_stopping()])
     assert (state.step, state.stopped, state.interrupted) == (5 * STEPS_PER_EPOCH, True, False)
     assert fit(trainer, None, epochs=10, state=state).step == 5 * STEPS_PER_EPOCH
 
 
-def test_the_state_is_json_also_with_numpy_scalars():
-    class Best(keras.callbacks.Callback):
+def test_what_a_callback_keeps_survives_with_its_arrays(tmp_path):
+    class Keeper(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.best = np.float32(0.5)
+            self.history = {"losses": [1.0, (2, None)], "weights": [np.arange(3.0)]}
+            self.file = open  # cannot be kept, and is left out
 
     states = []
-    state = fit(Trainer(make_model()), epochs=1, callbacks=[Best()], on_epoch=lambda *args: states.append(args))
-    assert json.loads(json.dumps(state.to_dict()))["callbacks"]["0 Best"]["best"] == 0.5
+    trainer = Trainer(make_model())
+    state = fit(trainer, epochs=1, callbacks=[Keeper()], on_epoch=lambda *args: states.append(args))
     [(given, logs)] = states
     assert given is state
     assert set(logs) == {"loss", "accuracy", "learning_rate"}
+    Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
+    kept = Checkpoints(tmp_path).restore(trainer.model).state["callbacks"]["0 Keeper"]
+    np.testing.assert_array_equal(kept["history"]["weights"].pop(), np.arange(3.0))
+    assert (kept["best"], kept["history"]) == (0.5, {"losses": [1.0, [2, None]], "weights": []})
+    assert not {"file", "params", "_model"} & set(kept)
+
+
+def decide(callbacks, tmp_path=None, stop_at=None, policy="float32"):
+    """Trains with callbacks, through a checkpoint in the middle if `stop_at` is given; returns the model and them."""
+    trainer, options, made = Trainer(make_model(policy=policy)), {"chunk": 5, "validation": make_part()}, callbacks()
+    if stop_at is not None:
+        stopper = Stopper(stop_at)
+        state = fit(trainer, callbacks=made, should_stop=stopper, on_progress=stopper.see, **options)
+        Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
+        trainer, made = Trainer(make_model(policy=policy)), callbacks()
+        options["state"] = TrainState(**Checkpoints(tmp_path).restore(trainer.model).state)
+    fit(trainer, callbacks=made, **options)
+    return trainer.model, made
+
+
+class Decay(keras.callbacks.Callback):
+    """What must not happen twice in one epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 0.9 * float(self.model.optimizer.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("make", "policy"),
+    [
+        (
+            lambda: keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=9.0, restore_best_weights=True),
+            "float32",
+        ),
+        (lambda: keras.callbacks.ReduceLROnPlateau("val_loss", patience=1, min_delta=9.0, factor=0.5), "float32"),
+        (lambda: keras.callbacks.ModelCheckpoint("best.keras", "val_loss", save_best_only=True), "float32"),
+        (Decay, "float32"),
+        (Decay, "mixed_bfloat16"),
+    ],
+)
+def test_callbacks_decide_after_a_resume_as_without_one(tmp_path, monkeypatch, make, policy):
+    monkeypatch.chdir(tmp_path)
+    expected, [whole] = decide(lambda: [make()], policy=policy)
+    for step in (25, 40):
+        model, [resumed] = decide(lambda: [make()], tmp_path / f"{step}", step, policy)
+        assert_same(model, expected)
+        for name in ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter"):
+            assert getattr(resumed, name, None) == getattr(whole, name, None)
 
 
 # --- callbacks --------------------------------------------------------------------------------------
@@ -327,6 +456,42 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_steps():
         fit(Trainer(make_model()), batches)
 
 
+class Poison(keras.callbacks.Callback):
+    """Makes one number of the training not finite at the end of a chunk."""
+
+    def __init__(self, find, step, value):
+        super().__init__()
+        self.find, self.step, self.value = find, step, value
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.step:
+            variable = self.find(self.model)
+            variable.assign(np.full(variable.shape, self.value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("find", "name"),
+    [
+        (lambda model: model.get_layer("conv1").kernel, "conv1/kernel"),
+        (lambda model: model.get_layer("norm1").moving_variance, "norm1/moving_variance"),
+        (lambda model: model.optimizer.variables[-1], "momentum"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_noticed_at_the_next_line(find, name, value):
+    message = rf"{name} is no longer finite between steps 11 and 20; likely causes|the loss became nan at step|between"
+    with pytest.raises(Diverged, match=message):
+        fit(Trainer(make_model()), chunk=2, callbacks=[Poison(find, 20, value)])
+
+
+def test_a_state_that_is_not_finite_is_not_offered_to_be_saved():
+    saved = []
+    poison = Poison(lambda model: model.get_layer("norm1").moving_variance, 4, math.inf)
+    with pytest.raises(Diverged, match="moving_variance is no longer finite between steps 1 and 4"):
+        fit(Trainer(make_model()), chunk=2, save_every=4, callbacks=[poison], on_save=lambda state: saved.append(state))
+    assert saved == []
+
+
 def test_batches_must_reach_to_the_end():
     with pytest.raises(ConfigError, match="expected 60 to the end of the training, got 59"):
         fit(Trainer(make_model()), lambda first: batches_from(first, 59))
@@ -351,98 +516,22 @@ def test_evaluate_equals_keras(reference):
     assert result == pytest.approx(expected, rel=1e-6)
 
 
-def test_evaluate_leaves_clean_metrics():
+def test_evaluate_traces_once_and_leaves_clean_metrics():
     trainer = Trainer(make_model())
-    trainer.evaluate(make_part())
+    for _ in range(3):
+        trainer.evaluate(make_part(), max_chunk_seconds=0.0)
+    assert trainer._run_evaluation.experimental_get_tracing_count() == 1
     assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
+
+
+def test_an_evaluation_can_be_stopped():
+    trainer, asked = Trainer(make_model()), []
+    assert trainer.evaluate(make_part(), should_stop=lambda: asked.append(1) or True, max_chunk_seconds=0.0) is None
+    assert len(asked) == 1
+    assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
+    assert trainer.evaluate(make_part(), max_chunk_seconds=0.0)["images"] == 21
 
 
 def test_evaluate_wants_images():
     with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
         Trainer(make_model()).evaluate(make_part().take(0))
-
-
-# --- checkpoints ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "last.npz"
-    save_checkpoint(path, Trainer(make_model()).model, {"step": 5, "best": math.inf})
-    return path
-
-
-def test_a_checkpoint_gives_back_variables_and_state(saved):
-    trainer = Trainer(make_model())
-    fit(trainer, epochs=1)
-    assert load_checkpoint(saved, trainer.model) == {"step": 5, "best": math.inf}
-    assert_same(trainer.model, Trainer(make_model()).model)
-    assert [path.name for path in saved.parent.iterdir()] == ["last.npz"]
-
-
-def test_a_checkpoint_is_named_by_layers(saved):
-    names = set(np.load(saved).files)
-    assert {"trainable_variables/tiny/conv1/kernel", "optimizer_variables/sgd/iteration", "state"} <= names
-
-
-def test_a_checkpoint_of_another_model_is_refused(saved):
-    model = make_model()
-    other = keras.Sequential(
-        [keras.Input((4, 4, 1)), *model.layers[:-1], keras.layers.Dense(4, name="logits")], name="tiny"
-    )
-    other.compile(keras.optimizers.SGD(0.1, momentum=0.9), model.loss, metrics=["accuracy"])
-    before = Trainer(other).model.get_weights()
-    message = r"another model: trainable_variables/tiny/logits/kernel: expected float32 \[12, 4\], got .*\[12, 3\]"
-    with pytest.raises(ConfigError, match=message):
-        load_checkpoint(saved, other)
-    np.testing.assert_array_equal(other.get_weights()[0], before[0])
-
-
-def test_a_checkpoint_with_other_variables_is_refused(saved):
-    model = make_model()
-    model.compile(keras.optimizers.SGD(0.1), model.loss, metrics=["accuracy"])
-    Trainer(model)
-    message = r"optimizer_variables/sgd/tiny_conv1_kernel_momentum: expected none, got float32 \[3, 3, 1, 3\]"
-    with pytest.raises(ConfigError, match=message):
-        load_checkpoint(saved, model)
-
-
-def test_a_damaged_checkpoint_is_refused(saved):
-    model = Trainer(make_model()).model
-    whole = saved.read_bytes()
-    flipped = bytearray(whole)
-    place = whole.index(b"NUMPY") + 200
-    flipped[place] ^= 255
-    for content in (b"", b"no checkpoint", whole[: len(whole) // 2], bytes(flipped)):
-        saved.write_bytes(content)
-        with pytest.raises(EnvironmentFault, match=r"last.npz: the checkpoint is damaged .*; use --new"):
-            load_checkpoint(saved, model)
-    np.savez(saved, weights=np.zeros(1))
-    with pytest.raises(EnvironmentFault, match=r"damaged \(no state\); use --new"):
-        load_checkpoint(saved, model)
-
-
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(EnvironmentFault, match="none.npz: there is no such checkpoint; use --new to start again"):
-        load_checkpoint(tmp_path / "none.npz", Trainer(make_model()).model)
-
-
-def test_a_failed_save_keeps_the_checkpoint_before(saved, monkeypatch):
-    def full(*args, **arrays):
-        raise OSError(28, "No space left on device")
-
-    before = saved.read_bytes()
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(EnvironmentFault, match="last.npz: the checkpoint cannot be written: No space left on device"):
-        save_checkpoint(saved, Trainer(make_model()).model, {})
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["last.npz"]
-
-
-def test_weights_that_are_not_finite_are_never_saved(saved):
-    model = Trainer(make_model()).model
-    model.get_layer("conv1").bias.assign([0.0, math.nan, 0.0])
-    before = saved.read_bytes()
-    with pytest.raises(Diverged, match="trainable_variables/tiny/conv1/bias is no longer finite; no checkpoint"):
-        save_checkpoint(saved, model, {})
-    assert saved.read_bytes() == before

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from kpipe.config.document import Document, Keys, Problem, read_document, show
+from kpipe.config.document import Document, Keys, Problem, dotted, read_document, show
 from kpipe.config.overrides import WHERE, apply_overrides, sections_at
 from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
 from kpipe.errors import ConfigError, did_you_mean
@@ -21,11 +21,16 @@ __all__ = [
     "Experiment",
     "Loaded",
     "TrainingConfig",
+    "check_resume",
     "json_schema",
     "load_experiment",
     "load_network",
+    "load_resumed",
     "options",
 ]
+
+
+_SHOWN = 20  # mistakes in one message
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,67 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
     return _check(document, overrides)
 
 
+def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
+    """The experiment with which a run goes on: its own, or the one in `path`, with overrides.
+
+    Args:
+        run: a run directory.
+        path: the YAML file; None: the run's own config.yaml.
+        overrides: as for `load_experiment`.
+
+    Raises:
+        ConfigError: as `load_experiment`, and as `check_resume`.
+    """
+    if not (Path(run) / "config.yaml").is_file():
+        raise ConfigError(f"{run}: expected a run directory with a config.yaml, found none there")
+    loaded = load_experiment(path or Path(run) / "config.yaml", overrides)
+    check_resume(run, loaded.experiment)
+    return loaded
+
+
+def check_resume(run: str | Path, experiment: Experiment) -> None:
+    """Refuses to go on with a run in a way that would have changed what it has computed so far.
+
+    Raises:
+        ConfigError: with one line per key that differs from the run's config.yaml, unless it concerns only when
+            something is logged or saved, or adds epochs to a schedule that does not look at the end.
+    """
+    before = load_experiment(Path(run) / "config.yaml").experiment
+    theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
+    changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
+    problems = [
+        f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
+        for keys in changed
+        if (reason := _forbidden(keys, before.training, experiment.training)) is not None
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint and more "
+            "training.epochs may differ; without it the command starts another run."
+        )
+
+
+def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str | None:
+    """None for a key that may differ, else what there is to say about it."""
+    if keys[:2] in (("training", "log_every"), ("training", "checkpoint")):
+        return None
+    if keys != ("training", "epochs"):
+        return ""
+    if now.epochs < before.epochs:
+        return "; it can only grow"
+    if before.learning_rate.looks_at_end:
+        return f"; the schedule '{before.learning_rate.schedule}' looks at the end, its rates would have been others"
+    return None
+
+
+def _leaves(value: Any, keys: Keys = ()):
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves(child, (*keys, key))
+    else:
+        yield keys, value
+
+
 def _check(document: Document, overrides: Sequence[str]) -> Loaded:
     dropped = apply_overrides(document, overrides)
     problems = list(document.problems)
@@ -92,7 +158,9 @@ def _check(document: Document, overrides: Sequence[str]) -> Loaded:
         if keys not in reported
     ]
     if problems or experiment is None:
-        raise ConfigError("\n".join(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order))))
+        lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order)))
+        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise ConfigError("\n".join(lines[:_SHOWN] + more))
     return Loaded(experiment, document.origins, tuple(dropped))
 
 

@@ -99,6 +99,21 @@ class LogEvery(OneOf):
     epochs: Positive | None = None
 
 
+class SaveEvery(OneOf):
+    steps: Count | None = None
+    minutes: Positive | None = None
+    epochs: Positive | None = None
+
+
+class CheckpointConfig(Section):
+    every: SaveEvery = SaveEvery(epochs=1)
+    """When the state of the training is saved; the best weights so far are saved at the end of their epoch as well."""
+    keep: Count = 2
+    """How many of the newest stay, besides the best."""
+    keep_last: bool = True
+    """Whether the last one stays when the run is finished, so that it can be extended."""
+
+
 class TrainingConfig(Section):
     epochs: Count = 10
     optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)
@@ -114,6 +129,7 @@ class TrainingConfig(Section):
     """What decides which weights are the best, and when to stop early."""
     early_stopping: EarlyStopping | None = None
     log_every: LogEvery = LogEvery(steps=50)
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class Chosen(Section):

@@ -30,6 +30,7 @@ __all__ = [
     "go_policy",
     "googlenet",
     "lenet5",
+    "load_portable_weights",
     "mlp",
     "save_portable",
     "speech_cnn",
@@ -112,6 +113,15 @@ def save_portable(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_portable_weights(model: keras.Model, path: str | Path) -> None:
+    """Gives `model`, built as the one that `save_portable` wrote, the weights in `path`.
+
+    Layers that only the training needs keep theirs.
+    """
+    for layer in keras.models.load_model(path, compile=False).layers:
+        model.get_layer(layer.name).set_weights(layer.get_weights())
 
 
 def _build(name, options, input_shape, classes, preprocessing) -> keras.Model:

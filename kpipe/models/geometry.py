@@ -126,6 +126,18 @@ def estimate_training_memory(model: keras.Model, batch_size: int, optimizer_valu
     )
 
 
+def fitting_batch_size(memory: TrainingMemory, batch_size: int, available: int) -> int:
+    """The largest batch that `available` bytes should hold; 0 where not even one image fits.
+
+    Args:
+        memory: estimated for `batch_size`.
+        batch_size: B.
+        available: a fifth of it is left to the framework itself.
+    """
+    fixed = memory.total - memory.activations
+    return max(0, int((0.8 * available - fixed) * batch_size / memory.activations))
+
+
 def _nodes(model: keras.Model) -> list:
     """Every call of a layer between the model's inputs and outputs, each after those it needs.
 

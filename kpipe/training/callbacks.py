@@ -1,10 +1,13 @@
 """The logs of a run: metrics.jsonl and TensorBoard, which are appended to together and cut back together."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from kpipe.errors import EnvironmentFault
 
 _SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
 
@@ -16,12 +19,17 @@ class RunLog:
         path: the run directory; `metrics.jsonl`, `train/` and `validation/` are made in it.
         lengths: bytes that each log had at the checkpoint from which the run is resumed (see `lengths`); what was
             written after it is cut off. None for a new run.
+
+    Attributes:
+        lost: a line about each log that is shorter than it was at that checkpoint.
+
+    Raises:
+        EnvironmentFault: a log is a symbolic link; what it leads to may be no log.
     """
 
     def __init__(self, path: Path, lengths: dict[str, int] | None = None):
         self._path = path
-        if lengths is not None:
-            self._cut_back(lengths)
+        self.lost = [] if lengths is None else self._cut_back(lengths)
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
         self._writers = {
             "train": tf.summary.create_file_writer(str(path / "train")),
@@ -53,11 +61,11 @@ class RunLog:
             tf.summary.graph(graph)
 
     def lengths(self) -> dict[str, int]:
-        """The bytes of every log, by its path relative to the run."""
+        """The bytes of every log, by its path relative to the run; so much of each is on the disk."""
         self._metrics.flush()
         for writer in self._writers.values():
             writer.flush()
-        return {str(file.relative_to(self._path)): file.stat().st_size for file in self._files()}
+        return {file.relative_to(self._path).as_posix(): _synced_length(file) for file in self._files()}
 
     def close(self) -> None:
         self._metrics.close()
@@ -67,11 +75,24 @@ class RunLog:
     def _files(self) -> list[Path]:
         return [p for p in (self._path / "metrics.jsonl", *self._path.glob("*/events.out.*")) if p.exists()]
 
-    def _cut_back(self, lengths: dict[str, int]) -> None:
+    def _cut_back(self, lengths: dict[str, int]) -> list[str]:
+        lost = []
         for file in self._files():
-            length = lengths.get(str(file.relative_to(self._path)))
+            if file.is_symlink() or file.parent.is_symlink():
+                raise EnvironmentFault(f"{file}: expected a log of this run, found a symbolic link; remove it")
+            length = lengths.get(file.relative_to(self._path).as_posix())
             if length is None:
                 file.unlink()
-            elif length < file.stat().st_size:
-                with open(file, "r+b") as handle:
-                    handle.truncate(length)
+            elif length < (size := file.stat().st_size):
+                os.truncate(file, length)
+            elif length > size:
+                lost.append(f"{file} has lost its last {length - size:,} bytes")
+                if file.name == "metrics.jsonl":
+                    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next line begins on its own
+        return lost + [f"{name} is gone" for name in lengths if not (self._path / name).exists()]
+
+
+def _synced_length(file: Path) -> int:
+    with open(file, "rb+") as handle:
+        os.fsync(handle.fileno())
+        return os.fstat(handle.fileno()).st_size

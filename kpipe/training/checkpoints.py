@@ -1,16 +1,30 @@
-"""Checkpoints: all variables of a compiled model and a JSON state, in one `.npz` file.
+"""Checkpoints: the whole state of a training, one directory per step, each committed by one rename.
 
-A file is written beside its place and moved there when it is whole, so a crash, a kill or a full disk never
-costs the checkpoint that was there before.
+```
+checkpoints/
+  step-00000120/
+    weights.npz     the network's variables: weights, batch normalisation, the seeds of dropout
+    training.npz    the variables of optimizer (its loss scale too) and metrics, and arrays that callbacks keep
+    state.json      step, epoch, the best so far, callbacks
+    manifest.json   size and SHA-256 of each of these, and the length of every log
+  latest            the name of the newest, written last
+```
+
+A commit writes beside its place, flushes files and directory to the disk, renames, and then moves the pointer: a
+kill, a crash or a full disk leaves the checkpoint before it as it was. What is read is first compared with its
+checksums; a damaged checkpoint is named, and the one before it is taken.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,83 +33,407 @@ import numpy as np
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
 
-STATE = "state"
-GROUPS = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+FORMAT = 1
+WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
+_MEMBERS = (WEIGHTS, TRAINING, STATE)
+_NETWORK = ("trainable_variables", "non_trainable_variables")
+_GROUPS = (*_NETWORK, "optimizer_variables", "metrics_variables")
+_DIRECTORY = re.compile(r"step-(\d{8,})\Z")
+_CAN_SYNC_DIRECTORIES = os.name == "posix"  # Windows has no such call
+_ARRAY = "__array__"  # stands in state.json for an array of training.npz
 
 
-def save_checkpoint(path: str | os.PathLike, model: keras.Model, state: Mapping[str, Any]) -> None:
-    """Writes weights, optimizer, metrics and random seeds of `model`, and `state` (JSON types), to `path`.
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds besides the variables.
 
-    Raises:
-        Diverged: a weight is not finite; the file that was there stays.
-        EnvironmentFault: the file cannot be written; the file that was there stays.
+    Attributes:
+        step: at which it was committed.
+        best_step: of the checkpoint that was the best so far; None: there was none yet.
+        state: as it was given to `commit`.
+        logs: the length in bytes of every log at that moment, by its path relative to the run.
+        skipped: a line about each newer checkpoint that is damaged.
     """
-    path = Path(path)
-    arrays = {name: variable.numpy() for name, variable in _named_variables(model).items()}
-    _check_finite(arrays)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+
+    step: int
+    best_step: int | None
+    state: dict[str, Any]
+    logs: dict[str, int]
+    skipped: tuple[str, ...] = ()
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what was committed."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and whichever of older ones is the best of one of these.
+
+    Args:
+        folder: `checkpoints` of the run; made at the first commit.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 2):
+        self._folder = Path(folder)
+        self._keep = keep
+        self._committed: int | None = None
+        self._stale: set[Path] = set()
+
+    @property
+    def latest(self) -> Path | None:
+        """The newest that was committed or restored here."""
+        return None if self._committed is None else self._path(self._committed)
+
+    def commit(
+        self,
+        model: keras.Model,
+        state: Mapping[str, Any],
+        *,
+        step: int,
+        best_step: int | None = None,
+        logs: Mapping[str, int] | None = None,
+    ) -> None:
+        """Writes one checkpoint and removes those that are no longer kept. A step is committed only once.
+
+        Args:
+            model: compiled, optimizer and metrics built.
+            state: JSON types, and NumPy arrays anywhere in them.
+            step: of the training, which names the directory.
+            best_step: the step of the best checkpoint so far, which may be this one.
+            logs: the length of every log.
+
+        Raises:
+            Diverged: a variable is not finite; nothing was written.
+            EnvironmentFault: it cannot be written; the checkpoints that were there are whole.
+        """
+        if step == self._committed:
+            return
+        arrays = {name: variable.numpy() for name, variable in _named_variables(model).items()}
+        _check_finite(arrays)
+        weights = {name: array for name, array in arrays.items() if name.startswith(_NETWORK)}
+        training = {name: array for name, array in arrays.items() if name not in weights}
+        text = json.dumps(_without_arrays(dict(state), training)).encode()
+        path = self._path(step)
+        part, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            _write(part / WEIGHTS, lambda file: np.savez(file, **weights))
+            _write(part / TRAINING, lambda file: np.savez(file, **training))
+            _write(part / STATE, lambda file: file.write(text))
+            manifest = _manifest(part, step, best_step, logs or {})
+            _write(part / MANIFEST, lambda file: file.write(manifest))
+            _write(pointer, lambda file: file.write(f"{path.name}\n".encode()))
+            _sync_directory(part)
+            if path.exists():
+                _remove(path)  # left by a crash before its acknowledgement, or damaged
+            os.rename(part, path)
+            os.replace(pointer, self._folder / LATEST)
+            # One flush for both renames: a pointer to a directory that is not there yet is passed over.
+            _sync_directory(self._folder)
+        except OSError as error:
+            size = sum(array.nbytes for array in arrays.values())
+            free = shutil.disk_usage(self._folder.parent).free
+            stays = f"The one before, {self.latest.name}, is whole" if self.latest else "There was none before"
+            raise EnvironmentFault(
+                f"{path}: the checkpoint of {size:,} bytes cannot be written ({error.strerror or error}); {free:,} "
+                f"bytes are free there. {stays}: make room and give the same command again."
+            ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                pointer.unlink(missing_ok=True)
+        self._committed = step
+        self._prune()
+
+    def restore(self, model: keras.Model) -> Restored:
+        """Assigns the variables of the newest whole checkpoint to `model`, and removes the debris of crashes.
+
+        The model must be built and compiled as the saved one was, its optimizer and metrics built as well (a
+        `Trainer` does that).
+
+        Raises:
+            ConfigError: names, shapes or dtypes differ from the model's; nothing was assigned.
+            EnvironmentFault: none is whole; nothing was assigned.
+        """
+        for debris in self._folder.glob(".step-*"):
+            shutil.rmtree(debris, ignore_errors=True)
+        candidates, skipped = self._candidates(), {}
+        for path in candidates:
+            try:
+                manifest = _verified(path, _MEMBERS)
+                state = _load(path, model)
+            except _Damaged as damage:
+                skipped[path] = f"{path} is damaged ({damage}) and was passed over"
+                continue
+            self._committed = manifest["step"]
+            # Damaged, or newer and never acknowledged: they go when the next one has been committed.
+            newer = {other for other in candidates if _step_of(other) > self._committed}
+            self._stale = newer | set(skipped)
+            return Restored(manifest["step"], manifest["best_step"], state, manifest["logs"], tuple(skipped.values()))
+        found = "\n  ".join(skipped.values()) or "there is none"
+        raise EnvironmentFault(
+            f"{self._folder}: no whole checkpoint to go on from; --new starts another run:\n  {found}"
+        )
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, whole or not."""
+        return self._path(step).exists()
+
+    def is_whole(self, step: int) -> bool:
+        """Whether the weights of this step are there and as they were committed."""
+        try:
+            _verified(self._path(step), (WEIGHTS,))
+        except _Damaged:
+            return False
+        return True
+
+    def load_weights(self, step: int, model: keras.Model) -> None:
+        """Assigns the network's variables of one step.
+
+        Raises:
+            ConfigError, EnvironmentFault: as `restore`.
+        """
+        path = self._path(step)
+        try:
+            _verified(path, (WEIGHTS,))
+            arrays = _read_arrays(path / WEIGHTS)
+        except _Damaged as damage:
+            raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to go on") from None
+        _assign(path, arrays, _named_variables(model, _NETWORK))
+
+    def reduce(self, *, keep_last: bool) -> None:
+        """Removes all but the newest, or that one too: the run is finished."""
+        for path in self._candidates():
+            if not keep_last or path != self.latest:
+                _remove(path)
+        if not keep_last:
+            (self._folder / LATEST).unlink(missing_ok=True)
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
+    def _candidates(self) -> list[Path]:
+        """What may be restored: what the pointer names, then from the newest to the oldest."""
+        found = [path for path in self._folder.glob("step-*") if _DIRECTORY.match(path.name)]
+        try:
+            pointed = (self._folder / LATEST).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            pointed = ""
+        return sorted(sorted(found, key=_step_of, reverse=True), key=lambda path: path.name != pointed)
+
+    def _prune(self) -> None:
+        """Removes what nobody will ask for; the best of each kept one stays, so that falling back loses nothing."""
+        for path in self._stale - {self.latest}:
+            _remove(path)
+        self._stale = set()
+        paths = sorted(self._candidates(), key=_step_of, reverse=True)
+        kept = set(paths[: self._keep])
+        for path in tuple(kept):
+            with contextlib.suppress(_Damaged):
+                if (best := _read_manifest(path)["best_step"]) is not None:
+                    kept.add(self._path(best))
+        for path in paths:
+            if path not in kept:
+                _remove(path)
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a run takes; logs and figures are small beside them."""
+
+    checkpoint: int
+    most: int
+    finished: int
+
+
+def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
+    """What the checkpoints of `model`, compiled and its optimizer built, and its saved network will take."""
+    checkpoint, network = _bytes_of(_named_variables(model)), _bytes_of(_named_variables(model, _NETWORK))
+    # The newest and the best, while the next is written beside them.
+    return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
+
+
+def count_values(variables: Iterable[keras.Variable]) -> int:
+    """The numbers in some variables."""
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+def _bytes_of(variables: Mapping[str, keras.Variable]) -> int:
+    return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables.values())
+
+
+def _step_of(path: Path) -> int:
+    return int(_DIRECTORY.match(path.name)[1])
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, write) -> None:
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    if not _CAN_SYNC_DIRECTORIES:
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays, **{STATE: np.array(json.dumps(dict(state)))})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: the checkpoint cannot be written: {error.strerror or error}") from error
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, Any]:
-    """Assigns the variables in `path` to `model` and returns the state saved with them.
-
-    The model must be built and compiled as the saved one was, its optimizer and metrics built as well (a
-    `Trainer` does that).
-
-    Raises:
-        ConfigError: names, shapes or dtypes differ from the model's; nothing was assigned.
-        EnvironmentFault: the file is missing or damaged; nothing was assigned.
-    """
-    arrays = _read(Path(path))
-    state = json.loads(str(arrays.pop(STATE)))
-    variables = _named_variables(model)
-    _check_same(path, arrays, variables)
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-    return state
+def _remove(path: Path) -> None:
+    """Takes a directory out of sight first: half of a checkpoint is never seen under its name."""
+    gone = path.with_name(f".{path.name}.gone")
+    with contextlib.suppress(OSError):
+        os.rename(path, gone)
+        shutil.rmtree(gone)
 
 
-def count_values(model: keras.Model) -> int:
-    """The numbers that a checkpoint of `model`, compiled and its optimizer built, holds."""
-    return sum(math.prod(variable.shape) for variable in _named_variables(model).values())
+def _manifest(part: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
+    members = {name: {"bytes": (part / name).stat().st_size, "sha256": _digest(part / name)} for name in _MEMBERS}
+    content = {"format": FORMAT, "step": step, "best_step": best_step, "members": members, "logs": dict(logs)}
+    return json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode()
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """`value` with its arrays moved to `arrays`."""
+    if isinstance(value, np.ndarray):
+        name = f"state/{len(arrays)}"
+        arrays[name] = value
+        return {_ARRAY: name}
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(child, arrays) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(child, arrays) for child in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A directory's manifest, compared with its own checksum."""
+    if path.is_symlink():
+        raise _Damaged("it is a symbolic link")
+    try:
+        manifest = json.loads(_regular(path / MANIFEST).read_bytes())
+        content = {key: value for key, value in manifest.items() if key != "sha256"}
+        if manifest["sha256"] != _digest_of(content):
+            raise _Damaged(f"the checksum of {MANIFEST} differs")
+    except OSError as error:
+        raise _Damaged(f"{MANIFEST}: {error.strerror}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise _Damaged(f"{MANIFEST} cannot be read") from None
+    if manifest.get("format") != FORMAT:
+        raise EnvironmentFault(
+            f"{path}: expected a checkpoint of format {FORMAT}, got format {manifest.get('format')}: another version "
+            "of kpipe has written it; go on with that one, or start another run with --new"
+        )
+    if path.name != f"step-{manifest['step']:08d}":
+        raise _Damaged(f"its manifest is that of step {manifest['step']}")
+    return manifest
+
+
+def _verified(path: Path, members: tuple[str, ...]) -> dict[str, Any]:
+    """The manifest, once `members` have the size and checksum that stand in it."""
+    manifest = _read_manifest(path)
+    for name in members:
+        expected = manifest["members"][name]
+        try:
+            size = _regular(path / name).stat().st_size
+            if size != expected["bytes"]:
+                raise _Damaged(f"{name} has {size:,} bytes of {expected['bytes']:,}")
+            if _digest(path / name) != expected["sha256"]:
+                raise _Damaged(f"the checksum of {name} differs")
+        except OSError as error:
+            raise _Damaged(f"{name}: {error.strerror}") from None
+    return manifest
+
+
+def _regular(path: Path) -> Path:
+    """`path`, unless it leads elsewhere."""
+    if path.is_symlink():
+        raise _Damaged(f"{path.name} is a symbolic link")
+    return path
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """A pickle, which could run code, is never loaded: checksums only say that nothing has changed since the commit."""
     try:
         # Opened here, because np.load leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise EnvironmentFault(f"{path}: there is no such checkpoint; use --new to start again") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise EnvironmentFault(f"{path}: the checkpoint is damaged ({error}); use --new to start again") from error
-    if STATE not in arrays:
-        raise EnvironmentFault(f"{path}: the checkpoint is damaged (no state); use --new to start again")
-    return arrays
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise _Damaged(f"{path.name}: {error}") from None
 
 
-def _named_variables(model: keras.Model) -> dict[str, keras.Variable]:
+def _load(path: Path, model: keras.Model) -> dict[str, Any]:
+    """Assigns all variables and returns the state; either everything fits or nothing is assigned."""
+    arrays = _read_arrays(path / WEIGHTS) | _read_arrays(path / TRAINING)
+    kept = {name: arrays.pop(name) for name in list(arrays) if name.startswith("state/")}
+    try:
+        state = json.loads(
+            (path / STATE).read_bytes(), object_hook=lambda found: kept[found[_ARRAY]] if _ARRAY in found else found
+        )
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise _Damaged(f"{STATE}: {error}") from None
+    _assign(path, arrays, _named_variables(model))
+    return state
+
+
+def _assign(path: Path, arrays: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]) -> None:
+    """Keras's own loading passes over whatever does not match, without a word."""
+    saved = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    wanted = {name: (tuple(variable.shape), variable.dtype) for name, variable in variables.items()}
+    for name in [*wanted, *saved]:
+        if saved.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"{path}: the checkpoint is of another model: {name}: "
+                f"expected {_describe(wanted.get(name))}, got {_describe(saved.get(name))}"
+            )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _describe(shape_and_dtype: tuple[tuple[int, ...], str] | None) -> str:
+    if shape_and_dtype is None:
+        return "none"
+    shape, dtype = shape_and_dtype
+    return f"{dtype} {list(shape)}"
+
+
+# --- a model's variables --------------------------------------------------------------------------------------------
+
+
+def _named_variables(model: keras.Model, groups: tuple[str, ...] = _GROUPS) -> dict[str, keras.Variable]:
     """Every variable of the training, by group and path."""
-    groups = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
+    variables = {
+        "trainable_variables": model.trainable_variables,
+        "non_trainable_variables": model.non_trainable_variables,
+        "optimizer_variables": model.optimizer.variables,
+        "metrics_variables": model.metrics_variables,
+    }
     named = {}
-    for group, variables in zip(GROUPS, groups, strict=True):
+    for group in groups:
         roots = {layer.name: layer.name for layer in model.layers}
-        for variable in variables:
+        for variable in variables[group]:
             root, _, rest = variable.path.partition("/")
             named[f"{group}/{_stable_root(root, roots)}/{rest}"] = variable
     return named
@@ -116,23 +454,5 @@ def _stable_root(root: str, seen: dict[str, str]) -> str:
 
 def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
-        if name.startswith(GROUPS[:2]) and not np.isfinite(array).all():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise Diverged(f"{name} is no longer finite; no checkpoint was written, the one before it stays")
-
-
-def _check_same(path, arrays: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]) -> None:
-    saved = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-    wanted = {name: (tuple(variable.shape), variable.dtype) for name, variable in variables.items()}
-    for name in [*wanted, *saved]:
-        if saved.get(name) != wanted.get(name):
-            raise ConfigError(
-                f"{path}: the checkpoint is of another model: {name}: "
-                f"expected {_describe(wanted.get(name))}, got {_describe(saved.get(name))}"
-            )
-
-
-def _describe(shape_and_dtype: tuple[tuple[int, ...], str] | None) -> str:
-    if shape_and_dtype is None:
-        return "none"
-    shape, dtype = shape_and_dtype
-    return f"{dtype} {list(shape)}"

@@ -1,7 +1,9 @@
 """What this machine trains on."""
 
 import os
+import re
 import shutil
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -13,6 +15,34 @@ def describe_device() -> str:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
     return f"CPU, {os.cpu_count()} cores"
+
+
+def free_memory() -> int | None:
+    """Bytes that a training can still take, of the GPU where there is one, else of the machine; None: unknown."""
+    if tf.config.list_physical_devices("GPU"):
+        from tensorflow.python.client import device_lib  # the only place that says it
+
+        return min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
+    limits = [_available(), _container_limit()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _available() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def _container_limit() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = re.search(r"^anon (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no container, or "max"
+        return None
+    return max(0, limit - int(used[1])) if used else limit
 
 
 def gpu_hint() -> str | None:

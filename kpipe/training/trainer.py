@@ -1,11 +1,12 @@
 """The training loop: Keras's own `train_step`, many times inside one compiled function.
 
-Python runs only between chunks of steps. A chunk ends at the next event that is due (a log line, the end of
-an epoch) and lasts at most about `max_chunk_seconds`, so that a progress bar moves and a stop is obeyed. How
-the training is cut into chunks never changes a number: weights, metrics, optimizer and random seeds live in
+Python runs only between chunks of steps. A chunk ends at the next event that is due (a log line, a save, the
+end of an epoch) and lasts at most about `max_chunk_seconds`, so that a progress bar moves and a stop is obeyed.
+How the training is cut into chunks never changes a number: weights, metrics, optimizer and random seeds live in
 variables.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrainState:
-    """Where a training stands, apart from the model's variables: JSON types, saved in the same checkpoint."""
+    """Where a training stands, apart from the model's variables, saved in the same checkpoint: JSON types but for what
+    callbacks remember."""
 
     step: int = 0
     """Steps done. Not the optimizer's count, which leaves out steps skipped by float16 loss scaling."""
@@ -34,8 +36,10 @@ class TrainState:
     """Steps of this epoch in `epoch_sums`."""
     epoch_sums: Metrics = field(default_factory=dict)
     """Mean x steps of each metric, over the lines of this epoch so far."""
+    ending: bool = False
+    """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each Keras callback remembers."""
+    """What each Keras callback remembers; NumPy arrays may be in it."""
     stopped: bool = False
     """A callback ended the training."""
     interrupted: bool = False
@@ -61,6 +65,7 @@ class Trainer:
             _build_variables(model)
         self._run_steps = tf.function(self._steps)
         self._run_evaluation = tf.function(self._evaluation)
+        self._are_finite = tf.function(_are_finite)
 
     def fit(
         self,
@@ -72,9 +77,13 @@ class Trainer:
         validation: tf.data.Dataset | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         log_every: int = 50,
+        save_every: int | None = None,
+        save_seconds: float = math.inf,
+        on_begin: Callable[[], None] = lambda: None,
         on_log: Callable[[dict[str, Any]], None] = lambda record: None,
         on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
         on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None,
+        on_save: Callable[[TrainState], None] = lambda state: None,
         should_stop: Callable[[], bool] = lambda: False,
         max_chunk_seconds: float = 0.5,
         chunk: int | None = None,
@@ -92,10 +101,14 @@ class Trainer:
                 a chunk with the true index of the batch, test methods at begin and end of the validation.
             log_every: steps between two log lines; metrics of a line are means since the line before, or since
                 the epoch began.
+            save_every: steps between two calls of `on_save`, counted from the start of the training.
+            save_seconds: since the last call of `on_save` after which it is called again.
+            on_begin: called once, when everything is traced and the first step is about to be done.
             on_log: gets one record per log line, and one or two at the end of each epoch.
             on_progress: gets step and metrics since the last line, after each chunk.
-            on_epoch: gets state and logs at the end of each epoch, a good moment for a checkpoint.
-            should_stop: asked after each chunk.
+            on_epoch: gets state and logs at the end of each epoch.
+            on_save: gets the state when a checkpoint is due; model and state are of the same moment.
+            should_stop: asked after each chunk of steps, and of the validation.
             max_chunk_seconds: how long a chunk of steps may last, about.
             chunk: steps in a chunk instead of what fits into `max_chunk_seconds`.
 
@@ -105,12 +118,12 @@ class Trainer:
 
         Raises:
             ConfigError: the batches do not reach to the end, or are not of one size.
-            Diverged: the loss is not finite.
+            Diverged: the loss, a weight or a number of the optimizer is not finite; noticed at the next log line.
         """
         state = TrainState() if state is None else state
         state.interrupted = False
         remaining = steps_per_epoch * epochs - state.step
-        if remaining <= 0 or state.stopped:
+        if not state.ending and (remaining <= 0 or state.stopped):
             return state
         batches = batches_from(state.step)
         loop = _Loop(
@@ -122,9 +135,13 @@ class Trainer:
             validation=validation,
             callbacks=list(callbacks),
             log_every=log_every,
+            save_every=save_every,
+            save_seconds=save_seconds,
+            on_begin=on_begin,
             on_log=on_log,
             on_progress=on_progress,
             on_epoch=on_epoch,
+            on_save=on_save,
             should_stop=should_stop,
             max_chunk_seconds=max_chunk_seconds,
             chunk=chunk,
@@ -132,19 +149,55 @@ class Trainer:
         loop.run(iter(self.strategy.experimental_distribute_dataset(batches)))
         return state
 
-    def evaluate(self, dataset: tf.data.Dataset) -> dict[str, float]:
+    def evaluate(
+        self,
+        dataset: tf.data.Dataset,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        max_chunk_seconds: float = 0.5,
+    ) -> dict[str, float] | None:
         """Loss, metrics and number of images over every image of `dataset`; the model's metrics are reset.
+
+        Args:
+            dataset: batches of (images, labels).
+            should_stop: asked after each chunk of batches.
+            max_chunk_seconds: how long a chunk may last, about.
+
+        Returns:
+            None if `should_stop` has ended it.
 
         Raises:
             DataError: the data set is empty.
         """
         self.model.reset_metrics()
-        images = self._run_evaluation(self.strategy.experimental_distribute_dataset(dataset))
-        if not int(images):
+        iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
+        total, chunk, more = 0, 1, True
+        while more:
+            start = time.perf_counter()
+            images, more = self._run_evaluation(iterator, tf.constant(chunk))
+            total, more = total + int(images), bool(more)
+            if more and should_stop():
+                self.model.reset_metrics()
+                return None
+            chunk = _fitting(max_chunk_seconds, (time.perf_counter() - start) / chunk)
+        if not total:
             raise DataError("evaluation: expected at least one image, got none")
         metrics = self.read_metrics()
         self.model.reset_metrics()
-        return {**metrics, "images": int(images)}
+        return {**metrics, "images": total}
+
+    def trace_evaluation(self, dataset: tf.data.Dataset) -> None:
+        """Does what the first evaluation of such batches would otherwise have to do."""
+        iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
+        self._run_evaluation(iterator, tf.constant(0))
+
+    def check_finite(self, first: int, last: int) -> None:
+        """Raises Diverged if a weight or a number of the optimizer is not finite after these steps."""
+        variables = [v for v in (*self.model.variables, *self.model.optimizer.variables) if "float" in v.dtype]
+        finite = self._are_finite([variable.value for variable in variables]).numpy()
+        if not finite.all():
+            variable = variables[int(finite.argmin())]
+            raise Diverged(f"{variable.path} is no longer finite {_where(first, last)}; {_LIKELY_CAUSES}")
 
     def run_steps(self, iterator, num_steps: int) -> Metrics:
         """Trains `num_steps` steps; returns the metrics since their last reset, when the device is done."""
@@ -158,12 +211,17 @@ class Trainer:
         for _ in tf.range(num_steps):
             self.strategy.run(self.model.train_step, args=(next(iterator),))
 
-    def _evaluation(self, dataset):
-        images = tf.constant(0)
-        for batch in dataset:
-            counts = self.strategy.run(self._test_step, args=(batch,))
-            images += self.strategy.reduce("sum", counts, axis=None)
-        return images
+    def _evaluation(self, iterator, num_batches):
+        """At most `num_batches` batches; returns their images, and whether there may be more."""
+        images, more, done = tf.constant(0), tf.constant(True), tf.constant(0)
+        while more and done < num_batches:
+            batch = iterator.get_next_as_optional()
+            more = batch.has_value()
+            if more:
+                counts = self.strategy.run(self._test_step, args=(batch.get_value(),))
+                images += self.strategy.reduce("sum", counts, axis=None)
+                done += 1
+        return images, more
 
     def _test_step(self, batch):
         self.model.test_step(batch)
@@ -200,13 +258,18 @@ class _Loop:
     validation: tf.data.Dataset | None
     callbacks: list[keras.callbacks.Callback]
     log_every: int
+    save_every: int | None
+    save_seconds: float
+    on_begin: Callable[[], None]
     on_log: Callable[[dict[str, Any]], None]
     on_progress: Callable[[int, Metrics], None]
     on_epoch: Callable[[TrainState, Metrics], None]
+    on_save: Callable[[TrainState], None]
     should_stop: Callable[[], bool]
     max_chunk_seconds: float
     chunk: int | None
     seconds_per_step: float = math.inf
+    saved_at: float = field(default_factory=time.monotonic)
     line_speed: _Speed = field(default_factory=_Speed)
     epoch_speed: _Speed = field(default_factory=_Speed)
 
@@ -223,12 +286,13 @@ class _Loop:
 
     @property
     def epoch(self) -> int:
-        """Index of the epoch that the next step belongs to."""
-        return self.state.step // self.steps_per_epoch
+        """Index of the epoch that goes on, or whose end is still to come."""
+        return (self.state.step - self.state.ending) // self.steps_per_epoch
 
     @property
     def finished(self) -> bool:
-        return self.state.stopped or self.state.step >= self.steps_per_epoch * self.epochs
+        done = self.state.stopped or self.state.step >= self.steps_per_epoch * self.epochs
+        return done and not self.state.ending
 
     def run(self, iterator) -> None:
         state, logs = self.state, {}
@@ -236,32 +300,47 @@ class _Loop:
         self.callback_list.on_train_begin()
         _restore_callbacks(self.callbacks, state.callbacks)
         self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
+        if self.validation is not None:
+            self.trainer.trace_evaluation(self.validation)
+        self.on_begin()
         while not self.finished:
             epoch = self.epoch
-            self.callback_list.on_epoch_begin(epoch)
-            means = self.run_epoch(epoch, iterator)
-            if state.interrupted:
-                state.callbacks = _remember_callbacks(self.callbacks)
-                return
-            logs = self.end_epoch(epoch, means)
-            if not self.finished and self.should_stop():
+            if not state.ending:
+                self.run_epoch(epoch, iterator)
+            if state.ending:
+                logs = self.end_epoch(epoch)
+            if state.interrupted or (not self.finished and self.should_stop()):
                 state.interrupted = True
                 return
         self.callback_list.on_train_end(logs)
 
-    def run_epoch(self, epoch: int, iterator) -> Metrics:
-        """Trains to the end of the epoch, or to a stop; returns the means over the epoch."""
-        end = (epoch + 1) * self.steps_per_epoch
-        while self.state.step < end and not self.model.stop_training:
+    def run_epoch(self, epoch: int, iterator) -> None:
+        """Trains to the end of the epoch, which is then `ending`, or to a stop."""
+        state, end = self.state, (epoch + 1) * self.steps_per_epoch
+        if state.step == epoch * self.steps_per_epoch:
+            self.callback_list.on_epoch_begin(epoch)  # of a resumed epoch it is in what the callbacks remember
+        while state.step < end and not self.model.stop_training:
             metrics = self.run_chunk(epoch, iterator)
-            if self.state.step % self.log_every == 0:
+            if state.step % self.log_every == 0:
                 self.log_line(epoch, metrics)
-            if self.state.step < end and self.should_stop():
-                self.state.interrupted = True
-                return {}
-        if self.state.step > self.state.line_step:
+            if state.step < end and not self.model.stop_training:
+                self.save_if_due()
+                if self.should_stop():
+                    state.callbacks = _remember_callbacks(self.callbacks)
+                    state.interrupted = True
+                    return
+        if state.step > state.line_step:
             self.close_line(self.trainer.read_metrics())
-        return {name: total / self.state.epoch_steps for name, total in self.state.epoch_sums.items()}
+        state.ending, state.stopped = True, bool(self.model.stop_training)
+        state.callbacks = _remember_callbacks(self.callbacks)
+
+    def save_if_due(self) -> None:
+        state, now = self.state, time.monotonic()
+        if (self.save_every and state.step % self.save_every == 0) or now - self.saved_at >= self.save_seconds:
+            state.callbacks = _remember_callbacks(self.callbacks)
+            self.trainer.check_finite(state.line_step + 1, state.step)
+            self.on_save(state)
+            self.saved_at = time.monotonic()
 
     def run_chunk(self, epoch: int, iterator) -> Metrics:
         num_steps = self.chunk_steps(epoch)
@@ -270,6 +349,7 @@ class _Loop:
         start = time.perf_counter()
         metrics = self.trainer.run_steps(iterator, num_steps)
         seconds = time.perf_counter() - start
+        _check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
         self.state.step += num_steps
         self.seconds_per_step = seconds / num_steps
         for speed in (self.line_speed, self.epoch_speed):
@@ -281,8 +361,9 @@ class _Loop:
     def chunk_steps(self, epoch: int) -> int:
         to_epoch_end = (epoch + 1) * self.steps_per_epoch - self.state.step
         to_line = self.log_every - self.state.step % self.log_every
-        in_time = self.chunk or max(1, int(self.max_chunk_seconds / self.seconds_per_step))
-        return min(to_epoch_end, to_line, in_time)
+        to_save = self.save_every - self.state.step % self.save_every if self.save_every else to_epoch_end
+        in_time = self.chunk or _fitting(self.max_chunk_seconds, self.seconds_per_step)
+        return min(to_epoch_end, to_line, to_save, in_time)
 
     def log_line(self, epoch: int, metrics: Metrics) -> None:
         self.close_line(metrics)
@@ -292,31 +373,40 @@ class _Loop:
         """Adds the means since the last line to the epoch's sums and begins new ones."""
         state = self.state
         num_steps = state.step - state.line_step
-        _check_finite(metrics["loss"], state.line_step + 1, state.step)
+        self.trainer.check_finite(state.line_step + 1, state.step)
         for name, mean in metrics.items():
             state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + mean * num_steps
         state.epoch_steps += num_steps
         state.line_step = state.step
         self.model.reset_metrics()
 
-    def end_epoch(self, epoch: int, means: Metrics) -> Metrics:
-        """Validates, tells the callbacks, and begins new sums; returns the logs as the callbacks saw them."""
-        state = self.state
+    def end_epoch(self, epoch: int) -> Metrics:
+        """Validates, logs, tells the callbacks, and begins new sums; returns the logs as the callbacks saw them.
+
+        A stop during the validation leaves everything as it was before it: the resumed training validates anew.
+        """
+        state, scores = self.state, None
+        if self.validation is not None:
+            self.callback_list.on_test_begin()
+            scores = self.trainer.evaluate(self.validation, should_stop=self.should_stop)
+            if scores is None:
+                state.interrupted = True
+                return {}
+            del scores["images"]
+            self.callback_list.on_test_end(scores)
+        means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
         self.line_speed.take()
         self.log(epoch, "train", "epoch", means | self.rate_and_speed(self.epoch_speed))
         logs = means | {"learning_rate": self.learning_rate()}
-        if self.validation is not None:
-            self.callback_list.on_test_begin()
-            scores = self.trainer.evaluate(self.validation)
-            del scores["images"]
-            self.callback_list.on_test_end(scores)
+        if scores is not None:
             self.log(epoch, "validation", "epoch", scores)
             logs |= {f"val_{name}": value for name, value in scores.items()}
         self.callback_list.on_epoch_end(epoch, logs)
-        state.epoch_steps, state.epoch_sums = 0, {}
-        state.stopped = bool(self.model.stop_training)
+        state.epoch_steps, state.epoch_sums, state.ending = 0, {}, False
+        state.stopped = state.stopped or bool(self.model.stop_training)
         state.callbacks = _remember_callbacks(self.callbacks)
         self.on_epoch(state, logs)
+        self.save_if_due()
         return logs
 
     def learning_rate(self) -> float:
@@ -354,29 +444,56 @@ def _batch_size(batches: tf.data.Dataset, num_steps: int) -> int:
     return size
 
 
-def _check_finite(loss: float, first: int, last: int) -> None:
+_LIKELY_CAUSES = (
+    "likely causes: the learning rate is too high (try a tenth of it, or a warm-up), the images are not normalized, "
+    "or a network without batch normalisation is too deep for its initial weights"
+)
+
+
+def _check_loss(loss: float, first: int, last: int) -> None:
     if not math.isfinite(loss):
-        raise Diverged(
-            f"the loss became {loss} between steps {first} and {last}; likely causes: the learning rate is "
-            "too high (try a tenth of it, or a warm-up), the images are not normalized, or a network without "
-            "batch normalisation is too deep for its initial weights"
-        )
+        raise Diverged(f"the loss became {loss} {_where(first, last)}; {_LIKELY_CAUSES}")
+
+
+def _where(first: int, last: int) -> str:
+    return f"at step {last}" if first >= last else f"between steps {first} and {last}"
+
+
+def _are_finite(values):
+    return tf.stack([tf.reduce_all(tf.math.is_finite(value)) for value in values])
+
+
+def _fitting(seconds: float, seconds_per_step: float) -> int:
+    """The steps that fit into a time, at least 1."""
+    return max(1, int(seconds / max(seconds_per_step, 1e-9)))
 
 
 def _callback_keys(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
     return [f"{index} {type(callback).__name__}" for index, callback in enumerate(callbacks)]
 
 
+# Keras sets the epochs and steps of this `fit`, and turns the sign of an option when the first epoch ends.
+_GIVEN_ANEW = ("params", "min_delta")
+
+
 def _remember_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, dict[str, Any]]:
-    """The attributes of each callback that JSON can hold."""
+    """Of each callback the attributes that JSON can hold, NumPy arrays (EarlyStopping's weights) included."""
     return {
         key: {
-            name: value.item() if isinstance(value, np.generic) else value
+            name: copy.deepcopy(value)
             for name, value in vars(callback).items()
-            if isinstance(value, int | float | str | np.generic | None)
+            if name not in _GIVEN_ANEW and _can_be_kept(value)
         }
         for key, callback in zip(_callback_keys(callbacks), callbacks, strict=True)
     }
+
+
+def _can_be_kept(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _can_be_kept(child) for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_kept, value))
+    return isinstance(value, int | float | str | np.generic | np.ndarray | None)
 
 
 def _restore_callbacks(callbacks: Sequence[keras.callbacks.Callback], memory: dict[str, dict]) -> None:

@@ -1,0 +1,55 @@
+"""SIGINT and SIGTERM: leave at once while nothing would be lost, finish the chunk of steps while something would."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stop:
+    """What the signals have asked for so far.
+
+    At first a signal interrupts whatever is going on, by a KeyboardInterrupt for both: only that passes unharmed
+    through libraries that catch every Exception. After `wait` it is noted in `number`, for a loop that asks.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self._waits = False
+
+    def wait(self) -> None:
+        """From here on a loop asks for `number` between its steps. A second SIGINT still interrupts."""
+        self._waits = True
+
+    def interrupt(self) -> None:
+        """From here on a signal interrupts again; one that has been noted does so now."""
+        self._waits = False
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.number or signal.SIGINT)
+
+    def receive(self, number: int, frame) -> None:
+        again = self.number is not None
+        self.number = self.number or number
+        impatient = again and number == signal.SIGINT
+        if not self._waits and not again or impatient:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Receives SIGINT and SIGTERM inside the `with`; nothing outside of the main thread, where Python forbids it."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) == stop.receive:  # else somebody has decided to ignore it
+                signal.signal(number, handler)
