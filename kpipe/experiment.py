@@ -7,10 +7,8 @@ and optimizer and trains nothing. Nowhere else do data, models and training meet
 import json
 import math
 import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,15 +26,15 @@ from pydantic import ValidationError
 from kpipe import data, figures
 from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
 from kpipe.console import Screen, describe_size
-from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
+from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault, Interrupted
 from kpipe.models import build_model, load_portable_weights, save_portable
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
-from kpipe.rundir import Run, open_run, refused, saved_step, worded_refusals
+from kpipe.rundir import REFUSALS, Run, open_run, refused, saved_step, worded_refusals
 from kpipe.signals import Stop, stop_signals
 from kpipe.tables import AUGMENTATIONS, resolve
 from kpipe.training.callbacks import RunLog
 from kpipe.training.checkpoints import Checkpoints, count_values, estimate_disk
-from kpipe.training.device import describe_device, free_memory, gpu_hint
+from kpipe.training.device import describe_device, describe_environment, free_memory, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.optimizers import make_optimizer
@@ -79,6 +77,8 @@ class Progress:
     train_metrics: dict[str, float] = field(default_factory=dict)
     """Means over the best epoch."""
     seconds: float = 0.0
+    images: dict[str, int] = field(default_factory=dict)
+    """How many each part has."""
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
@@ -197,6 +197,12 @@ def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
     )
 
 
+def count_images(splits: data.Splits) -> dict[str, int]:
+    """Of each part that there is."""
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    return {name: len(part) for name, part in parts.items() if part}
+
+
 def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
     """Mean and deviation for the model's first layer, in units of 0..255; `images`: the training part, uint8."""
     named = {"none": (0.0, 1.0), "unit": (0.0, 255.0)}
@@ -246,19 +252,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """What somebody needs to know to understand the run's numbers later."""
-    packages = ("kpipe", "tensorflow", "keras", "numpy")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "platform": platform.platform(),
-        "device": describe_device(),
-        # Sums are taken in another order with other threads or kernels: the last bits depend on both.
-        "threads": [tf.config.threading.get_intra_op_parallelism_threads(), os.cpu_count()],
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        **experiment.chosen.model_dump(),
-        "git": _git_state(),
-        "command": sys.argv,
-        "seed": experiment.seed,
-    }
+    return {**describe_environment(), **experiment.chosen.model_dump(), "command": sys.argv, "seed": experiment.seed}
 
 
 def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -> Callable[[int], tf.data.Dataset]:
@@ -305,10 +299,16 @@ def _restore(
     run: Run, checkpoints: Checkpoints, prepared: Prepared
 ) -> tuple[Progress, dict[str, int] | None, list[str]]:
     """Where the run stands, the lengths of its logs at that moment (None for a new run), and notes for the user."""
+    images = count_images(prepared.splits)
     if not run.resumed:
-        return Progress(), None, []
+        return Progress(images=images), None, []
     restored = checkpoints.restore(prepared.model)
     progress, notes = Progress.from_dict(restored.state), list(restored.skipped)
+    if progress.images != images:
+        raise DataError(
+            f"{run.path}: the data are not those that the run began with: {_in_words(progress.images)} then, "
+            f"{_in_words(images)} now. Bring them back, or start another run with --new."
+        )
     best = progress.best_step
     # A finished run that is extended has its best weights in model.keras alone.
     if best is not None and not checkpoints.is_whole(best) and (checkpoints.has(best) or not run.model.exists()):
@@ -537,9 +537,8 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
 
 def _show_header(screen, experiment, prepared, run, progress, notes) -> None:
     splits = prepared.splits
-    counts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     shape = "x".join(str(side) for side in splits.train.images.shape[1:])
-    parts = ", ".join(f"{len(part):,} {name}" for name, part in counts.items() if part)
+    parts = _in_words(count_images(splits))
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
         "data": f"{experiment.data.source}: {parts}; {len(splits.class_names)} classes; {shape}",
@@ -553,23 +552,13 @@ def _show_header(screen, experiment, prepared, run, progress, notes) -> None:
         screen.line(f"  note: {note}")
 
 
+def _in_words(images: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {part}" for part, count in images.items())
+
+
 def _graph(model: keras.Model) -> tf.Graph:
     spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
     return tf.function(lambda images: model(images, training=False)).get_concrete_function(spec).graph
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the code, and whether it was changed since; None outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _command() -> str:
@@ -600,9 +589,13 @@ def _worded_lack_of_memory(experiment: Experiment, run: Run, prepared: Prepared 
     available = free_memory()
     try:
         yield
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        if "No space left" in str(error):  # TensorFlow has the same word for a full disk
-            raise refused(run.path, "No space left on device", run.path) from None
+    except (MemoryError, tf.errors.OpError) as error:
+        # Its writer of events reports a full disk as it reports too little memory.
+        reasons = [os.strerror(code) for code in REFUSALS]
+        if reason := next((reason for reason in reasons if reason in str(error)), None):
+            raise refused(run.path, reason, run.path) from None
+        if not isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+            raise
         free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
         if prepared is None:
             raise EnvironmentFault(

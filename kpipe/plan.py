@@ -14,7 +14,7 @@ from kpipe.config import Experiment
 from kpipe.console import Screen, describe_size
 from kpipe.data import Part, Splits
 from kpipe.errors import ConfigError, DataError
-from kpipe.experiment import Prepared, prepare
+from kpipe.experiment import Prepared, count_images, prepare
 from kpipe.models.geometry import (
     LayerGeometry,
     count_macs,
@@ -111,13 +111,12 @@ def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
 
 def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missing: str | None) -> dict[str, Any]:
     shown = prepared.splits
-    counts = {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name, None))}
     return {
         "source": experiment.data.source if splits or missing else None,
         "missing": missing,
         "image": list(shown.train.images.shape[1:]),
         "classes": len(shown.class_names),
-        "images": counts or None,
+        "images": count_images(splits) if splits else None,
     }
 
 

@@ -21,7 +21,8 @@ _LOCK, _OWNER = ".lock", ".owner"
 _PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 _LARGEST_CONFIG = 1_000_000  # bytes
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a file system says when it does not let itself be written."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def worded_refusals(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in REFUSALS:
             raise
         raise refused(error.filename or folder, error.strerror, folder) from None
 

@@ -433,6 +433,21 @@ def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, l
     assert again["resumed"][0]["versions"]["keras"] == keras.__version__
 
 
+def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, logs, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    from kpipe.data import load_dataset
+
+    fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
+    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, download: fewer)
+    code, _, err = kpipe("run", experiment)
+    assert code == 3
+    said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"
+    assert f"{only_run(logs)}: {said}" in err
+    assert err.endswith(" now. Bring them back, or start another run with --new.\n")
+
+
 def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, logs, tmp_path, monkeypatch):
     monkeypatch.setattr("kpipe.experiment.save_portable", refuse_to_write)
     assert kpipe("run", experiment)[0] == 5
@@ -505,11 +520,21 @@ def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, m
     assert (code, "resumed after step 9" in out) == (0, True)
 
 
-def test_a_full_disk_that_tensorflow_reports_is_named(kpipe, experiment, monkeypatch):
-    monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust("events.out; No space left on device"))
+@pytest.mark.parametrize("reason", ["No space left on device", "File too large"])
+def test_a_full_disk_that_tensorflow_reports_is_named(kpipe, experiment, monkeypatch, reason):
+    monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust(f"events.out; {reason}"))
     code, _, err = kpipe("run", experiment)
     assert code == 5
-    assert re.search(r"tiny/[\d_-]+: cannot be written \(No space left on device\); [\d,]+ bytes are free there", err)
+    assert re.search(rf"tiny/[\d_-]+: cannot be written \({reason}\); [\d,]+ bytes are free there", err)
+
+
+def test_an_error_of_tensorflow_that_nobody_foresaw_keeps_its_traceback(kpipe, experiment, monkeypatch):
+    def fail(*arguments):
+        raise tf.errors.InternalError(None, None, "boom")
+
+    monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", fail)
+    with pytest.raises(tf.errors.InternalError, match="boom"):
+        kpipe("run", experiment)
 
 
 def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):

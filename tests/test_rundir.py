@@ -1,11 +1,14 @@
 """A run directory has one owner, whatever happens between two starts."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 from filelock import FileLock
 
-from kpipe.errors import EnvironmentFault
+from kpipe.errors import ConfigError, EnvironmentFault
 from kpipe.rundir import open_run
 
 IDENTITY = {"name": "x", "seed": 0}
@@ -77,3 +80,121 @@ def test_a_folder_that_is_held(tmp_path, monkeypatch):
         with pytest.raises(EnvironmentFault, match=r"another process has held \.lock for 0\.1 seconds; try again"):
             with open_run(tmp_path, "x", IDENTITY):
                 pass
+
+
+START = """
+import sys, time
+sys.stdin.readline()
+from kpipe.errors import ConfigError, EnvironmentFault
+from kpipe.rundir import open_run
+from pathlib import Path
+began = time.monotonic()
+try:
+    with open_run(Path(sys.argv[1]), "x", {"name": "x", "seed": 0}, new="--new" in sys.argv) as run:
+        print("won", run.path, flush=True)
+        sys.stdin.readline()
+except EnvironmentFault as error:
+    print("lost", f"{time.monotonic() - began:.3f}", error, flush=True)
+"""
+
+
+@pytest.fixture
+def contenders(tmp_path):
+    """Processes that wait at the line until they are told to start."""
+    processes = []
+
+    def contenders(number, *arguments):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", START, str(tmp_path), *arguments]
+        processes.extend(subprocess.Popen(command, **pipes) for _ in range(number))
+        time.sleep(0.5)
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return processes, [process.stdout.readline().split(maxsplit=2) for process in processes]
+
+    yield contenders
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def files_of(folder):
+    """Contents and times, but of the lock files."""
+    paths = sorted(path for path in folder.rglob("*") if path.name not in (".lock", ".owner"))
+    return [(path, path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in paths]
+
+
+def test_of_twenty_starts_one_wins_and_the_others_change_nothing(tmp_path, contenders):
+    processes, lines = contenders(20)
+    [winner] = [process for process, line in zip(processes, lines, strict=True) if line[0] == "won"]
+    [run] = [line[1] for line in lines if line[0] == "won"]
+    losers = [line for line in lines if line[0] == "lost"]
+    assert len(losers) == 19
+    for _, seconds, message in losers:
+        assert float(seconds) < 2
+        assert message.startswith(f"{run}: this run is still going on (process {winner.pid} on ")
+    before = files_of(tmp_path)
+    with pytest.raises(EnvironmentFault, match=f"process {winner.pid} on"), open_run(tmp_path, "x", IDENTITY):
+        pass
+    assert files_of(tmp_path) == before
+
+
+def test_starts_in_the_same_second_get_different_directories(tmp_path, contenders, monkeypatch):
+    _, lines = contenders(5, "--new")
+    assert len({line[1] for line in lines if line[0] == "won"}) == 5
+    monkeypatch.setattr("kpipe.rundir.time.strftime", lambda form: "2026-01-01_00-00-00")
+    paths = []
+    for _ in range(12):
+        with open_run(tmp_path, "y", {"name": "y"}, new=True) as run:
+            commit(run)
+            paths.append(run.path)
+    assert sorted(paths) == paths  # the newest is found, also of more than ten
+    with open_run(tmp_path, "y", {"name": "y"}) as run:
+        assert run.path == paths[-1]
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, contenders):
+    [process], [(_, path)] = contenders(1)
+    (tmp_path / "x" / path.rsplit("/", 1)[1] / "checkpoints" / "step-00000001").mkdir(parents=True)
+    process.kill()
+    process.wait()
+    with open_run(tmp_path, "x", IDENTITY) as run:
+        assert (str(run.path), run.resumed) == (path, True)
+
+
+def test_a_run_is_named_by_hand(tmp_path):
+    with open_run(tmp_path, "x", IDENTITY) as run:
+        commit(run)
+        run.write_json("summary.json", {"status": "finished"})
+        with pytest.raises(EnvironmentFault, match="this run is still going on"):
+            with open_run(tmp_path, "x", IDENTITY, resume=run.path):
+                pass
+    with open_run(tmp_path, "x", IDENTITY, resume=run.path) as again:
+        assert (again.path, again.resumed, again.status) == (run.path, True, "finished")
+    (run.checkpoints / "step-00000001").rmdir()
+    with pytest.raises(ConfigError, match="expected a run with a checkpoint to go on from, found none; start another"):
+        with open_run(tmp_path, "x", IDENTITY, resume=run.path):
+            pass
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    "config", [BOMB, "[" * 5000, "- 1", "x" * 1_000_001, "a: !!python/object/apply:os.abort []", "\x00", None]
+)
+@pytest.mark.parametrize("summary", ["[]", "[" * 5000, '{"status": ["finished"]}', "{", None])
+def test_what_kpipe_has_not_written_is_passed_over(tmp_path, config, summary):
+    stray = tmp_path / "x" / "2026-01-01_00-00-00"
+    stray.mkdir(parents=True)
+    for name, text in (("config.yaml", config), ("summary.json", summary)):
+        if text is not None:
+            (stray / name).write_text(text)
+    before = files_of(stray)
+    with open_run(tmp_path, "x", IDENTITY) as run:
+        assert run.path != stray
+    assert files_of(stray) == before
