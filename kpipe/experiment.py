@@ -171,6 +171,8 @@ def train(
         progress, log_lengths, notes = _restore(run, checkpoints, prepared)
         _check_disk(run, experiment, prepared.model)
         run.write_config(experiment.identity(), chosen.model_dump())
+        if run.status is not None:  # also of a finished run that is extended: from here on it is unfinished
+            run.write_json("summary.json", run.read_json("summary.json") | {"status": "interrupted"})
         notes += _record_environment(run, experiment)
         with _worded_lack_of_memory(experiment, run, prepared), closing(RunLog(run.path, log_lengths)) as log:
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
@@ -315,8 +317,6 @@ def _restore(
         notes.append(f"the best weights so far, of step {best:,}, are damaged; the best is looked for anew from here")
         progress.best_epoch, progress.best_step = restored.step // prepared.steps_per_epoch, restored.step
         progress.best_score, progress.train_metrics = None, {}
-    if run.status not in (None, "interrupted"):
-        run.write_json("summary.json", run.read_json("summary.json") | {"status": "interrupted"})
     return progress, restored.logs, notes
 
 

@@ -98,6 +98,18 @@ BROKEN = [
         "training.early_stopping.patience: expected at least 1, got 0",
     ),
     ("training", "log_every: 50", "training.log_every: expected exactly one of steps, epochs, got 50"),
+    (
+        "training",
+        "checkpoint: {every: 5}",
+        "exp.yaml:4: training.checkpoint.every: expected exactly one of steps, minutes,",
+    ),
+    (
+        "training",
+        "checkpoint: {every: {hours: 5}}",
+        "exp.yaml:4: training.checkpoint.every.hours: unknown key (known: ",
+    ),
+    ("training", "checkpoint: {every: {minutes: 0}}", "training.checkpoint.every.minutes: expected more than 0, got 0"),
+    ("training", "checkpoint: {keep: 0}", "exp.yaml:4: training.checkpoint.keep: expected at least 1, got 0"),
     ("training", "log_every: {}", "training.log_every: expected exactly one of steps, epochs, got {}"),
     ("training", "log_every: {minutes: 1}", "training.log_every.minutes: unknown key (known: epochs, steps)"),
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from kpipe.errors import ConfigError
 from kpipe.models import googlenet, lenet5
-from kpipe.models.geometry import count_macs, estimate_training_memory, measure
+from kpipe.models.geometry import TrainingMemory, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.models.preprocessing import Whiten
 from kpipe.tables import MODELS, resolve
 
@@ -237,6 +237,13 @@ def test_training_memory_by_hand():
     assert (memory.weights, memory.gradients, memory.optimizer) == (4 * parameters, 4 * parameters, 28)
     assert memory.activations == 10 * 4 * (outputs[0] + 2 * outputs[1])
     assert memory.total == 8 * parameters + 28 + memory.activations
+
+
+def test_the_batch_that_fits_is_the_largest_whose_estimate_does():
+    memory = TrainingMemory(weights=100, gradients=100, optimizer=200, activations=8 * 50)
+    for available in (0, 400, 500, 563, 1000, 5000):
+        batch_size = fitting_batch_size(memory, 8, available)
+        assert batch_size == max(0, (int(0.8 * available) - 400) // 50)
 
 
 def test_halved_precision_halves_the_activations():

@@ -18,6 +18,7 @@ import tensorflow as tf
 import yaml
 
 from kpipe import cli
+from kpipe.errors import Interrupted
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -448,6 +449,19 @@ def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, logs, mo
     assert err.endswith(" now. Bring them back, or start another run with --new.\n")
 
 
+def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, logs, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    config = only_run(logs) / "config.yaml"
+    config.write_text(config.read_text().replace("precision: float32\n  deterministic: true", "precision: fast"))
+    code, _, err = kpipe("run", experiment)
+    assert code == 2
+    assert (
+        f"{config}: chosen: expected precision and deterministic as kpipe has written them, got {{'precision': " in err
+    )
+
+
 def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, logs, tmp_path, monkeypatch):
     monkeypatch.setattr("kpipe.experiment.save_portable", refuse_to_write)
     assert kpipe("run", experiment)[0] == 5
@@ -667,6 +681,15 @@ def test_a_doctor_who_finds_something(kpipe, monkeypatch):
     code, _, err = kpipe("doctor")
     assert code == 5
     assert "This installation computes wrongly: install kpipe with constraints.txt into a new environment." in err
+
+
+def test_the_check_can_be_interrupted(kpipe, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise Interrupted("the training is saved", 130)
+
+    monkeypatch.setattr("kpipe.doctor.train", interrupted)
+    assert kpipe("doctor")[0::2] == (130, "interrupted; nothing is left of the check\n")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 def describe_device() -> str:
     """`GPU NVIDIA A100-SXM4-40GB` or `CPU, 2 cores`."""
@@ -47,17 +49,16 @@ def free_memory() -> int | None:
 
 def _available() -> int | None:
     try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
     except OSError:  # not Linux
         return None
     return 1024 * int(found[1]) if found else None
 
 
 def _container_limit() -> int | None:
-    folder = Path("/sys/fs/cgroup")
     try:
-        limit = int((folder / "memory.max").read_text())
-        used = re.search(r"^anon (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        limit = int((CONTAINER / "memory.max").read_text())
+        used = re.search(r"^anon (\d+)$", (CONTAINER / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no container, or "max"
         return None
     return max(0, limit - int(used[1])) if used else limit

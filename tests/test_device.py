@@ -1,0 +1,46 @@
+"""What is said of the machine."""
+
+import pytest
+import tensorflow as tf
+
+from kpipe.training import device
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "stat", "expected"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:    2000 kB\n", None, None, 2_048_000),
+        ("MemAvailable:    2000 kB\n", "max\n", "anon 5\n", 2_048_000),
+        ("MemAvailable:    2000 kB\n", "1000000\n", "file 9\nanon 300000\n", 700_000),
+        ("MemAvailable:    2000 kB\n", "1000\n", "anon 300000\n", 0),
+        ("MemAvailable:    2000 kB\n", "1000000\n", "file 9\n", 1_000_000),
+        (None, None, None, None),
+        ("MemTotal: 9 kB\n", None, None, None),
+    ],
+)
+def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path, monkeypatch, meminfo, limit, stat, expected):
+    monkeypatch.setattr(device.tf.config, "list_physical_devices", lambda kind: [])
+    files = {"MEMINFO": ("meminfo", meminfo), "CONTAINER": ("memory.max", limit)}
+    for name, text in (*files.values(), ("memory.stat", stat)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(device, "CONTAINER", tmp_path)
+    assert device.free_memory() == expected
+
+
+def test_the_environment_says_what_the_last_bits_depend_on(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    found = device.describe_environment()
+    assert found["versions"]["tensorflow"] == tf.__version__
+    assert found["onednn"] == "0"
+    assert found["threads"][0] == tf.config.threading.get_intra_op_parallelism_threads()
+    assert set(found["git"] or {"commit": "", "dirty": ""}) == {"commit", "dirty"}
+
+
+def test_outside_a_checkout_there_is_no_commit(monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(device.subprocess, "run", missing)
+    assert device.describe_environment()["git"] is None
