@@ -79,9 +79,12 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a reader never sees half of it."""
+    """Replaces a file in one step: neither a reader nor a power cut meets half of it."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 

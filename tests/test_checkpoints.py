@@ -66,7 +66,7 @@ def names(folder):
 
 def test_what_was_committed_is_restored(model, folder):
     restored = Checkpoints(folder).restore(model)
-    assert (restored.step, restored.best_step, restored.skipped) == (20, 10, ())
+    assert (restored.step, restored.skipped) == (20, ())
     assert (restored.state, restored.logs) == ({"at": 20}, {"metrics.jsonl": 140})
     assert filled_with(model) == {20}
 
@@ -125,7 +125,7 @@ def test_the_best_of_an_older_checkpoint_is_there_when_the_newer_one_is_lost(mod
         checkpoints.commit(model, {}, step=step, best_step=best)
     (tmp_path / "step-00000003" / "state.json").unlink()
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.restore(model).best_step == 1
+    assert checkpoints.restore(model).step == 2
     assert checkpoints.is_whole(1)
 
 
@@ -164,10 +164,16 @@ def pickle_inside(path):
     np.savez(path, **{"trainable_variables/x": np.array([{"code": 1}], dtype=object)})
     manifest = json.loads((path.parent / "manifest.json").read_text())
     content = path.read_bytes()
-    manifest["members"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    member = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    sign(path.parent / "manifest.json", members=manifest["members"] | {path.name: member})
+
+
+def sign(path, **changes):
+    """A manifest that says something else, with the checksum for it."""
+    manifest = json.loads(path.read_text()) | changes
     del manifest["sha256"]
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))
 
 
 def link_elsewhere(path):
@@ -186,6 +192,14 @@ DAMAGE = [
     ("manifest.json", lambda path: path.write_text("[]"), "manifest.json cannot be read"),
     ("manifest.json", lambda path: path.write_text("[" * 9999), "manifest.json cannot be read"),
     ("manifest.json", os.unlink, "manifest.json: No such file"),
+    (
+        "manifest.json",
+        lambda path: sign(path, members={"../../../elsewhere": {"bytes": 1, "sha256": ""}}),
+        "cannot be r",
+    ),
+    ("manifest.json", lambda path: sign(path, step="../10"), "manifest.json cannot be read"),
+    ("manifest.json", lambda path: sign(path, logs=7), "manifest.json cannot be read"),
+    ("manifest.json", lambda path: sign(path, members={}), "weights.npz does not stand in manifest.json"),
     *(
         ("manifest.json", lambda path, at=at: flip(path, at / 20), "manifest.json ca|checksum of manif")
         for at in range(21)
@@ -419,7 +433,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(model, tmp_path, monk
     Checkpoints(tmp_path / "checkpoints").commit(model, {}, step=1)
     if not os.path.exists("/proc/self/fd"):
         pytest.skip("this system does not tell which file is flushed")
-    assert calls == [
+    first = [("fsync", tmp_path.name), ("fsync", tmp_path.parent.name)]  # the folder itself is new
+    assert calls == first + [
         ("fsync", "weights.npz"),
         ("fsync", "training.npz"),
         ("fsync", "state.json"),

@@ -26,14 +26,15 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
+from pydantic import BaseModel
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
 
-FORMAT = 1
+FORMAT = 1  # of what a directory holds, `state.json` included: another one is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
 _NETWORK = ("trainable_variables", "non_trainable_variables")
@@ -49,14 +50,12 @@ class Restored:
 
     Attributes:
         step: at which it was committed.
-        best_step: of the checkpoint that was the best so far; None: there was none yet.
         state: as it was given to `commit`.
         logs: the length in bytes of every log at that moment, by its path relative to the run.
         skipped: a line about each newer checkpoint that is damaged.
     """
 
     step: int
-    best_step: int | None
     state: dict[str, Any]
     logs: dict[str, int]
     skipped: tuple[str, ...] = ()
@@ -64,6 +63,18 @@ class Restored:
 
 class _Damaged(Exception):
     """A checkpoint that is not what was committed."""
+
+
+class _Member(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    step: int
+    best_step: int | None
+    members: dict[Literal["weights.npz", "training.npz", "state.json"], _Member]
+    logs: dict[str, int]
 
 
 class Checkpoints:
@@ -117,8 +128,9 @@ class Checkpoints:
         path = self._path(step)
         part, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            self._make_folder()
+            _delete(part)
+            part.mkdir()
             _write(part / WEIGHTS, lambda file: np.savez(file, **weights))
             _write(part / TRAINING, lambda file: np.savez(file, **training))
             _write(part / STATE, lambda file: file.write(text))
@@ -141,7 +153,7 @@ class Checkpoints:
                 f"bytes are free there. {stays}: make room and give the same command again."
             ) from error
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            _delete(part)
             with contextlib.suppress(OSError):
                 pointer.unlink(missing_ok=True)
         self._committed = step
@@ -158,7 +170,7 @@ class Checkpoints:
             EnvironmentFault: none is whole; nothing was assigned.
         """
         for debris in self._folder.glob(".step-*"):
-            shutil.rmtree(debris, ignore_errors=True)
+            _delete(debris)
         candidates, skipped = self._candidates(), {}
         for path in candidates:
             try:
@@ -167,11 +179,11 @@ class Checkpoints:
             except _Damaged as damage:
                 skipped[path] = f"{path} is damaged ({damage}) and was passed over"
                 continue
-            self._committed = manifest["step"]
+            self._committed = manifest.step
             # Damaged, or newer and never acknowledged: they go when the next one has been committed.
             newer = {other for other in candidates if _step_of(other) > self._committed}
             self._stale = newer | set(skipped)
-            return Restored(manifest["step"], manifest["best_step"], state, manifest["logs"], tuple(skipped.values()))
+            return Restored(manifest.step, state, manifest.logs, tuple(skipped.values()))
         found = "\n  ".join(skipped.values()) or "there is none"
         raise EnvironmentFault(
             f"{self._folder}: no whole checkpoint to go on from; --new starts another run:\n  {found}"
@@ -211,8 +223,14 @@ class Checkpoints:
         if not keep_last:
             (self._folder / LATEST).unlink(missing_ok=True)
 
+    def _make_folder(self) -> None:
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            for parent in self._folder.parents[:2]:  # the run and what holds it are as new as this
+                _sync_directory(parent)
+
     def _path(self, step: int) -> Path:
-        return self._folder / f"step-{step:08d}"
+        return self._folder / _name_of(step)
 
     def _candidates(self) -> list[Path]:
         """What may be restored: what the pointer names, then from the newest to the oldest."""
@@ -232,7 +250,7 @@ class Checkpoints:
         kept = set(paths[: self._keep])
         for path in tuple(kept):
             with contextlib.suppress(_Damaged):
-                if (best := _read_manifest(path)["best_step"]) is not None:
+                if (best := _read_manifest(path).best_step) is not None:
                     kept.add(self._path(best))
         for path in paths:
             if path not in kept:
@@ -262,6 +280,10 @@ def count_values(variables: Iterable[keras.Variable]) -> int:
 
 def _bytes_of(variables: Mapping[str, keras.Variable]) -> int:
     return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables.values())
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _step_of(path: Path) -> int:
@@ -294,7 +316,14 @@ def _remove(path: Path) -> None:
     gone = path.with_name(f".{path.name}.gone")
     with contextlib.suppress(OSError):
         os.rename(path, gone)
-        shutil.rmtree(gone)
+    _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _manifest(part: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
@@ -328,39 +357,41 @@ def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> _Manifest:
     """A directory's manifest, compared with its own checksum."""
     if path.is_symlink():
         raise _Damaged("it is a symbolic link")
     try:
-        manifest = json.loads(_regular(path / MANIFEST).read_bytes())
-        content = {key: value for key, value in manifest.items() if key != "sha256"}
-        if manifest["sha256"] != _digest_of(content):
+        content = json.loads(_regular(path / MANIFEST).read_bytes())
+        if content.pop("sha256") != _digest_of(content):
             raise _Damaged(f"the checksum of {MANIFEST} differs")
+        if content["format"] != FORMAT:
+            raise EnvironmentFault(
+                f"{path}: expected a checkpoint of format {FORMAT}, got format {content['format']}: another version "
+                "of kpipe has written it; go on with that one, or start another run with --new"
+            )
+        manifest = _Manifest.model_validate(content)
     except OSError as error:
         raise _Damaged(f"{MANIFEST}: {error.strerror}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise _Damaged(f"{MANIFEST} cannot be read") from None
-    if manifest.get("format") != FORMAT:
-        raise EnvironmentFault(
-            f"{path}: expected a checkpoint of format {FORMAT}, got format {manifest.get('format')}: another version "
-            "of kpipe has written it; go on with that one, or start another run with --new"
-        )
-    if path.name != f"step-{manifest['step']:08d}":
-        raise _Damaged(f"its manifest is that of step {manifest['step']}")
+    if path.name != _name_of(manifest.step):
+        raise _Damaged(f"its manifest is that of step {manifest.step}")
     return manifest
 
 
-def _verified(path: Path, members: tuple[str, ...]) -> dict[str, Any]:
+def _verified(path: Path, members: tuple[str, ...]) -> _Manifest:
     """The manifest, once `members` have the size and checksum that stand in it."""
     manifest = _read_manifest(path)
     for name in members:
-        expected = manifest["members"][name]
+        expected = manifest.members.get(name)
+        if expected is None:
+            raise _Damaged(f"{name} does not stand in {MANIFEST}")
         try:
             size = _regular(path / name).stat().st_size
-            if size != expected["bytes"]:
-                raise _Damaged(f"{name} has {size:,} bytes of {expected['bytes']:,}")
-            if _digest(path / name) != expected["sha256"]:
+            if size != expected.bytes:
+                raise _Damaged(f"{name} has {size:,} bytes of {expected.bytes:,}")
+            if _digest(path / name) != expected.sha256:
                 raise _Damaged(f"the checksum of {name} differs")
         except OSError as error:
             raise _Damaged(f"{name}: {error.strerror}") from None
