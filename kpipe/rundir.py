@@ -135,9 +135,15 @@ def open_run(
 
 
 def saved_step(path: Path) -> int | None:
-    """The newest step that was committed in this run; what it is worth is for `training.checkpoints` to say."""
-    names = [found.name.removeprefix("step-") for found in (path / "checkpoints").glob("step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    """The step from which a run would go on; what that is worth is for `training.checkpoints` to say."""
+    folder = path / "checkpoints"
+    names = [found.name.removeprefix("step-") for found in folder.glob("step-*")]
+    steps = [int(name) for name in names if name.isdecimal()]
+    with suppress(OSError, ValueError):
+        pointed = int((folder / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
+        if pointed in steps:  # else a crash or a person has taken it away
+            return pointed
+    return max(steps, default=None)
 
 
 @contextmanager

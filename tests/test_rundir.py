@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from kpipe.errors import ConfigError, EnvironmentFault
-from kpipe.rundir import open_run
+from kpipe.rundir import open_run, saved_step
 
 IDENTITY = {"name": "x", "seed": 0}
 
@@ -86,7 +86,7 @@ START = """
 import sys, time
 sys.stdin.readline()
 from kpipe.errors import ConfigError, EnvironmentFault
-from kpipe.rundir import open_run
+from kpipe.rundir import open_run, saved_step
 from pathlib import Path
 began = time.monotonic()
 try:
@@ -176,6 +176,16 @@ def test_a_run_is_named_by_hand(tmp_path):
     with pytest.raises(ConfigError, match="expected a run with a checkpoint to go on from, found none; start another"):
         with open_run(tmp_path, "x", IDENTITY, resume=run.path):
             pass
+
+
+def test_the_step_to_go_on_from_is_the_one_that_was_acknowledged(tmp_path):
+    assert saved_step(tmp_path) is None
+    for step in (7, 12):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    for text, step in ((None, 12), ("step-00000007\n", 7), ("step-00000099\n", 12), ("\x00", 12), ("step-x", 12)):
+        if text is not None:
+            (tmp_path / "checkpoints" / "latest").write_text(text)
+        assert saved_step(tmp_path) == step
 
 
 BOMB = "\n".join(
