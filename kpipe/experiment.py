@@ -11,8 +11,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,21 +26,21 @@ from pydantic import ValidationError
 from kpipe import data, figures
 from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
 from kpipe.console import Screen, describe_size
-from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault, Interrupted
+from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
+from kpipe.faults import memory_notes, worded_interruption, worded_tensorflow_errors
 from kpipe.models import build_model, load_portable_weights, save_portable
-from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
-from kpipe.rundir import REFUSALS, Run, open_run, refused, saved_step, worded_refusals
+from kpipe.rundir import Run, open_run, worded_write_errors
 from kpipe.signals import Stop, stop_signals
 from kpipe.tables import AUGMENTATIONS, resolve
 from kpipe.training.callbacks import RunLog
-from kpipe.training.checkpoints import Checkpoints, count_values, estimate_disk
-from kpipe.training.device import describe_device, describe_environment, free_memory, gpu_hint
+from kpipe.training.checkpoints import Checkpoints, estimate_disk
+from kpipe.training.device import describe_device, describe_environment, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope, resolve_precision
 from kpipe.training.schedules import make_schedule
-from kpipe.training.trainer import Trainer, TrainState
+from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class Progress:
     best_step: int | None = None
     """The step of the checkpoint that holds the best weights."""
     best_score: list[float] | None = None
+    """What `_score` gave it."""
     train_metrics: dict[str, float] = field(default_factory=dict)
     """Means over the best epoch."""
     seconds: float = 0.0
+    """Of all processes that have trained, from the first step to the last save."""
     images: dict[str, int] = field(default_factory=dict)
     """How many each part has."""
 
@@ -153,34 +155,40 @@ def train(
     """
     screen = screen or Screen()
     if resume is not None:
+        resume = Path(resume).resolve()
         check_resume(resume, experiment)
     logs = Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
     with (
         stop_signals() as stop,
-        worded_refusals(logs),
-        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume and Path(resume)) as run,
-        _worded_interruption(run, stop),
+        worded_write_errors(resume or logs),
+        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume) as run,
+        worded_interruption(run, stop),
     ):
         chosen = choose(experiment, _chosen_before(run) or experiment.chosen)
         experiment = experiment.model_copy(update={"chosen": chosen})
         seed_everything(experiment.seed, chosen.deterministic)
-        with _worded_lack_of_memory(experiment, run):
+        batch_size = experiment.data.batch_size
+        with worded_tensorflow_errors(run, batch_size):
             prepared = prepare(experiment, splits=splits)
         trainer = Trainer(prepared.model, make_strategy())
         checkpoints = Checkpoints(run.checkpoints, experiment.training.checkpoint.keep)
         progress, log_lengths, notes = _restore(run, checkpoints, prepared)
         _check_disk(run, experiment, prepared.model)
-        run.write_config(experiment.identity(), chosen.model_dump())
         if run.status is not None:  # also of a finished run that is extended: from here on it is unfinished
             run.write_json("summary.json", run.read_json("summary.json") | {"status": "interrupted"})
+        run.write_config(experiment.identity(), chosen.model_dump())
         notes += _record_environment(run, experiment)
-        with _worded_lack_of_memory(experiment, run, prepared), closing(RunLog(run.path, log_lengths)) as log:
+        notes += memory_notes(prepared.model, batch_size)
+        with (
+            worded_tensorflow_errors(run, batch_size, prepared.model),
+            closing(RunLog(run.path, log_lengths)) as log,
+        ):
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
                 log.write_graph(_graph(prepared.model))
-            began = time.monotonic() - progress.seconds
-            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, began)
+            started_at = time.monotonic() - progress.seconds
+            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, started_at)
             _fit(job)
             return _finish(job)
 
@@ -247,6 +255,7 @@ def _chosen_before(run: Run) -> Chosen | None:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
+    """Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -305,7 +314,8 @@ def _restore(
     if not run.resumed:
         return Progress(images=images), None, []
     restored = checkpoints.restore(prepared.model)
-    progress, notes = Progress.from_dict(restored.state), list(restored.skipped)
+    progress = Progress.from_dict(restored.state)
+    notes = [f"{damage}; the one before it is taken" for damage in restored.skipped]
     if progress.images != images:
         raise DataError(
             f"{run.path}: the data are not those that the run began with: {_in_words(progress.images)} then, "
@@ -317,6 +327,9 @@ def _restore(
         notes.append(f"the best weights so far, of step {best:,}, are damaged; the best is looked for anew from here")
         progress.best_epoch, progress.best_step = restored.step // prepared.steps_per_epoch, restored.step
         progress.best_score, progress.train_metrics = None, {}
+    if progress.train.stopped:
+        epoch = progress.train.step // prepared.steps_per_epoch
+        notes.append(f"early stopping has ended this training in epoch {epoch}; more epochs do not change that")
     return progress, restored.logs, notes
 
 
@@ -359,8 +372,8 @@ class _Job:
     log: RunLog
     screen: Screen
     stop: Stop
-    began: float
-    """When the training would have begun, had it not been interrupted; in seconds of the monotonic clock."""
+    started_at: float
+    """When the training would have started, had it not been interrupted; in seconds of the monotonic clock."""
 
     @property
     def batch_size(self) -> int:
@@ -369,7 +382,7 @@ class _Job:
     def save(self) -> None:
         """Commits this moment: resuming goes on from here."""
         progress = self.progress
-        progress.seconds = time.monotonic() - self.began
+        progress.seconds = time.monotonic() - self.started_at
         self.checkpoints.commit(
             self.prepared.model,
             progress.to_dict(),
@@ -379,14 +392,8 @@ class _Job:
         )
 
     def end_epoch(self, logs: dict[str, float]) -> None:
-        """Keeps the weights if they are the best so far.
-
-        Raises:
-            Diverged: the validation loss is not finite.
-        """
+        """Keeps the weights if they are the best so far."""
         state, progress = self.progress.train, self.progress
-        if not math.isfinite(logs.get("val_loss", 0.0)):
-            raise Diverged(f"the validation loss became {logs['val_loss']} at step {state.step}; try a lower rate")
         score = _score(self.experiment.training.monitor, logs)
         best = progress.best_score is None or score is None or score > progress.best_score
         epoch = state.step // self.prepared.steps_per_epoch
@@ -440,19 +447,23 @@ def _fit(job: _Job) -> None:
                 state=state,
                 validation=validation,
                 callbacks=_callbacks(training),
-                log_every=job.prepared.log_every,
-                save_every=_count_steps(every, steps_per_epoch),
-                save_seconds=60 * every.minutes if every.minutes else math.inf,
-                on_begin=job.stop.wait,
-                on_log=on_log,
-                on_progress=lambda step, metrics: screen.step(step),
-                on_epoch=lambda state, logs: job.end_epoch(logs),
-                on_save=lambda state: job.save(),
-                should_stop=lambda: job.stop.number is not None,
+                cadence=Cadence(
+                    log_every=job.prepared.log_every,
+                    save_every=_count_steps(every, steps_per_epoch),
+                    save_seconds=60 * every.minutes if every.minutes else math.inf,
+                ),
+                hooks=Hooks(
+                    on_begin=job.stop.defer,
+                    on_log=on_log,
+                    on_progress=lambda step, metrics: screen.step(step),
+                    on_epoch=lambda state, logs: job.end_epoch(logs),
+                    on_save=lambda state: job.save(),
+                    should_stop=lambda: job.stop.number is not None,
+                ),
             )
         job.save()
     except Diverged as error:
-        job.progress.seconds = time.monotonic() - job.began
+        job.progress.seconds = time.monotonic() - job.started_at
         job.write_summary("diverged")
         kept = job.checkpoints.latest
         raise Diverged(
@@ -478,7 +489,7 @@ def _callbacks(training) -> list[keras.callbacks.Callback]:
 
 def _finish(job: _Job) -> Result:
     """Takes the best weights, evaluates them on every held-out part, and writes what the run leaves behind."""
-    job.stop.interrupt()  # all is saved
+    job.stop.obey()  # all is saved
     run, prepared, progress, checkpoints = job.run, job.prepared, job.progress, job.checkpoints
     if checkpoints.has(progress.best_step):
         checkpoints.load_weights(progress.best_step, prepared.model)
@@ -494,8 +505,9 @@ def _finish(job: _Job) -> Result:
         job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
     save_portable(prepared.model, run.model, **prepared.network)
     _write_figures(run, prepared, job.batch_size)
+    job.stop.defer()  # what is left takes milliseconds, and a finished run is not gone on with
     summary = job.write_summary("finished", parts)
-    checkpoints.reduce(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras
+    checkpoints.finish(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras
     if progress.train_metrics:
         trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
         parts = {f"train, during epoch {progress.best_epoch}": trained_on, **parts}
@@ -535,7 +547,9 @@ def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
         figures.write_predictions(folder / file, *columns, names, title=title)
 
 
-def _show_header(screen, experiment, prepared, run, progress, notes) -> None:
+def _show_header(
+    screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, progress: Progress, notes: list[str]
+) -> None:
     splits = prepared.splits
     shape = "x".join(str(side) for side in splits.train.images.shape[1:])
     parts = _in_words(count_images(splits))
@@ -559,61 +573,3 @@ def _in_words(images: dict[str, int]) -> str:
 def _graph(model: keras.Model) -> tf.Graph:
     spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
     return tf.function(lambda images: model(images, training=False)).get_concrete_function(spec).graph
-
-
-def _command() -> str:
-    script = os.path.basename(sys.argv[0])
-    program = {"run.py": ["python", "-m", "kpipe.run"], "__main__.py": ["python", "-m", "kpipe"]}
-    # With --new, it would not be this run that goes on.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--new"]
-    return shlex.join([*program.get(script, ["kpipe"]), *arguments])
-
-
-@contextmanager
-def _worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
-    """Says after a signal what is saved, and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        step = saved_step(run.path)
-        word = "interrupted" if stop.exit_code == 130 else "terminated"
-        if step is None:
-            said = f"{word} before the first step was saved: there is nothing to keep. The same command starts again"
-        else:
-            said = f"{word}; the training is saved up to step {step:,}. The same command goes on from there"
-        raise Interrupted(f"{said}:\n  {_command()}", stop.exit_code) from None
-
-
-@contextmanager
-def _worded_lack_of_memory(experiment: Experiment, run: Run, prepared: Prepared | None = None) -> Iterator[None]:
-    available = free_memory()
-    try:
-        yield
-    except (MemoryError, tf.errors.OpError) as error:
-        # Its writer of events reports a full disk as it reports too little memory.
-        reasons = [os.strerror(code) for code in REFUSALS]
-        if reason := next((reason for reason in reasons if reason in str(error)), None):
-            raise refused(run.path, reason, run.path) from None
-        if not isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
-            raise
-        free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
-        if prepared is None:
-            raise EnvironmentFault(
-                f"out of memory while data and network were made ready ({free}); all images are held in memory: take a "
-                "smaller data.image_size or a smaller network"
-            ) from None
-        raise EnvironmentFault(
-            f"out of memory with data.batch_size={experiment.data.batch_size} ({free}); "
-            + _smaller_batch(experiment, prepared.model, available)
-        ) from None
-
-
-def _smaller_batch(experiment: Experiment, model: keras.Model, available: int | None) -> str:
-    batch_size = experiment.data.batch_size
-    memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))
-    fits = batch_size // 2  # at most: the estimate was too low, or something else takes memory
-    if available is not None:
-        fits = min(fits, fitting_batch_size(memory, batch_size, available))
-    if fits < 1:
-        return "not even one image fits: take a smaller data.image_size or a smaller network"
-    return f"data.batch_size={2 ** int(math.log2(fits))} should fit"

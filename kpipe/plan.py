@@ -186,8 +186,11 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
     )
     rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {parts}"
     if training["free_memory"] is not None:
-        rows["free"] = f"{describe_size(training['free_memory'])} of memory: {_fitting(training)}"
-    rows["disk"] = f"at most {describe_size(disk['most'])}, {describe_size(disk['finished'])} when finished"
+        rows["free"] = f"{describe_size(training['free_memory'])} of memory, less a fifth: {_fitting(training)}"
+    rows["disk"] = (
+        f"at most {describe_size(disk['most'])}, a checkpoint has {describe_size(disk['checkpoint'])}; "
+        f"{describe_size(disk['finished'])} when finished"
+    )
     screen.line("")
     screen.console.print(_layer_table(plan["layers"]))
     screen.header(f"plan of {plan['name']}", rows)

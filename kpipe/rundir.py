@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -15,13 +16,18 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from kpipe.errors import ConfigError, EnvironmentFault
+from kpipe.errors import EnvironmentFault
 
 _LOCK, _OWNER = ".lock", ".owner"
 _PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 _LARGEST_CONFIG = 1_000_000  # bytes
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit for the size of a file (ulimit -f)",
+}
+REFUSALS = (*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 """What a file system says when it does not let itself be written."""
 
 
@@ -59,7 +65,7 @@ class Run:
         write_text(self.path / "config.yaml", text)
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        write_text(self.path / name, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What `write_json` wrote; an empty dict where that is gone or damaged."""
@@ -76,6 +82,15 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(str, _represent_text)
+
+
+def finite_or_null(value: Any) -> Any:
+    """JSON knows no infinity, and none but Python reads one."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,22 +119,21 @@ def open_run(
         resume: the run to go on with, whatever its state, instead of looking for one.
 
     Raises:
-        ConfigError: `resume` has no checkpoint to go on from.
         EnvironmentFault: the folder cannot be written, or another process is at work on the same experiment.
     """
-    folder = Path(logs) / name if resume is None else Path(resume).parent
+    folder = Path(logs) / name if resume is None else resume.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _LOCK, timeout=_PATIENCE):
-            run, lock = _find_or_create(folder, identity, new) if resume is None else _take_named(Path(resume))
+            run, lock = _find_or_create(folder, identity, new) if resume is None else _take_named(resume)
     except Timeout:
         raise EnvironmentFault(
             f"{folder}: another process has held {_LOCK} for {_PATIENCE} seconds; try again"
         ) from None
     except OSError as error:
+        elsewhere = " Give another folder with logs=FOLDER or KPIPE_LOGS." if resume is None else ""
         raise EnvironmentFault(
-            f"{error.filename or folder}: cannot be written ({error.strerror}). Give another folder with "
-            "logs=FOLDER or KPIPE_LOGS."
+            f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
         ) from None
     try:
         yield run
@@ -129,7 +143,7 @@ def open_run(
             with suppress(OSError):  # Windows does not delete what is open
                 (run.path / _OWNER).unlink(missing_ok=True)
                 (run.path / _LOCK).unlink(missing_ok=True)
-            if saved_step(run.path) is None and not (run.path / "summary.json").exists():
+            if _has_nothing_to_keep(run.path):
                 shutil.rmtree(run.path, ignore_errors=True)
             lock.release()
 
@@ -147,48 +161,67 @@ def saved_step(path: Path) -> int | None:
 
 
 @contextmanager
-def worded_refusals(folder: Path) -> Iterator[None]:
-    """Turns what a file system refuses in the middle of a run into an EnvironmentFault with path and free bytes."""
+def worded_write_errors(folder: Path) -> Iterator[None]:
+    """Turns what a file system refuses in the middle of a run into an EnvironmentFault with path and free bytes.
+
+    Args:
+        folder: what is being written where an error does not say it.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        raise refused(error.filename or folder, error.strerror, folder) from None
+        raise cannot_write(Path(error.filename or folder), error.errno) from None
 
 
-def refused(path: str | Path, reason: str, folder: Path) -> EnvironmentFault:
-    """`path` in `folder` cannot be written."""
+def cannot_write(path: Path, code: int) -> EnvironmentFault:
+    """The error that says it, with the bytes that are free there; `code`: of `errno`."""
+    folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
     return EnvironmentFault(
-        f"{path}: cannot be written ({reason}); {shutil.disk_usage(folder).free:,} bytes are free there. What was "
-        "saved before is still there: make room and give the same command again."
+        f"{path}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are free there. "
+        f"What was saved before is still there: {remedy(code)} and give the same command again."
     )
 
 
+def remedy(code: int | None) -> str:
+    """What to do about a number of `errno`."""
+    return _REMEDIES.get(code, "let it be written")
+
+
 def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
-    note = None
+    note, others = None, []
     for path in sorted((p for p in folder.iterdir() if p.is_dir()), reverse=True):
         config = _read_config(path)
+        if config is None and all(file.name in (_LOCK, _OWNER, "config.yaml.tmp") for file in path.iterdir()):
+            shutil.rmtree(path)  # killed when it was being made
         if new or config is None:
             continue
         theirs = {key: value for key, value in config.items() if key not in ("chosen", "logs")}
-        if (status := _status(path)) in _OVER:
+        if (status := read_status(path)) in _OVER:
             if theirs == identity:
                 note = note or f"{path} is a {status} run of the same experiment; this is another"
             continue
         if theirs != identity:
-            note = note or f"{path} is unfinished and has another config ({_difference(theirs, identity)})"
+            others.append((path, _differences(theirs, identity)))
             continue
         lock = _take(path)
-        if _status(path) in _OVER:  # it has finished since
+        if read_status(path) in _OVER:  # killed between its summary and the release of its lock, just now
             lock.release()
             continue
         if saved_step(path) is not None:
-            return Run(path, True, config.get("chosen"), _status(path)), lock
+            return Run(path, True, config.get("chosen"), read_status(path)), lock
         lock.release()
-        shutil.rmtree(path)  # killed before its first checkpoint
+        if _has_nothing_to_keep(path):
+            shutil.rmtree(path)  # killed before its first checkpoint
+        else:
+            note = note or f"{path} is unfinished, but has no checkpoint to go on from; it is left alone"
+    if others and note is None:
+        path, found = min(others, key=lambda other: len(other[1]))
+        shown = "; ".join(found[:3]) + ("; ..." if len(found) > 3 else "")
+        note = f"{path} is unfinished and has another config ({shown}); kpipe run --resume {path} goes on with it"
     run = Run(_fresh_path(folder), False, None, note=note)
     run.path.mkdir()
     lock = _take(run.path)
@@ -196,13 +229,15 @@ def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[
     return run, lock
 
 
+def _has_nothing_to_keep(path: Path) -> bool:
+    kept = any((path / name).exists() for name in ("summary.json", "model.keras"))
+    metrics = path / "metrics.jsonl"
+    return saved_step(path) is None and not kept and not (metrics.exists() and metrics.stat().st_size)
+
+
 def _take_named(path: Path) -> tuple[Run, FileLock]:
-    if saved_step(path) is None:
-        raise ConfigError(
-            f"{path}: expected a run with a checkpoint to go on from, found none; start another with --new"
-        )
     lock = _take(path)
-    return Run(path, True, (_read_config(path) or {}).get("chosen"), _status(path)), lock
+    return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
 
 
 def _take(path: Path) -> FileLock:
@@ -223,7 +258,8 @@ def _read_owner(path: Path) -> dict[str, Any]:
     return _read_json(path / _OWNER)
 
 
-def _status(path: Path) -> str | None:
+def read_status(path: Path) -> str | None:
+    """What summary.json says of a run: finished, interrupted, diverged; None: there is none yet."""
     return _read_json(path / "summary.json").get("status")
 
 
@@ -262,13 +298,13 @@ def _fresh_path(folder: Path) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def _difference(theirs: Any, ours: Any, keys: str = "") -> str:
-    """`training.epochs: 3 there, 5 here` for the first few keys that differ."""
+def _differences(theirs: Any, ours: Any, keys: str = "") -> list[str]:
+    """`training.epochs: 3 there, 5 here` for each key that differs."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        parts = [
-            _difference(theirs.get(k), ours.get(k), f"{keys}.{k}" if keys else k)
-            for k in dict.fromkeys([*theirs, *ours])
-            if theirs.get(k) != ours.get(k)
+        return [
+            found
+            for key in dict.fromkeys([*theirs, *ours])
+            if theirs.get(key) != ours.get(key)
+            for found in _differences(theirs.get(key), ours.get(key), f"{keys}.{key}" if keys else key)
         ]
-        return "; ".join(parts[:3]) + ("; ..." if len(parts) > 3 else "")
-    return f"{keys}: {theirs} there, {ours} here"
+    return [f"{keys}: {theirs} there, {ours} here"]

@@ -10,20 +10,23 @@ class Stop:
     """What the signals have asked for so far.
 
     At first a signal interrupts whatever is going on, by a KeyboardInterrupt for both: only that passes unharmed
-    through libraries that catch every Exception. After `wait` it is noted in `number`, for a loop that asks.
+    through libraries that catch every Exception. After `defer` it is noted in `number`, for a loop that asks.
+
+    Attributes:
+        number: of the first signal that came; None: none has.
     """
 
     def __init__(self):
         self.number: int | None = None
-        self._waits = False
+        self._defers = False
 
-    def wait(self) -> None:
+    def defer(self) -> None:
         """From here on a loop asks for `number` between its steps. A second SIGINT still interrupts."""
-        self._waits = True
+        self._defers = True
 
-    def interrupt(self) -> None:
-        """From here on a signal interrupts again; one that has been noted does so now."""
-        self._waits = False
+    def obey(self) -> None:
+        """From here on a signal interrupts again; one that has been noted does so now, as KeyboardInterrupt."""
+        self._defers = False
         if self.number is not None:
             raise KeyboardInterrupt
 
@@ -32,16 +35,24 @@ class Stop:
         return 128 + (self.number or signal.SIGINT)
 
     def receive(self, number: int, frame) -> None:
+        """The signal handler."""
         again = self.number is not None
         self.number = self.number or number
         impatient = again and number == signal.SIGINT
-        if not self._waits and not again or impatient:
+        if impatient or not (self._defers or again):
             raise KeyboardInterrupt
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Receives SIGINT and SIGTERM inside the `with`; nothing outside of the main thread, where Python forbids it."""
+    """Receives SIGINT and SIGTERM inside the `with`; nothing outside of the main thread, where Python forbids it.
+
+    Inside another such `with` it is the same Stop.
+    """
+    outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    if isinstance(outer, Stop):
+        yield outer
+        return
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

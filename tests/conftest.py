@@ -31,7 +31,7 @@ FORKS.set_forkserver_preload(["kpipe.experiment"])
 
 
 def run_verb(arguments, folder, environment, blow):
-    """The life of a started process. `blow`: (module, class, method, n-th call, signal that it sends to itself)."""
+    """The life of a started process. `blow`: (module, class or None, function, n-th call, signal to itself)."""
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, name in ((1, "out"), (2, "err")):
@@ -46,7 +46,7 @@ def run_verb(arguments, folder, environment, blow):
 
 
 def _strike(module, owner, method, number, signal_number):
-    owner = getattr(importlib.import_module(module), owner)
+    owner = importlib.import_module(module) if owner is None else getattr(importlib.import_module(module), owner)
     real, calls = getattr(owner, method), []
 
     def struck(*arguments, **options):

@@ -1,6 +1,9 @@
 """Whole runs through the command line: what stands on the screen, what is left on disk, what bad input gets."""
 
+import errno
+import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -19,6 +22,7 @@ import yaml
 
 from kpipe import cli
 from kpipe.errors import Interrupted
+from kpipe.faults import command_again
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -253,16 +257,26 @@ def test_a_signal_in_any_phase_is_obeyed_and_loses_nothing(kpipe, start, experim
 LONG = ("training.epochs=400", "data.synthetic.images=1000")
 
 
-def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(start, experiment, logs):
-    process = start("run", experiment, *LONG, "training.checkpoint.every.steps=1")
+def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, start, experiment, logs):
+    """The second one comes while the first one's checkpoint is written, by the signal's own hand."""
+    process = start("run", experiment, *LONG, blow=("kpipe.training.checkpoints", None, "_write", 9, signal.SIGINT))
     process.wait_for("epoch   1/400")
-    for number in (signal.SIGINT, signal.SIGINT, signal.SIGINT):
-        process.send(number)
+    assert process.wait() == 130  # the 9th file belongs to the second checkpoint: it is finished
+    first = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
+    begin = time.monotonic()
+    process = start("run", experiment, *LONG)
+    process.wait_for("resumed after step")
+    process.wait_for("epoch ")
+    for _ in range(3):
+        process.send(signal.SIGINT)
         time.sleep(0.01)
     assert process.wait() == 130
-    assert re.match(r"interrupted; the training is saved up to step [\d,]+\. The same", process.err)
+    assert time.monotonic() - begin < 30
     assert "Traceback" not in process.err
-    assert [path for path in only_run(logs).joinpath("checkpoints").iterdir() if path.name.startswith(".")] == []
+    step = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
+    assert int(step.replace(",", "")) >= int(first.replace(",", ""))
+    process = start("run", experiment, *LONG)
+    process.wait_for(f"resumed after step {step}\n")
 
 
 def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
@@ -279,8 +293,8 @@ def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
     assert "start another beside it with --new" in err
     after = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
     assert after == before
-    code, _, _ = kpipe("run", experiment, *LONG, "--new", "--resume", str(run))
-    assert code == 2
+    code, _, err = kpipe("run", experiment, *LONG, "--new", "--resume", str(run))
+    assert (code, "--new and --resume: expected one of them, got both." in err) == (2, True)
     process.send(signal.SIGKILL)
 
 
@@ -291,7 +305,11 @@ def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, l
     process.wait()
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert "is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; training.epochs" in out
+    [old, _] = sorted(path for path in (logs / "tiny").iterdir() if path.is_dir())
+    assert (
+        f"note: {old} is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; train" in out
+    )
+    assert f"); kpipe run --resume {old} goes on with it\n" in out
 
 
 # --- resuming by hand -----------------------------------------------------------------------------------------------
@@ -317,15 +335,17 @@ def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypat
     summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
     assert summaries[0]["test"] == summaries[1]["test"]
     assert summaries[0]["epochs"] == 5
-    code, _, err = kpipe("run", "--resume", str(run))
-    assert code == 2
-    assert f"{run}: expected a run with a checkpoint to go on from, found none" in err
+    code, _, err = kpipe("run", "--resume", str(run), "training.epochs=6")
+    said = (
+        f"{run}: expected a run with a checkpoint to go on from, found none: training.checkpoint.keep_last is false\n"
+    )
+    assert (code, err) == (2, said)
 
 
 @pytest.fixture
 def first_epoch_is_best(monkeypatch):
-    """The score falls with the training loss."""
-    monkeypatch.setattr("kpipe.experiment._score", lambda monitor, logs: [logs["loss"]])
+    scores = itertools.count(0, -1)
+    monkeypatch.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
 
 
 def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):
@@ -343,6 +363,32 @@ def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment
     assert (summary["best_epoch"], extended["best_epoch"], extended["epochs"]) == (1, 1, 4)
     assert summary["test"] == extended["test"]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_extension_whose_best_weights_are_damaged_says_so(kpipe, experiment, logs, first_epoch_is_best):
+    own_layers = ("model.name=alexnet", "data.image_size=32", "model.width=32")
+    kpipe("run", experiment, "training.learning_rate.schedule=constant", *own_layers)
+    run = only_run(logs)
+    whole = (run / "model.keras").read_bytes()
+    (run / "model.keras").write_bytes(whole[:1000])
+    code, _, err = kpipe("run", "--resume", str(run), "training.epochs=3")
+    assert code == 5
+    assert f"{run}/model.keras: the best weights so far cannot be read (" in err
+    assert "remove the file and give the same command again" in err
+    (run / "model.keras").write_bytes(whole)
+    assert kpipe("run", "--resume", str(run), "training.epochs=3")[0] == 0
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == 1
+
+
+def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, experiment, logs, monkeypatch):
+    rates = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=1e-7", "training.epochs=9")
+    kpipe("run", experiment, *rates, "training.early_stopping.patience=1", "training.early_stopping.min_delta=0.5")
+    run = only_run(logs)
+    monkeypatch.chdir(run)
+    code, out, _ = kpipe("run", "--resume", ".", "training.epochs=12")
+    assert code == 0
+    assert f"run        {run}, resumed after step 18" in out
+    assert "note: early stopping has ended this training in epoch 2; more epochs do not change that" in out
 
 
 def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
@@ -368,28 +414,64 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         assert "Under --resume only training.log_every, training.checkpoint and more training.epochs may differ" in err
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
+    code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
+    assert (code, err) == (2, "logs: expected none under --resume, a run stays where it is\n")
+    code, _, err = kpipe("run", "--resume", str(run), "training.checkpoint.keep=3")
+    assert (code, err) == (2, f"{run}: is finished after 2 epochs; a larger training.epochs extends it\n")
+    for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
+        code, _, err = kpipe("run", "--resume", str(wrong))
+        said = f"{wrong}: expected a run directory with a config.yaml, found none there, did you mean {run}?\n"
+        assert (code, err) == (2, said)
     code, _, err = kpipe("run", "--resume", "nowhere")
     assert (code, "nowhere: expected a run directory with a config.yaml, found none there" in err) == (2, True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    code, out, _ = kpipe(
-        "run", experiment, "--resume", str(run), "training.log_every.steps=3", "training.checkpoint.keep=1"
-    )
+
+
+def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
+    allowed = ("training.log_every.steps=3", "training.checkpoint.keep=1", "training.checkpoint.every.steps=2")
+    code, out, _ = kpipe("run", experiment, "--resume", str(unfinished), *allowed)
     assert (code, "resumed after step 18" in out) == (0, True)
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    assert config["training"]["checkpoint"] == {"every": {"steps": 2}, "keep": 1, "keep_last": True}
 
 
 # --- what the machine refuses ---------------------------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(kpipe, experiment, logs, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
+def refuse_to_write(*arguments, **options):
+    raise OSError(28, "No space left on device", "model.keras")
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A run that is trained to its end and has not written its model, since the disk was full."""
+    folder = tmp_path_factory.mktemp("made_once")
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
         patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
-    run = only_run(logs)
+        scores = itertools.count(0, -1)  # the first epoch is the best
+        patched.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
+        assert cli.main(["run", str(folder / "tiny.yaml")]) == 5
+    return folder / "logs"
+
+
+@pytest.fixture
+def unfinished(made_once, logs):
+    """A copy of it, which the same command goes on with."""
+    shutil.copytree(made_once, logs)
+    return only_run(logs)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    kpipe, experiment, unfinished, tmp_path, monkeypatch, first_epoch_is_best
+):
+    run = unfinished
     os.truncate(run / "checkpoints" / "step-00000018" / "training.npz", 1000)
     code, out, _ = kpipe("run", experiment)
     assert code == 0
     assert re.search(
-        r"note: .*step-00000018 is damaged \(training.npz has 1,000 bytes of [\d,]+\) and was passed over", out
+        r"note: .*step-00000018 is damaged \(training.npz has 1,000 bytes of [\d,]+\); the one before it is", out
     )
     assert "resumed after step 9" in out
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
@@ -397,11 +479,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(kpipe, experi
     assert_same_run(run, only_run(tmp_path / "whole"))
 
 
-def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, logs, monkeypatch, first_epoch_is_best):
-    with monkeypatch.context() as patched:
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
-    run = only_run(logs)
+def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, unfinished, first_epoch_is_best):
+    run = unfinished
     os.truncate(run / "checkpoints" / "step-00000009" / "weights.npz", 1000)
     code, out, _ = kpipe("run", experiment)
     assert code == 0
@@ -409,15 +488,9 @@ def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, l
     assert json.loads((run / "summary.json").read_text())["best_epoch"] == 2
 
 
-def refuse_to_write(*arguments, **options):
-    raise OSError(28, "No space left on device", "model.keras")
-
-
-def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, logs, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
-    run = only_run(logs)
+def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, unfinished):
+    run = unfinished
+    next((run / "validation").iterdir()).unlink()
     record = json.loads((run / "environment.json").read_text())
     record["versions"]["keras"] = "3.0.0"
     (run / "environment.json").write_text(json.dumps(record))
@@ -427,17 +500,15 @@ def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, l
     assert code == 0
     said = f"keras was 3.0.0, is {keras.__version__}\n"
     assert f"note: the last bits may differ from those of an uninterrupted run: {said}" in out
-    assert "metrics.jsonl has lost its last 10 bytes" in out
+    assert f"note: {run / 'metrics.jsonl'} has lost its last 10 bytes" in out
+    assert re.search(r"note: validation/events.out.tfevents.\S+ is gone\n", out)
     assert len(records_of(run)) == len({(r["step"], r["split"], r["span"]) for r in records_of(run)})
     again = json.loads((run / "environment.json").read_text())
     assert (again["versions"]["keras"], len(again["resumed"])) == ("3.0.0", 1)
     assert again["resumed"][0]["versions"]["keras"] == keras.__version__
 
 
-def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, logs, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
+def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinished, monkeypatch):
     from kpipe.data import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
@@ -445,15 +516,12 @@ def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, logs, mo
     code, _, err = kpipe("run", experiment)
     assert code == 3
     said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"
-    assert f"{only_run(logs)}: {said}" in err
+    assert f"{unfinished}: {said}" in err
     assert err.endswith(" now. Bring them back, or start another run with --new.\n")
 
 
-def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, logs, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
-    config = only_run(logs) / "config.yaml"
+def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, unfinished):
+    config = unfinished / "config.yaml"
     config.write_text(config.read_text().replace("precision: float32\n  deterministic: true", "precision: fast"))
     code, _, err = kpipe("run", experiment)
     assert code == 2
@@ -462,10 +530,8 @@ def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, logs,
     )
 
 
-def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, logs, tmp_path, monkeypatch):
-    monkeypatch.setattr("kpipe.experiment.save_portable", refuse_to_write)
-    assert kpipe("run", experiment)[0] == 5
-    run = only_run(logs)
+def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, unfinished, tmp_path):
+    run = unfinished
     (tmp_path / "precious").write_text("x" * 100_000)
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(tmp_path / "precious")
@@ -496,20 +562,27 @@ def exhaust(message):
 
 
 def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment, logs, monkeypatch):
-    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: 3_000_000)
+    monkeypatch.setattr("kpipe.faults.free_memory", lambda: 3_000_000)
     monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust("OOM when allocating tensor"))
-    code, _, err = kpipe("run", experiment, "data.batch_size=128")
+    code, out, err = kpipe("run", experiment, "data.batch_size=128")
     assert code == 5
+    assert re.search(
+        r"note: the training needs about [\d.]+ MB of memory, 3 MB are free; data.batch_size=\d+ should", out
+    )
     fits = re.search(
         r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+) should fit", err
     )
     assert 1 <= int(fits[1]) <= 64
-    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: None)
+    monkeypatch.setattr("kpipe.faults.free_memory", lambda: None)
     code, _, err = kpipe("run", experiment, "data.batch_size=128")
     assert "(how much was free is not known); data.batch_size=64 should fit" in err
-    monkeypatch.setattr("kpipe.experiment.free_memory", lambda: 1000)
+    monkeypatch.setattr("kpipe.faults.free_memory", lambda: 1000)
     assert "not even one image fits: take a smaller data.image_size" in kpipe("run", experiment)[2]
-    monkeypatch.setattr("kpipe.experiment.load_splits", exhaust("OOM"))
+
+    def no_more(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("kpipe.experiment.load_splits", no_more)
     assert "out of memory while data and network were made ready (1 kB were free before)" in kpipe("run", experiment)[2]
 
 
@@ -651,21 +724,55 @@ def test_early_stopping_needs_a_validation_part(kpipe, tmp_path):
     assert "training.early_stopping: needs a validation part, this data has none" in err
 
 
-def test_a_full_disk_is_named(kpipe, experiment, logs, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device", "model.keras")
-
-    monkeypatch.setattr("kpipe.experiment.save_portable", full)
-    code, _, err = kpipe("run", experiment)
+def test_a_full_disk_is_named_and_costs_nothing(kpipe, experiment, unfinished, monkeypatch, first_epoch_is_best):
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        code, _, err = kpipe("run", experiment)
     assert code == 5
     assert re.search(
         r"model.keras: cannot be written \(No space left on device\); [\d,]+ bytes are free there\. What", err
     )
-    monkeypatch.undo()
-    monkeypatch.setenv("KPIPE_LOGS", str(logs))
+    assert err.endswith("What was saved before is still there: make room and give the same command again.\n")
     code, out, _ = kpipe("run", experiment)
     assert code == 0
     assert "resumed after step 18" in out
+
+
+def test_an_error_of_the_file_system_that_is_no_refusal_keeps_its_traceback(kpipe, experiment, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("kpipe.experiment.save_portable", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        kpipe("run", experiment)
+
+
+def test_a_file_that_cannot_be_written_asks_for_no_room(kpipe, experiment, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error", "gone/model.keras")
+
+    monkeypatch.setattr("kpipe.experiment.save_portable", fail)
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert "gone/model.keras: cannot be written (Input/output error); " in err
+    assert err.endswith("What was saved before is still there: let it be written and give the same command again.\n")
+
+
+def test_a_test_loss_that_is_not_finite_is_null(kpipe, experiment, logs, monkeypatch):
+    from kpipe.training.trainer import Trainer
+
+    real = Trainer.evaluate
+
+    def infinite(self, *arguments, **options):
+        found = real(self, *arguments, **options)
+        return found if "should_stop" in options else found | {"loss": math.inf}
+
+    monkeypatch.setattr(Trainer, "evaluate", infinite)
+    assert kpipe("run", experiment)[0] == 0
+    run = only_run(logs)
+    assert json.loads((run / "summary.json").read_text())["test"]["loss"] is None
+    last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=lambda name: pytest.fail(name))["loss"] is None
 
 
 def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
@@ -707,19 +814,24 @@ sys.exit(main(["run", {experiment!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code
-    assert done.stderr.strip() == f"{word} before anything was changed; what was saved earlier is still there"
+    assert done.stderr.strip() == f"{word} before another step was done; what was saved is still there"
     assert not logs.exists()
 
 
 def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
-    from kpipe.experiment import _command
-
-    monkeypatch.setattr(
-        sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", "data.augment=[{pad_crop: {padding: 2}}]"]
-    )
-    assert _command() == "python -m kpipe.run 'a b.yaml' 'data.augment=[{pad_crop: {padding: 2}}]'"
+    augment = "data.augment=[{pad_crop: {padding: 2}}]"
+    monkeypatch.setattr(sys, "executable", "/x/bin/python3.11")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/x/bin/{name}")
+    monkeypatch.setattr(sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", augment])
+    assert command_again(resumes=True) == f"python -m kpipe.run 'a b.yaml' '{augment}'"
+    # Without --new, an older run would be gone on with where this one has left nothing.
+    assert command_again(resumes=False) == f"python -m kpipe.run 'a b.yaml' --new '{augment}'"
     monkeypatch.setattr(sys, "argv", ["/x/bin/kpipe", "run", "a.yaml"])
-    assert _command() == "kpipe run a.yaml"
+    assert command_again(resumes=True) == "kpipe run a.yaml"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert command_again(resumes=True) == "/x/bin/kpipe run a.yaml"
+    monkeypatch.setattr(sys, "argv", ["/x/kpipe/__main__.py", "run", "a.yaml"])
+    assert command_again(resumes=True) == "/x/bin/python3.11 -m kpipe run a.yaml"
 
 
 def test_usage(kpipe, experiment):

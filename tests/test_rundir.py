@@ -8,7 +8,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from kpipe.errors import ConfigError, EnvironmentFault
+from kpipe.errors import EnvironmentFault
 from kpipe.rundir import open_run, saved_step
 
 IDENTITY = {"name": "x", "seed": 0}
@@ -27,7 +27,8 @@ def test_a_second_start_sees_the_first_before_it_has_trained(tmp_path):
         with open_run(tmp_path, "x", IDENTITY, new=True) as beside:
             assert beside.path != run.path
         with open_run(tmp_path, "x", IDENTITY | {"seed": 1}) as other:
-            assert other.note == f"{run.path} is unfinished and has another config (seed: 0 there, 1 here)"
+            said = f"{run.path} is unfinished and has another config (seed: 0 there, 1 here); kpipe run --resume "
+            assert other.note == f"{said}{run.path} goes on with it"
 
 
 def test_a_run_without_a_checkpoint_leaves_nothing(tmp_path):
@@ -85,7 +86,7 @@ def test_a_folder_that_is_held(tmp_path, monkeypatch):
 START = """
 import sys, time
 sys.stdin.readline()
-from kpipe.errors import ConfigError, EnvironmentFault
+from kpipe.errors import EnvironmentFault
 from kpipe.rundir import open_run, saved_step
 from pathlib import Path
 began = time.monotonic()
@@ -172,10 +173,6 @@ def test_a_run_is_named_by_hand(tmp_path):
                 pass
     with open_run(tmp_path, "x", IDENTITY, resume=run.path) as again:
         assert (again.path, again.resumed, again.status) == (run.path, True, "finished")
-    (run.checkpoints / "step-00000001").rmdir()
-    with pytest.raises(ConfigError, match="expected a run with a checkpoint to go on from, found none; start another"):
-        with open_run(tmp_path, "x", IDENTITY, resume=run.path):
-            pass
 
 
 def test_the_step_to_go_on_from_is_the_one_that_was_acknowledged(tmp_path):
@@ -186,6 +183,37 @@ def test_the_step_to_go_on_from_is_the_one_that_was_acknowledged(tmp_path):
         if text is not None:
             (tmp_path / "checkpoints" / "latest").write_text(text)
         assert saved_step(tmp_path) == step
+
+
+def test_of_several_runs_with_another_config_the_nearest_is_named(tmp_path):
+    paths = []
+    for change in ({"seed": 1}, {"seed": 2, "model": "b"}):
+        with open_run(tmp_path, "x", IDENTITY | change, new=True) as run:
+            commit(run)
+            paths.append(run.path)
+    with open_run(tmp_path, "x", IDENTITY) as run:
+        assert run.note.startswith(f"{paths[0]} is unfinished and has another config (seed: 1 there, 0 here)")
+
+
+@pytest.mark.parametrize("kept", ["summary.json", "model.keras", "metrics.jsonl"])
+def test_a_run_that_has_lost_its_checkpoints_alone_is_not_removed(tmp_path, kept):
+    with open_run(tmp_path, "x", IDENTITY) as run:
+        (run.path / kept).write_text("{}")
+    with open_run(tmp_path, "x", IDENTITY) as again:
+        assert again.path != run.path
+        said = f"{run.path} is unfinished, but has no checkpoint to go on from; it is left alone"
+        assert again.note == said
+    assert (run.path / kept).exists()
+
+
+def test_a_directory_whose_making_was_killed_is_removed(tmp_path):
+    half, other = tmp_path / "x" / "2026-01-01_00-00-00", tmp_path / "x" / "notes"
+    for folder, name in ((half, ".lock"), (half, "config.yaml.tmp"), (other, "notes.txt")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    with open_run(tmp_path, "x", IDENTITY):
+        assert not half.exists()
+        assert (other / "notes.txt").exists()
 
 
 BOMB = "\n".join(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.distribution import make_strategy
 from kpipe.training.precision import precision_scope
-from kpipe.training.trainer import Trainer, TrainState
+from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 20, 3, 8
 
@@ -54,8 +55,13 @@ def make_part(images=21):
 
 
 def fit(trainer, batches=batches_from, **options):
-    settings = {"steps_per_epoch": STEPS_PER_EPOCH, "epochs": EPOCHS, "log_every": 10}
-    return trainer.fit(batches, **(settings | options))
+    """`Trainer.fit` with the fields of Cadence and Hooks as arguments."""
+    settings = {"steps_per_epoch": STEPS_PER_EPOCH, "epochs": EPOCHS, "log_every": 10} | options
+    grouped = {
+        group: make(**{each.name: settings.pop(each.name) for each in fields(make) if each.name in settings})
+        for group, make in (("cadence", Cadence), ("hooks", Hooks))
+    }
+    return trainer.fit(batches, **settings, **grouped)
 
 
 def state_of(model):
@@ -490,6 +496,14 @@ def test_a_state_that_is_not_finite_is_not_offered_to_be_saved():
     with pytest.raises(Diverged, match="moving_variance is no longer finite between steps 1 and 4"):
         fit(Trainer(make_model()), chunk=2, save_every=4, callbacks=[poison], on_save=lambda state: saved.append(state))
     assert saved == []
+
+
+def test_a_validation_loss_that_is_not_finite_is_reported_before_it_is_logged():
+    records = []
+    part = make_part().map(lambda x, y: (tf.cast(x, tf.float32) * float("inf"), y))
+    with pytest.raises(Diverged, match="the validation loss became nan at step 20; likely causes: the learning rate"):
+        fit(Trainer(make_model()), validation=part, on_log=records.append)
+    assert {record["split"] for record in records} == {"train"}
 
 
 def test_batches_must_reach_to_the_end():

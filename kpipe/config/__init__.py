@@ -13,6 +13,7 @@ from kpipe.config.document import Document, Keys, Problem, dotted, read_document
 from kpipe.config.overrides import WHERE, apply_overrides, sections_at
 from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
 from kpipe.errors import ConfigError, did_you_mean
+from kpipe.rundir import read_status, saved_step
 from kpipe.tables import MODELS
 
 __all__ = [
@@ -91,8 +92,10 @@ def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Seq
     Raises:
         ConfigError: as `load_experiment`, and as `check_resume`.
     """
+    if any(text.startswith("logs=") for text in overrides):
+        raise ConfigError("logs: expected none under --resume, a run stays where it is")
     if not (Path(run) / "config.yaml").is_file():
-        raise ConfigError(f"{run}: expected a run directory with a config.yaml, found none there")
+        raise ConfigError(f"{run}: expected a run directory with a config.yaml, found none there{_nearest_run(run)}")
     loaded = load_experiment(path or Path(run) / "config.yaml", overrides)
     check_resume(run, loaded.experiment)
     return loaded
@@ -106,8 +109,14 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
             something is logged or saved, or adds epochs to a schedule that does not look at the end.
     """
     before = load_experiment(Path(run) / "config.yaml").experiment
+    if saved_step(Path(run)) is None:
+        dropped = "" if before.training.checkpoint.keep_last else ": training.checkpoint.keep_last is false"
+        raise ConfigError(f"{run}: expected a run with a checkpoint to go on from, found none{dropped}")
     theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
     changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
+    kinds = {keys[:-1] for keys in changed if keys[1:] and keys[-1] in ("name", "schedule")}
+    # Of a section of another kind, the options are others as well.
+    changed = [keys for keys in changed if keys[:-1] not in kinds or keys[-1] in ("name", "schedule")]
     problems = [
         f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
         for keys in changed
@@ -118,6 +127,17 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
             "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint and more "
             "training.epochs may differ; without it the command starts another run."
         )
+    if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
+        raise ConfigError(
+            f"{run}: is finished after {before.training.epochs} epochs; a larger training.epochs extends it"
+        )
+
+
+def _nearest_run(path: str | Path) -> str:
+    """A run that `path` lies in, or the newest that lies in `path`."""
+    runs = [parent for parent in Path(path).parents if (parent / "config.yaml").is_file()]
+    runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
+    return f", did you mean {runs[0]}?" if runs else ""
 
 
 def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str | None:

@@ -111,7 +111,10 @@ def read_folder(path: str, *, image_size: int | None = None, channels: int | Non
         raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
     _check_channels(3, channels, where)
     strays = _Strays()
-    files = {part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()}
+    try:
+        files = {part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()}
+    except OSError as error:
+        raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from None
     class_names = _check_classes(files, where)
     _check_sizes(files, image_size, where)
     parts = {part: _decode_files(classes, class_names, image_size, channels, where) for part, classes in files.items()}
@@ -194,11 +197,15 @@ def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files at any depth, sorted, and the links to folders, which are not followed: they may lead in a circle."""
     found, links = [], []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links += [path for name in folders if (path := Path(place, name)).is_symlink()]
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(found), sorted(links)
+
+
+def _raise(error: OSError):
+    raise error
 
 
 def _is_image(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kpipe.errors import ConfigError, did_you_mean
+from kpipe.errors import ConfigError, EnvironmentFault, did_you_mean
 
 # Imported here and not when a name is looked up: `kpipe.models.alexnet` must be the function at any time.
 from kpipe.models.alexnet import alexnet
@@ -119,8 +119,17 @@ def load_portable_weights(model: keras.Model, path: str | Path) -> None:
     """Gives `model`, built as the one that `save_portable` wrote, the weights in `path`.
 
     Layers that only the training needs keep theirs.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
     """
-    for layer in keras.models.load_model(path, compile=False).layers:
+    try:
+        portable = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(
+            f"{path}: the best weights so far cannot be read ({error}); remove the file and give the same command again"
+        ) from None
+    for layer in portable.layers:
         model.get_layer(layer.name).set_weights(layer.get_weights())
 
 

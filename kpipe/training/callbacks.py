@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from kpipe.errors import EnvironmentFault
+from kpipe.rundir import finite_or_null
 
 _SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
 
@@ -41,15 +42,16 @@ class RunLog:
 
         In TensorBoard `loss` and the rest are means over the steps of each log line, `epoch_loss` and the rest over
         whole epochs, where training and validation share a chart. The test part is a number, not a curve, and
-        stands in metrics.jsonl alone.
+        stands in metrics.jsonl alone. What is not finite is null there, and no point here.
         """
-        self._metrics.write(json.dumps(record) + "\n")
+        record = finite_or_null(record)
+        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         if record["split"] not in self._writers:
             return
         prefix = "epoch_" if record["span"] == "epoch" else ""
         with self._writers[record["split"]].as_default(step=record["step"]):
             for name in _SCALARS:
-                if name in record:
+                if record.get(name) is not None:
                     tf.summary.scalar(prefix + name, record[name])
 
     def write_text(self, name: str, text: str) -> None:

@@ -33,6 +33,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
+from kpipe.rundir import remedy
 
 FORMAT = 1  # of what a directory holds, `state.json` included: another one is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
@@ -150,7 +151,7 @@ class Checkpoints:
             stays = f"The one before, {self.latest.name}, is whole" if self.latest else "There was none before"
             raise EnvironmentFault(
                 f"{path}: the checkpoint of {size:,} bytes cannot be written ({error.strerror or error}); {free:,} "
-                f"bytes are free there. {stays}: make room and give the same command again."
+                f"bytes are free there. {stays}: {remedy(error.errno)} and give the same command again."
             ) from error
         finally:
             _delete(part)
@@ -177,7 +178,7 @@ class Checkpoints:
                 manifest = _verified(path, _MEMBERS)
                 state = _load(path, model)
             except _Damaged as damage:
-                skipped[path] = f"{path} is damaged ({damage}) and was passed over"
+                skipped[path] = f"{path} is damaged ({damage})"
                 continue
             self._committed = manifest.step
             # Damaged, or newer and never acknowledged: they go when the next one has been committed.
@@ -215,8 +216,8 @@ class Checkpoints:
             raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to go on") from None
         _assign(path, arrays, _named_variables(model, _NETWORK))
 
-    def reduce(self, *, keep_last: bool) -> None:
-        """Removes all but the newest, or that one too: the run is finished."""
+    def finish(self, *, keep_last: bool) -> None:
+        """Removes all but the newest, or that one too."""
         for path in self._candidates():
             if not keep_last or path != self.latest:
                 _remove(path)
@@ -226,7 +227,7 @@ class Checkpoints:
     def _make_folder(self) -> None:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
-            for parent in self._folder.parents[:2]:  # the run and what holds it are as new as this
+            for parent in self._folder.parents[:3]:  # the run, the experiment's folder and the logs may be as new
                 _sync_directory(parent)
 
     def _path(self, step: int) -> Path:
@@ -243,11 +244,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Removes what nobody will ask for; the best of each kept one stays, so that falling back loses nothing."""
-        for path in self._stale - {self.latest}:
-            _remove(path)
-        self._stale = set()
         paths = sorted(self._candidates(), key=_step_of, reverse=True)
-        kept = set(paths[: self._keep])
+        kept = set([path for path in paths if path == self.latest or path not in self._stale][: self._keep])
         for path in tuple(kept):
             with contextlib.suppress(_Damaged):
                 if (best := _read_manifest(path).best_step) is not None:
@@ -255,11 +253,18 @@ class Checkpoints:
         for path in paths:
             if path not in kept:
                 _remove(path)
+        self._stale = set()
 
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes that a run takes; logs and figures are small beside them."""
+    """Bytes that a run takes; logs and figures are small beside them.
+
+    Attributes:
+        checkpoint: one checkpoint; the arrays that a callback keeps come on top.
+        most: all checkpoints and the saved network, while the next checkpoint is written.
+        finished: what is left at the end.
+    """
 
     checkpoint: int
     most: int
@@ -267,7 +272,13 @@ class DiskNeed:
 
 
 def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
-    """What the checkpoints of `model`, compiled and its optimizer built, and its saved network will take."""
+    """What the checkpoints of `model`, compiled and its optimizer built, and its saved network will take.
+
+    Args:
+        model: as `Checkpoints.commit` takes it.
+        keep: the newest checkpoints that stay, beside the best.
+        keep_last: whether the last one stays at the end.
+    """
     checkpoint, network = _bytes_of(_named_variables(model)), _bytes_of(_named_variables(model, _NETWORK))
     # The newest and the best, while the next is written beside them.
     return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
@@ -314,6 +325,7 @@ def _sync_directory(path: Path) -> None:
 def _remove(path: Path) -> None:
     """Takes a directory out of sight first: half of a checkpoint is never seen under its name."""
     gone = path.with_name(f".{path.name}.gone")
+    _delete(gone)
     with contextlib.suppress(OSError):
         os.rename(path, gone)
     _delete(gone)

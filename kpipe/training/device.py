@@ -42,8 +42,9 @@ def free_memory() -> int | None:
     if tf.config.list_physical_devices("GPU"):
         from tensorflow.python.client import device_lib  # the only place that says it
 
-        return min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
-    limits = [_available(), _container_limit()]
+        limit = min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
+        return limit - tf.config.experimental.get_memory_info("GPU:0")["current"]
+    limits = [_available(), _container_limit(), _address_limit()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -62,6 +63,18 @@ def _container_limit() -> int | None:
     except (OSError, ValueError):  # no container, or "max"
         return None
     return max(0, limit - int(used[1])) if used else limit
+
+
+def _address_limit() -> int | None:
+    """What `ulimit -v` leaves to this process."""
+    try:
+        import resource  # not on Windows
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())
 
 
 def gpu_hint() -> str | None:

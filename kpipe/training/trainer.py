@@ -50,6 +50,47 @@ class TrainState:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Cadence:
+    """When the loop comes back to Python.
+
+    Attributes:
+        log_every: steps between two log lines; metrics of a line are means since the line before, or since the epoch
+            began.
+        save_every: steps between two saves, counted from the start of the training; None: not by steps.
+        save_seconds: since the last save after which another is due.
+        max_chunk_seconds: how long a chunk of steps may last, about.
+        chunk: steps in a chunk instead of what fits into `max_chunk_seconds`.
+    """
+
+    log_every: int = 50
+    save_every: int | None = None
+    save_seconds: float = math.inf
+    max_chunk_seconds: float = 0.5
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls.
+
+    Attributes:
+        on_begin: once, when everything is traced and the first step is about to be done.
+        on_log: gets one record per log line, and one or two at the end of each epoch.
+        on_progress: gets step and metrics since the last line, after each chunk.
+        on_epoch: gets state and logs at the end of each epoch.
+        on_save: gets the state when a save is due; model and state are of the same moment.
+        should_stop: asked after each chunk of steps, and of the validation.
+    """
+
+    on_begin: Callable[[], None] = lambda: None
+    on_log: Callable[[dict[str, Any]], None] = lambda record: None
+    on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
+    on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
+    on_save: Callable[[TrainState], None] = lambda state: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
 class Trainer:
     """Trains and evaluates one compiled model.
 
@@ -76,17 +117,8 @@ class Trainer:
         state: TrainState | None = None,
         validation: tf.data.Dataset | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        log_every: int = 50,
-        save_every: int | None = None,
-        save_seconds: float = math.inf,
-        on_begin: Callable[[], None] = lambda: None,
-        on_log: Callable[[dict[str, Any]], None] = lambda record: None,
-        on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None,
-        on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None,
-        on_save: Callable[[TrainState], None] = lambda state: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        max_chunk_seconds: float = 0.5,
-        chunk: int | None = None,
+        cadence: Cadence = Cadence(),
+        hooks: Hooks = Hooks(),
     ) -> TrainState:
         """Trains from `state` to the end of the last epoch, or until something stops it.
 
@@ -99,18 +131,8 @@ class Trainer:
             validation: evaluated at the end of each epoch.
             callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
                 a chunk with the true index of the batch, test methods at begin and end of the validation.
-            log_every: steps between two log lines; metrics of a line are means since the line before, or since
-                the epoch began.
-            save_every: steps between two calls of `on_save`, counted from the start of the training.
-            save_seconds: since the last call of `on_save` after which it is called again.
-            on_begin: called once, when everything is traced and the first step is about to be done.
-            on_log: gets one record per log line, and one or two at the end of each epoch.
-            on_progress: gets step and metrics since the last line, after each chunk.
-            on_epoch: gets state and logs at the end of each epoch.
-            on_save: gets the state when a checkpoint is due; model and state are of the same moment.
-            should_stop: asked after each chunk of steps, and of the validation.
-            max_chunk_seconds: how long a chunk of steps may last, about.
-            chunk: steps in a chunk instead of what fits into `max_chunk_seconds`.
+            cadence: when to log, to save and to look up.
+            hooks: what to call then.
 
         Returns:
             The state at the end: the object given, brought up to date. When `interrupted` is set, the
@@ -118,7 +140,8 @@ class Trainer:
 
         Raises:
             ConfigError: the batches do not reach to the end, or are not of one size.
-            Diverged: the loss, a weight or a number of the optimizer is not finite; noticed at the next log line.
+            DataError: there is not one image to validate.
+            Diverged: a loss, a weight or a number of the optimizer is not finite; noticed at the next log line.
         """
         state = TrainState() if state is None else state
         state.interrupted = False
@@ -134,17 +157,8 @@ class Trainer:
             batch_size=_batch_size(batches, remaining),
             validation=validation,
             callbacks=list(callbacks),
-            log_every=log_every,
-            save_every=save_every,
-            save_seconds=save_seconds,
-            on_begin=on_begin,
-            on_log=on_log,
-            on_progress=on_progress,
-            on_epoch=on_epoch,
-            on_save=on_save,
-            should_stop=should_stop,
-            max_chunk_seconds=max_chunk_seconds,
-            chunk=chunk,
+            cadence=cadence,
+            hooks=hooks,
         )
         loop.run(iter(self.strategy.experimental_distribute_dataset(batches)))
         return state
@@ -257,17 +271,8 @@ class _Loop:
     batch_size: int
     validation: tf.data.Dataset | None
     callbacks: list[keras.callbacks.Callback]
-    log_every: int
-    save_every: int | None
-    save_seconds: float
-    on_begin: Callable[[], None]
-    on_log: Callable[[dict[str, Any]], None]
-    on_progress: Callable[[int, Metrics], None]
-    on_epoch: Callable[[TrainState, Metrics], None]
-    on_save: Callable[[TrainState], None]
-    should_stop: Callable[[], bool]
-    max_chunk_seconds: float
-    chunk: int | None
+    cadence: Cadence
+    hooks: Hooks
     seconds_per_step: float = math.inf
     saved_at: float = field(default_factory=time.monotonic)
     line_speed: _Speed = field(default_factory=_Speed)
@@ -302,14 +307,14 @@ class _Loop:
         self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
         if self.validation is not None:
             self.trainer.trace_evaluation(self.validation)
-        self.on_begin()
+        self.hooks.on_begin()
         while not self.finished:
             epoch = self.epoch
             if not state.ending:
                 self.run_epoch(epoch, iterator)
             if state.ending:
                 logs = self.end_epoch(epoch)
-            if state.interrupted or (not self.finished and self.should_stop()):
+            if state.interrupted or (not self.finished and self.hooks.should_stop()):
                 state.interrupted = True
                 return
         self.callback_list.on_train_end(logs)
@@ -321,11 +326,11 @@ class _Loop:
             self.callback_list.on_epoch_begin(epoch)  # of a resumed epoch it is in what the callbacks remember
         while state.step < end and not self.model.stop_training:
             metrics = self.run_chunk(epoch, iterator)
-            if state.step % self.log_every == 0:
+            if state.step % self.cadence.log_every == 0:
                 self.log_line(epoch, metrics)
             if state.step < end and not self.model.stop_training:
                 self.save_if_due()
-                if self.should_stop():
+                if self.hooks.should_stop():
                     state.callbacks = _remember_callbacks(self.callbacks)
                     state.interrupted = True
                     return
@@ -336,10 +341,12 @@ class _Loop:
 
     def save_if_due(self) -> None:
         state, now = self.state, time.monotonic()
-        if (self.save_every and state.step % self.save_every == 0) or now - self.saved_at >= self.save_seconds:
+        if (
+            self.cadence.save_every and state.step % self.cadence.save_every == 0
+        ) or now - self.saved_at >= self.cadence.save_seconds:
             state.callbacks = _remember_callbacks(self.callbacks)
             self.trainer.check_finite(state.line_step + 1, state.step)
-            self.on_save(state)
+            self.hooks.on_save(state)
             self.saved_at = time.monotonic()
 
     def run_chunk(self, epoch: int, iterator) -> Metrics:
@@ -355,14 +362,18 @@ class _Loop:
         for speed in (self.line_speed, self.epoch_speed):
             speed.add(num_steps * self.batch_size, seconds)
         self.callback_list.on_train_batch_end(first + num_steps - 1, metrics)
-        self.on_progress(self.state.step, metrics)
+        self.hooks.on_progress(self.state.step, metrics)
         return metrics
 
     def chunk_steps(self, epoch: int) -> int:
         to_epoch_end = (epoch + 1) * self.steps_per_epoch - self.state.step
-        to_line = self.log_every - self.state.step % self.log_every
-        to_save = self.save_every - self.state.step % self.save_every if self.save_every else to_epoch_end
-        in_time = self.chunk or _fitting(self.max_chunk_seconds, self.seconds_per_step)
+        to_line = self.cadence.log_every - self.state.step % self.cadence.log_every
+        to_save = (
+            self.cadence.save_every - self.state.step % self.cadence.save_every
+            if self.cadence.save_every
+            else to_epoch_end
+        )
+        in_time = self.cadence.chunk or _fitting(self.cadence.max_chunk_seconds, self.seconds_per_step)
         return min(to_epoch_end, to_line, to_save, in_time)
 
     def log_line(self, epoch: int, metrics: Metrics) -> None:
@@ -388,11 +399,12 @@ class _Loop:
         state, scores = self.state, None
         if self.validation is not None:
             self.callback_list.on_test_begin()
-            scores = self.trainer.evaluate(self.validation, should_stop=self.should_stop)
+            scores = self.trainer.evaluate(self.validation, should_stop=self.hooks.should_stop)
             if scores is None:
                 state.interrupted = True
                 return {}
             del scores["images"]
+            _check_loss(scores["loss"], state.step, state.step, "validation loss")
             self.callback_list.on_test_end(scores)
         means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
         self.line_speed.take()
@@ -405,7 +417,7 @@ class _Loop:
         state.epoch_steps, state.epoch_sums, state.ending = 0, {}, False
         state.stopped = state.stopped or bool(self.model.stop_training)
         state.callbacks = _remember_callbacks(self.callbacks)
-        self.on_epoch(state, logs)
+        self.hooks.on_epoch(state, logs)
         self.save_if_due()
         return logs
 
@@ -417,7 +429,7 @@ class _Loop:
         return {"learning_rate": self.learning_rate(), "images_per_second": speed.take()}
 
     def log(self, epoch: int, split: str, span: str, values: Metrics) -> None:
-        self.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})
+        self.hooks.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})
 
 
 def _build_variables(model: keras.Model) -> None:
@@ -450,9 +462,9 @@ _LIKELY_CAUSES = (
 )
 
 
-def _check_loss(loss: float, first: int, last: int) -> None:
+def _check_loss(loss: float, first: int, last: int, name: str = "loss") -> None:
     if not math.isfinite(loss):
-        raise Diverged(f"the loss became {loss} {_where(first, last)}; {_LIKELY_CAUSES}")
+        raise Diverged(f"the {name} became {loss} {_where(first, last)}; {_LIKELY_CAUSES}")
 
 
 def _where(first: int, last: int) -> str:
