@@ -4,13 +4,25 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import functools
 import importlib
+import itertools
 import multiprocessing
+import multiprocessing.forkserver
+import shutil
 import sys
 import time
 
 import keras
 import pytest
+from runs import TINY, only_run, refuse_to_write
+
+from kpipe import cli
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that both workers end at the same time."""
+    items.sort(key=lambda item: item.path.stem not in ("test_resume", "test_models"))
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +37,71 @@ def keras_as_it_was():
     keras.config.set_dtype_policy(policy)
 
 
+@pytest.fixture
+def logs(tmp_path):
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture
+def kpipe(capfd):
+    """Runs a verb in this process; returns (exit code, standard output, standard error)."""
+
+    def kpipe(*arguments):
+        code = cli.main(arguments)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return kpipe
+
+
+@pytest.fixture
+def first_epoch_is_best(monkeypatch):
+    scores = itertools.count(0, -1)
+    monkeypatch.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A run that is trained to its end and has not written its model, since the disk was full."""
+    folder = tmp_path_factory.mktemp("made_once")
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        scores = itertools.count(0, -1)  # the first epoch is the best
+        patched.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
+        assert cli.main(["run", str(folder / "tiny.yaml")]) == 5
+    return folder / "logs"
+
+
+@pytest.fixture
+def unfinished(made_once, logs):
+    """A copy of it, which the same command goes on with."""
+    shutil.copytree(made_once, logs)
+    return only_run(logs)
+
+
 # Forks of one process that has imported TensorFlow, and has not used it, save most of the time of a start.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kpipe.experiment"])
+
+
+@functools.cache
+def begin_serving():
+    """Starts that process, with what TensorFlow says at its import thrown away."""
+    held, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    multiprocessing.forkserver.ensure_running()
+    os.dup2(held, 2)
+    for descriptor in (held, nowhere):
+        os.close(descriptor)
 
 
 def run_verb(arguments, folder, environment, blow):
@@ -63,6 +137,7 @@ class Started:
 
     def __init__(self, arguments, folder, environment, blow):
         folder.mkdir()
+        begin_serving()
         self.folder = folder
         self.process = FORKS.Process(target=run_verb, args=(arguments, folder, environment, blow))
         self.process.start()

@@ -56,7 +56,7 @@ def test_an_experiment_on_the_screen(plan, experiment, tmp_path):
     assert "training   4 epochs of 9 steps = 36 steps, batch size 16, sgd, cross_entropy\n" in out
     assert re.search(r"memory +about [\d.]+ kB in float32: weights 84 kB, gradients 84 kB, optimizer", out)
     assert re.search(r"free +[\d.]+ GB of memory, less a fifth: batch sizes up to [\d,]+ should fit\n", out)
-    assert re.search(r"disk +at most [\d.]+ kB, [\d.]+ kB when finished\n", out)
+    assert re.search(r"disk +at most [\d.]+ kB, a checkpoint has 168 kB; [\d.]+ kB when finished\n", out)
     assert "learning rate over the steps, in units of its peak of 0.1" in out
     assert not (tmp_path / "logs").exists()
     assert max(map(len, out.splitlines())) <= 160

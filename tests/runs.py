@@ -1,0 +1,65 @@
+"""What tests of whole runs have in common: a tiny experiment, and how two runs are compared."""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+TINY = """\
+data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
+model: {name: lenet5}
+training: {epochs: 2, precision: float32, log_every: {steps: 4}}
+"""
+
+
+def only_run(logs, name="tiny"):
+    [run] = [path for path in (logs / name).iterdir() if path.is_dir()]
+    return run
+
+
+def records_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run):
+    return [{k: v for k, v in r.items() if not k.endswith(("seconds", "per_second"))} for r in records_of(run)]
+
+
+def arrays_of(run):
+    """The weights in model.keras, and every variable of the last checkpoint."""
+    [last] = (run / "checkpoints").glob("step-*")
+    saved = [np.load(last / name) for name in ("weights.npz", "training.npz")]
+    arrays = {name: archive[name] for archive in saved for name in archive.files}
+    model = keras.models.load_model(run / "model.keras")
+    return arrays | {f"model {i}": array for i, array in enumerate(model.get_weights())}
+
+
+def assert_same_run(run, other):
+    arrays, expected = arrays_of(run), arrays_of(other)
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == expected[name].tobytes(), name
+    assert timeless(run) == timeless(other)
+    assert_steps_increase(run)
+
+
+def assert_steps_increase(run):
+    """In TensorBoard, over the files of all the processes that have worked on the run."""
+    for split in ("train", "validation"):
+        steps = {}
+        for file in sorted((run / split).iterdir()):
+            for event in tf.compat.v1.train.summary_iterator(str(file)):
+                for value in event.summary.value:
+                    steps.setdefault(value.tag, []).append(event.step)
+        assert {"epoch_loss", "epoch_accuracy"} <= set(steps)
+        for tag, found in steps.items():
+            assert found == sorted(set(found)), (split, tag)
+
+
+# Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
+
+
+def refuse_to_write(*arguments, **options):
+    """Stands for any function that writes."""
+    raise OSError(28, "No space left on device", "model.keras")

@@ -1,0 +1,369 @@
+"""A run that is killed, interrupted, damaged or extended goes on as if nothing had happened."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from runs import assert_same_run, only_run, records_of, timeless
+
+from kpipe.faults import command_again
+
+EXACT = (
+    "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
+    "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
+    kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
+):
+    arguments = ("run", experiment, *EXACT, f"training.precision={precision}")
+    for text, times in (("step ", 2), ("resumed after step", 1), ("epoch 2/3", 1)):
+        process = start(*arguments)
+        process.wait_for(text, times)
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    code, out, _ = kpipe(*arguments)
+    assert code == 0
+    assert "resumed after step" in out
+    run = only_run(logs)
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    assert kpipe(*arguments)[0] == 0
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
+TRAINER, CHECKPOINTS = "kpipe.training.trainer", "kpipe.training.checkpoints"
+PHASES = [
+    # where the signal strikes, which, the exit code, and how the message begins
+    (("kpipe.experiment", "data", "load_dataset", 1), signal.SIGTERM, 143, "terminated before the first step"),
+    ((TRAINER, "Trainer", "_steps", 1), signal.SIGINT, 130, "interrupted before the first step was saved: "),
+    ((TRAINER, "_Loop", "run_chunk", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 1."),
+    ((TRAINER, "_Loop", "run_chunk", 4), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
+    ((TRAINER, "Trainer", "evaluate", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 18."),
+    ((CHECKPOINTS, "Checkpoints", "commit", 1), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
+    ((TRAINER, "Trainer", "_steps", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step "),
+    (("kpipe.experiment", "figures", "write_curves", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
+]  # fmt: skip
+
+
+def test_a_signal_in_any_phase_is_obeyed_and_loses_nothing(kpipe, start, experiment, logs, tmp_path, monkeypatch):
+    arguments = ("run", experiment, *EXACT)
+    for blow, number, code, said in PHASES:
+        process = start(*arguments, blow=(*blow, number))
+        assert process.wait() == code, process.err
+        assert process.err.startswith(said), process.err
+        assert process.err.endswith(f":\n  kpipe run {experiment} {shlex.join(EXACT)}\n")
+        if "nothing" in process.err:
+            assert not [path for path in (logs / "tiny").iterdir() if path.is_dir()]
+        else:
+            step = int(re.search(r"up to step ([\d,]+)", process.err)[1].replace(",", ""))
+            latest = (only_run(logs) / "checkpoints" / "latest").read_text()
+            assert latest == f"step-{step:08d}\n"
+    assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "interrupted"
+    assert kpipe(*arguments)[0] == 0
+    run = only_run(logs)
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe(*arguments)
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
+LONG = ("training.epochs=400", "data.synthetic.images=1000")
+
+
+def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, start, experiment, logs):
+    """The second one comes while the first one's checkpoint is written, by the signal's own hand."""
+    process = start("run", experiment, *LONG, blow=("kpipe.training.checkpoints", None, "_write", 9, signal.SIGINT))
+    process.wait_for("epoch   1/400")
+    assert process.wait() == 130  # the 9th file belongs to the second checkpoint: it is finished
+    first = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
+    begin = time.monotonic()
+    process = start("run", experiment, *LONG)
+    process.wait_for("resumed after step")
+    process.wait_for("epoch ")
+    for _ in range(3):
+        process.send(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.wait() == 130
+    assert time.monotonic() - begin < 30
+    assert "Traceback" not in process.err
+    step = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
+    assert int(step.replace(",", "")) >= int(first.replace(",", ""))
+    process = start("run", experiment, *LONG)
+    process.wait_for(f"resumed after step {step}\n")
+
+
+def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
+    process = start("run", experiment, *LONG)
+    process.wait_for("epoch   2/400")
+    run = only_run(logs)
+    process.send(signal.SIGSTOP)
+    before = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
+    begin = time.monotonic()
+    code, out, err = kpipe("run", experiment, *LONG)
+    assert time.monotonic() - begin < 2
+    assert (code, out) == (5, "")
+    assert f"{run}: this run is still going on (process {process.pid} on " in err
+    assert "start another beside it with --new" in err
+    after = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
+    assert after == before
+    code, _, err = kpipe("run", experiment, *LONG, "--new", "--resume", str(run))
+    assert (code, "--new and --resume: expected one of them, got both." in err) == (2, True)
+    process.send(signal.SIGKILL)
+
+
+def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, logs):
+    process = start("run", experiment, *LONG)
+    process.wait_for("epoch   1/400")
+    process.send(signal.SIGKILL)
+    process.wait()
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    [old, _] = sorted(path for path in (logs / "tiny").iterdir() if path.is_dir())
+    assert (
+        f"note: {old} is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; train" in out
+    )
+    assert f"); kpipe run --resume {old} goes on with it\n" in out
+
+
+# --- resuming by hand -----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypatch):
+    constant = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=0.003")
+    kpipe("run", experiment, *constant)
+    run = only_run(logs)
+    code, out, err = kpipe("run", "--resume", str(run), "training.epochs=5", "training.checkpoint.keep_last=false")
+    assert (code, err) == (0, "")
+    assert "resumed after step 18" in out
+    assert only_run(logs) == run
+    assert not list((run / "checkpoints").iterdir())
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe("run", experiment, *constant, "training.epochs=5")
+    other = only_run(tmp_path / "whole")
+    assert timeless(run) == timeless(other)
+    for array, expected in zip(
+        *(keras.models.load_model(r / "model.keras").get_weights() for r in (run, other)), strict=True
+    ):
+        np.testing.assert_array_equal(array, expected)
+    summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    assert summaries[0]["epochs"] == 5
+    code, _, err = kpipe("run", "--resume", str(run), "training.epochs=6")
+    said = (
+        f"{run}: expected a run with a checkpoint to go on from, found none: training.checkpoint.keep_last is false\n"
+    )
+    assert (code, err) == (2, said)
+
+
+def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):
+    kpipe("run", experiment, "training.learning_rate.schedule=constant")
+    run = only_run(logs)
+
+    def result():
+        weights = keras.models.load_model(run / "model.keras").get_weights()
+        return weights, json.loads((run / "summary.json").read_text())
+
+    before, summary = result()
+    assert not (run / "checkpoints" / "step-00000009").exists()
+    assert kpipe("run", "--resume", str(run), "training.epochs=4")[0] == 0
+    after, extended = result()
+    assert (summary["best_epoch"], extended["best_epoch"], extended["epochs"]) == (1, 1, 4)
+    assert summary["test"] == extended["test"]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_extension_whose_best_weights_are_damaged_says_so(kpipe, experiment, logs, first_epoch_is_best):
+    own_layers = ("model.name=alexnet", "data.image_size=32", "model.width=32")
+    kpipe("run", experiment, "training.learning_rate.schedule=constant", *own_layers)
+    run = only_run(logs)
+    whole = (run / "model.keras").read_bytes()
+    (run / "model.keras").write_bytes(whole[:1000])
+    code, _, err = kpipe("run", "--resume", str(run), "training.epochs=3")
+    assert code == 5
+    assert f"{run}/model.keras: the best weights so far cannot be read (" in err
+    assert "remove the file and give the same command again" in err
+    (run / "model.keras").write_bytes(whole)
+    assert kpipe("run", "--resume", str(run), "training.epochs=3")[0] == 0
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == 1
+
+
+def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, experiment, logs, monkeypatch):
+    rates = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=1e-7", "training.epochs=9")
+    kpipe("run", experiment, *rates, "training.early_stopping.patience=1", "training.early_stopping.min_delta=0.5")
+    run = only_run(logs)
+    monkeypatch.chdir(run)
+    code, out, _ = kpipe("run", "--resume", ".", "training.epochs=12")
+    assert code == 0
+    assert f"run        {run}, resumed after step 18" in out
+    assert "note: early stopping has ended this training in epoch 2; more epochs do not change that" in out
+
+
+def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
+    kpipe("run", experiment)
+    run = only_run(logs)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for override, said in (
+        (
+            "training.epochs=9",
+            "training.epochs: 2 in the run, 9 now; the schedule 'cosine' looks at the end, its rates",
+        ),
+        ("training.epochs=1", "training.epochs: 2 in the run, 1 now; it can only grow"),
+        ("seed=1", "seed: 0 in the run, 1 now"),
+        ("data.batch_size=8", "data.batch_size: 16 in the run, 8 now"),
+        ("data.synthetic.classes=3", "data.synthetic.classes: 2 in the run, 3 now"),
+        ("model.pooling=average", "model.pooling: 'max' in the run, 'average' now"),
+        ("training.optimizer.name=sgd", "training.optimizer.name: 'adam' in the run, 'sgd' now"),
+        ("training.learning_rate.warmup.epochs=1", "training.learning_rate.warmup.epochs: nothing in the run, 1.0 now"),
+    ):
+        code, _, err = kpipe("run", "--resume", str(run), override)
+        assert code == 2
+        assert f"{run}: {said}" in err
+        assert "Under --resume only training.log_every, training.checkpoint and more training.epochs may differ" in err
+    code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
+    assert "seed: 0 in the run, 1 now" in err
+    code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
+    assert (code, err) == (2, "logs: expected none under --resume, a run stays where it is\n")
+    code, _, err = kpipe("run", "--resume", str(run), "training.checkpoint.keep=3")
+    assert (code, err) == (2, f"{run}: is finished after 2 epochs; a larger training.epochs extends it\n")
+    for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
+        code, _, err = kpipe("run", "--resume", str(wrong))
+        said = f"{wrong}: expected a run directory with a config.yaml, found none there, did you mean {run}?\n"
+        assert (code, err) == (2, said)
+    code, _, err = kpipe("run", "--resume", "nowhere")
+    assert (code, "nowhere: expected a run directory with a config.yaml, found none there" in err) == (2, True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
+    allowed = ("training.log_every.steps=3", "training.checkpoint.keep=1", "training.checkpoint.every.steps=2")
+    code, out, _ = kpipe("run", experiment, "--resume", str(unfinished), *allowed)
+    assert (code, "resumed after step 18" in out) == (0, True)
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    assert config["training"]["checkpoint"] == {"every": {"steps": 2}, "keep": 1, "keep_last": True}
+
+
+# --- what has changed in the meantime -------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    kpipe, experiment, unfinished, tmp_path, monkeypatch, first_epoch_is_best
+):
+    run = unfinished
+    os.truncate(run / "checkpoints" / "step-00000018" / "training.npz", 1000)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert re.search(
+        r"note: .*step-00000018 is damaged \(training.npz has 1,000 bytes of [\d,]+\); the one before it is", out
+    )
+    assert "resumed after step 9" in out
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe("run", experiment)
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
+def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, unfinished, first_epoch_is_best):
+    run = unfinished
+    os.truncate(run / "checkpoints" / "step-00000009" / "weights.npz", 1000)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    assert "note: the best weights so far, of step 9, are damaged; the best is looked for anew from here" in out
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == 2
+
+
+def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, unfinished):
+    run = unfinished
+    next((run / "validation").iterdir()).unlink()
+    record = json.loads((run / "environment.json").read_text())
+    record["versions"]["keras"] = "3.0.0"
+    (run / "environment.json").write_text(json.dumps(record))
+    manifest = json.loads((run / "checkpoints" / "step-00000018" / "manifest.json").read_text())
+    os.truncate(run / "metrics.jsonl", manifest["logs"]["metrics.jsonl"] - 10)
+    code, out, _ = kpipe("run", experiment)
+    assert code == 0
+    said = f"keras was 3.0.0, is {keras.__version__}\n"
+    assert f"note: the last bits may differ from those of an uninterrupted run: {said}" in out
+    assert f"note: {run / 'metrics.jsonl'} has lost its last 10 bytes" in out
+    assert re.search(r"note: validation/events.out.tfevents.\S+ is gone\n", out)
+    assert len(records_of(run)) == len({(r["step"], r["split"], r["span"]) for r in records_of(run)})
+    again = json.loads((run / "environment.json").read_text())
+    assert (again["versions"]["keras"], len(again["resumed"])) == ("3.0.0", 1)
+    assert again["resumed"][0]["versions"]["keras"] == keras.__version__
+
+
+def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinished, monkeypatch):
+    from kpipe.data import load_dataset
+
+    fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
+    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, download: fewer)
+    code, _, err = kpipe("run", experiment)
+    assert code == 3
+    said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"
+    assert f"{unfinished}: {said}" in err
+    assert err.endswith(" now. Bring them back, or start another run with --new.\n")
+
+
+def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, unfinished):
+    config = unfinished / "config.yaml"
+    config.write_text(config.read_text().replace("precision: float32\n  deterministic: true", "precision: fast"))
+    code, _, err = kpipe("run", experiment)
+    assert code == 2
+    assert (
+        f"{config}: chosen: expected precision and deterministic as kpipe has written them, got {{'precision': " in err
+    )
+
+
+def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, unfinished, tmp_path):
+    run = unfinished
+    (tmp_path / "precious").write_text("x" * 100_000)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    code, _, err = kpipe("run", experiment)
+    assert code == 5
+    assert f"{run}/metrics.jsonl: expected a log of this run, found a symbolic link; remove it" in err
+    assert (tmp_path / "precious").stat().st_size == 100_000
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_while_libraries_are_imported(number, code, word, experiment, logs):
+    """The moment is chosen by an import hook: TensorFlow's first import sends the signal."""
+    script = f"""
+import os, signal, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            os.kill(os.getpid(), signal.{number})
+sys.meta_path.insert(0, Hook())
+from kpipe.cli import main
+sys.exit(main(["run", {experiment!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.strip() == f"{word} before another step was done; what was saved is still there"
+    assert not logs.exists()
+
+
+def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
+    augment = "data.augment=[{pad_crop: {padding: 2}}]"
+    monkeypatch.setattr(sys, "executable", "/x/bin/python3.11")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/x/bin/{name}")
+    monkeypatch.setattr(sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", augment])
+    assert command_again(resumes=True) == f"python -m kpipe.run 'a b.yaml' '{augment}'"
+    # Without --new, an older run would be gone on with where this one has left nothing.
+    assert command_again(resumes=False) == f"python -m kpipe.run 'a b.yaml' --new '{augment}'"
+    monkeypatch.setattr(sys, "argv", ["/x/bin/kpipe", "run", "a.yaml"])
+    assert command_again(resumes=True) == "kpipe run a.yaml"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert command_again(resumes=True) == "/x/bin/kpipe run a.yaml"
+    monkeypatch.setattr(sys, "argv", ["/x/kpipe/__main__.py", "run", "a.yaml"])
+    assert command_again(resumes=True) == "/x/bin/python3.11 -m kpipe run a.yaml"
