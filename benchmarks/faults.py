@@ -812,7 +812,7 @@ def check_left_by_signal(said: str, plan: str, logs: Path, phase: str, reached: 
     saved = re.search(r"saved up to step ([\d,]+)", said)
     if saved is None:
         nothing = "nothing to keep" in said and f"python -m kpipe.run {plan}" in said
-        nothing = nothing or (phase == "start-up" and "before anything was changed" in said)
+        nothing = nothing or (phase == "start-up" and "before another step was done" in said)
         expect(nothing, f"neither a step nor that there is nothing to keep is named: {said!r}")
         expect(phase in ("start-up", "tracing"), f"there was something to keep: {said!r}")
         expect(not runs_in(logs), "a run directory was left with nothing in it")
@@ -1451,7 +1451,7 @@ def measure_costs(site: Site) -> list[dict]:
 
 def measure_commits(pipe, name: str, path: str, folder: Path, commits: int, epochs: int) -> None:
     """By default a run commits once an epoch: the share of the time is commit / (commit + epoch)."""
-    experiment = load_experiment(path).experiment
+    experiment = load_experiment(path, ["training.epochs=100"]).experiment  # more than will be done
     kpipe.experiment.seed_everything(experiment.seed, kpipe.experiment.choose(experiment).deterministic)
     prepared = kpipe.experiment.prepare(experiment)
     trainer, checkpoints = Trainer(prepared.model), Checkpoints(folder / "checkpoints")
