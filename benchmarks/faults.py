@@ -1295,11 +1295,12 @@ def save_on_full_disk(pipe, folder: Path, kind: str, how: str, share: float) -> 
 # --- simultaneous starts ----------------------------------------------------------------------------------------------
 
 PROCESSES = 4  # of a simultaneous start; two where each shall get a run
+CROWD = 20  # processes of the first round
 
 
 def simultaneous_starts(site: Site, count: int) -> Iterator[bool]:
     """Processes give the same command at the same moment, in turn where there is nothing, where a run can be resumed,
-    and, two of them, with --new. `count` is the number of such starts; every process is an attempt.
+    and, two of them, with --new; the first time a crowd. `count` is the number of rounds; every process is an attempt.
 
     Survived: exactly one process owns the run; every other one has ended within two seconds with code 5 and names the
     run and the owner; and but for lock files the disk is as a lone start would have left it. The owner is held at the
@@ -1317,14 +1318,15 @@ def simultaneous_starts(site: Site, count: int) -> Iterator[bool]:
     child.receive()
     child.end()
     expected = {"fresh": tree_of(alone), "resumed": tree_of(unfinished)}
-    for kind in itertools.islice(
-        itertools.cycle(["fresh", "new"] if site.quick else ["fresh", "resumed", "new"]), count
+    kinds = itertools.cycle(["fresh", "new"] if site.quick else ["fresh", "resumed", "new"])
+    for kind, first in zip(
+        itertools.islice(kinds, count), itertools.chain([True], itertools.repeat(False)), strict=False
     ):
         logs = site.new(f"logs-{kind}")
         if kind == "resumed":
             shutil.copytree(unfinished, logs, dirs_exist_ok=True)
         arguments = [plan, "--new"] if kind == "new" else [plan]
-        processes = 2 if kind == "new" else 3 if site.quick else PROCESSES
+        processes = 2 if kind == "new" else 3 if site.quick else CROWD if first else PROCESSES
         children = [site.fork(run_kpipe, arguments, wait_for_start, KPIPE_LOGS=str(logs)) for _ in range(processes)]
         began = start_all(children, whole_second=kind == "new")
         outcome = Outcome(logs, children, began)
