@@ -8,16 +8,12 @@ process trains one stretch of steps to warm up and then measures another of the 
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
+from report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -82,10 +78,7 @@ def main() -> None:
         table.add_row(with_it["work"], f"{with_it['items']:,}", *seconds, f"{100 * cost:+.1f} %")
     Console().print(table)
     if options.json:
-        hardware = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-        versions = {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "keras")}
-        content = {"date": str(date.today()), "hardware": hardware, "versions": versions, "rows": rows}
-        Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import random
 import re
 import resource
@@ -36,11 +35,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from io import BytesIO
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from report import write_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -1652,18 +1651,6 @@ def show_costs(console: Console, rows: list[dict]) -> None:
             words = {"fsync": "with fsync", "no_fsync": "without fsync"}
             table.add_row(name, words[variant], milliseconds, f"{row['bytes']:,}", f"{100 * share:.1f} %")
     console.print(table)
-
-
-def describe_hardware() -> str:
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else []
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor() or platform.machine()}"
-
-
-def write_json(path: str, rows: list[dict]) -> None:
-    packages = ("kpipe", "tensorflow", "keras", "numpy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    found = {"date": time.strftime("%Y-%m-%d"), "hardware": describe_hardware(), "versions": versions, "rows": rows}
-    Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:

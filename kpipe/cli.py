@@ -148,8 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
         except (KeyboardInterrupt, click.Abort):
             _ignore_impatience(stop.exit_code)
-            word = "interrupted" if stop.exit_code == 128 + signal.SIGINT else "terminated"
-            click.echo(f"{word} before another step was done; what was saved is still there", err=True)
+            click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
             return stop.exit_code
         except BrokenPipeError:  # the reader of `kpipe list | head` has gone
             sys.stderr.close()

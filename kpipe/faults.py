@@ -27,11 +27,12 @@ def worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         step = saved_step(run.path)
-        word = "interrupted" if stop.exit_code == 130 else "terminated"
         if step is None:
-            said = f"{word} before the first step was saved: there is nothing to keep. The same command starts again"
+            said = (
+                f"{stop.word} before the first step was saved: there is nothing to keep. The same command starts again"
+            )
         else:
-            said = f"{word}; the training is saved up to step {step:,}. The same command goes on from there"
+            said = f"{stop.word}; the training is saved up to step {step:,}. The same command goes on from there"
         raise Interrupted(f"{said}:\n  {command_again(resumes=step is not None)}", stop.exit_code) from None
 
 

@@ -21,7 +21,7 @@ from kpipe.errors import EnvironmentFault
 _LOCK, _OWNER = ".lock", ".owner"
 _PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
-_LARGEST_CONFIG = 1_000_000  # bytes
+LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 _REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -245,17 +245,13 @@ def _take(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = _read_owner(path)
+        owner = _read_json(path / _OWNER)
         raise EnvironmentFault(
             f"{path}: this run is still going on (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
             "Wait for it, or start another beside it with --new."
         ) from None
     write_text(path / _OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     return lock
-
-
-def _read_owner(path: Path) -> dict[str, Any]:
-    return _read_json(path / _OWNER)
 
 
 def read_status(path: Path) -> str | None:
@@ -284,7 +280,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     """The config.yaml of a run; None where there is none that kpipe can have written."""
     file = path / "config.yaml"
     try:
-        if file.stat().st_size > _LARGEST_CONFIG:
+        if file.stat().st_size > LARGEST_CONFIG:
             return None
         config = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -34,6 +34,11 @@ class Stop:
     def exit_code(self) -> int:
         return 128 + (self.number or signal.SIGINT)
 
+    @property
+    def word(self) -> str:
+        """For messages."""
+        return "terminated" if self.number == signal.SIGTERM else "interrupted"
+
     def receive(self, number: int, frame) -> None:
         """The signal handler."""
         again = self.number is not None

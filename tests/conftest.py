@@ -43,9 +43,10 @@ def logs(tmp_path):
 
 
 @pytest.fixture
-def experiment(tmp_path):
+def experiment(tmp_path, request):
+    """The file of a tiny experiment: the module's own TINY, or that of `runs`."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+    path.write_text(getattr(request.module, "TINY", TINY))
     return str(path)
 
 

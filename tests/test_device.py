@@ -29,6 +29,17 @@ def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path, monkey
     assert device.free_memory() == expected
 
 
+def test_a_limit_of_the_address_space_counts_what_is_taken(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(device.tf.config, "list_physical_devices", lambda kind: [])
+    with open("/proc/self/status") as status:
+        taken = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmSize"))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (taken + 500_000_000, -1))
+    assert device.free_memory() == pytest.approx(500_000_000, rel=0.1)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (taken // 2, -1))
+    assert device.free_memory() == 0
+
+
 def test_the_environment_says_what_the_last_bits_depend_on(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     found = device.describe_environment()

@@ -25,13 +25,6 @@ training:
 
 
 @pytest.fixture
-def experiment(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return str(path)
-
-
-@pytest.fixture
 def plan(capfd):
     """Runs `kpipe plan`; returns standard output, or the error's text."""
 

@@ -288,8 +288,11 @@ def test_a_chunk_never_spans_a_due_save(step):
 
 def test_a_save_may_be_due_by_the_clock():
     saved, steps = [], []
-    on_progress = lambda step, metrics: steps.append(step)  # noqa: E731
-    options = {"chunk": 6, "on_save": lambda state: saved.append(state.step), "on_progress": on_progress}
+    options = {
+        "chunk": 6,
+        "on_save": lambda state: saved.append(state.step),
+        "on_progress": lambda step, metrics: steps.append(step),
+    }
     fit(Trainer(make_model()), save_seconds=0.0, **options)
     assert saved == steps
     saved.clear()
@@ -299,7 +302,10 @@ def test_a_save_may_be_due_by_the_clock():
 
 def test_the_beginning_is_told_once_when_all_is_traced():
     trainer, steps = Trainer(make_model()), []
-    began = lambda: steps.append(trainer._run_steps.experimental_get_tracing_count())  # noqa: E731
+
+    def began():
+        steps.append(trainer._run_steps.experimental_get_tracing_count())
+
     fit(trainer, on_begin=began, on_progress=lambda step, metrics: steps.append("step"), chunk=20)
     assert steps == [1, "step", "step", "step", "step", "step", "step"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from kpipe.errors import ConfigError
+from kpipe.rundir import LARGEST_CONFIG
 
 Keys = tuple[str | int, ...]
 
@@ -21,7 +22,6 @@ _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
-_LARGEST_FILE = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 DEEPEST = 20
 """Levels of nesting."""
 
@@ -77,12 +77,12 @@ def read_document(path: Path) -> Document:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            raw = file.read(_LARGEST_FILE + 1)
+            raw = file.read(LARGEST_CONFIG + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected an experiment file, found nothing there{_near(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) > _LARGEST_FILE:
+    if len(raw) > LARGEST_CONFIG:
         raise ConfigError(f"{path}: expected an experiment of a page, got {max(size, len(raw)):,} bytes")
     try:
         text = raw.decode("utf-8-sig")

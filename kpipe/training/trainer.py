@@ -399,7 +399,11 @@ class _Loop:
         state, scores = self.state, None
         if self.validation is not None:
             self.callback_list.on_test_begin()
-            scores = self.trainer.evaluate(self.validation, should_stop=self.hooks.should_stop)
+            scores = self.trainer.evaluate(
+                self.validation,
+                should_stop=self.hooks.should_stop,
+                max_chunk_seconds=self.cadence.max_chunk_seconds,
+            )
             if scores is None:
                 state.interrupted = True
                 return {}
