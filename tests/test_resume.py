@@ -176,6 +176,8 @@ def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment
 
     before, summary = result()
     assert not (run / "checkpoints" / "step-00000009").exists()
+    code, _, err = kpipe("run", "--resume", str(run))
+    assert (code, err) == (2, f"{run}: is finished after 2 epochs; a larger training.epochs extends it\n")
     assert kpipe("run", "--resume", str(run), "training.epochs=4")[0] == 0
     after, extended = result()
     assert (summary["best_epoch"], extended["best_epoch"], extended["epochs"]) == (1, 1, 4)
@@ -235,7 +237,8 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
     assert (code, err) == (2, "logs: expected none under --resume, a run stays where it is\n")
     code, _, err = kpipe("run", "--resume", str(run), "training.checkpoint.keep=3")
-    assert (code, err) == (2, f"{run}: is finished after 2 epochs; a larger training.epochs extends it\n")
+    said = f"{run}: is finished after 2 epochs; its schedule 'cosine' looks at the end, so it cannot be extended\n"
+    assert (code, err) == (2, said)
     for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
         code, _, err = kpipe("run", "--resume", str(wrong))
         said = f"{wrong}: expected a run directory with a config.yaml, found none there, did you mean {run}?\n"

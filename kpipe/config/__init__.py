@@ -128,9 +128,11 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
             "training.epochs may differ; without it the command starts another run."
         )
     if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
-        raise ConfigError(
-            f"{run}: is finished after {before.training.epochs} epochs; a larger training.epochs extends it"
-        )
+        rate = before.training.learning_rate
+        way = "a larger training.epochs extends it"
+        if rate.looks_at_end:
+            way = f"its schedule '{rate.schedule}' looks at the end, so it cannot be extended"
+        raise ConfigError(f"{run}: is finished after {before.training.epochs} epochs; {way}")
 
 
 def _nearest_run(path: str | Path) -> str:
