@@ -146,13 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _ignore_impatience(error.exit_code)
             click.echo(error, err=True)
             return error.exit_code
-        except (KeyboardInterrupt, click.Abort):
-            _ignore_impatience(stop.exit_code)
-            click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
-            return stop.exit_code
         except BrokenPipeError:  # the reader of `kpipe list | head` has gone
             sys.stderr.close()
             return 1
+        except (KeyboardInterrupt, Exception) as error:
+            if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
+                raise
+            _ignore_impatience(stop.exit_code)
+            click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
+            return stop.exit_code
 
 
 def _ignore_impatience(exit_code: int) -> None:

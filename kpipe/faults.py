@@ -22,10 +22,12 @@ from kpipe.training.device import free_memory
 
 @contextmanager
 def worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
-    """Turns a KeyboardInterrupt into Interrupted, which says what is saved and how to go on."""
+    """Turns an interruption into Interrupted, which says what is saved and how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not (isinstance(error, KeyboardInterrupt) or stop.raised):
+            raise
         step = saved_step(run.path)
         if step is None:
             said = (

@@ -14,10 +14,13 @@ class Stop:
 
     Attributes:
         number: of the first signal that came; None: none has.
+        raised: a KeyboardInterrupt has been raised. Native code in the middle of which that happens may turn it into
+            another error, so whoever catches it looks here.
     """
 
     def __init__(self):
         self.number: int | None = None
+        self.raised = False
         self._defers = False
 
     def defer(self) -> None:
@@ -28,7 +31,7 @@ class Stop:
         """From here on a signal interrupts again; one that has been noted does so now, as KeyboardInterrupt."""
         self._defers = False
         if self.number is not None:
-            raise KeyboardInterrupt
+            self._interrupt()
 
     @property
     def exit_code(self) -> int:
@@ -45,7 +48,11 @@ class Stop:
         self.number = self.number or number
         impatient = again and number == signal.SIGINT
         if impatient or not (self._defers or again):
-            raise KeyboardInterrupt
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self.raised = True
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -356,6 +356,34 @@ sys.exit(main(["run", {experiment!r}]))
     assert not logs.exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (
+            "kpipe.training.trainer.Trainer.run_steps",
+            "terminated before the first step was saved: there is nothing to keep",
+        ),
+        ("kpipe.cli._import_experiment", "terminated before another step was done; what was saved is still there"),
+    ],
+)
+def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experiment, logs, monkeypatch, place, said):
+    """As TensorFlow was seen to do when the signal came while it traced."""
+
+    def traced(*arguments, **options):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise SystemError("Objects/listobject.c:338: bad argument to internal function") from None
+
+    monkeypatch.setattr(place, traced)
+    try:
+        code, _, err = kpipe("run", experiment)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert (code, err.startswith(said)) == (143, True), err
+    assert not list(logs.glob("tiny/*/"))
+
+
 def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
     augment = "data.augment=[{pad_crop: {padding: 2}}]"
     monkeypatch.setattr(sys, "executable", "/x/bin/python3.11")
