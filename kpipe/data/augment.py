@@ -15,13 +15,26 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What `make_pipeline` needs to know about an augmentation."""
+    """Changes images and keeps their size."""
 
     name: str
     uniforms: int
     """How many random numbers an image needs."""
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    """(images [B, H, W, C], uniforms float32 [B, n] in [0, 1)) -> images of the same shape and dtype."""
+    """(images [B, H, W, C], uniforms float32 [B, n] in [0, 1)) -> images of the same shape and dtype. H, W and C are
+    known when the graph is built; the function is compiled by XLA together with its neighbours."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Changes images and their labels together: training alone sees the labels as shares of classes."""
+
+    name: str
+    uniforms: int
+    apply: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    """(images [B, H, W, C], labels float32 [B, K] that add up to 1, uniforms float32 [B, n]) -> (images, labels). Row
+    2i is mixed with row 2i + 1 and with no other, so that a worker's rows never need another worker's; the last row of
+    an odd batch stays as it is. The images may become float32, in 0..255."""
 
 
 def pad_crop(padding: int = 4) -> Augmentation:
