@@ -27,11 +27,11 @@ from kpipe import data, figures
 from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
 from kpipe.console import Screen, describe_size
 from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
-from kpipe.faults import memory_notes, worded_interruption, worded_tensorflow_errors
+from kpipe.faults import memory_notes, worded_interruption, worded_reading_errors, worded_tensorflow_errors
 from kpipe.models import build_model, load_portable_weights, save_portable
 from kpipe.rundir import Run, open_run, worded_write_errors
 from kpipe.signals import Stop, stop_signals
-from kpipe.tables import AUGMENTATIONS, resolve
+from kpipe.tables import AUGMENTATIONS, WindowRow, resolve
 from kpipe.training.callbacks import RunLog
 from kpipe.training.checkpoints import Checkpoints, estimate_disk
 from kpipe.training.device import describe_device, describe_environment, gpu_hint
@@ -81,6 +81,8 @@ class Progress:
     """Of all processes that have trained, from the first step to the last save."""
     images: dict[str, int] = field(default_factory=dict)
     """How many each part has."""
+    unreadable: dict[str, list[int]] = field(default_factory=dict)
+    """The numbers of those that could not be read, by part."""
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
@@ -107,12 +109,12 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation part, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
-    batches_from = _training_batches(experiment, splits.train, steps_per_epoch * training.epochs)
+    batches_from = _training_batches(experiment, splits, steps_per_epoch * training.epochs)
     mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
     network = {
         "name": experiment.model.name,
         "options": options(experiment.model),
-        "input_shape": splits.train.images.shape[1:],
+        "input_shape": splits.image_shape,
         "classes": len(splits.class_names),
         "mean": mean,
         "std": std,
@@ -181,6 +183,7 @@ def train(
         notes += memory_notes(prepared.model, batch_size)
         with (
             worded_tensorflow_errors(run, batch_size, prepared.model),
+            worded_reading_errors(prepared.splits.parts.values()),
             closing(RunLog(run.path, log_lengths)) as log,
         ):
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
@@ -196,10 +199,21 @@ def train(
 def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
     """`load_dataset` with the options of the experiment's section."""
     synthetic = config.synthetic.model_dump() if config.synthetic else {}
+    passed_on = (
+        "image_size",
+        "stored_size",
+        "resize",
+        "channels",
+        "cache",
+        "cache_gigabytes",
+        "on_error",
+        "skip_limit",
+    )
+    windows = [AUGMENTATIONS[entry.chosen[0]] for entry in config.augment]
     return data.load_dataset(
         config.source,
-        image_size=config.image_size,
-        channels=config.channels,
+        **{name: getattr(config, name) for name in passed_on},
+        whole_images=any(isinstance(row, WindowRow) and row.whole_image for row in windows),
         validation=config.split.validation,
         test=config.split.test,
         download=download,
@@ -209,8 +223,7 @@ def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
 
 def count_images(splits: data.Splits) -> dict[str, int]:
     """Of each part that there is."""
-    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-    return {name: len(part) for name, part in parts.items() if part}
+    return {name: len(part) for name, part in splits.parts.items()}
 
 
 def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
@@ -266,19 +279,26 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     return {**describe_environment(), **experiment.chosen.model_dump(), "command": sys.argv, "seed": experiment.seed}
 
 
-def _training_batches(experiment: Experiment, part: data.Part, last_step: int) -> Callable[[int], tf.data.Dataset]:
-    config = experiment.data
-    augment = []
-    for entry in config.augment:
-        name, chosen_options = entry.chosen
-        augment.append(resolve(AUGMENTATIONS[name])(**options(chosen_options)))
+def make_augmentations(config: DataConfig) -> list[data.Augmentation | data.Window | data.Mix]:
+    """What the section asks for, ready for `make_pipeline`."""
+    chosen = [entry.chosen for entry in config.augment]
+    return [resolve(AUGMENTATIONS[name])(**options(chosen_options)) for name, chosen_options in chosen]
+
+
+def _training_batches(experiment: Experiment, splits: data.Splits, last_step: int) -> Callable[[int], tf.data.Dataset]:
+    config, classes = experiment.data, len(splits.class_names)
+    augment = make_augmentations(config)
+    weights = data.balanced_weights(splits.train, classes) if config.class_weights else None
 
     def batches_from(first_step: int) -> tf.data.Dataset:
         return data.make_pipeline(
-            part,
+            splits.train,
             config.batch_size,
             seed=experiment.seed,
             augment=augment,
+            image_size=splits.image_size,
+            classes=classes,
+            class_weights=weights,
             first_step=first_step,
             last_step=last_step,
         )
@@ -315,6 +335,9 @@ def _restore(
         return Progress(images=images), None, []
     restored = checkpoints.restore(prepared.model)
     progress = Progress.from_dict(restored.state)
+    for name, part in prepared.splits.parts.items():
+        if part.unreadable:
+            part.unreadable.add(progress.unreadable.get(name, ()))
     notes = [f"{damage}; the one before it is taken" for damage in restored.skipped]
     if progress.images != images:
         raise DataError(
@@ -379,10 +402,20 @@ class _Job:
     def batch_size(self) -> int:
         return self.experiment.data.batch_size
 
+    @property
+    def splits(self) -> data.Splits:
+        return self.prepared.splits
+
+    def evaluation_batches(self, name: str) -> tf.data.Dataset | None:
+        """Of a part, if there is one."""
+        part = self.splits.parts.get(name)
+        return part and data.make_evaluation_pipeline(part, self.batch_size, image_size=self.splits.image_size)
+
     def save(self) -> None:
         """Commits this moment: resuming goes on from here."""
         progress = self.progress
         progress.seconds = time.monotonic() - self.started_at
+        progress.unreadable = {name: sorted(found.numbers) for name, found in self.unreadable().items()}
         self.checkpoints.commit(
             self.prepared.model,
             progress.to_dict(),
@@ -390,6 +423,11 @@ class _Job:
             best_step=progress.best_step,
             logs=self.log.lengths(),
         )
+
+    def unreadable(self) -> dict[str, data.Unreadable]:
+        """The images of each part that could not be read, so far; only parts that have some."""
+        found = {name: part.unreadable for name, part in self.splits.parts.items()}
+        return {name: images for name, images in found.items() if images}
 
     def end_epoch(self, logs: dict[str, float]) -> None:
         """Keeps the weights if they are the best so far."""
@@ -419,6 +457,7 @@ class _Job:
             "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
             "precision": self.experiment.chosen.precision,
             "seed": self.experiment.seed,
+            "unreadable": {name: len(images) for name, images in self.unreadable().items()},
             "train": progress.train_metrics,
             **(parts or {}),
         }
@@ -428,9 +467,9 @@ class _Job:
 
 def _fit(job: _Job) -> None:
     """Trains to the end, with checkpoints on the way, at a stop and at the end."""
-    training, splits, screen = job.experiment.training, job.prepared.splits, job.screen
+    training, screen = job.experiment.training, job.screen
     state, steps_per_epoch = job.progress.train, job.prepared.steps_per_epoch
-    validation = data.make_evaluation_pipeline(splits.validation, job.batch_size) if splits.validation else None
+    validation = job.evaluation_batches("validation")
     every = training.checkpoint.every
 
     def on_log(record: dict) -> None:
@@ -497,14 +536,14 @@ def _finish(job: _Job) -> Result:
         load_portable_weights(prepared.model, run.model)
     parts = {}
     for name in ("validation", "test"):
-        if part := getattr(prepared.splits, name):
-            parts[name] = job.trainer.evaluate(data.make_evaluation_pipeline(part, job.batch_size))
+        if batches := job.evaluation_batches(name):
+            parts[name] = job.trainer.evaluate(batches)
     if "test" in parts:
         test = {name: parts["test"][name] for name in ("loss", "accuracy")}
         epoch = progress.train.step // prepared.steps_per_epoch
         job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
     save_portable(prepared.model, run.model, **prepared.network)
-    _write_figures(run, prepared, job.batch_size)
+    _write_figures(job)
     job.stop.defer()  # what is left takes milliseconds, and a finished run is not gone on with
     summary = job.write_summary("finished", parts)
     checkpoints.finish(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras
@@ -512,9 +551,21 @@ def _finish(job: _Job) -> Result:
         trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
         parts = {f"train, during epoch {progress.best_epoch}": trained_on, **parts}
     job.screen.result(parts)
+    _report_unreadable(job)
     job.screen.line(f"Weights of epoch {progress.best_epoch}, {progress.seconds:.0f} s of training, in {run.path}")
     job.screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
     return Result(run.path, summary)
+
+
+def _report_unreadable(job: _Job) -> None:
+    """Writes the names of the files that were left out to unreadable.txt, and says how many there are."""
+    found = job.unreadable()
+    if found:
+        path = job.run.path / "unreadable.txt"
+        names = [name for images in found.values() for name in images.names()]
+        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+        counts = _in_words({name: len(images) for name, images in found.items()})
+        job.screen.line(f"Unreadable and left out: {counts}; their names are in {path}")
 
 
 def _score(monitor: str, logs: dict[str, float]) -> list[float] | None:
@@ -524,34 +575,63 @@ def _score(monitor: str, logs: dict[str, float]) -> list[float] | None:
     return [logs["val_accuracy"], -logs["val_loss"]] if monitor == "val_accuracy" else [-logs["val_loss"]]
 
 
-def _write_figures(run: Run, prepared: Prepared, batch_size: int) -> None:
-    folder = run.path / "figures"
+def _write_figures(job: _Job) -> None:
+    folder = job.run.path / "figures"
     folder.mkdir(exist_ok=True)
-    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()]
     figures.write_curves(folder / "curves.png", records)
-    part = prepared.splits.test or prepared.splits.validation
-    if part is None:
+    batches, names = job.evaluation_batches("test") or job.evaluation_batches("validation"), job.splits.class_names
+    if batches is None:
         return
-    names = prepared.splits.class_names
-    logits = prepared.model.predict(data.make_evaluation_pipeline(part, batch_size).map(lambda x, y: x), verbose=0)
-    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    predictions, confidence = probabilities.argmax(-1), probabilities.max(-1)
-    figures.write_confusion_matrix(folder / "confusion_matrix.png", part.labels, predictions, names)
-    wrong = np.flatnonzero(predictions != part.labels)
-    wrong = wrong[np.argsort(-confidence[wrong])]  # the surest mistakes first
-    for file, title, chosen in (
-        ("predictions.png", "Predictions", np.arange(min(25, len(part)))),
-        ("mistakes.png", f"The surest of {len(wrong)} mistakes" if len(wrong) else "No mistakes", wrong),
-    ):
-        columns = (array[chosen] for array in (part.images, part.labels, predictions, confidence))
-        figures.write_predictions(folder / file, *columns, names, title=title)
+    judged = _judge(job.prepared.model, batches)
+    figures.write_confusion_matrix(folder / "confusion_matrix.png", judged.labels, judged.predictions, names)
+    wrong = np.count_nonzero(judged.predictions != judged.labels)
+    figures.write_predictions(folder / "predictions.png", *judged.first, names, title="Predictions")
+    title = f"The surest of {wrong} mistakes" if wrong else "No mistakes"
+    figures.write_predictions(folder / "mistakes.png", *judged.mistakes, names, title=title)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the network says of a part, and the images that are worth a look.
+
+    `first` and `mistakes`: images uint8 [n, H, W, C], labels, predictions int [n], probabilities of these float [n]; the
+    mistakes with the surest first.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    first: tuple[np.ndarray, ...]
+    mistakes: tuple[np.ndarray, ...]
+
+
+def _judge(model: keras.Model, batches: tf.data.Dataset, most: int = 25) -> _Judged:
+    """Looks at each image once and keeps no more than `most` of a kind: the part may be larger than the memory."""
+    answers, first, mistakes = [], None, None
+    for images, labels in batches.as_numpy_iterator():
+        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(images)))
+        rows = (images, labels, probabilities.argmax(-1), probabilities.max(-1))
+        answers.append(rows[1:3])
+        first = _take(_join(first, rows), slice(most))
+        wrong = _join(mistakes, _take(rows, rows[1] != rows[2]))
+        mistakes = _take(wrong, np.argsort(-wrong[3], kind="stable")[:most])
+    labels, predictions = (np.concatenate(column) for column in zip(*answers, strict=True))
+    return _Judged(labels, predictions, first, mistakes)
+
+
+def _join(rows: tuple | None, more: tuple) -> tuple[np.ndarray, ...]:
+    return more if rows is None else tuple(np.concatenate(pair) for pair in zip(rows, more, strict=True))
+
+
+def _take(rows: tuple, chosen) -> tuple[np.ndarray, ...]:
+    return tuple(column[chosen] for column in rows)
 
 
 def _show_header(
     screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, progress: Progress, notes: list[str]
 ) -> None:
     splits = prepared.splits
-    shape = "x".join(str(side) for side in splits.train.images.shape[1:])
+    shape = "x".join(str(side) for side in splits.image_shape)
     parts = _in_words(count_images(splits))
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",

@@ -5,14 +5,15 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import keras
 import tensorflow as tf
 
 from kpipe.console import describe_size
-from kpipe.errors import EnvironmentFault, Interrupted
+from kpipe.data.parts import AnyPart, Records, first_line
+from kpipe.errors import DataError, EnvironmentFault, Interrupted
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
 from kpipe.rundir import REFUSALS, Run, cannot_write, saved_step
 from kpipe.signals import Stop
@@ -79,6 +80,25 @@ def worded_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | Non
             ) from None
         fits = _fitting(model, batch_size, available)
         raise EnvironmentFault(f"out of memory with data.batch_size={batch_size} ({free}); {fits}") from None
+
+
+@contextmanager
+def worded_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
+    """Turns what TensorFlow makes of an image that cannot be read into the DataError that says which."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for part in parts:
+            if part.unreadable and part.unreadable.error:
+                raise part.unreadable.error from None
+            if isinstance(part, Records) and isinstance(
+                error, tf.errors.DataLossError | tf.errors.InvalidArgumentError
+            ):
+                raise DataError(
+                    f"{part.unreadable.where}: expected {len(part):,} records that can be read, got an error "
+                    f"({first_line(error)}). kpipe data check finds them; data.on_error=skip leaves them out"
+                ) from None
+        raise
 
 
 def memory_notes(model: keras.Model, batch_size: int) -> list[str]:

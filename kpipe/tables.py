@@ -304,7 +304,7 @@ SOURCES = {
         "kpipe.data.synthetic:read_synthetic", SyntheticOptions, "procedural, learnable (embedded)", None, None
     ),
     "folder": SourceRow(
-        "kpipe.data.sources:read_folder",
+        "kpipe.data.folders:read_folder",
         NoOptions,
         "a folder of images, one folder a class",
         "path",
@@ -312,13 +312,36 @@ SOURCES = {
         True,
     ),
     "tfds": SourceRow(
-        "kpipe.data.sources:read_tfds",
+        "kpipe.data.records:read_tfds",
         NoOptions,
         "an image classification set of TensorFlow Datasets",
         "name",
         None,
     ),
 }
+
+
+@dataclass(frozen=True)
+class WindowRow(Row):
+    """An augmentation that chooses which part of an image the network sees."""
+
+    whole_image: bool = False
+    """It looks at the image as it is in its file."""
+
+
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+class RandomResizedCropOptions(Section):
+    area: Range = [0.08, 1.0]
+    """Share of the image, smallest and largest."""
+    aspect: Range = [3 / 4, 4 / 3]
+    """Width / height, smallest and largest."""
+
+
+class ScaleJitterOptions(Section):
+    low: Count = 256
+    high: Count = 512
 
 
 class PadCropOptions(Section):
@@ -331,6 +354,14 @@ class TranslateOptions(Section):
 
 
 AUGMENTATIONS = {
+    "random_crop": WindowRow("kpipe.data.windows:random_crop", NoOptions, "a window of image_size in stored_size"),
+    "center_crop": WindowRow("kpipe.data.windows:center_crop", NoOptions, "the middle, as in evaluation"),
+    "random_resized_crop": WindowRow(
+        "kpipe.data.windows:random_resized_crop", RandomResizedCropOptions, "a window of random area and aspect", True
+    ),
+    "scale_jitter": WindowRow(
+        "kpipe.data.windows:scale_jitter", ScaleJitterOptions, "scale at random, then a window", True
+    ),
     "pad_crop": Row("kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"),
     "translate": Row("kpipe.data.augment:translate", TranslateOptions, "shift by up to a share of the image"),
     "flip_horizontal": Row("kpipe.data.augment:flip_horizontal", NoOptions, "mirror every second image"),

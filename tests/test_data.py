@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kpipe.data import channel_statistics, load_dataset, sources
+from kpipe import data
+from kpipe.data import channel_statistics, load_dataset
 from kpipe.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
@@ -229,7 +231,8 @@ def test_broken_files_are_named(tmp_path, image_size):
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", image_size=image_size)
     assert str(caught.value) == (
-        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. Replace or remove it"
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. Replace or remove it, or leave "
+        "such files out with data.on_error=skip"
     )
 
 
@@ -249,7 +252,7 @@ def png_header(height: int, width: int) -> bytes:
 
 @pytest.fixture
 def nothing_is_decoded(monkeypatch):
-    monkeypatch.setattr(sources, "_decode_files", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(data, "keep_in_memory", lambda *_: pytest.fail("decoded"))
 
 
 TOO_LARGE = (
@@ -456,18 +459,21 @@ def test_tfds_with_images_of_many_sizes(tfds_data):
         (1, 6, 6, 1),
         (2, 6, 6, 1),
     ]
-    with pytest.raises(DataError, match=r"tfds:tiny_sizes: expected images of one size, got .*Set data\.image_size"):
+    with pytest.raises(DataError, match=r"tfds:tiny_sizes, train: expected images of one size, got .*Set data"):
         load_dataset("tfds:tiny_sizes")
 
 
-@pytest.mark.parametrize("lost", [1, 200])
-def test_tfds_with_damaged_files(tfds_data, tmp_path, lost):
+@pytest.mark.parametrize(("lost", "seen"), [(1, 9), (200, 8)])
+def test_tfds_with_damaged_files(tfds_data, tmp_path, lost, seen):
     name = f"tiny_damaged_{lost}"
     define_set(tfds_data, name, {"train": [0, 1] * 5})
     load_dataset(f"tfds:{name}")
     [records] = tmp_path.rglob("*.tfrecord*")
     records.write_bytes(records.read_bytes()[:-lost])
-    message = rf"tfds:{name}: expected 10 images in train, got files that cannot be read \(.*prepare the set"
+    message = (
+        rf"tfds:{name}, train: expected 10 records, got {seen}: {re.escape(str(records))} cannot be read to the end\. "
+        r"Remove .* and prepare the set again, or go on with what is left with data\.on_error=skip"
+    )
     with pytest.raises(DataError, match=message):
         load_dataset(f"tfds:{name}")
 
@@ -480,7 +486,7 @@ def test_tfds_that_lost_whole_records(tfds_data, tmp_path):
     with tf.io.TFRecordWriter(str(records)) as writer:
         for record in first:
             writer.write(record)
-    with pytest.raises(DataError, match=r"tfds:tiny_lost: expected 10 images in train, got files that cannot"):
+    with pytest.raises(DataError, match=r"tfds:tiny_lost, train: expected 10 records, got 6: "):
         load_dataset("tfds:tiny_lost")
 
 

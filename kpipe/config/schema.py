@@ -72,7 +72,13 @@ class DataConfig(Section):
     source: Annotated[str, BeforeValidator(_known_source)]
     """digits, synthetic, folder:<path>, tfds:<name>[/<config>]."""
     image_size: Count | None = None
-    """Pixels a side: the shorter side is scaled to it, the middle is kept. Default: the source's own size."""
+    """Pixels a side of what the network sees. Default: the source's own size."""
+    resize: Literal["crop", "pad", "squash"] = "crop"
+    """How an image becomes square. crop: the shorter side is scaled and the middle kept; pad: the longer side is scaled
+    and the rest is black; squash: both sides are, each by its own factor."""
+    stored_size: Count | None = None
+    """Pixels a side of the image from which the network sees image_size: evaluation the middle, training the middle or
+    the window of random_crop. Default: image_size."""
     channels: Count | None = None
     """1 for grey, 3 for colour. Default: the source's own (folders: 3)."""
     batch_size: Count = 32
@@ -83,7 +89,20 @@ class DataConfig(Section):
     """The model's first layer. none; unit: to 0..1; standardize: mean 0 and deviation 1 a channel over the training
     part; {mean: [..], std: [..]} in units of 0..255."""
     augment: list[Augment] = []
+    """Of training, in this order; a window (random_crop, random_resized_crop, scale_jitter, center_crop) first."""
     split: SplitConfig = SplitConfig()
+    class_weights: Literal["balanced"] | None = None
+    """balanced: the loss of an image counts by images / (classes x images of its class), over the training part."""
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    """Where decoded images are kept. disk: in $KPIPE_CACHE, by default ~/.cache/kpipe; none: files are decoded each
+    time, records of TensorFlow Datasets are streamed; auto: in memory, part by part, while they fit."""
+    cache_gigabytes: Positive = 2.0
+    """What `cache: auto` may fill, in 10^9 bytes."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What happens at an image that cannot be read. skip: in training the next one takes its place, evaluation leaves it
+    out."""
+    skip_limit: Share = 0.01
+    """Largest share of unreadable images in a part under `on_error: skip`; beyond it the run ends."""
     synthetic: SyntheticOptions | None = None
     """Options of the source `synthetic`."""
 

@@ -1,25 +1,40 @@
 """Data: from a source's name to batches.
 
-`load_dataset` reads a source into memory and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a
-part into batches.
+`load_dataset` reads a source and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a part into batches.
 """
 
 import math
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from kpipe.data.augment import Augmentation, flip_horizontal, pad_crop, translate
+from kpipe.data.augment import Augmentation, Mix, flip_horizontal, pad_crop, translate
+from kpipe.data.images import Form
+from kpipe.data.keep import count_bytes, keep_in_memory, keep_on_disk
+from kpipe.data.parts import AnyPart, Files, Part, Records, Unreadable, readable_numbers
 from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
-from kpipe.data.sources import Part, Source, Splits
+from kpipe.data.reading import note_unreadable, read_labels
+from kpipe.data.sources import Source, Splits
 from kpipe.data.statistics import channel_statistics
+from kpipe.data.windows import Window, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
 from kpipe.errors import ConfigError
 from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
+    "AnyPart",
     "Augmentation",
+    "Files",
+    "Mix",
     "Part",
+    "Records",
     "Splits",
+    "Unreadable",
+    "Window",
+    "balanced_weights",
+    "center_crop",
     "channel_statistics",
     "count_steps_per_epoch",
     "flip_horizontal",
@@ -27,6 +42,10 @@ __all__ = [
     "make_evaluation_pipeline",
     "make_pipeline",
     "pad_crop",
+    "random_crop",
+    "random_resized_crop",
+    "scale_jitter",
+    "ten_crop",
     "translate",
 ]
 
@@ -37,22 +56,37 @@ def load_dataset(
     source: str = "digits",
     *,
     image_size: int | None = None,
+    stored_size: int | None = None,
+    resize: str = "crop",
     channels: int | None = None,
+    cache: str = "auto",
+    cache_gigabytes: float = 2.0,
+    whole_images: bool = False,
+    on_error: str = "fail",
+    skip_limit: float = 0.01,
     validation: float = 0.1,
     test: float = 0.2,
     download: bool = True,
     **options,
 ) -> Splits:
-    """Reads a source into memory: images uint8 [N, H, W, C], 0..255, labels int32 [N].
+    """Finds a source, splits it, and decodes what is to be kept decoded.
 
     Parts that the source has are kept. A source without parts is split, stratified and shuffled, the same way
     each time; where only the validation part is missing, it is carved out of train. A class with fewer images
-    than parts goes whole to train.
+    than parts goes whole to train. A stream of records is split in its order.
 
     Args:
         source: `digits`, `synthetic`, `folder:<path>` or `tfds:<name>`.
-        image_size: the shorter side is scaled to it and the centre cropped; None: as the images are.
+        image_size: I, pixels a side of what the network sees; None: images are used as they are.
+        stored_size: S, pixels a side at which images are kept, at least I; None: I. Evaluation sees the middle I x I.
+        resize: how an image becomes S x S: `crop`, `pad` or `squash`, see `kpipe.data.images.Form`.
         channels: 1 or 3; None: as the source is.
+        cache: where the decoded images are kept. `memory`; `disk`: in $KPIPE_CACHE, by default ~/.cache/kpipe;
+            `none`: nowhere, an image is decoded each time; `auto`: in memory, part by part, while they fit.
+        cache_gigabytes: what `auto` may fill, in 10^9 bytes.
+        whole_images: windows of training look at the images as they are in their files; `auto` does not keep those.
+        on_error: what an image does that cannot be read: `fail` or `skip`.
+        skip_limit: largest share of unreadable images in a part under `skip`.
         validation: share of what the test part leaves, rounded up; 0 leaves the part out.
         test: share of all images, rounded up; 0 leaves the part out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
@@ -61,19 +95,73 @@ def load_dataset(
     Raises:
         ConfigError: an unknown source, or an argument out of range.
         DataError: the data are not there or cannot be used.
+        EnvironmentFault: the disk is too small for `cache="disk"`.
     """
     row, argument = parse_source(source)
-    arguments = [argument] if row.argument else []
     _check_arguments(image_size, channels, {"validation": validation, "test": test})
+    if stored_size is not None and stored_size < (image_size or stored_size + 1):
+        raise ConfigError(f"data.stored_size: expected at least data.image_size, {image_size}, got {stored_size}")
     try:
         options = row.options(**options).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if row is SOURCES["tfds"]:
-        options["download"] = download
-    found = resolve(row)(*arguments, image_size=image_size, channels=channels, **options)
-    return _split(found, validation, test)
+    form = Form(stored_size or image_size, resize, channels)
+    limit = skip_limit if on_error == "skip" else None
+    if row is SOURCES["synthetic"]:
+        found = resolve(row)(image_size=form.size, channels=channels, **options)
+    elif row is SOURCES["digits"]:
+        found = resolve(row)(form)
+    else:
+        downloads = {"download": download} if row is SOURCES["tfds"] else {}
+        found = resolve(row)(argument, form, skip_limit=limit, **downloads)
+    keep = _Keeper(cache, cache_gigabytes, whole_images)
+    # Kept before it is split, a stream shows its labels, and all broken files are named at once.
+    splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
+    parts = keep.all(splits.parts)
+    lost = [
+        f"{part.lost:,} records of {name} are lost: its files end too early or are damaged"
+        for name, part in found.parts.items()
+        if isinstance(part, Records) and part.lost
+    ]
+    return replace(splits, **parts, notes=(*splits.notes, *lost), image_size=image_size if stored_size else None)
+
+
+def balanced_weights(part: AnyPart, classes: int) -> np.ndarray:
+    """Weights by which each class counts as much as any other: N / (K x images of the class), float32 [K].
+
+    The mean weight of the readable images is 1. A class without images has weight 0.
+    """
+    if isinstance(part, Records):
+        labels = np.concatenate(list(read_labels(part).batch(1024).as_numpy_iterator()))
+    else:
+        labels = part.labels[readable_numbers(part)]
+    counts = np.bincount(labels, minlength=classes)
+    weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
+    return weights.astype(np.float32)
+
+
+class _Keeper:
+    """Decides where the images of each part lie, and decodes those that are to be kept."""
+
+    def __init__(self, cache: str, gigabytes: float, whole_images: bool):
+        self.cache, self.free, self.whole_images = cache, gigabytes * 1e9, whole_images
+
+    def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
+        return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
+
+    def _keep(self, part: Files | Records, name: str) -> AnyPart:
+        if self.cache == "disk":
+            return keep_on_disk(part, Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser())
+        size = count_bytes(part) or 0
+        whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
+        if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
+            self.free -= size
+            return keep_in_memory(part)
+        # Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
+        if part.unreadable.share is not None and (isinstance(part, Records) or name != "train"):
+            note_unreadable(part)
+        return part
 
 
 def _check_arguments(image_size: int | None, channels: int | None, shares: dict[str, float]) -> None:
@@ -94,7 +182,10 @@ def _split(source: Source, validation: float, test: float) -> Splits:
     if "test" not in parts and "test" not in shares:
         notes.append("there is no test part: the set has a validation part, but none for the test")
     shares = {name: share for name, share in shares.items() if share > 0}
-    if shares:
+    if shares and isinstance(parts["train"], Records):
+        parts |= _cut(parts["train"], shares)
+        notes.append(f"the {' and '.join(shares)} part is cut off the end of the stream, without a look at its classes")
+    elif shares:
         carved, small = _carve(parts["train"], shares)
         parts |= carved
         if small:
@@ -106,20 +197,33 @@ def _split(source: Source, validation: float, test: float) -> Splits:
     return Splits(parts["train"], *others, source.class_names, tuple(notes))
 
 
-def _carve(part: Part, shares: dict[str, float]) -> tuple[dict[str, Part], list[int]]:
+def _cut(stream: Records, shares: dict[str, float]) -> dict[str, Records]:
+    """Cuts `shares` off the end of a stream, one after the other."""
+    parts, stop = {}, len(stream)
+    for name, share in shares.items():
+        start = stop - _count_of(share, stop)
+        if start < stop:
+            parts[name], stop = stream.slice(start, stop), start
+    return {"train": stream.slice(0, stop), **parts}
+
+
+def _count_of(share: float, images: int) -> int:
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    return math.ceil(round(share * images, 6))
+
+
+def _carve(part: Part | Files, shares: dict[str, float]) -> tuple[dict[str, Part | Files], list[int]]:
     """Cuts `shares` out of a part, one after the other; also returns the classes too small to be split."""
     counts = np.bincount(part.labels)
     small = np.flatnonzero((counts > 0) & (counts <= len(shares)))
     order = np.random.default_rng(SPLIT_SEED).permutation(len(part))
     rest, chosen = order[~np.isin(part.labels[order], small)], {}
     for reserve, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
-        # Rounded first: 0.07 * 100 is a little more than 7.
-        size = math.ceil(round(share * len(rest), 6))
-        taken = _stratified(part.labels[rest], size, reserve)
+        taken = _stratified(part.labels[rest], _count_of(share, len(rest)), reserve)
         chosen[name], rest = rest[taken], rest[~taken]
     cut = np.concatenate(list(chosen.values()))
     chosen["train"] = order[~np.isin(order, cut)]
-    parts = {name: Part(part.images[i], part.labels[i]) for name, i in chosen.items() if len(i)}
+    parts = {name: part.subset(numbers) for name, numbers in chosen.items() if len(numbers)}
     return parts, small.tolist()
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpipe.data.sources import Part, Source
+from kpipe.data.parts import Part
+from kpipe.data.sources import Source
 from kpipe.errors import ConfigError
 from kpipe.tables import SYNTHETIC_SIZES
 

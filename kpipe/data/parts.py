@@ -1,0 +1,220 @@
+"""The parts of a set, in the three ways in which their images can lie: as pixels, as files, as records of a stream.
+
+N images, H height, W width, C channels.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.data.images import Form
+from kpipe.errors import DataError
+
+SHOWN = 5  # names in a message before it says how many more there are
+
+Shape = tuple[int | None, int | None, int]
+
+
+class Unreadable:
+    """The images of a part that could not be read, as they are met.
+
+    Args:
+        where: the source and the part, for messages.
+        total: images of the part.
+        name: what image number i is called.
+        share: of the images that may be left out; None: not one, and the message says how to allow it.
+    """
+
+    def __init__(self, where: str, total: int, name: Callable[[int], str], share: float | None = None):
+        self.where, self.total, self.name, self.share = where, total, name, share
+        self.numbers: set[int] = set()
+        self.error: DataError | None = None
+        """What `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Notes images; those that are known already count once.
+
+        Raises:
+            DataError: there are more than allowed.
+        """
+        self.numbers |= {int(number) for number in numbers}
+        if len(self) > (self.share or 0) * self.total:
+            self._raise(self._message())
+
+    def refuse(self, numbers: Iterable[int]) -> None:
+        """Raises DataError for images that must be there: all can be read but those that are noted already."""
+        names = some([self.name(int(number)) for number in numbers])
+        self._raise(f"{self.where}: expected images, got files that cannot be decoded: {names}. {_advice('them')}")
+
+    def _raise(self, message: str) -> None:
+        self.error = DataError(message)
+        raise self.error
+
+    def names(self) -> list[str]:
+        return [self.name(number) for number in sorted(self.numbers)]
+
+    def subset(self, numbers: np.ndarray) -> "Unreadable":
+        """Of the images of these numbers, which are then called 0, 1, ..."""
+        chosen = numbers.tolist()
+        part = Unreadable(self.where, len(chosen), lambda i: self.name(chosen[i]), self.share)
+        part.numbers = {i for i, number in enumerate(chosen) if number in self.numbers}
+        return part
+
+    def _message(self) -> str:
+        count, shown = len(self), some(self.names())
+        if self.share is None:
+            files, them = ("file", "it") if count == 1 else ("files", "them")
+            return (
+                f"{self.where}: expected images, got {count:,} {files} that cannot be decoded: {shown}. {_advice(them)}"
+            )
+        return (
+            f"{self.where}: expected at most {self.share:.3g} of {self.total:,} files to be unreadable "
+            f"(data.skip_limit), got {count:,}: {shown}. Replace or remove them, or raise data.skip_limit"
+        )
+
+
+def _advice(them: str) -> str:
+    return f"Replace or remove {them}, or leave such files out with data.on_error=skip"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Part:
+    """Decoded images, in memory or mapped from a file: uint8 [N, H, W, C], 0..255; labels int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    unreadable: Unreadable | None = None
+    """Images whose pixels are all 0 because their file could not be read; training and evaluation leave them out."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Part({_described(self)})"
+
+    @property
+    def shape(self) -> Shape:
+        return self.images.shape[1:]
+
+    @functools.cached_property
+    def resident(self) -> tf.Tensor:
+        """The images in main memory, where tf.data works: from a GPU every batch would be copied back."""
+        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
+            return tf.constant(self.images)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the images lie on the disk."""
+        return isinstance(self.images, np.memmap)
+
+    def fetch(self, numbers: tf.Tensor) -> tf.Tensor:
+        """The images of these numbers, int64 [] or [n]: uint8 [H, W, C] or [n, H, W, C]."""
+        if not self.is_mapped:
+            return tf.gather(self.resident, numbers)
+        images = tf.numpy_function(lambda wanted: self.images[wanted], [numbers], tf.uint8)
+        return tf.ensure_shape(images, [*numbers.shape, *self.shape])
+
+    def subset(self, numbers: np.ndarray) -> "Part":
+        """The images of these numbers, int64 [n], in this order."""
+        unreadable = self.unreadable and self.unreadable.subset(numbers)
+        return Part(self.images[numbers], self.labels[numbers], unreadable)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Files:
+    """Image files, read when they are needed."""
+
+    paths: np.ndarray
+    """bytes [N]: file names need not be valid text."""
+    labels: np.ndarray
+    """int32 [N]"""
+    sides: np.ndarray
+    """Height and width, int32 [N, 2]; 1 and 1 where the header could not be read."""
+    form: Form
+    """The form that an image is brought to, unless a window takes its part of the image as it is in the file."""
+    unreadable: Unreadable
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Files({_described(self)})"
+
+    @property
+    def shape(self) -> Shape:
+        return (self.form.size, self.form.size, self.form.channels or 3)
+
+    def subset(self, numbers: np.ndarray) -> "Files":
+        """The files of these numbers, int64 [n], in this order."""
+        chosen = (array[numbers] for array in (self.paths, self.labels, self.sides))
+        return Files(*chosen, self.form, self.unreadable.subset(numbers))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a TFRecord file: `count` records behind the first `skip`."""
+
+    path: str
+    skip: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Records:
+    """TFRecord files, which can only be read in their order."""
+
+    shards: tuple[Shard, ...]
+    parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    """A record, string [] -> the encoded image, string [], and its label, int32 []."""
+    form: Form
+    shape: Shape
+    unreadable: Unreadable
+    is_in_form: bool = False
+    """All images have this form already."""
+    lost: int = 0
+    """Records that were declared and are not there."""
+
+    def __len__(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+    def __repr__(self) -> str:
+        return f"Records({_described(self)})"
+
+    def slice(self, start: int, stop: int) -> "Records":
+        """Records `start` up to, not including, `stop`."""
+        shards, first = [], 0
+        for shard in self.shards:
+            low, high = max(start - first, 0), min(stop - first, shard.count)
+            if low < high:
+                shards.append(Shard(shard.path, shard.skip + low, high - low))
+            first += shard.count
+        return replace(self, shards=tuple(shards), unreadable=self.unreadable.subset(np.arange(start, stop)))
+
+
+AnyPart = Part | Files | Records
+
+
+def readable_numbers(part: AnyPart) -> np.ndarray:
+    """Numbers of the images that are not known to be unreadable: int64 [n], n at most N."""
+    return np.setdiff1d(np.arange(len(part)), list(part.unreadable.numbers if part.unreadable else ()))
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _described(part: AnyPart) -> str:
+    return f"{len(part)} images of {'x'.join('?' if side is None else str(side) for side in part.shape)}"
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:150] if lines else type(error).__name__

@@ -1,0 +1,234 @@
+"""Reads images that lie in files, one by one and in parallel, and notices those that cannot be read.
+
+TensorFlow's own way to leave out a broken image drops it without a word. Here each image carries its place in the
+stream, so that a missing one leaves a gap in the places.
+
+N images, H height, W width, C channels, I pixels a side of what the network sees, n uniforms an image.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.data.images import cut, decode_to_form, decode_window, scale, sides_of
+from kpipe.data.parts import Files, Part, Records, Unreadable
+from kpipe.data.windows import Window
+
+SHUFFLE_BLOCK = 2048
+"""Records of a stream that are shuffled together, while they are still encoded."""
+STREAMS = 16
+"""Files of a stream that are read by turns."""
+
+
+def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
+    """(number int64 [], image uint8 [H, W, C], label int32 []) of every image that can be read, in their order."""
+    return _attempt(part, np.arange(len(part)))
+
+
+def read_labels(part: Records) -> tf.data.Dataset:
+    """label int32 [] of every record; no image is decoded."""
+    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
+    return records.map(lambda number, record: part.parse(record)[1], num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def note_unreadable(part: Files | Records) -> None:
+    """Tries all images, so that those which cannot be read are known; DataError if they are too many."""
+    found = read_what_can_be_read(part).map(lambda number, image, label: number).batch(1024)
+    numbers = np.concatenate([[], *found.as_numpy_iterator()])
+    part.unreadable.add(np.setdiff1d(np.arange(len(part)), numbers))
+
+
+def read_in_order(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset:
+    """The images of these numbers, int64 [n], ascending: (uint8 [H, W, C], label int32 []) in the form of the part.
+
+    One that cannot be read ends the stream with an error; `part.unreadable.error` says which.
+    """
+    blank = tf.zeros([side or 1 for side in part.shape], tf.uint8)
+    wanted = tf.constant(numbers, tf.int64)
+    # One more behind the last: without it nobody would miss the last image.
+    end = tf.data.Dataset.range(1).map(lambda _: (np.int64(len(part)), blank, 0))
+    wanted_and_end = tf.concat([wanted, [len(part)]], axis=0)
+
+    def check(place, element):
+        number, image, label = element
+        arrived = tf.searchsorted(wanted_and_end, number[None], out_type=tf.int64)[0]
+        note = _note(part.unreadable, "refuse", arrived > place, lambda: wanted[place:arrived])
+        with tf.control_dependencies([note]):
+            return place + 1, (image, tf.identity(label))
+
+    found = _attempt(part, numbers).concatenate(end)
+    return found.scan(np.int64(0), check).take(len(numbers))
+
+
+def read_files(
+    part: Files | Part,
+    drawn: tf.data.Dataset,
+    number_of: Callable[[tf.Tensor], tf.Tensor],
+    window: Window | None,
+    size: int | None,
+) -> tf.data.Dataset:
+    """Images of training, each as its window shows it; one that cannot be read is replaced by the next.
+
+    Args:
+        part: a `Part` only with a window.
+        drawn: a step's numbers of images, int64 [b], and uniforms, float32 [b, n], the window's first.
+        number_of: the numbers of the images at places of this stream, int64 [m] -> int64 [m].
+        window: None or one that resamples.
+        size: I, with a window.
+
+    Returns:
+        Data set of (image uint8 [H, W, C] or [I, I, C], label int32 [], uniforms float32 [n]).
+    """
+    labels = tf.constant(part.labels)
+    sides = tf.constant(part.sides if isinstance(part, Files) else np.tile(np.int32(part.shape[:2]), (len(part), 1)))
+    read = _reader(part, window, size)
+
+    def look(numbers, uniforms):
+        boxes = tf.zeros([tf.size(numbers), 4], tf.int32)
+        if window:  # for the whole batch at once: image by image it would take a tenth of the decoding
+            boxes = window.boxes(tf.gather(sides, numbers), uniforms[:, : window.uniforms], size)
+        return numbers, tf.gather(labels, numbers), boxes, uniforms
+
+    def decode(place, row):
+        number, label, box, uniforms = row
+        return place, read(number, box), label, uniforms
+
+    def fill(place, element):
+        arrived, *rest = element
+        note = _note(part.unreadable, "add", arrived > place, lambda: number_of(tf.range(place, arrived)))
+        with tf.control_dependencies([note]):
+            return arrived + 1, (arrived + 1 - place, *map(tf.identity, rest))
+
+    rows = drawn.map(look).unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    if isinstance(part, Part):
+        return rows.map(lambda place, *rest: rest)
+    filled = rows.ignore_errors().scan(np.int64(0), fill)
+    return filled.flat_map(lambda copies, *rest: tf.data.Dataset.from_tensors(rest).repeat(copies))
+
+
+def read_records(
+    part: Records,
+    uniforms: tf.data.Dataset,
+    *,
+    seed: int,
+    per_epoch: int,
+    first: int,
+    is_ours: Callable[[tf.Tensor], tf.Tensor],
+    window: Window | None,
+    size: int | None,
+) -> tf.data.Dataset:
+    """The same from a stream: its files are read by turns, in another order each epoch, and shuffled in blocks.
+
+    A record that cannot be read, or is missing, ends the stream with TensorFlow's error.
+
+    Args:
+        part: has no random access; it is read and thrown away up to where a training goes on.
+        uniforms: a step's uniforms, float32 [b, n].
+        seed: of the order.
+        per_epoch: images of an epoch over all workers.
+        first: the place of the first image wanted, counted from the start of the training.
+        is_ours: whether this worker takes the image at a place, int64 [] -> bool [].
+        window, size: as in `read_files`.
+    """
+
+    def epoch(number):
+        skipped = tf.maximum(first - number * per_epoch, 0)
+        records = _shuffled(part, seed, number).take(per_epoch).skip(skipped)
+        records = records.apply(tf.data.experimental.assert_cardinality(per_epoch - skipped))
+        return records.enumerate(number * per_epoch + skipped)
+
+    def decode(record, chosen):
+        contents, label = part.parse(record)
+        if window is None:
+            return decode_to_form(contents, part.form), label, chosen
+        box = window.boxes(sides_of(contents)[None], chosen[None, : window.uniforms], size)[0]
+        return decode_window(contents, box, size, part.form.channels), label, chosen
+
+    stream = tf.data.Dataset.range(first // per_epoch, np.iinfo(np.int64).max).flat_map(epoch)
+    ours = stream.filter(lambda place, record: is_ours(place)).map(lambda place, record: record)
+    return tf.data.Dataset.zip(ours, uniforms.unbatch()).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _attempt(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset:
+    """(number, image, label) of those of `numbers` that can be read."""
+    if isinstance(part, Files):
+        read, labels = _reader(part, None, None), tf.constant(part.labels)
+        wanted = tf.data.Dataset.from_tensor_slices(numbers.astype(np.int64))
+        attempts = wanted.map(
+            lambda number: (number, read(number, None), labels[number]), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return attempts.ignore_errors()
+
+    def decode(number, record):
+        contents, label = part.parse(record)
+        return number, decode_to_form(contents, part.form), label
+
+    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
+    if len(numbers) < len(part):
+        left_out = np.setdiff1d(np.arange(len(part)), numbers)
+        records = records.filter(lambda number, record: tf.reduce_all(number != left_out))
+    return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+
+
+def _reader(part: Files | Part, window: Window | None, size: int | None) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """(number int64 [], box int32 [4]) -> image."""
+    if isinstance(part, Part):
+        shrinks = max(part.shape[:2]) >= 2 * size
+        return lambda number, box: scale(cut(part.fetch(number), box), size, antialias=shrinks)
+    paths = tf.constant(part.paths)
+    if window is None:
+        return lambda number, box: decode_to_form(tf.io.read_file(paths[number]), part.form)
+    return lambda number, box: decode_window(tf.io.read_file(paths[number]), box, size, part.form.channels)
+
+
+def _shards(part: Records) -> tuple[tf.Tensor, ...]:
+    """Of each file: its path, how many records to skip and to take, and the number of the first one."""
+    counts = np.array([shard.count for shard in part.shards], np.int64)
+    skips = np.array([shard.skip for shard in part.shards], np.int64)
+    return tf.constant([shard.path for shard in part.shards]), skips, counts, np.cumsum(counts) - counts
+
+
+def _records(path, skip, count, first) -> tf.data.Dataset:
+    """(number int64 [], record string [])"""
+    return tf.data.TFRecordDataset(path).skip(skip).take(count).enumerate(first)
+
+
+def _shuffled(part: Records, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
+    """The records in the order of an epoch, without those that are known to be unreadable."""
+    files = len(part.shards)
+    order = _shuffle(tf.constant([seed, 0], tf.int64) + tf.stack([np.int64(0), epoch]), files)
+    shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in _shards(part)))
+    records = shards.interleave(
+        _records,
+        cycle_length=min(STREAMS, files),
+        block_length=1,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    if part.unreadable:
+        left_out = np.array(sorted(part.unreadable.numbers), np.int64)
+        records = records.filter(lambda number, record: tf.reduce_all(number != left_out))
+
+    def shuffle_block(block, rows):
+        # The blocks of all epochs have seeds of their own.
+        return tf.gather(rows, _shuffle(tf.stack([seed + 1, epoch * len(part) + block]), tf.size(rows, tf.int64)))
+
+    blocks = records.map(lambda number, record: record).batch(SHUFFLE_BLOCK).enumerate()
+    return blocks.map(shuffle_block).unbatch()
+
+
+def _shuffle(seed: tf.Tensor, count) -> tf.Tensor:
+    """0, 1, ... count - 1 in an order that depends on `seed`, int64 [2]."""
+    count = tf.cast(count, tf.int64)
+    return tf.random.experimental.index_shuffle(tf.range(count), seed=seed, max_index=count - 1)
+
+
+def _note(unreadable: Unreadable, method: str, condition: tf.Tensor, numbers: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """Calls a method of `unreadable` with numbers, where the condition holds."""
+
+    def call(values: np.ndarray) -> np.int64:
+        getattr(unreadable, method)(values)
+        return np.int64(0)
+
+    return tf.cond(condition, lambda: tf.numpy_function(call, [numbers()], tf.int64), lambda: np.int64(0))

@@ -1,0 +1,153 @@
+"""Which part of an image the network sees: windows of training, and the ten crops of evaluation.
+
+A window never draws: it gets its uniforms, as an augmentation does.
+
+B batch, H height, W width, C channels, S pixels a side of the kept image, I of what the network sees, n uniforms.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+TRIES = 10  # of random_resized_crop before it takes the middle, as in torchvision
+
+
+@dataclass(frozen=True)
+class Window:
+    """What `make_pipeline` needs to know about a window."""
+
+    name: str
+    uniforms: int
+    """How many random numbers an image needs."""
+    boxes: Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
+    """(heights and widths int32 [B, 2], uniforms float32 [B, n] in [0, 1), I) -> what is shown of each image, in its
+    pixels: top, left, height, width, int32 [B, 4]."""
+    resamples: bool
+    """Whether the box has another size than I x I, and is scaled to it."""
+
+
+def random_crop() -> Window:
+    """A window of I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
+
+    def boxes(sides, uniforms, size):
+        windows = tf.fill(tf.shape(sides), size)
+        return tf.concat([_whole(uniforms, sides - windows), windows], axis=1)
+
+    return Window("random_crop", 2, boxes, resamples=False)
+
+
+def center_crop() -> Window:
+    """The middle I x I of the kept image, as in evaluation (no uniforms)."""
+
+    def boxes(sides, uniforms, size):
+        windows = tf.fill(tf.shape(sides), size)
+        return tf.concat([(sides - windows) // 2, windows], axis=1)
+
+    return Window("center_crop", 0, boxes, resamples=False)
+
+
+def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Window:
+    """A window of random area and aspect, scaled to I x I. Szegedy et al. 2015, section 6.
+
+    As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the window fits into
+    the image; else the largest window in the middle whose aspect is allowed (22 uniforms).
+
+    Args:
+        area: the smallest and the largest share of the image, in (0, 1].
+        aspect: the smallest and the largest width / height, above 0.
+
+    Raises:
+        ValueError: a range is empty or out of bounds.
+    """
+    _check_range("random_resized_crop.area", area, 1.0)
+    _check_range("random_resized_crop.aspect", aspect, math.inf)
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+
+    def boxes(sides, uniforms, size):
+        floats = tf.cast(sides, tf.float32)
+        pixels = (area[0] + uniforms[:, :TRIES] * (area[1] - area[0])) * tf.reduce_prod(floats, 1, keepdims=True)
+        ratios = tf.exp(low + uniforms[:, TRIES : 2 * TRIES] * (high - low))
+        tried = tf.cast(tf.round(tf.sqrt(tf.stack([pixels / ratios, pixels * ratios], axis=2))), tf.int32)
+        fits = tf.reduce_all((tried > 0) & (tried <= sides[:, None]), axis=2)  # [B, TRIES]
+        found = tf.reduce_any(fits, axis=1, keepdims=True)
+        first = tf.gather(tried, tf.argmax(tf.cast(fits, tf.int32), axis=1), axis=1, batch_dims=1)
+        widest = tf.reverse(floats, axis=[1]) * tf.constant([1 / aspect[0], aspect[1]], tf.float32)
+        middle = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
+        windows = tf.where(found, first, middle)
+        free = sides - windows
+        return tf.concat([tf.where(found, _whole(uniforms[:, -2:], free), free // 2), windows], axis=1)
+
+    return Window("random_resized_crop", 2 * TRIES + 2, boxes, resamples=True)
+
+
+def scale_jitter(low: int = 256, high: int = 512) -> Window:
+    """Scales the shorter side to `low` to `high` pixels, all equally likely, and takes I x I anywhere (3 uniforms).
+
+    Simonyan and Zisserman 2015, section 3.1, multi-scale training. The uniforms are for the side, the row, the column.
+
+    Args:
+        low, high: pixels; `low` at least I.
+
+    Raises:
+        ValueError: `low` is not at least 1, or `high` is below `low`; later, `low` is below I.
+    """
+    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+        raise ValueError(f"scale_jitter: expected whole numbers 1 <= low <= high, got low={low!r}, high={high!r}")
+
+    def boxes(sides, uniforms, size):
+        if size > low:
+            raise ValueError(f"scale_jitter.low: expected at least the {size} pixels of the window, got {low}")
+        scaled = low + _whole(uniforms[:, :1], high - low)
+        # I pixels of the scaled image are so many of the image as it is.
+        window = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
+        windows = tf.repeat(tf.maximum(window, 1), 2, axis=1)
+        return tf.concat([_whole(uniforms[:, 1:], sides - windows), windows], axis=1)
+
+    return Window("scale_jitter", 3, boxes, resamples=True)
+
+
+def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
+    """The four corners and the middle of each image, then the same five mirrored. AlexNet, section 4.1.
+
+    Args:
+        images: [B, S, S, C] of any dtype.
+        size: I, at most S.
+
+    Returns:
+        [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, middle, then mirrored.
+
+    Raises:
+        ValueError: the window is larger than the images.
+    """
+    height, width = images.shape[1:3]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"ten_crop.size: expected 1 to {min(height, width)} pixels, got {size}")
+    bottom, right = height - size, width - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = tf.stack([images[:, top : top + size, left : left + size] for top, left in corners], axis=1)
+    return tf.concat([crops, tf.reverse(crops, axis=[3])], axis=1)
+
+
+def take_windows(images: tf.Tensor, window: Window, uniforms: tf.Tensor, size: int) -> tf.Tensor:
+    """[B, S, S, C] -> [B, I, I, C], for a window that does not resample."""
+    sides = tf.tile(tf.constant([images.shape[1:3]]), [tf.shape(images)[0], 1])
+    top, left = tf.unstack(window.boxes(sides, uniforms, size)[:, :2, None], axis=1)
+    images = tf.gather(images, top + tf.range(size), axis=1, batch_dims=1)
+    return tf.gather(images, left + tf.range(size), axis=2, batch_dims=1)
+
+
+def _whole(uniforms: tf.Tensor, largest) -> tf.Tensor:
+    """Uniforms in [0, 1) to int32 in 0..largest, all equally likely; `largest` a number or int32 of the same shape."""
+    # The product of the last float32 below 1 may round up to the next whole number.
+    count = tf.cast(largest + 1, tf.float32)
+    return tf.minimum(tf.cast(uniforms * count, tf.int32), largest)
+
+
+def _check_range(name: str, bounds: Sequence[float], most: float) -> None:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most or math.isinf(bounds[1]):
+        limit = f" <= {most:g}" if math.isfinite(most) else ""
+        raise ValueError(
+            f"{name}: expected [smallest, largest] with 0 < smallest <= largest{limit}, got {list(bounds)!r}"
+        )
