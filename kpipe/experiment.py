@@ -595,8 +595,8 @@ def _write_figures(job: _Job) -> None:
 class _Judged:
     """What the network says of a part, and the images that are worth a look.
 
-    `first` and `mistakes`: images uint8 [n, H, W, C], labels, predictions int [n], probabilities of these float [n]; the
-    mistakes with the surest first.
+    `first` and `mistakes`: images uint8 [n, H, W, C], labels, predictions int [n], probabilities of these float [n];
+    the surest mistakes first.
     """
 
     labels: np.ndarray

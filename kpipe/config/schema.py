@@ -99,8 +99,8 @@ class DataConfig(Section):
     cache_gigabytes: Positive = 2.0
     """What `cache: auto` may fill, in 10^9 bytes."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What happens at an image that cannot be read. skip: in training the next one takes its place, evaluation leaves it
-    out."""
+    """What happens at an image that cannot be read. skip: in training the next one takes its place, evaluation leaves
+    it out."""
     skip_limit: Share = 0.01
     """Largest share of unreadable images in a part under `on_error: skip`; beyond it the run ends."""
     synthetic: SyntheticOptions | None = None

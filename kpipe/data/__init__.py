@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kpipe.data.augment import Augmentation, Mix, flip_horizontal, pad_crop, translate
 from kpipe.data.images import Form
 from kpipe.data.keep import count_bytes, keep_in_memory, keep_on_disk
-from kpipe.data.parts import AnyPart, Files, Part, Records, Unreadable, readable_numbers
+from kpipe.data.parts import AnyPart, Files, Part, Progress, Records, Unreadable, no_progress, readable_numbers
 from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
 from kpipe.data.reading import note_unreadable, read_labels
 from kpipe.data.sources import Source, Splits
@@ -27,6 +27,7 @@ __all__ = [
     "AnyPart",
     "Augmentation",
     "Files",
+    "Form",
     "Mix",
     "Part",
     "Records",
@@ -38,6 +39,7 @@ __all__ = [
     "channel_statistics",
     "count_steps_per_epoch",
     "flip_horizontal",
+    "find_source",
     "load_dataset",
     "make_evaluation_pipeline",
     "make_pipeline",
@@ -67,6 +69,7 @@ def load_dataset(
     validation: float = 0.1,
     test: float = 0.2,
     download: bool = True,
+    progress: Progress = no_progress,
     **options,
 ) -> Splits:
     """Finds a source, splits it, and decodes what is to be kept decoded.
@@ -90,6 +93,7 @@ def load_dataset(
         validation: share of what the test part leaves, rounded up; 0 leaves the part out.
         test: share of all images, rounded up; 0 leaves the part out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
+        progress: shows how far the decoding is.
         options: the options of the source's row in `kpipe.tables.SOURCES`.
 
     Raises:
@@ -97,34 +101,88 @@ def load_dataset(
         DataError: the data are not there or cannot be used.
         EnvironmentFault: the disk is too small for `cache="disk"`.
     """
-    row, argument = parse_source(source)
-    _check_arguments(image_size, channels, {"validation": validation, "test": test})
+    _check_shares({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
     if stored_size is not None and stored_size < (image_size or stored_size + 1):
         raise ConfigError(f"data.stored_size: expected at least data.image_size, {image_size}, got {stored_size}")
-    try:
-        options = row.options(**options).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     form = Form(stored_size or image_size, resize, channels)
-    limit = skip_limit if on_error == "skip" else None
-    if row is SOURCES["synthetic"]:
-        found = resolve(row)(image_size=form.size, channels=channels, **options)
-    elif row is SOURCES["digits"]:
-        found = resolve(row)(form)
-    else:
-        downloads = {"download": download} if row is SOURCES["tfds"] else {}
-        found = resolve(row)(argument, form, skip_limit=limit, **downloads)
-    keep = _Keeper(cache, cache_gigabytes, whole_images)
+    found = find_source(
+        source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
+    )
+    keep = _Keeper(cache, cache_gigabytes, whole_images, progress)
     # Kept before it is split, a stream shows its labels, and all broken files are named at once.
     splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
-    parts = keep.all(splits.parts)
     lost = [
         f"{part.lost:,} records of {name} are lost: its files end too early or are damaged"
         for name, part in found.parts.items()
         if isinstance(part, Records) and part.lost
     ]
-    return replace(splits, **parts, notes=(*splits.notes, *lost), image_size=image_size if stored_size else None)
+    return replace(
+        splits,
+        **keep.all(splits.parts),
+        notes=(*splits.notes, *lost),
+        image_size=image_size if stored_size else None,
+    )
+
+
+def find_source(
+    source: str, form: Form, *, skip_limit: float | None = None, download: bool = True, **options
+) -> Source:
+    """Finds the images of a source: embedded ones are decoded and in their form, others are as they lie on the disk.
+
+    Args:
+        source, download, options: as in `load_dataset`.
+        form: of the images.
+        skip_limit: share of a part's images that may be unreadable; None: not one.
+
+    Raises:
+        ConfigError, DataError: as `load_dataset`.
+    """
+    row, argument = parse_source(source)
+    for name, value in (("image_size", form.size), ("channels", form.channels)):
+        if value is not None and value < 1:
+            raise ConfigError(f"data.{name}: expected at least 1, got {value}")
+    try:
+        options = row.options(**options).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    read = resolve(row)
+    if row is SOURCES["synthetic"]:
+        return read(image_size=form.size, channels=form.channels, **options)
+    if row is SOURCES["digits"]:
+        return read(form)
+    downloads = {"download": download} if row is SOURCES["tfds"] else {}
+    return read(argument, form, skip_limit=skip_limit, **downloads)
+
+
+def _check_shares(shares: dict[str, float]) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"data.{name}: expected a share of at least 0 and below 1, got {share}")
+
+
+class _Keeper:
+    """Decides where the images of each part lie, and decodes those that are to be kept."""
+
+    def __init__(self, cache: str, gigabytes: float, whole_images: bool, progress: Progress):
+        self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
+
+    def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
+        return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
+
+    def _keep(self, part: Files | Records, name: str) -> AnyPart:
+        if self.cache == "disk":
+            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
+            return keep_on_disk(part, folder, self.progress)
+        size = count_bytes(part) or 0
+        whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
+        if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
+            self.free -= size
+            return keep_in_memory(part, self.progress)
+        # Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
+        if part.unreadable.share is not None and (isinstance(part, Records) or name != "train"):
+            note_unreadable(part, self.progress)
+        return part
 
 
 def balanced_weights(part: AnyPart, classes: int) -> np.ndarray:
@@ -139,38 +197,6 @@ def balanced_weights(part: AnyPart, classes: int) -> np.ndarray:
     counts = np.bincount(labels, minlength=classes)
     weights = np.divide(len(labels), classes * counts, out=np.zeros(classes), where=counts > 0)
     return weights.astype(np.float32)
-
-
-class _Keeper:
-    """Decides where the images of each part lie, and decodes those that are to be kept."""
-
-    def __init__(self, cache: str, gigabytes: float, whole_images: bool):
-        self.cache, self.free, self.whole_images = cache, gigabytes * 1e9, whole_images
-
-    def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
-
-    def _keep(self, part: Files | Records, name: str) -> AnyPart:
-        if self.cache == "disk":
-            return keep_on_disk(part, Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser())
-        size = count_bytes(part) or 0
-        whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
-        if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
-            self.free -= size
-            return keep_in_memory(part)
-        # Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
-        if part.unreadable.share is not None and (isinstance(part, Records) or name != "train"):
-            note_unreadable(part)
-        return part
-
-
-def _check_arguments(image_size: int | None, channels: int | None, shares: dict[str, float]) -> None:
-    for name, value in (("image_size", image_size), ("channels", channels)):
-        if value is not None and value < 1:
-            raise ConfigError(f"data.{name}: expected at least 1, got {value}")
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"data.split.{name}: expected a share of at least 0 and below 1, got {share}")
 
 
 def _split(source: Source, validation: float, test: float) -> Splits:

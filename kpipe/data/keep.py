@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kpipe.console import describe_size
-from kpipe.data.parts import Files, Part, Records
+from kpipe.data.parts import Files, Part, Progress, Records, no_progress
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.errors import DataError, EnvironmentFault
 
@@ -26,16 +26,16 @@ def count_bytes(part: Files | Records) -> int | None:
     return None if None in part.shape else len(part) * int(np.prod(part.shape))
 
 
-def keep_in_memory(part: Files | Records) -> Part:
+def keep_in_memory(part: Files | Records, progress: Progress = no_progress) -> Part:
     """Decodes the whole part.
 
     Raises:
         DataError: an image cannot be read and may not be left out, or images differ in size where no size is given.
     """
-    return _decode(part, lambda shape: np.zeros(shape, np.uint8))
+    return _decode(part, lambda shape: np.zeros(shape, np.uint8), progress)
 
 
-def keep_on_disk(part: Files | Records, folder: Path) -> Part:
+def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_progress) -> Part:
     """Decodes the whole part into a file and maps it; one that was kept before is mapped at once.
 
     Args:
@@ -49,30 +49,34 @@ def keep_on_disk(part: Files | Records, folder: Path) -> Part:
     """
     place = folder / _fingerprint(part)
     if not place.exists():
-        _write(part, place)
+        _write(part, place, progress)
     part.unreadable.add(json.loads((place / "unreadable.json").read_text()))
     return Part(np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy"), part.unreadable)
 
 
-def _decode(part: Files | Records, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> Part:
+def _decode(part: Files | Records, allocate: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
     images, seen = None, np.zeros(len(part), bool)
     labels = part.labels if isinstance(part, Files) else np.zeros(len(part), np.int32)
     # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
     batches = read_what_can_be_read(part).batch(1 if None in part.shape else CHUNK).prefetch(2)
-    for numbers, batch, batch_labels in batches.as_numpy_iterator():
-        if images is None:
-            images = allocate((len(part), *batch.shape[1:]))
-        if batch.shape[1:] != images.shape[1:]:
-            sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
-            raise DataError(f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
-        images[numbers], labels[numbers], seen[numbers] = batch, batch_labels, True
+    with progress(f"decoding {part.unreadable.where}", len(part)) as advance:
+        for numbers, batch, batch_labels in batches.as_numpy_iterator():
+            if images is None:
+                images = allocate((len(part), *batch.shape[1:]))
+            if batch.shape[1:] != images.shape[1:]:
+                sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
+                raise DataError(
+                    f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size"
+                )
+            images[numbers], labels[numbers], seen[numbers] = batch, batch_labels, True
+            advance(len(numbers))
     part.unreadable.add(np.flatnonzero(~seen))
     if images is None:
         raise DataError(f"{part.unreadable.where}: expected images, got none that can be read")
     return Part(images, labels, part.unreadable)
 
 
-def _write(part: Files | Records, place: Path) -> None:
+def _write(part: Files | Records, place: Path, progress: Progress) -> None:
     need = count_bytes(part)
     place.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(place.parent).free
@@ -84,7 +88,9 @@ def _write(part: Files | Records, place: Path) -> None:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".", ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "kept"
         path.mkdir()
-        kept = _decode(part, lambda shape: np.lib.format.open_memmap(path / "images.npy", "w+", np.uint8, shape))
+        kept = _decode(
+            part, lambda shape: np.lib.format.open_memmap(path / "images.npy", "w+", np.uint8, shape), progress
+        )
         kept.images.flush()
         np.save(path / "labels.npy", kept.labels)
         (path / "unreadable.json").write_text(json.dumps(sorted(part.unreadable.numbers)))

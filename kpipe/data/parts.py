@@ -4,7 +4,8 @@ N images, H height, W width, C channels.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +44,8 @@ class Unreadable:
         Raises:
             DataError: there are more than allowed.
         """
+        if self.error:  # a stream may go on for a while, with gaps that mean nothing
+            raise self.error
         self.numbers |= {int(number) for number in numbers}
         if len(self) > (self.share or 0) * self.total:
             self._raise(self._message())
@@ -198,6 +201,14 @@ class Records:
 
 
 AnyPart = Part | Files | Records
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""(what is done, how many images) -> a context, in which a function takes how many more are done."""
+
+
+@contextmanager
+def no_progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
+    """A `Progress` that shows nothing."""
+    yield lambda more: None
 
 
 def readable_numbers(part: AnyPart) -> np.ndarray:

@@ -181,7 +181,8 @@ class _Rows:
         self.steps_per_epoch = count_steps_per_epoch(part, batch_size)
         if batch_size % workers:
             raise ConfigError(f"data.batch_size: expected a multiple of the {workers} workers, got {batch_size}")
-        self.images, self.batch_size, self.seed, self.uniforms = len(part), batch_size, seed, uniforms
+        self.images, self.batch_size, self.seed = len(part), batch_size, seed
+        self.uniforms = max(1, uniforms)  # TensorFlow 2.21 crashes where a batch of empty tensors is taken apart
         self.count = batch_size // workers
         self.offset = worker * self.count
         unreadable = part.unreadable.numbers if isinstance(part, Part) and part.unreadable else ()

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.images import cut, decode_to_form, decode_window, scale, sides_of
-from kpipe.data.parts import Files, Part, Records, Unreadable
+from kpipe.data.parts import Files, Part, Progress, Records, Unreadable, no_progress
 from kpipe.data.windows import Window
 
 SHUFFLE_BLOCK = 2048
@@ -32,11 +32,19 @@ def read_labels(part: Records) -> tf.data.Dataset:
     return records.map(lambda number, record: part.parse(record)[1], num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def note_unreadable(part: Files | Records) -> None:
-    """Tries all images, so that those which cannot be read are known; DataError if they are too many."""
-    found = read_what_can_be_read(part).map(lambda number, image, label: number).batch(1024)
-    numbers = np.concatenate([[], *found.as_numpy_iterator()])
-    part.unreadable.add(np.setdiff1d(np.arange(len(part)), numbers))
+def note_unreadable(part: Files | Records, progress: Progress = no_progress) -> None:
+    """Tries all images, so that those which cannot be read are known.
+
+    Raises:
+        DataError: they are more than allowed.
+    """
+    missing = np.ones(len(part), bool)
+    found = read_what_can_be_read(part).map(lambda number, image, label: number).batch(64)
+    with progress(f"checking {part.unreadable.where}", len(part)) as advance:
+        for numbers in found.as_numpy_iterator():
+            missing[numbers] = False
+            advance(len(numbers))
+    part.unreadable.add(np.flatnonzero(missing))
 
 
 def read_in_order(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset:
@@ -141,12 +149,12 @@ def read_records(
     def decode(record, chosen):
         contents, label = part.parse(record)
         if window is None:
-            return decode_to_form(contents, part.form), label, chosen
+            return tf.ensure_shape(decode_to_form(contents, part.form), part.shape), label, chosen
         box = window.boxes(sides_of(contents)[None], chosen[None, : window.uniforms], size)[0]
         return decode_window(contents, box, size, part.form.channels), label, chosen
 
     stream = tf.data.Dataset.range(first // per_epoch, np.iinfo(np.int64).max).flat_map(epoch)
-    ours = stream.filter(lambda place, record: is_ours(place)).map(lambda place, record: record)
+    ours = stream.filter(lambda place, _: is_ours(place)).map(lambda place, record: record)
     return tf.data.Dataset.zip(ours, uniforms.unbatch()).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -162,7 +170,7 @@ def _attempt(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset:
 
     def decode(number, record):
         contents, label = part.parse(record)
-        return number, decode_to_form(contents, part.form), label
+        return number, tf.ensure_shape(decode_to_form(contents, part.form), part.shape), label
 
     records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
     if len(numbers) < len(part):

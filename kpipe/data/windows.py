@@ -132,7 +132,8 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
 
 def take_windows(images: tf.Tensor, window: Window, uniforms: tf.Tensor, size: int) -> tf.Tensor:
     """[B, S, S, C] -> [B, I, I, C], for a window that does not resample."""
-    sides = tf.tile(tf.constant([images.shape[1:3]]), [tf.shape(images)[0], 1])
+    height, width = images.shape[1:3]
+    sides = tf.tile(tf.constant([[height, width]]), [tf.shape(images)[0], 1])
     top, left = tf.unstack(window.boxes(sides, uniforms, size)[:, :2, None], axis=1)
     images = tf.gather(images, top + tf.range(size), axis=1, batch_dims=1)
     return tf.gather(images, left + tf.range(size), axis=2, batch_dims=1)
