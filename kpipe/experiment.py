@@ -37,6 +37,7 @@ from kpipe.training.checkpoints import Checkpoints, estimate_disk
 from kpipe.training.device import describe_device, describe_environment, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
+from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope, resolve_precision
 from kpipe.training.schedules import make_schedule
@@ -123,7 +124,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         model.compile(
             optimizer=_optimizer(training, steps_per_epoch),
             loss=_loss(experiment),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     log_every = _count_steps(training.log_every, steps_per_epoch)
