@@ -24,11 +24,20 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from kpipe import data, figures
-from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
+from kpipe.config import Chosen, DataConfig, Experiment, MeanStd, Projection, check_resume, options
 from kpipe.console import Screen, describe_size
 from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
 from kpipe.faults import memory_notes, worded_interruption, worded_tensorflow_errors
-from kpipe.models import build_model, load_portable_weights, save_portable
+from kpipe.models import (
+    NAMED,
+    Normalization,
+    build_model,
+    check_whitening,
+    load_normalization,
+    load_portable_weights,
+    save_normalization,
+    save_portable,
+)
 from kpipe.rundir import Run, open_run, worded_write_errors
 from kpipe.signals import Stop, stop_signals
 from kpipe.tables import AUGMENTATIONS, resolve
@@ -42,6 +51,8 @@ from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope, resolve_precision
 from kpipe.training.schedules import make_schedule
 from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
+
+_CHUNK = 1024  # images that are looked at together for the statistics
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,13 @@ class Progress:
         return {**vars(self), "train": self.train.to_dict()}
 
 
-def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    *,
+    splits: data.Splits | None = None,
+    statistics: bool = True,
+    constants: Path | None = None,
+) -> Prepared:
     """Builds data, model, schedule and optimizer.
 
     Args:
@@ -99,6 +116,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         splits: the data, where it is loaded already.
         statistics: False leaves the scan of the training part out, and downloads nothing; the first layer then has
             neutral constants.
+        constants: the file in which a run keeps those of the first layer, read where it is there, else written.
 
     Raises:
         ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
@@ -109,14 +127,12 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         raise ConfigError("training.early_stopping: needs a validation part, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     batches_from = _training_batches(experiment, splits.train, steps_per_epoch * training.epochs)
-    mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
     network = {
         "name": experiment.model.name,
         "options": options(experiment.model),
         "input_shape": splits.train.images.shape[1:],
         "classes": len(splits.class_names),
-        "mean": mean,
-        "std": std,
+        "normalization": _normalisation_once(constants, config, splits.train.images, statistics),
     }
     precision = choose(experiment, experiment.chosen).precision
     with make_strategy().scope(), precision_scope(precision):
@@ -170,7 +186,7 @@ def train(
         seed_everything(experiment.seed, chosen.deterministic)
         batch_size = experiment.data.batch_size
         with worded_tensorflow_errors(run, batch_size):
-            prepared = prepare(experiment, splits=splits)
+            prepared = prepare(experiment, splits=splits, constants=run.path / "normalization.npz")
         trainer = Trainer(prepared.model, make_strategy())
         checkpoints = Checkpoints(run.checkpoints, experiment.training.checkpoint.keep)
         progress, log_lengths, notes = _restore(run, checkpoints, prepared)
@@ -214,20 +230,68 @@ def count_images(splits: data.Splits) -> dict[str, int]:
     return {name: len(part) for name, part in parts.items() if part}
 
 
-def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
-    """Mean and deviation for the model's first layer, in units of 0..255; `images`: the training part, uint8."""
-    named = {"none": (0.0, 1.0), "unit": (0.0, 255.0)}
-    if config.normalize == "standardize":
-        return data.channel_statistics(images)
-    if isinstance(config.normalize, str):
-        return named[config.normalize]
-    mean, std = config.normalize.mean, config.normalize.std
-    if len(mean) not in (1, images.shape[-1]):
+def normalisation(config: DataConfig, images: np.ndarray, *, statistics: bool = True) -> Normalization:
+    """What the model's first layer does.
+
+    Args:
+        config: says what.
+        images: the training part, uint8 [N, H, W, C], 0..255.
+        statistics: False looks at their shape alone; what would be measured is neutral.
+
+    Raises:
+        ConfigError: it cannot be done to images of this shape.
+    """
+    chosen, shape = config.normalize, images.shape[1:]
+    if isinstance(chosen, MeanStd):
+        return _explicit_constants(chosen, shape[-1])
+    if chosen in NAMED:
+        if not NAMED[chosen].fits(shape):
+            raise ConfigError(f"data.normalize: expected images of 3 channels for {chosen}, got {shape[-1]}")
+        return NAMED[chosen]
+    kind, components = ("pca", chosen.pca.components) if isinstance(chosen, Projection) else (chosen, None)
+    if kind in ("pca", "pca_whiten", "zca"):
+        check_whitening("data.normalize", shape, components)
+    return _measured(kind, components, images) if statistics else _neutral(kind, components, shape)
+
+
+def _explicit_constants(chosen: MeanStd, channels: int) -> Normalization:
+    if len(chosen.mean) not in (1, channels):
         raise ConfigError(
-            f"data.normalize: expected 1 or {images.shape[-1]} means for images of {images.shape[-1]} channels, "
-            f"got {len(mean)}"
+            f"data.normalize: expected 1 or {channels} means for images of {channels} channels, got {len(chosen.mean)}"
         )
-    return (mean[0], std[0]) if len(mean) == 1 else (mean, std)
+    return Normalization("affine", chosen.mean, chosen.std)
+
+
+def _measured(kind: str, components: int | None, images: np.ndarray) -> Normalization:
+    batches = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+    if kind == "mean_image":
+        return Normalization("mean_image", data.mean_image(batches))
+    if kind in ("pca", "pca_whiten", "zca"):
+        mean, matrix = data.whitening(batches, kind, components)
+        return Normalization("whiten", mean, matrix=matrix)
+    mean, std = data.channel_statistics(batches)
+    return Normalization("affine", mean, std if kind == "standardize" else 1.0)
+
+
+def _neutral(kind: str, components: int | None, shape: tuple[int, int, int]) -> Normalization:
+    if kind == "mean_image":
+        return Normalization("mean_image", np.zeros(shape, np.float32))
+    if kind in ("pca", "pca_whiten", "zca"):
+        dimensions = math.prod(shape)
+        return Normalization(
+            "whiten", np.zeros(dimensions, np.float32), matrix=np.eye(dimensions, components, dtype=np.float32)
+        )
+    return NAMED["unit"]
+
+
+def _normalisation_once(file: Path | None, config: DataConfig, images: np.ndarray, statistics: bool) -> Normalization:
+    """`normalisation`, from the run's file where that is whole: a resumed run does not look at every image again."""
+    if file and (kept := load_normalization(file, images.shape[1:])):
+        return kept
+    found = normalisation(config, images, statistics=statistics)
+    if file:
+        save_normalization(file, found)
+    return found
 
 
 def choose(experiment: Experiment, before: Chosen | None = None) -> Chosen:

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from runs import only_run
+from runs import only_run, refuse_to_write
 
-from kpipe.errors import Interrupted
+from kpipe.config import load_experiment
+from kpipe.data import Part, Splits
+from kpipe.errors import ConfigError, Interrupted
+from kpipe.experiment import load_splits, prepare
 
 
 def test_a_run_from_file_to_model(kpipe, experiment, logs):
@@ -26,7 +29,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert re.search(r"^epoch 2/2  loss .* val_acc", out, re.M)
     assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
     run = only_run(logs)
-    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras", "normalization.npz"}
     assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
     summary = json.loads((run / "summary.json").read_text())
@@ -89,6 +92,69 @@ def test_every_precision_and_normalisation(kpipe, experiment, logs):
         assert (code, err) == (0, "")
     code, _, _ = kpipe("run", experiment, "data.normalize.mean=[120.0]", "data.normalize.std=[60.0]")
     assert code == 0
+
+
+MEASURED = ["mean", "mean_image", "standardize", "pca_whiten", "zca"]
+GIVEN = ["none", "unit", "imagenet", "caffe"]
+
+
+@pytest.mark.parametrize("normalize", [*MEASURED, *GIVEN, "pca"])
+def test_a_network_is_built_with_every_normalisation(kpipe, experiment, normalize):
+    wanted = ("data.normalize.pca.components=20", "model.name=mlp") if normalize == "pca" else ()
+    overrides = wanted or (f"data.normalize={normalize}",)
+    loaded = load_experiment(experiment, overrides).experiment
+    measured, neutral = prepare(loaded).model, prepare(loaded, statistics=False).model
+    shapes = [[weight.shape for weight in model.weights] for model in (measured, neutral)]
+    assert shapes[0] == shapes[1]
+    assert kpipe("plan", experiment, *overrides)[0] == 0
+    images = load_splits(loaded.data).train.images
+    seen = keras.Model(measured.input, measured.layers[1].output)(images)
+    spread = np.std(seen, axis=(0, 1, 2))
+    whole = np.asarray(seen).reshape(len(images), -1)
+    if normalize in MEASURED:
+        np.testing.assert_allclose(whole.mean(axis=0) if normalize == "mean_image" else whole.mean(), 0, atol=1e-2)
+    if normalize == "standardize":
+        np.testing.assert_allclose(spread, 1, rtol=1e-4)
+    if normalize in ("pca_whiten", "zca"):
+        assert 0.3 < whole.std() < 1
+
+
+def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypatch):
+    arguments = ("run", experiment, "data.normalize=pca_whiten", "training.epochs=3", "logs=" + str(logs))
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe(*arguments)[0] == 5
+    run = only_run(logs)
+    file = run / "normalization.npz"
+    before = file.read_bytes()
+
+    def never(*arguments):
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        patched.setattr("kpipe.data.whitening", never)
+        assert kpipe(*arguments)[0] == 5
+    file.write_bytes(before[:100])
+    code, out, _ = kpipe(*arguments)
+    assert (code, "resumed" in out) == (0, True)
+    assert file.read_bytes() == before
+    assert not list(run.glob("*.tmp"))
+    with np.load(file, allow_pickle=False) as kept:
+        assert kept["matrix"].shape == (768, 768)
+
+
+@pytest.mark.parametrize("normalize", ["imagenet", "zca"])
+def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
+    loaded = load_experiment(experiment, [f"data.normalize={normalize}"]).experiment
+    part = Part(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
+    expected = {
+        "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
+        "zca": "data.normalize: expected images of at most 4,096 numbers to whiten, got 65x65x1 = 4,225",
+    }
+    for statistics in (True, False):
+        with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
+            prepare(loaded, splits=Splits(part, None, None, ("a", "b")), statistics=statistics)
 
 
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):

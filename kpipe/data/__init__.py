@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from kpipe.data.augment import Augmentation, flip_horizontal, pad_crop, translate
 from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
 from kpipe.data.sources import Part, Source, Splits
-from kpipe.data.statistics import channel_statistics
+from kpipe.data.statistics import channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError
 from kpipe.tables import SOURCES, parse_source, resolve
 
@@ -26,8 +26,10 @@ __all__ = [
     "load_dataset",
     "make_evaluation_pipeline",
     "make_pipeline",
+    "mean_image",
     "pad_crop",
     "translate",
+    "whitening",
 ]
 
 SPLIT_SEED = 0  # one split for all runs, whatever their seed: results stay comparable
