@@ -249,7 +249,7 @@ def normalisation(config: DataConfig, images: np.ndarray, *, statistics: bool = 
             raise ConfigError(f"data.normalize: expected images of 3 channels for {chosen}, got {shape[-1]}")
         return NAMED[chosen]
     kind, components = ("pca", chosen.pca.components) if isinstance(chosen, Projection) else (chosen, None)
-    if kind in ("pca", "pca_whiten", "zca"):
+    if kind in data.WHITENINGS:
         check_whitening("data.normalize", shape, components)
     return _measured(kind, components, images) if statistics else _neutral(kind, components, shape)
 
@@ -266,7 +266,7 @@ def _measured(kind: str, components: int | None, images: np.ndarray) -> Normaliz
     batches = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
     if kind == "mean_image":
         return Normalization("mean_image", data.mean_image(batches))
-    if kind in ("pca", "pca_whiten", "zca"):
+    if kind in data.WHITENINGS:
         mean, matrix = data.whitening(batches, kind, components)
         return Normalization("whiten", mean, matrix=matrix)
     mean, std = data.channel_statistics(batches)
@@ -276,11 +276,10 @@ def _measured(kind: str, components: int | None, images: np.ndarray) -> Normaliz
 def _neutral(kind: str, components: int | None, shape: tuple[int, int, int]) -> Normalization:
     if kind == "mean_image":
         return Normalization("mean_image", np.zeros(shape, np.float32))
-    if kind in ("pca", "pca_whiten", "zca"):
+    if kind in data.WHITENINGS:
         dimensions = math.prod(shape)
-        return Normalization(
-            "whiten", np.zeros(dimensions, np.float32), matrix=np.eye(dimensions, components, dtype=np.float32)
-        )
+        matrix = np.eye(dimensions, components, dtype=np.float32)
+        return Normalization("whiten", np.zeros(dimensions, np.float32), matrix=matrix)
     return NAMED["unit"]
 
 

@@ -629,5 +629,5 @@ def test_statistics_of_something_else(measure):
 
 
 def test_another_whitening():
-    with pytest.raises(ValueError, match="whitening: expected pca, pca_whiten or zca, got 'white'"):
+    with pytest.raises(ValueError, match="whitening: expected one of pca, pca_whiten, zca, got 'white'"):
         whitening([], "white")

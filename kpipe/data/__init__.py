@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from kpipe.data.augment import Augmentation, flip_horizontal, pad_crop, translate
 from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
 from kpipe.data.sources import Part, Source, Splits
-from kpipe.data.statistics import channel_statistics, mean_image, whitening
+from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError
 from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
+    "WHITENINGS",
     "Augmentation",
     "Part",
     "Splits",

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 SMALLEST_STD = 1e-3  # a constant channel has no spread to divide by
-EXACT_ROWS = 256  # 256 x 255^2 < 2^24: the sum of so many products of two bytes is exact in float32
 SHARE_OF_NOISE = 1e-2
 """Of the mean eigenvalue, added to each before whitening divides by its root. Pixels that never change have
 eigenvalues of zero, and the small ones belong to noise, which a division by them would blow up to the size of the
 image."""
 
+WHITENINGS = ("pca", "pca_whiten", "zca")
 Batches = Iterable[np.ndarray]
 
 
@@ -68,8 +68,9 @@ def whitening(batches: Batches, kind: str, components: int | None = None) -> tup
     The largest entry of each eigenvector is positive, so that the same images have the same matrix everywhere.
 
     Args:
-        batches: as `channel_statistics`; D is meant to be at most a few thousand, the covariance has D x D numbers.
-        kind: "pca", "pca_whiten" or "zca".
+        batches: as `channel_statistics`, a thousand images each or so: each costs a pass over the D x D numbers of
+            the covariance.
+        kind: one of `WHITENINGS`.
         components: how many eigenvectors, the first ones, `pca` and `pca_whiten` keep; None: all D.
 
     Returns:
@@ -78,8 +79,8 @@ def whitening(batches: Batches, kind: str, components: int | None = None) -> tup
     Raises:
         ValueError: another kind; images of another dtype or shape, or none.
     """
-    if kind not in ("pca", "pca_whiten", "zca"):
-        raise ValueError(f"whitening: expected pca, pca_whiten or zca, got {kind!r}")
+    if kind not in WHITENINGS:
+        raise ValueError(f"whitening: expected one of {', '.join(WHITENINGS)}, got {kind!r}")
     mean, covariance = _moments(batches)
     eigenvalues, vectors = _eigenvectors(covariance)
     matrix = vectors
@@ -92,16 +93,16 @@ def whitening(batches: Batches, kind: str, components: int | None = None) -> tup
 
 def _moments(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D] of the pixels, float64."""
-    count, total, products = 0, np.float64(0), None
+    count, total, products = 0, np.float64(0), np.empty(0)
     for images in _checked(batches, "whitening"):
-        for start in range(0, len(images), EXACT_ROWS):
-            rows = images[start : start + EXACT_ROWS].astype(np.float32)
-            rows = rows.reshape(len(rows), -1)
-            if products is None:
-                products = np.zeros((rows.shape[1], rows.shape[1]))
-            count += len(rows)
-            total = total + rows.sum(axis=0, dtype=np.float64)
-            products += rows.T @ rows  # in float32, twice as fast as in float64
+        # In float64 every sum of products of bytes is exact. In float32 it is for 256 rows, and blocks of so few were
+        # slower for 32x32x3 (1.6 against 1.0 s for 8,192 images): each pays for its D x D numbers.
+        rows = images.reshape(len(images), -1).astype(np.float64)
+        if not count:
+            products = np.zeros((rows.shape[1], rows.shape[1]))
+        count += len(rows)
+        total = total + rows.sum(axis=0)
+        products += rows.T @ rows
     mean = total / count
     return mean, products / count - np.outer(mean, mean)
 

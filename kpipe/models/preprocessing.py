@@ -283,9 +283,10 @@ def load_normalization(path: Path, input_shape: InputShape) -> Normalization | N
         # Opened here, because np.load leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        normalization = Normalization(**{**arrays, "kind": str(arrays["kind"])})
-        return normalization if normalization.fits(input_shape) else None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+        kept = Normalization(str(arrays["kind"]), arrays["mean"], arrays["std"], arrays.get("matrix"))
+        return kept if kept.fits(input_shape) else None
+    # A zip archive that asks, damaged, for an unknown compression or a password is a RuntimeError.
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile):
         return None
 
 
