@@ -5,7 +5,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -53,6 +54,9 @@ def describe_size(number: int) -> str:
     return f"{number} bytes"
 
 
+LONG = 5  # seconds after which somebody wonders what is going on
+
+
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")
@@ -80,6 +84,24 @@ class Screen:
         self.console.print(Text(title, style="bold"))
         for name, value in rows.items():
             self.line(f"  {name:<10} {value}")
+
+    @contextmanager
+    def progress(self, what: str, images: int) -> Iterator[Callable[[int], None]]:
+        """A bar for reading data; without a terminal one line, if it took long enough to be waited for."""
+        start, seen = time.monotonic(), 0
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task(what, total=images, batch_size=1)
+
+            def advance(more: int) -> None:
+                nonlocal seen
+                seen += more
+                bar.advance(task, more)
+
+            yield advance
+        seconds = time.monotonic() - start
+        if seconds > LONG:
+            self.line(f"{what}: {seen:,} images in {seconds:.0f} s")
 
     @contextmanager
     def training(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Iterator[None]:

@@ -29,6 +29,7 @@ from kpipe.console import Screen, describe_size
 from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
 from kpipe.faults import memory_notes, worded_interruption, worded_reading_errors, worded_tensorflow_errors
 from kpipe.models import build_model, load_portable_weights, save_portable
+from kpipe.normalisation import normalisation
 from kpipe.rundir import Run, open_run, worded_write_errors
 from kpipe.signals import Stop, stop_signals
 from kpipe.tables import AUGMENTATIONS, WindowRow, resolve
@@ -37,6 +38,7 @@ from kpipe.training.checkpoints import Checkpoints, estimate_disk
 from kpipe.training.device import describe_device, describe_environment, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
+from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope, resolve_precision
 from kpipe.training.schedules import make_schedule
@@ -92,7 +94,14 @@ class Progress:
         return {**vars(self), "train": self.train.to_dict()}
 
 
-def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statistics: bool = True) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    *,
+    splits: data.Splits | None = None,
+    statistics: bool = True,
+    constants: Path | None = None,
+    progress: data.Progress = data.no_progress,
+) -> Prepared:
     """Builds data, model, schedule and optimizer.
 
     Args:
@@ -100,24 +109,25 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         splits: the data, where it is loaded already.
         statistics: False leaves the scan of the training part out, and downloads nothing; the first layer then has
             neutral constants.
+        constants: the file in which a run keeps those of the first layer, see `normalisation`.
+        progress: shows how far the reading of the data is.
 
     Raises:
         ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
     """
     config, training = experiment.data, experiment.training
-    splits = splits or load_splits(config, download=statistics)
+    splits = splits or load_splits(config, ahead=statistics, progress=progress)
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation part, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     batches_from = _training_batches(experiment, splits, steps_per_epoch * training.epochs)
-    mean, std = normalisation(config, splits.train.images) if statistics else (0.0, 255.0)
+    images = data.iterate_images(splits.train, splits.image_size, progress) if statistics else None
     network = {
         "name": experiment.model.name,
         "options": options(experiment.model),
         "input_shape": splits.image_shape,
         "classes": len(splits.class_names),
-        "mean": mean,
-        "std": std,
+        "normalization": normalisation(config, splits.image_shape, images, constants),
     }
     precision = choose(experiment, experiment.chosen).precision
     with make_strategy().scope(), precision_scope(precision):
@@ -125,7 +135,7 @@ def prepare(experiment: Experiment, *, splits: data.Splits | None = None, statis
         model.compile(
             optimizer=_optimizer(training, steps_per_epoch),
             loss=_loss(experiment),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     log_every = _count_steps(training.log_every, steps_per_epoch)
@@ -171,7 +181,8 @@ def train(
         seed_everything(experiment.seed, chosen.deterministic)
         batch_size = experiment.data.batch_size
         with worded_tensorflow_errors(run, batch_size):
-            prepared = prepare(experiment, splits=splits)
+            constants = run.path / "normalization.npz"
+            prepared = prepare(experiment, splits=splits, constants=constants, progress=screen.progress)
         trainer = Trainer(prepared.model, make_strategy())
         checkpoints = Checkpoints(run.checkpoints, experiment.training.checkpoint.keep)
         progress, log_lengths, notes = _restore(run, checkpoints, prepared)
@@ -196,15 +207,20 @@ def train(
             return _finish(job)
 
 
-def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
-    """`load_dataset` with the options of the experiment's section."""
+def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progress = data.no_progress) -> data.Splits:
+    """`load_dataset` with the options of the experiment's section.
+
+    Args:
+        config: the section.
+        ahead: False decodes nothing beforehand and downloads nothing, whatever the section says.
+        progress: shows how far the decoding is.
+    """
     synthetic = config.synthetic.model_dump() if config.synthetic else {}
     passed_on = (
         "image_size",
         "stored_size",
         "resize",
         "channels",
-        "cache",
         "cache_gigabytes",
         "on_error",
         "skip_limit",
@@ -213,10 +229,12 @@ def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
     return data.load_dataset(
         config.source,
         **{name: getattr(config, name) for name in passed_on},
+        cache=config.cache if ahead else "none",
         whole_images=any(isinstance(row, WindowRow) and row.whole_image for row in windows),
         validation=config.split.validation,
         test=config.split.test,
-        download=download,
+        download=ahead,
+        progress=progress,
         **synthetic,
     )
 
@@ -224,22 +242,6 @@ def load_splits(config: DataConfig, *, download: bool = True) -> data.Splits:
 def count_images(splits: data.Splits) -> dict[str, int]:
     """Of each part that there is."""
     return {name: len(part) for name, part in splits.parts.items()}
-
-
-def normalisation(config: DataConfig, images: np.ndarray) -> tuple[Any, Any]:
-    """Mean and deviation for the model's first layer, in units of 0..255; `images`: the training part, uint8."""
-    named = {"none": (0.0, 1.0), "unit": (0.0, 255.0)}
-    if config.normalize == "standardize":
-        return data.channel_statistics(images)
-    if isinstance(config.normalize, str):
-        return named[config.normalize]
-    mean, std = config.normalize.mean, config.normalize.std
-    if len(mean) not in (1, images.shape[-1]):
-        raise ConfigError(
-            f"data.normalize: expected 1 or {images.shape[-1]} means for images of {images.shape[-1]} channels, "
-            f"got {len(mean)}"
-        )
-    return (mean[0], std[0]) if len(mean) == 1 else (mean, std)
 
 
 def choose(experiment: Experiment, before: Chosen | None = None) -> Chosen:

@@ -267,6 +267,9 @@ MODELS = {
     "text_cnn": ModelRow("kpipe.models:text_cnn", TextCNNOptions, "one-hot characters: 1-D convolutions", (123, 1)),
 }
 
+MOST_WHITENED = 4096
+"""The most numbers of an image that is whitened: the matrix has as many rows and columns."""
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +288,8 @@ class SyntheticOptions(Section):
 
 SYNTHETIC_SIZES = {"images": 32, "board": 19, "spectrogram": 40, "text": 128}
 """Pixels a side, points a side, frequency bands or characters, where `image_size` is not given."""
+SYNTHETIC_CHANNELS = {"images": 3, "board": 3, "spectrogram": 1, "text": 27}
+"""Where `channels` is not given."""
 
 
 @dataclass(frozen=True)
@@ -294,11 +299,18 @@ class SourceRow(Row):
     native_size: int | None
     """Pixels a side where `image_size` is not given; None: known only once the data is read, or `synthetic`'s."""
     needs_size: bool = False
+    native_channels: int | None = None
+    """Where `channels` is not given; None: known only once the data is read, or `synthetic`'s."""
 
 
 SOURCES = {
     "digits": SourceRow(
-        "kpipe.data.sources:read_digits", NoOptions, "1,797 handwritten 8x8 digits (embedded)", None, 8
+        "kpipe.data.sources:read_digits",
+        NoOptions,
+        "1,797 handwritten 8x8 digits (embedded)",
+        None,
+        8,
+        native_channels=1,
     ),
     "synthetic": SourceRow(
         "kpipe.data.synthetic:read_synthetic", SyntheticOptions, "procedural, learnable (embedded)", None, None
@@ -310,6 +322,7 @@ SOURCES = {
         "path",
         None,
         True,
+        native_channels=3,
     ),
     "tfds": SourceRow(
         "kpipe.data.records:read_tfds",

@@ -145,7 +145,32 @@ REPLACED = [
     (", image_size: 32", "", "data.image_size: vgg16 needs at least 17 pixels, the images of 'digits' have 8; set"),
     ("digits, image_size: 32", "folder:/x", "data.image_size: is required with folder: photographs come in many"),
     ("image_size: 32", "image_size: 32, synthetic: {}", "data.synthetic: belongs to the source 'synthetic'"),
-    ("image_size: 32", "image_size: 32, normalize: units", "data.normalize: expected one of none, unit, standardize"),
+    ("image_size: 32", "image_size: 32, normalize: units",
+     "data.normalize: expected one of none, unit, mean, mean_image, standardize, pca_whiten, zca, imagenet, caffe, got "
+     "'units', did you mean 'unit'?"),
+    ("image_size: 32", "image_size: 32, normalize: caffe",
+     "exp.yaml:1: data.normalize: expected images of 3 channels for caffe, got 1"),
+    ("digits, image_size: 32", "'folder:x', image_size: 32, channels: 1, normalize: imagenet",
+     "exp.yaml:1: data.normalize: expected images of 3 channels for imagenet, got 1"),
+    ("digits, image_size: 32", "synthetic, synthetic: {kind: spectrogram}, normalize: imagenet",
+     "exp.yaml:1: data.normalize: expected images of 3 channels for imagenet, got 1"),
+    ("digits, image_size: 32", "'folder:x', image_size: 40, normalize: zca",
+     "exp.yaml:1: data.normalize: expected images of at most 4,096 numbers for zca, got 40x40x3 = 4,800; take a "
+     "smaller data.image_size, or a normalisation per channel"),
+    ("image_size: 32", "image_size: 65, normalize: pca_whiten", "at most 4,096 numbers for pca_whiten, got 65x65x1 = "),
+    ("image_size: 32", "image_size: 32, normalize: {pca: {components: 9}}",
+     "exp.yaml:1: data.normalize: expected the network 'mlp' for pca, whose result is no longer an image, got 'vgg16'"),
+    ("32}\nmodel: {name: vgg16, head: fc, width: 512", "65, normalize: {pca: {components: 9}}}\nmodel: {name: mlp",
+     "exp.yaml:1: data.normalize: expected images of at most 4,096 numbers for pca, got 65x65x1 = 4,225"),
+    (", image_size: 32}\nmodel: {name: vgg16, head: fc, width: 512",
+     ", normalize: {pca: {components: 65}}}\nmodel: {name: mlp",
+     "exp.yaml:1: data.normalize: expected at most 64 components of images of 8x8x1, got 65"),
+    ("image_size: 32", "image_size: 32, normalize: {pca: {components: 0}}",
+     "exp.yaml:1: data.normalize.pca.components: expected at least 1, got 0"),
+    ("image_size: 32", "image_size: 32, normalize: {pca: 5}", "data.normalize.pca: expected a mapping, got 5"),
+    ("image_size: 32", "image_size: 32, normalize: {pca: {}}", "data.normalize.pca.components: is required"),
+    ("image_size: 32", "image_size: 32, normalize: {pca: {components: 5}, mean: [1]}",
+     "exp.yaml:1: data.normalize.mean: unknown key (known: pca)"),
     ("image_size: 32", "image_size: 32, normalize: {mean: [1]}", "data.normalize.std: is required"),
     ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1]}", "expected as many deviations as means"),
     ("image_size: 32", "image_size: 32, channels: 3, normalize: {mean: [1, 2], std: [1, 2]}",
@@ -259,6 +284,12 @@ def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     assert set(load(lenet, "model.variant=original").dropped) == {"model.activation", "model.pooling"}
     losses = GOOD.replace("optimizer:", "loss: {name: map, j: 2.0}\n  optimizer:")
     assert load(losses, "training.loss.name=euclidean").dropped == ("training.loss.j",)
+    constants = GOOD.replace("32}", "32, normalize: {mean: [1], std: [2]}}").replace(
+        "vgg16, head: fc, width: 512", "mlp"
+    )
+    loaded = load(constants, "data.normalize.pca.components=5")
+    assert set(loaded.dropped) == {"data.normalize.mean", "data.normalize.std"}
+    assert loaded.experiment.data.normalize.pca.components == 5
     augmented = GOOD.replace("32}", "32, augment: [{translate: {height: 0.2}}]}", 1)
     loaded = load(augmented, "data.augment.0.pad_crop.padding=2")
     assert loaded.dropped == ("data.augment.0.translate",)
@@ -328,6 +359,8 @@ def test_the_resolved_experiment_is_an_experiment_file(load, tmp_path):
         ("model.head=gap",),
         (),
         ("training.optimizer.name=adamw", "training.optimizer.weight_decay=null"),
+        ("model.name=mlp", "data.normalize.pca.components=5"),
+        ("data.normalize=zca",),
     ):
         first = load(GOOD, *overrides).experiment
         again = load(yaml.safe_dump(first.identity())).experiment

@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kpipe import data
-from kpipe.data import channel_statistics, load_dataset
+from kpipe.data import channel_statistics, load_dataset, mean_image, statistics, whitening
 from kpipe.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
@@ -231,8 +231,8 @@ def test_broken_files_are_named(tmp_path, image_size):
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", image_size=image_size)
     assert str(caught.value) == (
-        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. Replace or remove it, or leave "
-        "such files out with data.on_error=skip"
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {broken}. "
+        "Replace or remove it, or leave such files out with data.on_error=skip"
     )
 
 
@@ -546,20 +546,94 @@ def test_embedded_sources_do_not_import_tfds():
 # --- statistics -------------------------------------------------------------------------------------------
 
 
+def in_batches(images, size=100):
+    return (images[start : start + size] for start in range(0, len(images), size))
+
+
 def test_statistics_agree_with_numpy():
     images = RANDOM.integers(0, 256, (1500, 5, 7, 3), np.uint8) // np.array([1, 2, 3], np.uint8)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(in_batches(images))
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, images.std(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(mean_image(in_batches(images)), images.mean(axis=0), rtol=1e-6)
 
 
 def test_statistics_of_a_constant_channel():
-    assert channel_statistics(np.full((2, 3, 3, 1), 255, np.uint8)) == ([255.0], [1e-3])
+    assert channel_statistics([np.full((2, 3, 3, 1), 255, np.uint8)]) == ([255.0], [1e-3])
 
 
-@pytest.mark.parametrize(
-    "images", [np.zeros((0, 2, 2, 1), np.uint8), np.zeros((2, 2, 1), np.uint8), np.zeros((1, 2, 2, 1))]
-)
-def test_statistics_of_something_else(images):
-    with pytest.raises(ValueError, match=r"channel_statistics: expected uint8 images \[N, H, W, C\], got"):
-        channel_statistics(images)
+@pytest.fixture(scope="module")
+def related():
+    """600 images [3, 4, 2] whose pixels depend on each other; the first one is always 7."""
+    random = np.random.default_rng(4)
+    pixels = random.normal(size=(600, 24)) @ random.normal(size=(24, 24)) * 9 + 120
+    pixels[:, 0] = 7
+    return np.clip(pixels, 0, 255).astype(np.uint8).reshape(600, 3, 4, 2)
+
+
+def eigenvalues_of(images):
+    return np.linalg.eigvalsh(np.cov(images.reshape(len(images), -1).astype(float), rowvar=False, bias=True))[::-1]
+
+
+@pytest.mark.parametrize("kind, components", [("pca", None), ("pca", 5), ("pca_whiten", None), ("zca", None)])
+def test_statistics_do_not_depend_on_batches_and_order(related, kind, components):
+    mean, matrix = whitening([related], kind, components)
+    again = whitening(in_batches(related[::-1], 7), kind, components)
+    assert (mean.dtype, matrix.dtype, matrix.shape) == (np.float32, np.float32, (24, components or 24))
+    assert (again[0].tobytes(), again[1].tobytes()) == (mean.tobytes(), matrix.tobytes())
+    assert channel_statistics([related]) == channel_statistics(in_batches(related[::-1], 7))
+    np.testing.assert_array_equal(mean.reshape(3, 4, 2), mean_image(in_batches(related[::-1], 7)))
+
+
+def test_sums_of_white_images_are_exact():
+    images = np.full((1000, 1, 2, 1), 255, np.uint8)
+    images[0] = 254
+    mean, covariance = statistics._moments([images])
+    assert (mean == 254.999).all()
+    np.testing.assert_allclose(covariance, 0.000999, rtol=1e-6)
+
+
+def test_pca_is_that_of_scikit_learn(related):
+    from sklearn.decomposition import PCA
+
+    rows = related.reshape(600, -1).astype(float)
+    theirs = PCA(5, svd_solver="full").fit(rows)
+    mean, matrix = whitening([related], "pca", 5)
+    np.testing.assert_allclose(mean, theirs.mean_, rtol=1e-6)
+    signs = np.sign(np.take_along_axis(theirs.components_, np.abs(theirs.components_).argmax(1)[:, None], 1))
+    np.testing.assert_allclose(matrix, (signs * theirs.components_).T, atol=1e-5)
+    np.testing.assert_allclose((rows - mean) @ matrix, theirs.transform(rows) * signs.T, rtol=1e-3, atol=1e-2)
+
+
+def test_whitened_images_are_independent_but_for_the_noise(related):
+    rows, eigenvalues = related.reshape(600, -1).astype(float), eigenvalues_of(related)
+    shrunk = eigenvalues / (eigenvalues + 0.01 * eigenvalues.mean())
+    by_pca, by_zca = (
+        (rows - mean) @ matrix for mean, matrix in (whitening([related], k) for k in ("pca_whiten", "zca"))
+    )
+    np.testing.assert_allclose(np.cov(by_pca, rowvar=False, bias=True), np.diag(shrunk), atol=1e-4)
+    covariance = np.cov(by_zca, rowvar=False, bias=True)
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance)[::-1], shrunk, atol=1e-4)
+    _, matrix = whitening([related], "zca")
+    np.testing.assert_allclose(matrix[0, 1:], 0, atol=1e-12)  # the pixel that never changes goes its own way
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+
+
+def test_images_without_a_difference_are_whitened_to_nothing():
+    mean, matrix = whitening([np.full((3, 2, 2, 1), 9, np.uint8)], "zca")
+    assert (mean == 9).all() and np.isfinite(matrix).all()
+
+
+@pytest.mark.parametrize("measure", [channel_statistics, mean_image, lambda images: whitening(images, "zca")])
+def test_statistics_of_something_else(measure):
+    for images in (np.zeros((2, 2, 1), np.uint8), np.zeros((1, 2, 2, 1))):
+        with pytest.raises(ValueError, match=r": expected uint8 images \[b, H, W, C\], got (uint8|float64) \["):
+            measure([images])
+    for batches in ([], [np.zeros((0, 2, 2, 1), np.uint8)]):
+        with pytest.raises(ValueError, match=": expected at least one image, got none"):
+            measure(batches)
+
+
+def test_another_whitening():
+    with pytest.raises(ValueError, match="whitening: expected one of pca, pca_whiten, zca, got 'white'"):
+        whitening([], "white")

@@ -11,6 +11,7 @@ from kpipe.models import googlenet
 from kpipe.models.googlenet import WithAuxiliaryHeads
 from kpipe.tables import LOSSES, resolve
 from kpipe.training.losses import Euclidean, MapCriterion, cross_entropy, euclidean, make_loss, map_criterion
+from kpipe.training.metrics import Accuracy
 
 OPTIONS = [
     ("cross_entropy", {}),
@@ -127,6 +128,83 @@ def test_map_criterion_pulls_the_true_class_and_pushes_the_near_others(j):
     np.testing.assert_allclose(by_penalties, np.eye(5)[LABELS] - shares, rtol=1e-4, atol=1e-6)
 
 
+# --- labels as shares ---------------------------------------------------------------------------------------
+
+SHARES = np.random.default_rng(6).dirichlet(np.ones(5), 4).astype("float32")
+
+
+def of_shares(name, shares, logits, **options) -> np.ndarray:
+    """float64 [B]. Two of the losses are linear in the label: the mean of what the classes would cost."""
+    if name == "euclidean":
+        outputs = np.tanh(np.float64(logits)) if options.get("output", "tanh") == "tanh" else np.float64(logits)
+        return ((outputs - (2 * shares - 1)) ** 2).sum(axis=1) / 2
+    costs = [by_numpy(name, np.full(len(logits), k), logits, **options) for k in range(logits.shape[1])]
+    return (shares * np.stack(costs, axis=1)).sum(axis=1)
+
+
+@all_losses
+def test_shares_weigh_the_classes(name, options):
+    losses = make_loss(name, options).call(tf.constant(SHARES), tf.constant(LOGITS))
+    np.testing.assert_allclose(losses, of_shares(name, SHARES, LOGITS, **options), rtol=1e-5)
+
+
+@all_losses
+def test_shares_of_a_single_class_cost_what_the_class_costs(name, options):
+    loss = make_loss(name, options)
+    whole = loss.call(tf.one_hot(LABELS, 5), tf.constant(LOGITS))
+    np.testing.assert_allclose(whole, loss.call(tf.constant(LABELS), tf.constant(LOGITS)), rtol=1e-6)
+
+
+def test_cross_entropy_is_keras_s_own_in_both_forms():
+    sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    dense = keras.losses.CategoricalCrossentropy(from_logits=True)
+    assert float(cross_entropy()(LABELS, LOGITS)) == float(sparse(LABELS, LOGITS))
+    assert float(cross_entropy()(SHARES, LOGITS)) == float(dense(SHARES, LOGITS))
+    weights = np.float32([1, 0, 2, 0.5])
+    assert float(cross_entropy()(SHARES, LOGITS, weights)) == float(dense(SHARES, LOGITS, weights))
+
+
+@all_losses
+def test_the_shape_is_looked_at_when_the_loss_is_traced(name, options):
+    loss = make_loss(name, options)
+    spec = [tf.TensorSpec((None, 5)), tf.TensorSpec((None, 5))]
+    traced = tf.function(lambda labels, logits: loss(labels, logits)).get_concrete_function(*spec)
+    expected = of_shares(name, SHARES, LOGITS, **options).mean()
+    np.testing.assert_allclose(traced(tf.constant(SHARES), tf.constant(LOGITS)), expected, rtol=1e-5)
+
+
+def test_a_single_class_is_no_share():
+    assert value(cross_entropy(), [[0], [0]], [[3.0], [-1.0]]) == 0.0
+
+
+# --- accuracy -----------------------------------------------------------------------------------------------
+
+
+def test_accuracy_takes_both_forms_in_one_life():
+    metric = Accuracy()
+    assert metric.name == "accuracy"
+    right = LOGITS.argmax(axis=1).astype("int32")
+    metric.update_state(np.eye(5, dtype="float32")[right] * 0.6 + 0.08, LOGITS)
+    assert float(metric.result()) == 1.0
+    metric.update_state((right + np.int32([0, 1, 1, 1])) % 5, LOGITS)
+    assert float(metric.result()) == 5 / 8
+    metric.update_state(right[:, None].astype("float32"), LOGITS)
+    assert float(metric.result()) == 9 / 12
+
+
+def test_accuracy_is_keras_s_own():
+    logits = np.random.default_rng(7).normal(size=(50, 5)).astype("float32")
+    labels = np.random.default_rng(8).integers(0, 5, 50).astype("int32")
+    for theirs, ours in (
+        (keras.metrics.SparseCategoricalAccuracy(), labels),
+        (keras.metrics.CategoricalAccuracy(), np.eye(5, dtype="float32")[labels]),
+    ):
+        theirs.update_state(ours, logits)
+        metric = keras.metrics.deserialize(keras.metrics.serialize(Accuracy()))
+        metric.update_state(ours, logits)
+        assert float(metric.result()) == float(theirs.result())
+
+
 # --- by name ------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +278,7 @@ def with_heads():
     keras.utils.set_random_seed(0)
     model = googlenet((32, 32, 1), 5, auxiliary_heads=True)
     # Eager, because its graph takes long to build.
-    model.compile("sgd", make_loss("cross_entropy"), metrics=["accuracy"], run_eagerly=True)
+    model.compile("sgd", make_loss("cross_entropy"), metrics=[Accuracy()], run_eagerly=True)
     return model
 
 
@@ -225,6 +303,13 @@ def test_heads_count_in_training_only(with_heads, weights):
     assert loss(training=False) == pytest.approx(main, rel=1e-5)
     assert loss(training=True) == pytest.approx(training, rel=1e-5)
     assert loss() == pytest.approx(training, rel=1e-5)
+
+
+def test_heads_count_by_shares_and_weights_too(with_heads):
+    logits, weights = three_logits(), np.float32([1, 0, 2, 0.5])
+    main, *heads = [(of_shares("cross_entropy", SHARES, each) * weights).mean() for each in logits]
+    loss = with_heads.compute_loss(IMAGES, tf.constant(SHARES), logits, weights, training=True)
+    assert float(loss) == pytest.approx(main + 0.3 * sum(heads), rel=1e-5)
 
 
 def test_metrics_know_the_first_output_only(with_heads):

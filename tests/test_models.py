@@ -12,11 +12,14 @@ import kpipe.models
 import kpipe.models.layers
 from kpipe.errors import ConfigError
 from kpipe.models import (
+    NAMED,
+    Normalization,
     alexnet,
     build_model,
     go_policy,
     googlenet,
     lenet5,
+    load_portable_weights,
     save_portable,
     start_from_net_a,
     text_cnn,
@@ -25,7 +28,12 @@ from kpipe.models import (
     vgg16_c,
     zfnet,
 )
-from kpipe.models.preprocessing import Standardize
+from kpipe.models.preprocessing import (
+    Standardize,
+    load_normalization,
+    make_preprocessing,
+    save_normalization,
+)
 from kpipe.tables import MODELS, resolve
 from kpipe.training.losses import make_loss
 
@@ -33,6 +41,8 @@ from kpipe.training.losses import make_loss
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 MEAN, STD = [120.5, 110.25, 100.0], [60.0, 55.5, 70.0]
+CONSTANTS = {"normalization": Normalization("affine", MEAN, STD)}
+GREY = Normalization("affine", 33.3, 78.6)
 
 
 @pytest.fixture(autouse=True)
@@ -396,7 +406,7 @@ def one_step(tmp_path_factory):
         shape = model.input_shape[1:]
         network = {"name": name, "options": SMALL.get(name, {}) | options, "input_shape": shape}
         classes = shape[0] * shape[1] if name == "go_policy" else 10
-        save_portable(model, path, **network, classes=classes, mean=0.0, std=255.0)
+        save_portable(model, path, **network, classes=classes, normalization=NAMED["unit"])
         np.save(f"{path}.npy", images)
         ours[path] = model.predict_on_batch(images)
     subprocess.run([sys.executable, "-c", LOAD_ALL, *ours], check=True, capture_output=True, timeout=300)
@@ -543,7 +553,7 @@ def test_standardize_takes_raw_bytes():
 
 
 def test_standardize_survives_saving(tmp_path):
-    model = build_model("lenet5", {}, input_shape=(12, 12, 3), classes=2, mean=MEAN, std=STD)
+    model = build_model("lenet5", {}, input_shape=(12, 12, 3), classes=2, **CONSTANTS)
     model.save(tmp_path / "model.keras")
     images = random_images(2, 12, 12, 3)
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -558,6 +568,124 @@ def test_standardize_mistakes():
         Standardize([1.0, 2.0], 1.0, name="norm").build((None, 8, 8, 3))
 
 
+RANDOM = np.random.default_rng(9)
+KINDS = {
+    **NAMED,
+    "standardize": CONSTANTS["normalization"],
+    "mean_image": Normalization("mean_image", RANDOM.uniform(0, 255, (12, 12, 3)).astype("float32")),
+    "zca": Normalization("whiten", np.float32(100 * np.ones(432)), matrix=RANDOM.normal(size=(432, 432)).astype("f")),
+    "pca": Normalization("whiten", np.float32(100 * np.ones(432)), matrix=RANDOM.normal(size=(432, 7)).astype("f")),
+}
+
+
+def by_numpy(name, images):
+    """float64, from the table of `Normalization`."""
+    kind, images = KINDS[name], np.float64(images)
+    if kind.kind == "whiten":
+        rows = (images.reshape(len(images), -1) - kind.mean) @ np.float64(kind.matrix)
+        return rows.reshape(len(images), 1, 1, 7) if name == "pca" else rows.reshape(images.shape)
+    return ((images[..., ::-1] if name == "caffe" else images) - np.array(kind.mean)) / np.array(kind.std)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_normalisation_is_computed_in_float32(name, portable, policy):
+    keras.config.set_dtype_policy("float32" if portable else policy)
+    inputs = keras.Input((12, 12, 3), dtype="float32")
+    model = keras.Model(inputs, make_preprocessing(KINDS[name], portable=portable)(inputs))
+    images = random_images(2, 12, 12, 3) * 0.9973
+    outputs = model(images)
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
+    expected = by_numpy(name, np.float32(images))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    assert not model.trainable_weights
+
+
+@pytest.mark.parametrize(
+    "name, theirs", [("caffe", keras.applications.vgg16), ("imagenet", keras.applications.densenet)]
+)
+def test_the_named_normalisations_are_those_of_keras(name, theirs):
+    images = random_images(2, 12, 12, 3)
+    outputs = make_preprocessing(NAMED[name])(images)
+    np.testing.assert_allclose(outputs, theirs.preprocess_input(images.copy()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean_image", "zca", "caffe"])
+def test_a_network_keeps_its_normalisation_when_it_is_saved(tmp_path, name):
+    arguments = {"name": "vgg11", "options": {"head": "gap"}, "input_shape": (32, 32, 3), "classes": 4}
+    kind = KINDS[name]
+    if name == "mean_image":
+        kind = Normalization("mean_image", RANDOM.uniform(0, 255, (32, 32, 3)).astype("float32"))
+    if name == "zca":
+        kind = Normalization("whiten", np.float32(90 * np.ones(3072)), matrix=0.01 * np.eye(3072, dtype="float32"))
+    model = build_model(**arguments, normalization=kind)
+    images = random_images(2, 32, 32, 3)
+    save_portable(model, tmp_path / "model.keras", **arguments, normalization=kind)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-5, atol=1e-6)
+    assert loaded.input_shape == ((None, None, None, 3) if name == "caffe" else (None, 32, 32, 3))
+    again = build_model(**arguments, normalization=kind)
+    load_portable_weights(again, tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(images), model(images))
+
+
+def test_mlp_sees_the_components_alone():
+    model = build_model("mlp", {"width": 8}, input_shape=(12, 12, 3), classes=2, normalization=KINDS["pca"])
+    assert model.get_layer("whiten").output.shape == (None, 1, 1, 7)
+    assert model.get_layer("fc1").kernel.shape == (7, 8)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_constants_in_a_file_are_the_same_numbers(tmp_path, name):
+    save_normalization(tmp_path / "constants.npz", KINDS[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["constants.npz"]
+    kept = load_normalization(tmp_path / "constants.npz", (12, 12, 3))
+    assert kept.kind == KINDS[name].kind
+    for mine, theirs in ((kept.mean, KINDS[name].mean), (kept.std, KINDS[name].std), (kept.matrix, KINDS[name].matrix)):
+        np.testing.assert_array_equal(mine, theirs)
+    fit_grey = load_normalization(tmp_path / "constants.npz", (12, 12, 1)) is not None
+    assert fit_grey == (name in ("none", "unit"))
+
+
+def test_a_damaged_file_of_constants_is_none(tmp_path):
+    path = tmp_path / "constants.npz"
+    assert load_normalization(path, (12, 12, 3)) is None
+    save_normalization(path, KINDS["imagenet"])
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            kept = load_normalization(path, (12, 12, 3))
+            assert kept is None or np.array_equal(
+                [kept.mean, kept.std], [KINDS["imagenet"].mean, KINDS["imagenet"].std]
+            )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "affin"},
+        {"mean": float("nan")},
+        {"mean": "0"},
+        {"mean": np.array([None])},
+        {"mean": np.zeros(2)},
+        {"std": np.ones(2)},
+        {"matrix": np.eye(2)},
+        {"kind": "whiten", "mean": np.zeros(432)},
+        {"kind": "whiten", "mean": np.zeros(432), "matrix": np.eye(431)},
+        {"kind": "mean_image", "mean": np.zeros((12, 12, 1))},
+    ],
+    ids=str,
+)
+def test_constants_that_do_not_fit_are_none(tmp_path, wrong):
+    path, right = tmp_path / "constants.npz", {"kind": "affine", "mean": 0.0, "std": 1.0}
+    np.savez(path, **right)
+    assert load_normalization(path, (12, 12, 3)) is not None
+    np.savez(path, **right | wrong)
+    assert load_normalization(path, (12, 12, 3)) is None
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_raw_values_are_scaled_before_they_are_rounded(policy):
     keras.config.set_dtype_policy(policy)
@@ -568,7 +696,7 @@ def test_raw_values_are_scaled_before_they_are_rounded(policy):
 
 
 def test_a_model_takes_bytes_and_floats_alike():
-    model = build_model("lenet5", {}, input_shape=(28, 28, 1), classes=10, mean=33.3, std=78.6)
+    model = build_model("lenet5", {}, input_shape=(28, 28, 1), classes=10, normalization=GREY)
     images = random_images(2, 28, 28, 1)
     np.testing.assert_array_equal(model(images.astype("uint8")), model(images))
 
@@ -590,7 +718,6 @@ ARGUMENTS = {
     "input_shape": (32, 32, 3),
     "classes": 4,
 }
-CONSTANTS = {"mean": MEAN, "std": STD}
 
 PLAIN_KERAS = """
 import sys
@@ -601,11 +728,12 @@ numpy.save(sys.argv[3], keras.ops.convert_to_numpy(model(numpy.load(sys.argv[2])
 """
 
 
-def test_the_portable_file_needs_no_kpipe(tmp_path):
-    model = build_model(**ARGUMENTS, **CONSTANTS)
+@pytest.mark.parametrize("normalization", [CONSTANTS["normalization"], NAMED["caffe"]], ids=["affine", "caffe"])
+def test_the_portable_file_needs_no_kpipe(tmp_path, normalization):
+    model = build_model(**ARGUMENTS, normalization=normalization)
     images = random_images(3, 32, 32, 3)
     model(images, training=True)
-    save_portable(model, tmp_path / "model.keras", **ARGUMENTS, **CONSTANTS)
+    save_portable(model, tmp_path / "model.keras", **ARGUMENTS, normalization=normalization)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]
     np.save(tmp_path / "images.npy", images)
     files = [tmp_path / name for name in ("model.keras", "images.npy", "logits.npy")]
@@ -618,8 +746,8 @@ def test_the_portable_file_needs_no_kpipe(tmp_path):
 def test_the_portable_file_is_float32_after_mixed_precision(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     arguments = {"name": "lenet5", "options": {}, "input_shape": (28, 28, 1), "classes": 10}
-    model = build_model(**arguments, mean=33.3, std=78.6)
-    save_portable(model, tmp_path / "model.keras", **arguments, mean=33.3, std=78.6)
+    model = build_model(**arguments, normalization=GREY)
+    save_portable(model, tmp_path / "model.keras", **arguments, normalization=GREY)
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     loaded = keras.models.load_model(tmp_path / "model.keras")
     # The input layer computes nothing; Keras gives it the global policy of the moment.
@@ -639,6 +767,6 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(OSError, match="No space left on device"):
-        save_portable(model, path, **arguments, mean=0.0, std=255.0)
+        save_portable(model, path, **arguments, normalization=NAMED["unit"])
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]

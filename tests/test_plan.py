@@ -100,7 +100,7 @@ def test_the_disk_is_what_a_run_really_takes(plan, experiment):
     disk = json.loads(plan(experiment, "--json"))["training"]["disk"]
     run = train(load_experiment(experiment, ["training.epochs=1"]).experiment).path
     files = {path.name: path.stat().st_size for path in run.rglob("*") if path.suffix in (".npz", ".keras")}
-    assert set(files) == {"weights.npz", "training.npz", "model.keras"}
+    assert set(files) == {"weights.npz", "training.npz", "model.keras", "normalization.npz"}
     assert sum(files.values()) == pytest.approx(disk["finished"], rel=0.35)  # names and headers in so small a network
 
 

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from runs import only_run
+from runs import only_run, refuse_to_write
 
-from kpipe.errors import Interrupted
+from kpipe.config import load_experiment
+from kpipe.data import Part, Splits
+from kpipe.errors import ConfigError, Interrupted
+from kpipe.experiment import prepare
 
 
 def test_a_run_from_file_to_model(kpipe, experiment, logs):
@@ -26,7 +29,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert re.search(r"^epoch 2/2  loss .* val_acc", out, re.M)
     assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
     run = only_run(logs)
-    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras", "normalization.npz"}
     assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
     summary = json.loads((run / "summary.json").read_text())
@@ -89,6 +92,67 @@ def test_every_precision_and_normalisation(kpipe, experiment, logs):
         assert (code, err) == (0, "")
     code, _, _ = kpipe("run", experiment, "data.normalize.mean=[120.0]", "data.normalize.std=[60.0]")
     assert code == 0
+
+
+NORMALISATIONS = ["none", "unit", "mean", "mean_image", "standardize", "pca_whiten", "zca", "imagenet", "caffe", "pca"]
+
+
+@pytest.mark.parametrize("normalize", NORMALISATIONS)
+def test_a_network_is_built_and_planned_with_every_normalisation(kpipe, experiment, normalize):
+    overrides = [f"data.normalize={normalize}"]
+    if normalize == "pca":
+        overrides = ["data.normalize.pca.components=20", "model.name=mlp"]
+    assert kpipe("plan", experiment, *overrides)[0] == 0
+    loaded = load_experiment(experiment, overrides).experiment
+    measured, neutral = prepare(loaded), prepare(loaded, statistics=False).model
+    assert [w.shape for w in measured.model.weights] == [w.shape for w in neutral.weights]
+
+    images = measured.splits.train.images
+    first = next(layer for layer in measured.model.layers[1:] if layer.name in ("standardize", "mean_image", "whiten"))
+    seen = np.asarray(keras.Model(measured.model.input, first.output)(images)).reshape(len(images), -1)
+    if normalize in ("mean", "standardize"):
+        assert seen.mean() == pytest.approx(0, abs=1e-3)
+        assert (seen.std() == pytest.approx(1, rel=1e-2)) == (normalize == "standardize")
+    if normalize in ("mean_image", "pca_whiten", "zca", "pca"):
+        np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-2)
+
+
+def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypatch):
+    arguments = ("run", experiment, "data.normalize=pca_whiten", "training.epochs=3", "logs=" + str(logs))
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe(*arguments)[0] == 5
+    run = only_run(logs)
+    file = run / "normalization.npz"
+    before = file.read_bytes()
+
+    def never(*arguments):
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        patched.setattr("kpipe.data.whitening", never)
+        assert kpipe(*arguments)[0] == 5
+    file.write_bytes(before[:100])
+    code, out, _ = kpipe(*arguments)
+    assert (code, "resumed" in out) == (0, True)
+    assert file.read_bytes() == before
+    assert not list(run.glob("*.tmp"))
+    with np.load(file, allow_pickle=False) as kept:
+        assert kept["matrix"].shape == (768, 768)
+
+
+@pytest.mark.parametrize("normalize", ["imagenet", "zca"])
+def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
+    loaded = load_experiment(experiment, [f"data.normalize={normalize}"]).experiment
+    part = Part(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
+    expected = {
+        "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
+        "zca": "data.normalize: expected images of at most 4,096 numbers to whiten, got 65x65x1 = 4,225",
+    }
+    for statistics in (True, False):
+        with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
+            prepare(loaded, splits=Splits(part, None, None, ("a", "b")), statistics=statistics)
 
 
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):

@@ -7,8 +7,11 @@ import pytest
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
+from kpipe.models.googlenet import WithAuxiliaryHeads
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.distribution import make_strategy
+from kpipe.training.losses import make_loss
+from kpipe.training.metrics import Accuracy
 from kpipe.training.precision import precision_scope
 from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
 
@@ -201,6 +204,72 @@ def test_half_precision_trains():
 
 def test_there_is_one_strategy():
     assert make_strategy() is make_strategy()
+
+
+# --- labels and weights -----------------------------------------------------------------------------
+
+
+def make_linear(*, heads=0):
+    """One dense layer, or several beside each other of which the first gives the logits, at a known start."""
+    images = keras.Input((4, 4, 1))
+    pixels = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    start = keras.initializers.RandomNormal(seed=3)
+    outputs = [keras.layers.Dense(3, kernel_initializer=start.clone())(pixels) for _ in range(1 + heads)]
+    model = WithAuxiliaryHeads(images, outputs) if heads else keras.Model(images, outputs[0])
+    model.compile(keras.optimizers.SGD(0.1), make_loss("cross_entropy"), metrics=[Accuracy()], jit_compile=False)
+    return model
+
+
+def as_shares(images, labels, *weights):
+    """0.7 of the label's class, 0.3 of the next one."""
+    return images, 0.7 * tf.one_hot(labels, 3) + 0.3 * tf.one_hot((labels + 1) % 3, 3), *weights
+
+
+def with_weights(images, labels):
+    return images, labels, tf.cast(tf.range(BATCH), "float32") / 2
+
+
+def cross_entropies(logits, shares):
+    """float64 [B], from the formula."""
+    logits, shares = np.float64(logits), np.float64(shares)
+    return (shares * (np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits)).sum(axis=1)
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_the_first_step_on_shares_and_weights_by_hand(heads):
+    images, shares, weights = as_shares(*with_weights(*make_batch(0)))
+    model, records = make_linear(heads=heads), []
+    outputs = model(images)
+    costs = [np.mean(cross_entropies(logits, shares) * weights.numpy()) for logits in (outputs if heads else [outputs])]
+    right = np.mean(np.argmax(outputs[0] if heads else outputs, axis=1) == np.argmax(shares, axis=1))
+
+    def one_batch(first):
+        return tf.data.Dataset.from_tensors((images, shares, weights))
+
+    fit(Trainer(model), one_batch, steps_per_epoch=1, epochs=1, log_every=1, on_log=records.append)
+    assert records[0]["loss"] == pytest.approx(costs[0] + 0.3 * sum(costs[1:]), rel=1e-5)
+    assert records[0]["accuracy"] == pytest.approx(right)  # no weights in it
+
+
+def test_training_on_shares_is_evaluated_on_classes():
+    records, model = [], make_linear()
+    trainer = Trainer(model)
+    fit(trainer, lambda first: batches_from(first).map(as_shares), validation=make_part(), on_log=records.append)
+    part = list(make_part())
+    logits = np.concatenate([model(images) for images, _ in part])
+    labels = np.concatenate([labels for _, labels in part])
+    scores = trainer.evaluate(make_part())
+    assert scores["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert scores["loss"] == pytest.approx(cross_entropies(logits, np.eye(3)[labels]).mean(), rel=1e-5)
+    assert records[-1]["accuracy"] == pytest.approx(scores["accuracy"])
+    assert min(line["accuracy"] for line in records if line["split"] == "train") > 0
+
+
+def test_equal_weights_change_nothing():
+    plain, weighted = Trainer(make_linear()), Trainer(make_linear())
+    fit(plain)
+    fit(weighted, lambda first: batches_from(first).map(lambda x, y: (x, y, tf.ones(BATCH))))
+    assert_same(weighted.model, plain.model)
 
 
 # --- stop and resume --------------------------------------------------------------------------------

@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document, show
 from kpipe.config.overrides import WHERE, apply_overrides, sections_at
-from kpipe.config.schema import Chosen, DataConfig, Experiment, TrainingConfig, impossible, options
+from kpipe.config.schema import (
+    Chosen,
+    DataConfig,
+    Experiment,
+    MeanStd,
+    Projection,
+    TrainingConfig,
+    impossible,
+    options,
+)
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.rundir import read_status, saved_step
 from kpipe.tables import MODELS
@@ -21,6 +30,8 @@ __all__ = [
     "DataConfig",
     "Experiment",
     "Loaded",
+    "MeanStd",
+    "Projection",
     "TrainingConfig",
     "check_resume",
     "json_schema",

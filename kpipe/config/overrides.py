@@ -138,6 +138,9 @@ def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]
         return [child for child in from_file(parent) if child[-1] not in kept]
     if keys == ("data", "source") and value != "synthetic":
         return [child for child in from_file(parent) if child[-1] == "synthetic"]
+    if keys[:2] == ("data", "normalize") and keys[2:]:
+        kept = ("pca",) if keys[2] == "pca" else ("mean", "std")
+        return [child for child in from_file(keys[:2]) if child[-1] not in kept]
     if keys[:1] == ("model",):
         foreign = [key for key, _ in foreign_options(_find(document.data, parent))]
         return [child for child in from_file(parent) if child[-1] in foreign]

@@ -12,9 +12,11 @@ from kpipe.tables import (
     AUGMENTATIONS,
     LOSSES,
     MODELS,
+    MOST_WHITENED,
     OPTIMIZERS,
     SCHEDULES,
     SOURCES,
+    SYNTHETIC_CHANNELS,
     SYNTHETIC_SIZES,
     Count,
     NonNegative,
@@ -60,6 +62,27 @@ class MeanStd(Section):
     std: Annotated[list[Positive], Field(min_length=1)]
 
 
+class PCAOptions(Section):
+    components: Count
+    """How many principal components the network sees, the first ones."""
+
+
+class Projection(Section):
+    """A projection on principal components, not whitened: fewer numbers for the network `mlp`."""
+
+    pca: PCAOptions
+
+
+def _form_of_normalize(value: Any) -> str:
+    """The tag; of a mapping it is the class's own name, by which a message finds the keys that it has."""
+    if isinstance(value, dict):
+        return "Projection" if "pca" in value else "MeanStd"
+    return type(value).__name__ if isinstance(value, MeanStd | Projection) else "name"
+
+
+Normalize = Literal["none", "unit", "mean", "mean_image", "standardize", "pca_whiten", "zca", "imagenet", "caffe"]
+
+
 class SplitConfig(Section):
     """For sets that do not come in parts; counts round up."""
 
@@ -83,11 +106,16 @@ class DataConfig(Section):
     """1 for grey, 3 for colour. Default: the source's own (folders: 3)."""
     batch_size: Count = 32
     normalize: Annotated[
-        Annotated[Literal["none", "unit", "standardize"], Tag("name")] | Annotated[MeanStd, Tag("constants")],
-        Discriminator(lambda v: "constants" if isinstance(v, dict | MeanStd) else "name"),
+        Annotated[Normalize, Tag("name")]
+        | Annotated[MeanStd, Tag("MeanStd")]
+        | Annotated[Projection, Tag("Projection")],
+        Discriminator(_form_of_normalize),
     ] = "standardize"
-    """The model's first layer. none; unit: to 0..1; standardize: mean 0 and deviation 1 a channel over the training
-    part; {mean: [..], std: [..]} in units of 0..255."""
+    """The model's first layer. none: 0..255 as they are; unit: to 0..1. By the training part: mean: less the mean of
+    each channel (VGG); mean_image: less that of each pixel (AlexNet); standardize: mean 0 and deviation 1 a channel;
+    pca_whiten, zca: all numbers of an image made independent, at most 4,096 of them; {pca: {components: k}}: projected
+    on the first k principal components, for mlp alone. Fixed, for three channels: imagenet: the mean and deviation of
+    its photographs; caffe: blue first, less their mean. {mean: [..], std: [..]}: in units of 0..255."""
     augment: list[Augment] = []
     """Of training, in this order; a window (random_crop, random_resized_crop, scale_jitter, center_crop) first."""
     split: SplitConfig = SplitConfig()
@@ -236,7 +264,8 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     if shown == "board" and get("data", "synthetic", "classes") is not None:
         found.append((("data", "synthetic", "classes"), "a board has one class a point; leave it out"))
     found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
-    found += _normalisation(get("data", "normalize"), get("data", "channels"))
+    shape = _image_shape(kind, shown, pixels, channels)
+    found += [(("data", "normalize"), message) for message in _normalisation(get("data", "normalize"), shape, model)]
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))
     warmup, epochs = get("training", "learning_rate", "warmup", "epochs"), get("training", "epochs")
@@ -250,19 +279,55 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     return found
 
 
-def _normalisation(normalize: Any, channels: Any) -> list[tuple[tuple[str, ...], str]]:
+def _image_shape(kind: str | None, shown: Any, pixels: Any, channels: Any) -> tuple[int | None, int | None]:
+    """Pixels a side of square images, and channels, as far as they are known without the data."""
+    row, square = SOURCES.get(kind), True
+    native = row and row.native_channels
+    if kind == "synthetic":
+        native, square = SYNTHETIC_CHANNELS.get(str(shown)), shown in ("images", "board")
+    return pixels if square else None, channels if isinstance(channels, int) else native
+
+
+def _normalisation(normalize: Any, shape: tuple[int | None, int | None], model: Any) -> list[str]:
+    """What is impossible about `data.normalize` with images of this shape in this network."""
+    _, channels = shape
+    if normalize in ("imagenet", "caffe") and channels not in (None, 3):
+        return [f"expected images of 3 channels for {normalize}, got {channels}"]
+    if normalize in ("pca_whiten", "zca"):
+        return _too_large(normalize, shape)
     if not isinstance(normalize, dict):
         return []
+    return _projection(normalize["pca"], shape, model) if "pca" in normalize else _constants(normalize, channels)
+
+
+def _too_large(kind: str, shape: tuple[int | None, int | None], components: Any = None) -> list[str]:
+    size, channels = shape
+    if not size or not channels:
+        return []
+    numbers = size * size * channels
+    images = f"{size}x{size}x{channels}"
+    if numbers > MOST_WHITENED:
+        return [
+            f"expected images of at most {MOST_WHITENED:,} numbers for {kind}, got {images} = {numbers:,}; take a "
+            "smaller data.image_size, or a normalisation per channel"
+        ]
+    if isinstance(components, int) and components > numbers:
+        return [f"expected at most {numbers:,} components of images of {images}, got {components:,}"]
+    return []
+
+
+def _projection(pca: Any, shape: tuple[int | None, int | None], model: Any) -> list[str]:
+    if isinstance(model, str) and model in MODELS and model != "mlp":
+        return [f"expected the network 'mlp' for pca, whose result is no longer an image, got {model!r}"]
+    return _too_large("pca", shape, pca.get("components") if isinstance(pca, dict) else None)
+
+
+def _constants(normalize: dict[str, Any], channels: int | None) -> list[str]:
     mean, std = normalize.get("mean"), normalize.get("std")
     if not isinstance(mean, list) or not isinstance(std, list):
         return []
     if len(mean) != len(std):
-        return [(("data", "normalize"), f"expected as many deviations as means, got {len(std)} and {len(mean)}")]
-    if isinstance(channels, int) and len(mean) not in (1, channels):
-        return [
-            (
-                ("data", "normalize"),
-                f"expected 1 or {channels} means for {channels} channels, got {len(mean)}",
-            )
-        ]
+        return [f"expected as many deviations as means, got {len(std)} and {len(mean)}"]
+    if channels and len(mean) not in (1, channels):
+        return [f"expected 1 or {channels} means for {channels} channels, got {len(mean)}"]
     return []

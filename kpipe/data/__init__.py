@@ -15,21 +15,23 @@ from kpipe.data.augment import Augmentation, Mix, flip_horizontal, pad_crop, tra
 from kpipe.data.images import Form
 from kpipe.data.keep import count_bytes, keep_in_memory, keep_on_disk
 from kpipe.data.parts import AnyPart, Files, Part, Progress, Records, Unreadable, no_progress, readable_numbers
-from kpipe.data.pipeline import count_steps_per_epoch, make_evaluation_pipeline, make_pipeline
+from kpipe.data.pipeline import count_steps_per_epoch, iterate_images, make_evaluation_pipeline, make_pipeline
 from kpipe.data.reading import note_unreadable, read_labels
 from kpipe.data.sources import Source, Splits
-from kpipe.data.statistics import channel_statistics
+from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
 from kpipe.data.windows import Window, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, DataError
 from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
+    "WHITENINGS",
     "AnyPart",
     "Augmentation",
     "Files",
     "Form",
     "Mix",
     "Part",
+    "Progress",
     "Records",
     "Splits",
     "Unreadable",
@@ -40,15 +42,19 @@ __all__ = [
     "count_steps_per_epoch",
     "flip_horizontal",
     "find_source",
+    "iterate_images",
     "load_dataset",
     "make_evaluation_pipeline",
     "make_pipeline",
+    "mean_image",
+    "no_progress",
     "pad_crop",
     "random_crop",
     "random_resized_crop",
     "scale_jitter",
     "ten_crop",
     "translate",
+    "whitening",
 ]
 
 SPLIT_SEED = 0  # one split for all runs, whatever their seed: results stay comparable
@@ -174,7 +180,12 @@ class _Keeper:
         if self.cache == "disk":
             folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
             return keep_on_disk(part, folder, self.progress)
-        size = count_bytes(part) or 0
+        size = count_bytes(part)
+        if size is None and self.cache == "none":
+            raise DataError(
+                f"{part.unreadable.where}: expected data.image_size, whose images may come in many sizes, got none"
+            )
+        size = size or 0
         whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
         if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
             self.free -= size

@@ -8,16 +8,18 @@ B batch, b rows of one worker, H height, W width, C channels, I pixels a side of
 images of the part, n uniforms an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from kpipe.data.augment import Augmentation, Mix
-from kpipe.data.parts import AnyPart, Part, Records, readable_numbers
-from kpipe.data.reading import read_files, read_in_order, read_records
+from kpipe.data.parts import AnyPart, Part, Progress, Records, no_progress, readable_numbers
+from kpipe.data.reading import read_files, read_in_order, read_records, read_what_can_be_read
 from kpipe.data.windows import Window, center_crop, take_windows, ten_crop
 from kpipe.errors import ConfigError
+
+CHUNK = 256  # images that are looked at together
 
 
 def make_pipeline(
@@ -111,6 +113,29 @@ def make_evaluation_pipeline(
     else:
         batches = read_in_order(part, numbers).batch(batch_size).map(see, tf.data.AUTOTUNE)
     return _known_length(batches, -(-len(numbers) // batch_size))
+
+
+def iterate_images(
+    part: AnyPart, image_size: int | None = None, progress: Progress = no_progress
+) -> Iterator[np.ndarray]:
+    """Each readable image once, as evaluation sees it: batches uint8 [b, I, I, C]; the others are noted.
+
+    Raises:
+        DataError: more images than allowed cannot be read.
+    """
+    if isinstance(part, Part):
+        numbers = readable_numbers(part)
+        for start in range(0, len(numbers), CHUNK):
+            yield _middle(part.images[numbers[start : start + CHUNK]], image_size)
+        return
+    missing = np.ones(len(part), bool)
+    batches = read_what_can_be_read(part).batch(CHUNK).prefetch(1).as_numpy_iterator()
+    with progress(f"measuring {part.unreadable.where}", len(part)) as advance:
+        for numbers, images, _ in batches:
+            missing[numbers] = False
+            yield _middle(images, image_size)
+            advance(len(images))
+    part.unreadable.add(np.flatnonzero(missing))
 
 
 def count_steps_per_epoch(part: AnyPart, batch_size: int) -> int:

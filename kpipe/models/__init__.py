@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from kpipe.errors import ConfigError, EnvironmentFault, did_you_mean
 
@@ -17,7 +16,14 @@ from kpipe.models.googlenet import googlenet
 from kpipe.models.layers import InputShape
 from kpipe.models.lenet import lenet5
 from kpipe.models.mlp import mlp
-from kpipe.models.preprocessing import Standardize
+from kpipe.models.preprocessing import (
+    NAMED,
+    Normalization,
+    check_whitening,
+    load_normalization,
+    make_preprocessing,
+    save_normalization,
+)
 from kpipe.models.speech import speech_cnn
 from kpipe.models.text import text_cnn
 from kpipe.models.vgg import start_from_net_a, vgg11, vgg13, vgg16, vgg16_c, vgg19
@@ -25,13 +31,18 @@ from kpipe.models.zfnet import zfnet
 from kpipe.tables import MODELS, resolve
 
 __all__ = [
+    "NAMED",
+    "Normalization",
     "alexnet",
     "build_model",
+    "check_whitening",
     "go_policy",
     "googlenet",
     "lenet5",
+    "load_normalization",
     "load_portable_weights",
     "mlp",
+    "save_normalization",
     "save_portable",
     "speech_cnn",
     "start_from_net_a",
@@ -44,8 +55,6 @@ __all__ = [
     "zfnet",
 ]
 
-Constants = float | list[float]
-
 
 def build_model(
     name: str,
@@ -53,8 +62,7 @@ def build_model(
     *,
     input_shape: InputShape,
     classes: int,
-    mean: Constants = 0.0,
-    std: Constants = 255.0,
+    normalization: Normalization = NAMED["unit"],
 ) -> keras.Model:
     """The network called `name`: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
@@ -63,13 +71,12 @@ def build_model(
         options: what the network's builder takes besides the input, the classes and the preprocessing.
         input_shape: (H, W, C).
         classes: K.
-        mean: one number or one per channel, in units of 0..255.
-        std: the same, above 0. The first layer gives (images - mean) / std.
+        normalization: what the first layer does, and with which constants.
 
     Raises:
         ConfigError: an unknown name, or arguments from which this network cannot be built.
     """
-    return _build(name, options, input_shape, classes, Standardize(mean, std, name="standardize"))
+    return _build(name, options, input_shape, classes, make_preprocessing(normalization))
 
 
 def save_portable(
@@ -80,14 +87,13 @@ def save_portable(
     options: dict,
     input_shape: InputShape,
     classes: int,
-    mean: Constants,
-    std: Constants,
+    normalization: Normalization,
 ) -> None:
     """Writes `path`, a .keras file in float32, of plain Keras layers wherever the network allows.
 
-    LeNet-5, VGG and the others without layers of kpipe's own load where kpipe is not installed. What only the
-    training needs, such as auxiliary heads, is left out. A network that ends in a global average is written for
-    images of any size.
+    LeNet-5, VGG and the others without layers of kpipe's own load where kpipe is not installed, unless the images are
+    whitened or a mean image is taken off. What only the training needs, such as auxiliary heads, is left out. A
+    network that ends in a global average is written for images of any size, if its first layer takes them.
 
     The other arguments are those that `model` was built from by `build_model`, under any dtype policy. A file
     that is there already is replaced in one step: it is never seen half-written, and it survives a full disk.
@@ -98,12 +104,10 @@ def save_portable(
     """
     section = MODELS[name].options
     kept = {option: value for option, value in options.items() if option not in section.training_only}
-    if section(**kept).any_size:
+    if section(**kept).any_size and normalization.per_channel:
         input_shape = (None, None, input_shape[-1])
     with _float32():
-        variance = np.square(std).tolist()
-        preprocessing = keras.layers.Normalization(mean=mean, variance=variance, name="standardize")
-        portable = _build(name, kept, input_shape, classes, preprocessing)
+        portable = _build(name, kept, input_shape, classes, make_preprocessing(normalization, portable=True))
     for layer in portable.layers:
         layer.set_weights(model.get_layer(layer.name).get_weights())
     path = Path(path)

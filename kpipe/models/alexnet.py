@@ -54,7 +54,7 @@ from kpipe.models.layers import (
     make_initializer,
     make_logits,
 )
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def alexnet(
     width: int = 4096,
     dropout: float = 0.5,
     initializer: str = "paper",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "alexnet",
 ) -> keras.Model:
     """AlexNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].

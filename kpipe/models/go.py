@@ -20,7 +20,7 @@ from keras import layers
 
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape, PositionBias, check_arguments
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 
 def go_policy(
@@ -29,7 +29,7 @@ def go_policy(
     *,
     depth: int = 12,
     width: int = 192,
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "go_policy",
 ) -> keras.Model:
     """The policy network: boards float32 [B, H, W, C], 0..255, to logits float32 [B, H x W], row by row.

@@ -47,7 +47,7 @@ from kpipe.models.layers import (
     make_initializer,
     make_logits,
 )
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 # Table 1: maps of the 1x1 branch, of the 3x3 branch and its reduction, of the 5x5 branch and its, behind the pool.
 BLOCKS = {
@@ -121,7 +121,7 @@ def googlenet(
     lrn: bool = True,
     dropout: float = 0.4,
     initializer: str = "paper",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "googlenet",
 ) -> keras.Model:
     """GoogLeNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].

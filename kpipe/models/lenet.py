@@ -47,7 +47,7 @@ from kpipe.models.layers import (
     make_activation,
     make_logits,
 )
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 # The paper's input size, section II.B; below it, c1 pads.
 PAPER_SIZE = 32
@@ -66,7 +66,7 @@ def lenet5(
     variant: str = "modern",
     activation: str = "relu",
     pooling: str = "max",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "lenet5",
 ) -> keras.Model:
     """LeNet-5: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].

@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from kpipe.models.layers import ACTIVATIONS, InputShape, activated, check_arguments, check_choice, make_logits
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 
 def mlp(
@@ -19,7 +19,7 @@ def mlp(
     width: int = 512,
     activation: str = "relu",
     dropout: float = 0.0,
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "mlp",
 ) -> keras.Model:
     """A multilayer perceptron: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].

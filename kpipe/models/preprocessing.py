@@ -7,6 +7,12 @@ Legend of the shapes: B batch, H height, W width, C channels, D = H x W x C.
 """
 
 import math
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,9 +20,10 @@ from keras import ops
 
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape, check_known_size
+from kpipe.tables import MOST_WHITENED
 
-MOST_DIMENSIONS = 4096
-"""The largest D that is whitened: its matrix is D x D."""
+Preprocessing = Callable[[Any], Any]
+"""What a network's builder takes: a layer, or layers in a row, that see the raw images first."""
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -126,17 +133,9 @@ class Whiten(keras.layers.Layer):
         self.components = components
 
     def build(self, input_shape):
-        check_known_size(self.name, input_shape[1:])
+        check_whitening(self.name, input_shape[1:], self.components)
         dimensions = math.prod(input_shape[1:])
-        if dimensions > MOST_DIMENSIONS:
-            size = "x".join(str(side) for side in input_shape[1:])
-            raise ConfigError(
-                f"{self.name}: expected images of at most {MOST_DIMENSIONS:,} numbers to whiten, got {size} = "
-                f"{dimensions:,}. Take smaller images, or a normalisation per channel."
-            )
         components = dimensions if self.components is None else self.components
-        if not 1 <= components <= dimensions:
-            raise ConfigError(f"{self.name}: expected 1 to {dimensions:,} components, got {components:,}.")
         self.mean = self.add_weight(shape=(dimensions,), initializer="zeros", trainable=False, name="mean")
         shape = (dimensions, components)
         self.matrix = self.add_weight(shape=shape, initializer="identity", trainable=False, name="matrix")
@@ -151,6 +150,144 @@ class Whiten(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "components": self.components}
+
+
+def check_whitening(where: str, input_shape: InputShape, components: int | None = None) -> None:
+    """Raises ConfigError where images (H, W, C) cannot be whitened: too many numbers or components, H or W unknown."""
+    check_known_size(where, input_shape)
+    dimensions = math.prod(input_shape)
+    if dimensions > MOST_WHITENED:
+        size = "x".join(str(side) for side in input_shape)
+        raise ConfigError(
+            f"{where}: expected images of at most {MOST_WHITENED:,} numbers to whiten, got {size} = {dimensions:,}. "
+            "Take smaller images, or a normalisation per channel."
+        )
+    if components is not None and not 1 <= components <= dimensions:
+        raise ConfigError(f"{where}: expected 1 to {dimensions:,} components, got {components:,}.")
+
+
+# --- which of them, and with what -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """What is done to the raw images first, and its constants, in units of 0..255.
+
+    | kind         | result                                   | mean        | std         | matrix |
+    |--------------|------------------------------------------|-------------|-------------|--------|
+    | `affine`     | (images - mean) / std                    | one, or [C] | one, or [C] |        |
+    | `caffe`      | the same of the channels, the last first | one, or [C] | one, or [C] |        |
+    | `mean_image` | images - mean                            | [H, W, C]   |             |        |
+    | `whiten`     | (pixels - mean) @ matrix, see `Whiten`   | [D]         |             | [D, k] |
+    """
+
+    kind: str
+    mean: np.ndarray | list[float] | float
+    std: np.ndarray | list[float] | float = 1.0
+    matrix: np.ndarray | None = None
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether it is one for images of any size."""
+        return self.kind in ("affine", "caffe")
+
+    def fits(self, input_shape: InputShape) -> bool:
+        """Whether the constants are finite, and of a known kind for images (H, W, C)."""
+        height, width, channels = input_shape
+        one_or_each = ((), (1,), (channels,))
+        shapes = {
+            "affine": one_or_each,
+            "caffe": one_or_each,
+            "mean_image": ((height, width, channels),),
+            "whiten": ((height * width * channels,),),
+        }
+        arrays = [self.mean, self.std] + ([] if self.matrix is None else [self.matrix])
+        return (
+            np.shape(self.mean) in shapes.get(self.kind, ())
+            and np.shape(self.std) in one_or_each
+            and (self.kind == "whiten") == (self.matrix is not None)
+            and (self.matrix is None or self.matrix.shape[:-1] == np.shape(self.mean))
+            and all(np.isfinite(array).all() for array in arrays)
+        )
+
+
+NAMED = {
+    "none": Normalization("affine", 0.0),
+    "unit": Normalization("affine", 0.0, 255.0),
+    # Of the 1.2 million photographs, as torchvision has them, in units of 0..1.
+    "imagenet": Normalization(
+        "affine", [255 * share for share in (0.485, 0.456, 0.406)], [255 * share for share in (0.229, 0.224, 0.225)]
+    ),
+    # Blue first, as the networks were trained that the VGG and GoogLeNet papers have published.
+    "caffe": Normalization("caffe", [103.939, 116.779, 123.68]),
+}
+"""Normalisations that ask nothing of the training images. The last two are for three channels."""
+
+
+def make_preprocessing(normalization: Normalization, *, portable: bool = False) -> Preprocessing:
+    """What a network's builder takes as `preprocessing`.
+
+    Args:
+        normalization: what is done, and with which constants.
+        portable: with plain Keras layers where it is the same for each pixel; kpipe's own compute it faster.
+    """
+    if normalization.kind == "mean_image":
+        return _holding(SubtractMeanImage(name="mean_image"), normalization.mean)
+    if normalization.kind == "whiten":
+        dimensions, components = normalization.matrix.shape
+        layer = Whiten(None if components == dimensions else components, name="whiten")
+        return _holding(layer, normalization.mean, normalization.matrix)
+    scale = _scale(normalization, portable)
+    if normalization.kind == "caffe":
+        # An operation of Keras and no layer: it has no name to keep, and is loaded without kpipe.
+        return lambda images: scale(ops.flip(images, axis=-1))
+    return scale
+
+
+def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
+    if not portable:
+        return Standardize(normalization.mean, normalization.std, name="standardize")
+    mean, std = np.broadcast_arrays(normalization.mean, normalization.std)  # Keras wants as many of both
+    return keras.layers.Normalization(mean=mean.tolist(), variance=np.square(std).tolist(), name="standardize")
+
+
+def _holding(layer: keras.layers.Layer, *weights: np.ndarray) -> Preprocessing:
+    """The layer, which gets its weights as soon as it has been built."""
+
+    def preprocess(images):
+        outputs = layer(images)
+        layer.set_weights(weights)
+        return outputs
+
+    return preprocess
+
+
+def save_normalization(path: Path, normalization: Normalization) -> None:
+    """Writes a file that `load_normalization` reads; it is never seen half-written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    arrays = {name: value for name, value in vars(normalization).items() if value is not None}
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def load_normalization(path: Path, input_shape: InputShape) -> Normalization | None:
+    """What `save_normalization` wrote; None where that is gone, damaged, or not for images (H, W, C)."""
+    try:
+        # Opened here, because np.load leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        kept = Normalization(str(arrays["kind"]), arrays["mean"], arrays["std"], arrays.get("matrix"))
+        return kept if kept.fits(input_shape) else None
+    # A zip archive that asks, damaged, for an unknown compression or a password is a RuntimeError.
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile):
+        return None
 
 
 def scale_to_unit() -> keras.layers.Layer:

@@ -22,7 +22,7 @@ import keras
 from keras import layers
 
 from kpipe.models.layers import InputShape, check_arguments, make_logits
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 
 def speech_cnn(
@@ -32,7 +32,7 @@ def speech_cnn(
     width: int = 64,
     hidden: int = 128,
     dropout: float = 0.0,
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "speech_cnn",
 ) -> keras.Model:
     """The keyword network: spectrograms float32 [B, F, T, C], 0..255, to logits float32 [B, K].

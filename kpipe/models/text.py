@@ -23,7 +23,7 @@ from keras import layers
 
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape, check_arguments, make_logits
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 # Table 1: characters under each kernel, and the places that are pooled behind it.
 CONVOLUTIONS = ((7, 3), (7, 3), (3, None), (3, None), (3, None), (3, 3))
@@ -36,7 +36,7 @@ def text_cnn(
     width: int = 256,
     hidden: int = 1024,
     dropout: float = 0.5,
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "text_cnn",
 ) -> keras.Model:
     """The character network: one-hot texts float32 [B, L, 1, V], 0 or 255, to logits float32 [B, K].

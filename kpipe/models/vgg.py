@@ -51,7 +51,7 @@ from kpipe.models.layers import (
     make_initializer,
     make_logits,
 )
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 # Table 1 of the paper: the kernels of the convolutions in each of the five stages, and the stages' maps.
 STAGES = {
@@ -147,7 +147,7 @@ def vgg11(
     pooling: str = "max",
     initializer: str = "he",
     lrn: bool = False,
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "vgg11",
 ) -> keras.Model:
     """Net A: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
@@ -185,7 +185,7 @@ def vgg13(
     activation: str = "relu",
     pooling: str = "max",
     initializer: str = "he",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "vgg13",
 ) -> keras.Model:
     """Net B; arguments, result and errors as `vgg11`, which alone has `lrn`."""
@@ -205,7 +205,7 @@ def vgg16(
     activation: str = "relu",
     pooling: str = "max",
     initializer: str = "he",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "vgg16",
 ) -> keras.Model:
     """Net D; arguments, result and errors as `vgg11`, which alone has `lrn`."""
@@ -225,7 +225,7 @@ def vgg16_c(
     activation: str = "relu",
     pooling: str = "max",
     initializer: str = "he",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "vgg16_c",
 ) -> keras.Model:
     """Net C; arguments, result and errors as `vgg11`, which alone has `lrn`."""
@@ -245,7 +245,7 @@ def vgg19(
     activation: str = "relu",
     pooling: str = "max",
     initializer: str = "he",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "vgg19",
 ) -> keras.Model:
     """Net E; arguments, result and errors as `vgg11`, which alone has `lrn`."""

@@ -43,7 +43,7 @@ from kpipe.models.layers import (
     make_initializer,
     make_logits,
 )
-from kpipe.models.preprocessing import scale_to_unit
+from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 # Maps of conv1 to conv5.
 VARIANTS = {"paper": (96, 256, 384, 384, 256), "wide": (96, 256, 512, 1024, 512)}
@@ -80,7 +80,7 @@ def zfnet(
     width: int = 4096,
     dropout: float = 0.5,
     initializer: str = "paper",
-    preprocessing: keras.layers.Layer | None = None,
+    preprocessing: Preprocessing | None = None,
     name: str = "zfnet",
 ) -> keras.Model:
     """ZFNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].

@@ -99,7 +99,8 @@ class Trainer:
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
-        """`model` takes images [B, H, W, C] and gives logits [B, K]; its loss takes labels int32 [B]."""
+        """`model` takes images [B, H, W, C] and gives logits [B, K]; its loss and metrics take labels int32 [B], and
+        float32 [B, K] where the training batches have such labels."""
         self.model = model
         self.strategy = strategy or make_strategy()
         with self.strategy.scope():
@@ -123,8 +124,9 @@ class Trainer:
         """Trains from `state` to the end of the last epoch, or until something stops it.
 
         Args:
-            batches_from: called once with the first step to do; gives (images, labels) from there to the end
-                of the training, in full batches of one size, with a known cardinality.
+            batches_from: called once with the first step to do; gives (images, labels) or (images, labels,
+                sample_weights float32 [B]) from there to the end of the training, in full batches of one size, with a
+                known cardinality. The weights count in the loss; metrics stay unweighted.
             steps_per_epoch: full batches in an epoch.
             epochs: counted from the start of the training, not from `state`.
             state: where to go on, with the variables of the same moment in the model; None for the start.
