@@ -342,13 +342,17 @@ class WindowRow(Row):
     """It looks at the image as it is in its file."""
 
 
-Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+def _range(most: float | None = None) -> Any:
+    """The type of [smallest, largest], both above 0 and at most `most`."""
+    number = Annotated[float, Field(gt=0, le=most, allow_inf_nan=False)]
+    return Annotated[list[number], Field(min_length=2, max_length=2)]
+
 
 
 class RandomResizedCropOptions(Section):
-    area: Range = [0.08, 1.0]
+    area: _range(most=1.0) = [0.08, 1.0]
     """Share of the image, smallest and largest."""
-    aspect: Range = [3 / 4, 4 / 3]
+    aspect: _range() = [3 / 4, 4 / 3]
     """Width / height, smallest and largest."""
 
 

@@ -102,5 +102,6 @@ def test_table_has_the_same_options(name):
     row = AUGMENTATIONS[name]
     parameters = inspect.signature(resolve(row)).parameters.values()
     fields = row.options.model_fields.items()
-    assert {p.name: p.default for p in parameters} == {key: field.default for key, field in fields}
+    defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
+    assert defaults == {key: field.default for key, field in fields}
     assert resolve(row)().name == name

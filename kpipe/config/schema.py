@@ -26,6 +26,7 @@ from kpipe.tables import (
     Section,
     Share,
     SyntheticOptions,
+    WindowRow,
     parse_source,
 )
 
@@ -53,6 +54,9 @@ class _Augment(OneOf):
 Augment = create_model(
     "Augment", __base__=_Augment, **{name: (row.options | None, None) for name, row in AUGMENTATIONS.items()}
 )
+
+
+SIZES = ("image_size", "stored_size")
 
 
 class MeanStd(Section):
@@ -263,6 +267,7 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
         found.append((("data", "channels"), f"belongs to kind: images, the kind is {shown!r}; leave it out"))
     if shown == "board" and get("data", "synthetic", "classes") is not None:
         found.append((("data", "synthetic", "classes"), "a board has one class a point; leave it out"))
+    found += _windows(data.get("data"))
     found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
     shape = _image_shape(kind, shown, pixels, channels)
     found += [(("data", "normalize"), message) for message in _normalisation(get("data", "normalize"), shape, model)]
@@ -276,6 +281,51 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     shares = get("data", "split", "validation")
     if get("training", "early_stopping") is not None and shares == 0 and kind in ("digits", "synthetic"):
         found.append((("training", "early_stopping"), "needs a validation part, data.split.validation is 0"))
+    return found
+
+
+def _windows(section: Any) -> list[tuple[tuple[str, ...], str]]:
+    """What is impossible about the sizes of images and of windows, and about where images are kept."""
+    if not isinstance(section, dict):
+        return []
+    found, defaults = [], DataConfig.model_fields
+    size, stored = (section.get(key) if isinstance(section.get(key), int) else None for key in SIZES)
+    if stored and (size is None or stored < size):
+        least = size or "which is missing"
+        found.append((("data", "stored_size"), f"expected at least data.image_size, {least}, got {stored}"))
+    for key, chooser, value in (("skip_limit", "on_error", "skip"), ("cache_gigabytes", "cache", "auto")):
+        chosen = section.get(chooser, defaults[chooser].default)
+        if chosen != value and section.get(key, defaults[key].default) != defaults[key].default:
+            found.append((("data", key), f"belongs to {chooser}: {value}, {chooser} is {chosen!r}"))
+    entries = section.get("augment")
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        name = next(iter(entry), None) if isinstance(entry, dict) else entry
+        options = entry.get(name) if isinstance(entry, dict) else None
+        keys = ("data", "augment", number)
+        found += [(keys, message) for message in _window(name, options or {}, number, size, stored)]
+    return found
+
+
+def _window(name: Any, options: Any, number: int, size: int | None, stored: int | None) -> list[str]:
+    row = AUGMENTATIONS.get(name) if isinstance(name, str) else None
+    if not isinstance(row, WindowRow) or not isinstance(options, dict):
+        return []
+    found = [f"expected {name} as the first entry: it chooses what the others see"] if number else []
+    if size is None:
+        found.append(f"{name} needs data.image_size, the size of the window")
+    elif name == "random_crop" and (stored or size) <= size:
+        found.append(f"random_crop needs a data.stored_size above data.image_size, {size}, got {stored or 'none'}")
+    if name == "scale_jitter":
+        low, high = (options.get(key, getattr(row.options(), key)) for key in ("low", "high"))
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            found.append(f"expected low of at most high, {high}, got {low}")
+        if isinstance(low, int) and size and low < size:
+            found.append(f"expected low of at least data.image_size, {size}, got {low}")
+    for key in ("area", "aspect"):
+        pair = options.get(key)
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(end, int | float) for end in pair):
+            if pair[0] > pair[1]:
+                found.append(f"expected {key} as [smallest, largest], got {pair}")
     return found
 
 

@@ -19,7 +19,7 @@ from kpipe.data.reading import read_files, read_in_order, read_records, read_wha
 from kpipe.data.windows import Window, center_crop, take_windows, ten_crop
 from kpipe.errors import ConfigError
 
-CHUNK = 256  # images that are looked at together
+CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are looked at together for statistics
 
 
 def make_pipeline(
@@ -123,13 +123,14 @@ def iterate_images(
     Raises:
         DataError: more images than allowed cannot be read.
     """
+    chunk = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // int(np.prod(part.shape))))
     if isinstance(part, Part):
         numbers = readable_numbers(part)
-        for start in range(0, len(numbers), CHUNK):
-            yield _middle(part.images[numbers[start : start + CHUNK]], image_size)
+        for start in range(0, len(numbers), chunk):
+            yield _middle(part.images[numbers[start : start + chunk]], image_size)
         return
     missing = np.ones(len(part), bool)
-    batches = read_what_can_be_read(part).batch(CHUNK).prefetch(1).as_numpy_iterator()
+    batches = read_what_can_be_read(part).batch(chunk).prefetch(1).as_numpy_iterator()
     with progress(f"measuring {part.unreadable.where}", len(part)) as advance:
         for numbers, images, _ in batches:
             missing[numbers] = False
