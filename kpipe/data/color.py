@@ -17,6 +17,8 @@ EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
 EIGENVECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
 )
+# ITU-R 601-2: 0.299, 0.587, 0.114, in the 1/65536 that Pillow counts in. For whole pixels float32 sums are then exact.
+LUMA = 19595 / 65536, 38470 / 65536, 7471 / 65536
 SMALLEST_UNIFORM = 2.0**-24  # as far from 0 as the largest float32 below 1 is from 1
 
 
@@ -122,7 +124,7 @@ def luminance(pixels: tf.Tensor) -> tf.Tensor:
     """ITU-R 601-2 luma float32 [B, H, W, 1] of `pixels` float32 [B, H, W, 3]; of one channel, the channel itself."""
     if pixels.shape[3] == 1:
         return pixels
-    return 0.299 * pixels[..., :1] + 0.587 * pixels[..., 1:2] + 0.114 * pixels[..., 2:]
+    return LUMA[0] * pixels[..., :1] + LUMA[1] * pixels[..., 1:2] + LUMA[2] * pixels[..., 2:]
 
 
 def blend(pixels: tf.Tensor, other: tf.Tensor | float, factors: tf.Tensor) -> tf.Tensor:
