@@ -73,14 +73,24 @@ def test_labels_remain_shares(make):
     assert tf.reduce_min(mixed) >= 0
 
 
+def drawn_shares(alpha, uniforms):
+    """The shares that mixup takes: each image of 1 has a partner of 0."""
+    images = np.tile([[[[1.0]]], [[[0.0]]]], (len(uniforms), 1, 1, 1)).astype(np.float32)
+    labels = np.ones((len(images), 1), np.float32)
+    mixed, _ = eager(mixup(alpha), images, labels, np.repeat(uniforms, 2)[:, None].astype(np.float32))
+    return mixed.numpy()[::2, 0, 0, 0]
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    uniforms = ((np.arange(20_000) // 2 + 0.5) / 10_000).astype(np.float32)[:, None]
-    images = np.tile([[[[1.0]]], [[[0.0]]]], (10_000, 1, 1, 1)).astype(np.float32)
-    mixed, _ = eager(mixup(alpha), images, np.ones((20_000, 1), np.float32), uniforms)
-    shares = mixed.numpy()[::2, 0, 0, 0]
+    shares = drawn_shares(alpha, (np.arange(10_000) + 0.5) / 10_000)
     for limit in (0.01, 0.1, 0.3, 0.5, 0.9, 0.99):
         assert (shares < limit).mean() == pytest.approx(stats.beta(alpha, alpha).cdf(limit), abs=0.001)
+
+
+def test_shares_lie_between_the_quantiles_of_the_table():
+    uniforms = np.linspace(0, ALMOST_ONE, 10_001)
+    np.testing.assert_allclose(drawn_shares(1.0, uniforms), uniforms, atol=1e-6)  # Beta(1, 1) is uniform
 
 
 @pytest.mark.parametrize("make", [mixup, cutmix])

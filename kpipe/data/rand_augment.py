@@ -58,7 +58,7 @@ def rand_augment(operations: int = 2, magnitude: int = 9) -> Augmentation:
 
         # Unrolled, XLA would compute the first operation anew wherever the second one reads: six times the work, and
         # twice the time to compile.
-        whole = in_dtype_of(tf.zeros([], tf.uint8), tf.cast(images, tf.float32))
+        whole = tf.cast(tf.round(images), tf.uint8)
         _, whole = tf.while_loop(lambda number, batch: number < operations, operate, (0, whole))
         return tf.cast(whole, images.dtype)
 
