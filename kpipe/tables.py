@@ -348,7 +348,6 @@ def _range(most: float | None = None) -> Any:
     return Annotated[list[number], Field(min_length=2, max_length=2)]
 
 
-
 class RandomResizedCropOptions(Section):
     area: _range(most=1.0) = [0.08, 1.0]
     """Share of the image, smallest and largest."""
@@ -370,6 +369,57 @@ class TranslateOptions(Section):
     width: Share = 0.1
 
 
+Fill = Annotated[int, Field(ge=0, le=255)]
+ClosedShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class RotateOptions(Section):
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
+    """The largest angle, either way."""
+    fill: Fill = 0
+
+
+class CutoutOptions(Section):
+    size: Count = 16
+    """Side of the square, in pixels."""
+    fill: Fill = 0
+
+
+class ColorJitterOptions(Section):
+    brightness: ClosedShare = 0.4
+    """The factor is uniform in 1 +- this; 0 leaves the operation out."""
+    contrast: ClosedShare = 0.4
+    saturation: ClosedShare = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The largest shift, in turns."""
+
+
+class PcaColorOptions(Section):
+    deviation: Positive = 0.1
+    scale: Literal["paper", "deviation"] = "paper"
+    """`paper`: times the eigenvalues of pixels in [0, 1]; `deviation`: times their square roots, about twice as far."""
+
+
+class GrayscaleOptions(Section):
+    probability: ClosedShare = 0.1
+
+
+class RandAugmentOptions(Section):
+    operations: Count = 2
+    """Applied to each image, one after the other."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class MixupOptions(Section):
+    alpha: Positive = 0.2
+    """The share of an image is distributed as Beta(alpha, alpha)."""
+
+
+class CutmixOptions(Section):
+    alpha: Positive = 1.0
+    """The share of the pixels left is distributed as Beta(alpha, alpha)."""
+
+
 AUGMENTATIONS = {
     "random_crop": WindowRow("kpipe.data.windows:random_crop", NoOptions, "a window of image_size in stored_size"),
     "center_crop": WindowRow("kpipe.data.windows:center_crop", NoOptions, "the middle, as in evaluation"),
@@ -382,6 +432,17 @@ AUGMENTATIONS = {
     "pad_crop": Row("kpipe.data.augment:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"),
     "translate": Row("kpipe.data.augment:translate", TranslateOptions, "shift by up to a share of the image"),
     "flip_horizontal": Row("kpipe.data.augment:flip_horizontal", NoOptions, "mirror every second image"),
+    "flip_vertical": Row("kpipe.data.augment:flip_vertical", NoOptions, "mirror every second image, top and bottom"),
+    "rotate": Row("kpipe.data.augment:rotate", RotateOptions, "turn about the centre, bilinear"),
+    "cutout": Row("kpipe.data.augment:cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017"),
+    "color_jitter": Row("kpipe.data.color:color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue"),
+    "pca_color": Row("kpipe.data.color:pca_color", PcaColorOptions, "shift along ImageNet's colours, as AlexNet did"),
+    "grayscale": Row("kpipe.data.color:grayscale", GrayscaleOptions, "the luminance in all channels"),
+    "rand_augment": Row(
+        "kpipe.data.rand_augment:rand_augment", RandAugmentOptions, "operations drawn from 14, Cubuk et al. 2020"
+    ),
+    "mixup": Row("kpipe.data.mix:mixup", MixupOptions, "add two images and their labels, Zhang et al. 2018"),
+    "cutmix": Row("kpipe.data.mix:cutmix", CutmixOptions, "a rectangle of another image, Yun et al. 2019"),
 }
 
 # --- training ---------------------------------------------------------------------------------------------------

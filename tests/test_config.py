@@ -180,7 +180,7 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, augment: [flip_horizontl]", "unknown 'flip_horizontl', did you mean 'flip_h"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 0}}]", "0.pad_crop.padding: expected at le"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {pading: 2}}]", "pading: unknown key, did you mean 'p"),
-    ("image_size: 32", "image_size: 32, augment: [{pad_crop: {}, translate: {}}]", "expected exactly one of pad_c"),
+    ("image_size: 32", "image_size: 32, augment: [{pad_crop: {}, translate: {}}]", "expected exactly one of random_"),
     ("digits, image_size: 32", "synthetic, image_size: 32, channels: 1, synthetic: {kind: text}",
      "exp.yaml:1: data.channels: belongs to kind: images, the kind is 'text'; leave it out"),
     ("digits, image_size: 32", "synthetic, image_size: 19, synthetic: {kind: board, classes: 5}",

@@ -308,7 +308,7 @@ def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinish
     from kpipe.data import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
-    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, download: fewer)
+    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, **_: fewer)
     code, _, err = kpipe("run", experiment)
     assert code == 3
     said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"

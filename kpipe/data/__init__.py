@@ -11,11 +11,23 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from kpipe.data.augment import Augmentation, Mix, flip_horizontal, pad_crop, translate
+from kpipe.data.augment import (
+    Augmentation,
+    Mix,
+    cutout,
+    flip_horizontal,
+    flip_vertical,
+    pad_crop,
+    rotate,
+    translate,
+)
+from kpipe.data.color import color_jitter, grayscale, pca_color
 from kpipe.data.images import Form
 from kpipe.data.keep import count_bytes, keep_in_memory, keep_on_disk
+from kpipe.data.mix import cutmix, mixup
 from kpipe.data.parts import AnyPart, Files, Part, Progress, Records, Unreadable, no_progress, readable_numbers
 from kpipe.data.pipeline import count_steps_per_epoch, iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.rand_augment import rand_augment
 from kpipe.data.reading import note_unreadable, read_labels
 from kpipe.data.sources import Source, Splits
 from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
@@ -24,7 +36,6 @@ from kpipe.errors import ConfigError, DataError
 from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
-    "WHITENINGS",
     "AnyPart",
     "Augmentation",
     "Files",
@@ -35,22 +46,32 @@ __all__ = [
     "Records",
     "Splits",
     "Unreadable",
+    "WHITENINGS",
     "Window",
     "balanced_weights",
     "center_crop",
     "channel_statistics",
+    "color_jitter",
     "count_steps_per_epoch",
-    "flip_horizontal",
+    "cutmix",
+    "cutout",
     "find_source",
+    "flip_horizontal",
+    "flip_vertical",
+    "grayscale",
     "iterate_images",
     "load_dataset",
     "make_evaluation_pipeline",
     "make_pipeline",
     "mean_image",
+    "mixup",
     "no_progress",
     "pad_crop",
+    "pca_color",
+    "rand_augment",
     "random_crop",
     "random_resized_crop",
+    "rotate",
     "scale_jitter",
     "ten_crop",
     "translate",

@@ -7,6 +7,7 @@ selects below into one loop over the output.
 B batch, H height, W width, C channels, n uniforms an image.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,11 @@ class Augmentation:
     """How many random numbers an image needs."""
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     """(images [B, H, W, C], uniforms float32 [B, n] in [0, 1)) -> images of the same shape and dtype. H, W and C are
-    known when the graph is built; the function is compiled by XLA together with its neighbours."""
+    known when the graph is built; XLA compiles the function."""
+    moves: bool = False
+    """It only takes pixels from other places: XLA compiles it together with its neighbours of the same kind, and with
+    the reading from memory. An operation that computes is compiled alone: a neighbour would compute it anew for each
+    pixel that it reads."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def pad_crop(padding: int = 4) -> Augmentation:
         shifts = -_whole_shifts(uniforms, padding)
         return _shift(images, shifts[:, 0], shifts[:, 1])
 
-    return Augmentation("pad_crop", 2, apply)
+    return Augmentation("pad_crop", 2, apply, moves=True)
 
 
 def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
@@ -75,7 +80,7 @@ def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
         right = _whole_shifts(uniforms[:, 1], round(width * images.shape[2]))
         return _shift(images, down, right)
 
-    return Augmentation("translate", 2, apply)
+    return Augmentation("translate", 2, apply, moves=True)
 
 
 def flip_horizontal() -> Augmentation:
@@ -84,7 +89,138 @@ def flip_horizontal() -> Augmentation:
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
-    return Augmentation("flip_horizontal", 1, apply)
+    return Augmentation("flip_horizontal", 1, apply, moves=True)
+
+
+def flip_vertical() -> Augmentation:
+    """Mirrors top and bottom where the uniform is below 0.5: every second image on average (1 uniform)."""
+
+    def apply(images, uniforms):
+        return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[1]), images)
+
+    return Augmentation("flip_vertical", 1, apply, moves=True)
+
+
+def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
+    """Turns about the centre by an angle uniform in +-`degrees`, with bilinear interpolation (1 uniform).
+
+    Args:
+        degrees: the largest angle, above 0 and at most 180.
+        fill: what lies around the image, 0..255. Pixels at its border are interpolated towards it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not 0 < degrees <= 180:
+        raise ValueError(f"rotate.degrees: expected more than 0 and at most 180, got {degrees!r}")
+    _check_fill("rotate", fill)
+
+    def apply(images, uniforms):
+        rows, columns = turn(images, spread(uniforms[:, 0], math.radians(degrees)))
+        return in_dtype_of(images, _interpolate(images, rows, columns, fill))
+
+    return Augmentation("rotate", 1, apply)
+
+
+def cutout(size: int = 16, fill: int = 0) -> Augmentation:
+    """Covers a square whose centre is uniform over the image; the border cuts it (2 uniforms: row, column).
+
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017, section 3.2. They
+    cover with 0 after the mean is subtracted: with the mean of the training images.
+
+    Args:
+        size: side of the square in pixels, at least 1.
+        fill: the value inside, 0..255.
+
+    Raises:
+        ValueError: an argument is no whole number of its range.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"cutout.size: expected a whole number of at least 1, got {size!r}")
+    _check_fill("cutout", fill)
+
+    def apply(images, uniforms):
+        covered = box(images, uniforms, size, size)
+        return tf.where(covered, tf.constant(fill, images.dtype), images)
+
+    return Augmentation("cutout", 2, apply)
+
+
+def _check_fill(name: str, fill: int) -> None:
+    if not isinstance(fill, int) or not 0 <= fill <= 255:
+        raise ValueError(f"{name}.fill: expected a whole number of 0..255, got {fill!r}")
+
+
+def spread(uniforms: tf.Tensor, largest: float) -> tf.Tensor:
+    """Uniforms in [0, 1) to uniform in [-largest, largest)."""
+    return (2 * uniforms - 1) * largest
+
+
+def per_image(values: tf.Tensor) -> tf.Tensor:
+    """[B] to [B, 1, 1, 1]."""
+    return values[:, None, None, None]
+
+
+def in_dtype_of(images: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Float32 `values` clipped to 0..255, in the dtype of the images: rounded where that is uint8."""
+    values = tf.clip_by_value(values, 0.0, 255.0)
+    return values if images.dtype.is_floating else tf.cast(tf.round(values), images.dtype)
+
+
+def box(images: tf.Tensor, centres: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """A rectangle in each image, cut at the border: bool [B, H, W, 1].
+
+    Args:
+        images: [B, H, W, C].
+        centres: uniforms float32 [B, 2]: row, column. An even side has one pixel more before its centre than behind.
+        height, width: whole numbers, or int32 [B].
+    """
+
+    def inside(uniforms, side, size):
+        start = tf.cast(uniforms * side, tf.int32) - size // 2
+        places = tf.range(side)
+        return (places >= start[:, None]) & (places < (start + size)[:, None])
+
+    rows = inside(centres[:, 0], images.shape[1], height)
+    columns = inside(centres[:, 1], images.shape[2], width)
+    return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def turn(images: tf.Tensor, angles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where each pixel comes from when images turn counter-clockwise about their centres.
+
+    Args:
+        images: [B, H, W, C].
+        angles: float32 [B], radians.
+
+    Returns:
+        rows and columns, float32 [B, H, W]; the centre of the first pixel is (0, 0).
+    """
+    middle, centre = (images.shape[1] - 1) / 2, (images.shape[2] - 1) / 2
+    down = (tf.range(images.shape[1], dtype=tf.float32) - middle)[:, None]
+    right = tf.range(images.shape[2], dtype=tf.float32) - centre
+    cos, sin = tf.cos(angles)[:, None, None], tf.sin(angles)[:, None, None]
+    return cos * down + sin * right + middle, cos * right - sin * down + centre
+
+
+def _interpolate(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, fill: int) -> tf.Tensor:
+    """Bilinear samples float32 [B, H, W, C] at `rows` and `columns` [B, H, W]; around the images lies `fill`."""
+    height, width, channels = images.shape[1:]
+    # One pixel of fill before and two behind are all that samples outside can see, once they are clipped.
+    padded = tf.pad(images, [[0, 0], [1, 2], [1, 2], [0, 0]], constant_values=fill)
+    flat = tf.reshape(padded, [-1, (height + 3) * (width + 3), channels])
+    rows = tf.clip_by_value(rows, -1.0, height) + 1
+    columns = tf.clip_by_value(columns, -1.0, width) + 1
+    top, left = tf.floor(rows), tf.floor(columns)
+    corner = tf.cast(top, tf.int32) * (width + 3) + tf.cast(left, tf.int32)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+
+    def pixels(offset):
+        return tf.cast(tf.gather(flat, corner + offset, axis=1, batch_dims=1), tf.float32)
+
+    upper = pixels(0) * (1 - right) + pixels(1) * right
+    lower = pixels(width + 3) * (1 - right) + pixels(width + 4) * right
+    return upper * (1 - down) + lower * down
 
 
 def _whole_shifts(uniforms: tf.Tensor, largest: int) -> tf.Tensor:

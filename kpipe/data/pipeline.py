@@ -8,6 +8,7 @@ B batch, b rows of one worker, H height, W width, C channels, I pixels a side of
 images of the part, n uniforms an image.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -69,13 +70,13 @@ def make_pipeline(
     if last_step is None:
         last_step = first_step + rows.steps_per_epoch
     num_steps = max(0, last_step - first_step)
-    finish = _make_finish(window, size, changes, classes, class_weights)
+    make_batch = _make_batcher(window, size, changes, classes, class_weights)
     if isinstance(part, Part) and not (window and window.resamples):
-        batches = _gather(part, tf.data.Dataset.range(first_step, last_step).map(rows.draw), finish)
+        batches = _gather(part, tf.data.Dataset.range(first_step, last_step).map(rows.draw), make_batch)
     else:
         singles = _read(part, rows, window, size, first_step).take(num_steps * rows.count)
         batches = singles.batch(rows.count, drop_remainder=True)
-        batches = batches.map(tf.function(finish, jit_compile=True), num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.map(make_batch(lambda *row: row), num_parallel_calls=tf.data.AUTOTUNE)
     return _known_length(batches, num_steps)
 
 
@@ -249,7 +250,7 @@ class _Rows:
         )
 
 
-def _gather(part: Part, drawn: tf.data.Dataset, finish: Callable) -> tf.data.Dataset:
+def _gather(part: Part, drawn: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
     """Batches of images that have one size already; those in memory are taken inside the function compiled by XLA."""
     labels = tf.constant(part.labels)
 
@@ -257,9 +258,9 @@ def _gather(part: Part, drawn: tf.data.Dataset, finish: Callable) -> tf.data.Dat
         return part.fetch(numbers), tf.gather(labels, numbers), uniforms
 
     if part.is_mapped:
-        drawn, fetch = drawn.map(fetch, num_parallel_calls=tf.data.AUTOTUNE), lambda *row: row
-    compiled = tf.function(lambda *row: finish(*fetch(*row)), jit_compile=True)
-    return drawn.map(compiled, num_parallel_calls=tf.data.AUTOTUNE)
+        fetched = drawn.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+        return fetched.map(make_batch(lambda *row: row), num_parallel_calls=tf.data.AUTOTUNE)
+    return drawn.map(make_batch(fetch), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, first_step: int) -> tf.data.Dataset:
@@ -285,33 +286,61 @@ def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, f
     return read_files(part, steps.map(rows.draw), number_of, resampling, size)
 
 
-def _make_finish(
+def _make_batcher(
     window: Window | None,
     size: int | None,
     changes: Sequence[Augmentation | Mix],
     classes: int | None,
     class_weights: np.ndarray | None,
 ) -> Callable:
-    """A function (images [b, ...], labels int32 [b], uniforms float32 [b, n]) -> a batch."""
+    """Returns a function that makes of `fetch`, which gives images, labels and uniforms, one that gives a batch."""
+    first, *others = _group(changes, window.uniforms if window else 0)
 
-    def finish(images, labels, uniforms):
+    def begin(images, labels, uniforms):
         weights = () if class_weights is None else (tf.gather(tf.constant(class_weights, tf.float32), labels),)
-        column = window.uniforms if window else 0
         if window and not window.resamples:
-            images = take_windows(images, window, uniforms[:, :column], size)
-        images = _middle(images, size)
+            images = take_windows(images, window, uniforms[:, : window.uniforms], size)
         if any(isinstance(entry, Mix) for entry in changes):
             labels = tf.one_hot(labels, classes)
-        for entry in changes:
-            chosen = uniforms[:, column : column + entry.uniforms]
-            column += entry.uniforms
-            if isinstance(entry, Mix):
-                images, labels = entry.apply(images, labels, chosen)
-            else:
-                images = entry.apply(images, chosen)
-        return images, labels, *weights
+        return *first(_middle(images, size), labels, uniforms), uniforms, weights
 
-    return finish
+    def make_batch(fetch):
+        compiled = tf.function(lambda *row: begin(*fetch(*row)), jit_compile=True)
+        later = [tf.function(change, jit_compile=True) for change in others]
+
+        def batch(*row):
+            images, labels, uniforms, weights = compiled(*row)
+            for change in later:
+                images, labels = change(images, labels, uniforms)
+            return images, labels, *weights
+
+        return batch
+
+    return make_batch
+
+
+def _group(changes: Sequence[Augmentation | Mix], column: int) -> list[Callable]:
+    """Functions (images, labels, uniforms) -> (images, labels), each to be compiled alone; the first one only moves.
+
+    The uniforms of the changes begin at `column`.
+    """
+    groups: list[list[tuple[Augmentation | Mix, slice]]] = [[]]
+    for entry in changes:
+        moves = isinstance(entry, Augmentation) and entry.moves
+        if not moves or not all(isinstance(one, Augmentation) and one.moves for one, _ in groups[-1]):
+            groups.append([])
+        groups[-1].append((entry, slice(column, column + entry.uniforms)))
+        column += entry.uniforms
+    return [functools.partial(_change, group) for group in groups]
+
+
+def _change(group: list[tuple[Augmentation | Mix, slice]], images, labels, uniforms):
+    for entry, columns in group:
+        if isinstance(entry, Mix):
+            images, labels = entry.apply(images, labels, uniforms[:, columns])
+        else:
+            images = entry.apply(images, uniforms[:, columns])
+    return images, labels
 
 
 def _middle(images: tf.Tensor, size: int | None) -> tf.Tensor:
