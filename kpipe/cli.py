@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, KpipeError, did_you_mean
+from kpipe.rundir import worded_write_errors
 from kpipe.signals import stop_signals
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -102,6 +104,47 @@ def plan(
     _quietly(show)
 
 
+@cli.group(name="data")
+def data_verbs() -> None:
+    """Look at the images of an experiment before it is trained."""
+
+
+@data_verbs.command(name="show")
+@click.argument("experiment", metavar="EXPERIMENT.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--images", type=click.IntRange(1, 50), default=6, show_default=True, help="How many images.")
+@click.option("--views", type=click.IntRange(0, 20), default=4, show_default=True, help="Augmented views of each.")
+@click.option("--output", metavar="FILE", help="The PNG file to write. Default: <experiment>_data.png.")
+def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: int, output: str | None) -> None:
+    """Draw images as they are, as they are kept, and as a training sees them."""
+    _inspect(experiment, overrides, output, "data.png", lambda: _import_inspect_data().show, images=images, views=views)
+
+
+@data_verbs.command(name="check")
+@click.argument("experiment", metavar="EXPERIMENT.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--output", metavar="FILE", help="The list to write. Default: <experiment>_unreadable.txt.")
+def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) -> None:
+    """Try to read every image; write a list of those that cannot be read, and end with exit code 3 if there are any."""
+    _inspect(experiment, overrides, output, "unreadable.txt", lambda: _import_inspect_data().check)
+
+
+def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, ending: str, verb, **options) -> None:
+    from kpipe.config import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    _say_what_was_dropped(loaded.dropped)
+    path = Path(output or f"{loaded.experiment.name}_{ending}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
+
+    def look() -> None:
+        with worded_write_errors(path.parent):
+            verb()(loaded.experiment, path, **options)
+
+    _quietly(look)
+
+
 @cli.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_names(as_json: bool) -> None:
@@ -179,6 +222,12 @@ def _import_experiment():
     import kpipe.experiment
 
     return kpipe.experiment
+
+
+def _import_inspect_data():
+    import kpipe.inspect_data
+
+    return kpipe.inspect_data
 
 
 def _import_doctor():

@@ -215,16 +215,7 @@ def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progre
         ahead: False decodes nothing beforehand and downloads nothing, whatever the section says.
         progress: shows how far the decoding is.
     """
-    synthetic = config.synthetic.model_dump() if config.synthetic else {}
-    passed_on = (
-        "image_size",
-        "stored_size",
-        "resize",
-        "channels",
-        "cache_gigabytes",
-        "on_error",
-        "skip_limit",
-    )
+    passed_on = ("image_size", "stored_size", "resize", "channels", "cache_gigabytes", "on_error", "skip_limit")
     windows = [AUGMENTATIONS[entry.chosen[0]] for entry in config.augment]
     return data.load_dataset(
         config.source,
@@ -235,8 +226,18 @@ def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progre
         test=config.split.test,
         download=ahead,
         progress=progress,
-        **synthetic,
+        **_source_options(config),
     )
+
+
+def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
+    """`data.find_source` for the experiment's section; nothing is downloaded."""
+    form = data.Form(config.stored_size or config.image_size, config.resize, config.channels)
+    return data.find_source(config.source, form, skip_limit=skip_limit, download=False, **_source_options(config))
+
+
+def _source_options(config: DataConfig) -> dict[str, Any]:
+    return config.synthetic.model_dump() if config.synthetic else {}
 
 
 def count_images(splits: data.Splits) -> dict[str, int]:

@@ -108,6 +108,41 @@ def write_predictions(
     _save(_draw_predictions(*drawn, class_names, title=title), path)
 
 
+def write_image_grid(
+    path: str | PathLike,
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
+    headings: Sequence[str],
+    *,
+    title: str,
+) -> None:
+    """Draw rows of images, each with a caption below it.
+
+    Args:
+        path: the PNG file to write; its folder exists.
+        rows: each as many (image uint8 [H, W, C] or float32 of 0..255, caption) as there are headings; images may
+            differ in size, and are drawn equally large.
+        headings: of the columns.
+        title: of the whole picture.
+
+    Raises:
+        ValueError: a row has another length than `headings`.
+        OSError: the file cannot be written.
+    """
+    if any(len(row) != len(headings) for row in rows):
+        lengths = sorted({len(row) for row in rows})
+        raise ValueError(f"write_image_grid: expected {len(headings)} images in each row, got {lengths}.")
+    figure = Figure(figsize=(1.9 * len(headings), 2.1 * len(rows) + 0.6), layout=_layout())
+    figure.suptitle(_shorten(title, 20 * len(headings)), fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+    for place, axes in enumerate(figure.subplots(len(rows), len(headings), squeeze=False).flat):
+        row, column = divmod(place, len(headings))
+        image, caption = rows[row][column]
+        _show_image(axes, np.clip(np.round(image), 0, 255).astype(np.uint8), framed=False)
+        if not row:
+            axes.set_title(headings[column], fontsize=9, color=_INK, parse_math=False)
+        axes.set_xlabel(_shorten(caption, 30), fontsize=7.5, color=_INK, parse_math=False)
+    _save(figure, path)
+
+
 def _check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
     if len(labels) != len(predictions):
         raise ValueError(f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}.")

@@ -26,9 +26,15 @@ from kpipe.data.images import Form
 from kpipe.data.keep import count_bytes, keep_in_memory, keep_on_disk
 from kpipe.data.mix import cutmix, mixup
 from kpipe.data.parts import AnyPart, Files, Part, Progress, Records, Unreadable, no_progress, readable_numbers
-from kpipe.data.pipeline import count_steps_per_epoch, iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.pipeline import (
+    count_steps_per_epoch,
+    iterate_images,
+    make_evaluation_pipeline,
+    make_pipeline,
+    read_images,
+)
 from kpipe.data.rand_augment import rand_augment
-from kpipe.data.reading import note_unreadable, read_labels
+from kpipe.data.reading import note_unreadable, read_encoded
 from kpipe.data.sources import Source, Splits
 from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
 from kpipe.data.windows import Window, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
@@ -44,6 +50,7 @@ __all__ = [
     "Part",
     "Progress",
     "Records",
+    "Source",
     "Splits",
     "Unreadable",
     "WHITENINGS",
@@ -66,11 +73,14 @@ __all__ = [
     "mean_image",
     "mixup",
     "no_progress",
+    "note_unreadable",
     "pad_crop",
     "pca_color",
     "rand_augment",
     "random_crop",
     "random_resized_crop",
+    "read_encoded",
+    "read_images",
     "rotate",
     "scale_jitter",
     "ten_crop",
@@ -223,7 +233,7 @@ def balanced_weights(part: AnyPart, classes: int) -> np.ndarray:
     The mean weight of the readable images is 1. A class without images has weight 0.
     """
     if isinstance(part, Records):
-        labels = np.concatenate(list(read_labels(part).batch(1024).as_numpy_iterator()))
+        labels = np.concatenate([found for _, found in read_encoded(part).batch(1024).as_numpy_iterator()])
     else:
         labels = part.labels[readable_numbers(part)]
     counts = np.bincount(labels, minlength=classes)

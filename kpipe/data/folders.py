@@ -179,7 +179,8 @@ def _make_part(
     encoded = np.array([os.fsencode(path) for path in paths], object)
     encoded[list(unreadable.numbers)] = b""  # nobody shall open them
     sides = np.array([size[1:] if size else (1, 1) for size in declared], np.int32)
-    return Files(encoded, np.array(labels, np.int32), sides, form, unreadable)
+    shape = (form.size, form.size, form.channels or 3)
+    return Files(encoded, np.array(labels, np.int32), sides, form, shape, unreadable)
 
 
 def _refuse_large(names: list[str], where: str) -> None:

@@ -141,6 +141,8 @@ class Files:
     """Height and width, int32 [N, 2]; 1 and 1 where the header could not be read."""
     form: Form
     """The form that an image is brought to, unless a window takes its part of the image as it is in the file."""
+    shape: Shape
+    """Of an image in this form."""
     unreadable: Unreadable
 
     def __len__(self) -> int:
@@ -149,14 +151,10 @@ class Files:
     def __repr__(self) -> str:
         return f"Files({_described(self)})"
 
-    @property
-    def shape(self) -> Shape:
-        return (self.form.size, self.form.size, self.form.channels or 3)
-
     def subset(self, numbers: np.ndarray) -> "Files":
         """The files of these numbers, int64 [n], in this order."""
         chosen = (array[numbers] for array in (self.paths, self.labels, self.sides))
-        return Files(*chosen, self.form, self.unreadable.subset(numbers))
+        return Files(*chosen, self.form, self.shape, self.unreadable.subset(numbers))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kpipe.data.augment import Augmentation, Mix
 from kpipe.data.parts import AnyPart, Part, Progress, Records, no_progress, readable_numbers
 from kpipe.data.reading import read_files, read_in_order, read_records, read_what_can_be_read
 from kpipe.data.windows import Window, center_crop, take_windows, ten_crop
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, DataError
 
 CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are looked at together for statistics
 
@@ -138,6 +138,23 @@ def iterate_images(
             yield _middle(images, image_size)
             advance(len(images))
     part.unreadable.add(np.flatnonzero(missing))
+
+
+def read_images(part: AnyPart) -> Iterator[tuple[np.ndarray, int]]:
+    """(image uint8 [H, W, C] as the part keeps it, label) of each image that is not known to be unreadable.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    if isinstance(part, Part):
+        for number in readable_numbers(part):
+            yield part.images[number], int(part.labels[number])
+        return
+    try:
+        for image, label in read_in_order(part, readable_numbers(part)).as_numpy_iterator():
+            yield image, int(label)
+    except tf.errors.OpError:
+        raise part.unreadable.error or DataError(f"{part.unreadable.where}: its records cannot be read") from None
 
 
 def count_steps_per_epoch(part: AnyPart, batch_size: int) -> int:

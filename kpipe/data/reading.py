@@ -26,10 +26,10 @@ def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
     return _attempt(part, np.arange(len(part)))
 
 
-def read_labels(part: Records) -> tf.data.Dataset:
-    """label int32 [] of every record; no image is decoded."""
+def read_encoded(part: Records) -> tf.data.Dataset:
+    """(encoded image string [], label int32 []) of every record, in their order; no image is decoded."""
     records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
-    return records.map(lambda number, record: part.parse(record)[1], num_parallel_calls=tf.data.AUTOTUNE)
+    return records.map(lambda number, record: part.parse(record), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def note_unreadable(part: Files | Records, progress: Progress = no_progress) -> None:

@@ -75,7 +75,13 @@ def _tfds_part(builder, split: str, form: Form, where: str, skip_limit: float | 
     shards = tuple(Shard(each.filename, each.skip, each.examples_in_shard) for each in info.file_instructions)
     height, width, channels = features[image_key].shape
     shape = (form.size or height, form.size or width, form.channels or channels)
-    unreadable = Unreadable(f"{where}, {split}", info.num_examples, lambda number: f"record {number}", skip_limit)
+    firsts = np.cumsum([shard.count for shard in shards]) - [shard.count for shard in shards]
+
+    def name(number):
+        shard = np.searchsorted(firsts, number, side="right") - 1
+        return f"{shards[shard].path}, record {number - firsts[shard]}"
+
+    unreadable = Unreadable(f"{where}, {split}", info.num_examples, name, skip_limit)
     is_in_form = (height, width) == shape[:2] and height is not None
     part = Records(shards, parse, replace(form, channels=shape[-1]), shape, unreadable, is_in_form)
     size = sum(os.path.getsize(shard.path) for shard in shards if os.path.exists(shard.path))
