@@ -339,7 +339,7 @@ def _restore(
     restored = checkpoints.restore(prepared.model)
     progress = Progress.from_dict(restored.state)
     for name, part in prepared.splits.parts.items():
-        if part.unreadable:
+        if part.unreadable is not None:
             part.unreadable.add(progress.unreadable.get(name, ()))
     notes = [f"{damage}; the one before it is taken" for damage in restored.skipped]
     if progress.images != images:

@@ -89,7 +89,7 @@ def worded_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         for part in parts:
-            if part.unreadable and part.unreadable.error:
+            if part.unreadable is not None and part.unreadable.error:
                 raise part.unreadable.error from None
             if isinstance(part, Records) and isinstance(
                 error, tf.errors.DataLossError | tf.errors.InvalidArgumentError

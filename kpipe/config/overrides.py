@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from kpipe.config.document import DEEPEST, Document, Keys, Problem, dotted, parse_document, parse_scalar, show
-from kpipe.config.schema import Experiment, foreign_options
+from kpipe.config.schema import DEPENDENT, Experiment, foreign_options
 from kpipe.errors import ConfigError
 from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
 
@@ -141,6 +141,8 @@ def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]
     if keys[:2] == ("data", "normalize") and keys[2:]:
         kept = ("pca",) if keys[2] == "pca" else ("mean", "std")
         return [child for child in from_file(keys[:2]) if child[-1] not in kept]
+    if keys in DEPENDENT and value != DEPENDENT[keys][0]:
+        return [child for child in from_file(parent) if child[-1] == DEPENDENT[keys][1]]
     if keys[:1] == ("model",):
         foreign = [key for key, _ in foreign_options(_find(document.data, parent))]
         return [child for child in from_file(parent) if child[-1] in foreign]

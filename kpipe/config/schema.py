@@ -57,6 +57,8 @@ Augment = create_model(
 
 
 SIZES = ("image_size", "stored_size")
+DEPENDENT = {("data", "on_error"): ("skip", "skip_limit"), ("data", "cache"): ("auto", "cache_gigabytes")}
+"""A key -> the value of it with which another key means something, and that key."""
 
 
 class MeanStd(Section):
@@ -293,7 +295,7 @@ def _windows(section: Any) -> list[tuple[tuple[str, ...], str]]:
     if stored and (size is None or stored < size):
         least = size or "which is missing"
         found.append((("data", "stored_size"), f"expected at least data.image_size, {least}, got {stored}"))
-    for key, chooser, value in (("skip_limit", "on_error", "skip"), ("cache_gigabytes", "cache", "auto")):
+    for (_, chooser), (value, key) in DEPENDENT.items():
         chosen = section.get(chooser, defaults[chooser].default)
         if chosen != value and section.get(key, defaults[key].default) != defaults[key].default:
             found.append((("data", key), f"belongs to {chooser}: {value}, {chooser} is {chosen!r}"))

@@ -125,7 +125,7 @@ class Part:
 
     def subset(self, numbers: np.ndarray) -> "Part":
         """The images of these numbers, int64 [n], in this order."""
-        unreadable = self.unreadable and self.unreadable.subset(numbers)
+        unreadable = None if self.unreadable is None else self.unreadable.subset(numbers)
         return Part(self.images[numbers], self.labels[numbers], unreadable)
 
 

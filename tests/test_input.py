@@ -1,0 +1,118 @@
+"""Whole runs on image files: what cannot be read, where images are kept, every augmentation, weighted classes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import assert_same_run, only_run, refuse_to_write
+
+from kpipe.tables import AUGMENTATIONS
+
+CLASSES = ("dark", "light")
+TINY = """\
+data: {source: folder:photos, image_size: 16, batch_size: 8, cache: none, on_error: skip, skip_limit: 0.2}
+model: {name: mlp, width: 32}
+training: {epochs: 3, precision: float32}
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """60 photographs of 2 classes and different sizes, in the folder in which the command is given."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for number in range(60):
+        label = number % 2
+        folder = tmp_path / "photos" / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(100 * label, 100 * label + 156, (20 + number % 3, 24, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def broken(photos):
+    """Three of them no longer readable: one in each part, since the split is always the same."""
+    files = [photos / name for name in ("dark/00.png", "dark/04.png", "light/05.png")]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:200])
+    return files
+
+
+def summary_of(logs):
+    return json.loads((only_run(logs) / "summary.json").read_text())
+
+
+def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, broken, logs):
+    code, out, err = kpipe("run", experiment)
+    assert (code, err) == (0, "")
+    found = summary_of(logs)["unreadable"]
+    assert sum(found.values()) == 3
+    names = (only_run(logs) / "unreadable.txt").read_text().splitlines()
+    assert sorted(names) == sorted(f"photos/{file.parent.name}/{file.name}" for file in broken)
+    counts = ", ".join(f"{count} {part}" for part, count in found.items())
+    assert f"Unreadable and left out: {counts}; their names are in {only_run(logs) / 'unreadable.txt'}\n" in out
+    scored = {part: summary_of(logs)[part]["images"] for part in ("validation", "test")}
+    assert scored == {"validation": 5 - found.get("validation", 0), "test": 12 - found.get("test", 0)}
+
+
+def test_a_resumed_run_knows_what_could_not_be_read(kpipe, experiment, broken, logs, monkeypatch, tmp_path):
+    kpipe("run", experiment, f"logs={tmp_path / 'whole'}")
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    code, _, err = kpipe("run", experiment)
+    assert (code, err) == (0, "")
+    assert_same_run(only_run(logs), only_run(tmp_path / "whole"))
+    whole = json.loads((only_run(tmp_path / "whole") / "summary.json").read_text())
+    assert summary_of(logs)["unreadable"] == whole["unreadable"]
+
+
+def test_too_many_end_the_run(kpipe, experiment, broken, logs):
+    code, _, err = kpipe("run", experiment, "data.skip_limit=0.01")
+    assert code == 3
+    assert "files to be unreadable (data.skip_limit), got" in err
+    assert "Replace or remove them, or raise data.skip_limit" in err
+
+
+def test_one_is_enough_without_permission(kpipe, experiment, broken, logs):
+    code, _, err = kpipe("run", experiment, "data.on_error=fail", "data.normalize=unit")
+    assert code == 3
+    assert "Replace or remove" in err and "or leave such files out with data.on_error=skip" in err
+    assert any(f"{file.parent.name}/{file.name}" in err for file in broken)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "auto"])
+def test_the_same_training_wherever_images_are_kept(kpipe, experiment, broken, logs, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
+    kpipe("run", experiment, f"logs={tmp_path / 'files'}")
+    code, _, err = kpipe("run", experiment, f"data.cache={cache}")
+    assert (code, err) == (0, "")
+    assert_same_run(only_run(logs), only_run(tmp_path / "files"))
+
+
+def test_every_augmentation_trains(kpipe, experiment, photos, logs):
+    windows = ("random_crop", "center_crop", "random_resized_crop", "scale_jitter")
+    others = [name for name in AUGMENTATIONS if name not in windows]
+    for window in ("random_crop", "center_crop", "random_resized_crop", "{scale_jitter: {low: 18, high: 24}}"):
+        augment = others if window == "random_resized_crop" else ["flip_horizontal"]
+        code, _, err = kpipe(
+            "run", experiment, f"data.augment=[{', '.join([window, *augment])}]", "data.stored_size=20",
+            "training.epochs=1",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+
+
+def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, logs):
+    code, _, err = kpipe("run", experiment, "data.augment=[mixup, cutmix]", "training.epochs=8")
+    assert (code, err) == (0, "")
+    assert summary_of(logs)["test"]["accuracy"] == 1.0
+
+
+def test_rare_classes_count_as_much(kpipe, experiment, photos, logs):
+    for file in sorted((photos / "light").iterdir())[8:]:
+        file.unlink()
+    code, _, err = kpipe("run", experiment, "data.class_weights=balanced", "training.epochs=20")
+    assert (code, err) == (0, "")
+    assert summary_of(logs)["test"]["accuracy"] == 1.0

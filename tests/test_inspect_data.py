@@ -1,0 +1,128 @@
+"""`kpipe data show` and `kpipe data check`, through the command line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kpipe import figures
+
+RANDOM = np.random.default_rng(0)
+SIZES = ((20, 30), (30, 20), (24, 24))
+
+TINY = """\
+data:
+  source: folder:photos
+  image_size: 12
+  stored_size: 16
+  batch_size: 4
+  augment: [{random_resized_crop: {area: [0.5, 1.0]}}, flip_horizontal, color_jitter]
+model: {name: mlp}
+training: {epochs: 1}
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """12 photographs of 2 classes, in the folder in which the command is given."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = SIZES[number % 3]
+        Image.fromarray(RANDOM.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What `write_image_grid` was asked to draw."""
+    calls = []
+    real = figures.write_image_grid
+    monkeypatch.setattr(
+        "kpipe.figures.write_image_grid",
+        lambda path, rows, headings, *, title: (
+            calls.append((rows, headings, title)),
+            real(path, rows, headings, title=title),
+        ),
+    )
+    return calls
+
+
+def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
+    code, out, err = kpipe("data", "show", experiment, "--images", "3", "--views", "2")
+    assert (code, err) == (0, "")
+    assert out == "3 of 8 images of the training part are drawn in tiny_data.png\n"
+    [(rows, headings, title)] = drawn
+    assert headings == ["raw", "kept (crop)", "training 1", "training 2"]
+    assert title == "tiny: folder:photos"
+    assert [row[0][1] for row in rows] == ["cat", "cat", "dog"]
+    for (raw, _), (kept, sides), (first, _), (second, _) in rows:
+        assert raw.shape[:2] in SIZES
+        assert (kept.shape, sides) == ((16, 16, 3), "16x16")
+        assert first.shape == second.shape == (12, 12, 3)
+        assert (first != second).any()
+    with Image.open(tmp_path / "tiny_data.png") as picture:
+        assert picture.width > 600
+
+
+def test_show_keeps_an_image_in_its_row(kpipe, photos, experiment, drawn):
+    kpipe("data", "show", experiment, "data.augment=[]", "--images", "4", "--views", "3")
+    [(rows, _, _)] = drawn
+    for row in rows:
+        middle = row[1][0][2:14, 2:14]
+        for image, caption in row[2:]:
+            np.testing.assert_array_equal(image, middle)
+            assert caption == ""
+
+
+def test_show_says_what_was_mixed(kpipe, experiment, drawn, tmp_path):
+    code, _, err = kpipe(
+        "data", "show", experiment, "data.source=digits", "data.stored_size=12", "data.augment=[mixup]",
+        "--images", "4", "--views", "1", "--output", str(tmp_path / "mixed.png"),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    [(rows, _, _)] = drawn
+    assert {row[0][0].shape for row in rows} == {(8, 8, 1)}  # raw: before they are brought to 12 pixels
+    captions = [row[2][1] for row in rows]
+    assert all(caption == "" or " + " in caption for caption in captions)
+    assert any(captions)
+
+
+def test_check_finds_nothing(kpipe, photos, experiment, tmp_path):
+    code, out, err = kpipe("data", "check", experiment)
+    assert (code, out, err) == (0, "train: 12 images, 0 of them unreadable\n", "")
+    assert not list(tmp_path.glob("*.txt"))
+
+
+def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
+    broken = [photos / "cat" / "0.png", photos / "dog" / "5.png"]
+    broken[0].write_bytes(broken[0].read_bytes()[:100])
+    broken[1].write_text("no image")
+    code, out, err = kpipe("data", "check", experiment, "--output", "list.txt")
+    assert (code, out) == (3, "train: 12 images, 2 of them unreadable\n")
+    assert err == (
+        "folder:photos: 2 images cannot be read; their names are in list.txt. Replace or remove them, or leave them "
+        "out with data.on_error=skip\n"
+    )
+    assert (tmp_path / "list.txt").read_text() == "photos/cat/0.png\nphotos/dog/5.png\n"
+
+
+def test_embedded_images_need_no_check(kpipe, experiment):
+    code, out, _ = kpipe("data", "check", experiment, "data.source=digits")
+    assert (code, out) == (0, "train: 1,797 images, which come with kpipe\n")
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_a_folder_that_is_not_there(kpipe, experiment, verb, tmp_path):
+    code, _, err = kpipe("data", verb, experiment, "data.source=digits", "--output", str(tmp_path / "no" / "x"))
+    assert (code, err) == (2, f"--output: expected a file in a folder that exists, got {tmp_path / 'no' / 'x'}\n")
+
+
+def test_a_mistake_in_the_file_is_found_first(kpipe, experiment):
+    code, _, err = kpipe("data", "show", experiment, "data.augment=[rotat]")
+    assert (code, err.strip()) == (2, "command line: data.augment.0: unknown 'rotat', did you mean 'rotate'?")
+
+
+def test_rows_of_another_length():
+    with pytest.raises(ValueError, match=r"write_image_grid: expected 2 images in each row, got \[1\]\."):
+        figures.write_image_grid("x.png", [[(np.zeros((2, 2, 1), np.uint8), "")]], ["a", "b"], title="t")
