@@ -101,13 +101,16 @@ def _choose(config: DataConfig, part: data.AnyPart, images: int) -> tuple[data.A
         return chosen, [image for image, _ in data.read_images(whole)]
     if config.source == "digits":
         part = load_splits(config.model_copy(update={"image_size": None, "stored_size": None}), ahead=False).train
-    return chosen, list(part.images[numbers])
+    return chosen, list(part.take(numbers))
 
 
 def _numbered(part: data.AnyPart) -> data.AnyPart:
     """The part with the number of each image instead of its label: by it, a row of a batch is known again."""
-    if not isinstance(part, data.Records):
-        return replace(part, labels=np.arange(len(part), dtype=np.int32))
+    numbers = np.arange(len(part), dtype=np.int32)
+    if isinstance(part, data.Part):
+        return part.with_labels(numbers)
+    if isinstance(part, data.Files):
+        return replace(part, labels=numbers)
     known = tf.stack([contents for contents, _ in data.read_encoded(part)])
 
     def parse(record):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kpipe.console import describe_size
-from kpipe.data.parts import Files, Part, Progress, Records, no_progress
+from kpipe.data.parts import Files, Part, Progress, Records, allocate, no_progress
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.errors import DataError, EnvironmentFault
 
@@ -32,7 +32,7 @@ def keep_in_memory(part: Files | Records, progress: Progress = no_progress) -> P
     Raises:
         DataError: an image cannot be read and may not be left out, or images differ in size where no size is given.
     """
-    return _decode(part, lambda shape: np.zeros(shape, np.uint8), progress)
+    return _decode(part, allocate, progress)
 
 
 def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_progress) -> Part:
@@ -54,7 +54,7 @@ def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_pr
     return Part(np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy"), part.unreadable)
 
 
-def _decode(part: Files | Records, allocate: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
+def _decode(part: Files | Records, make: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
     images, seen = None, np.zeros(len(part), bool)
     labels = part.labels if isinstance(part, Files) else np.zeros(len(part), np.int32)
     # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
@@ -62,7 +62,7 @@ def _decode(part: Files | Records, allocate: Callable[[tuple[int, ...]], np.ndar
     with progress(f"decoding {part.unreadable.where}", len(part)) as advance:
         for numbers, batch, batch_labels in batches.as_numpy_iterator():
             if images is None:
-                images = allocate((len(part), *batch.shape[1:]))
+                images = make((len(part), *batch.shape[1:]))
             if batch.shape[1:] != images.shape[1:]:
                 sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
                 raise DataError(
@@ -91,7 +91,7 @@ def _write(part: Files | Records, place: Path, progress: Progress) -> None:
         kept = _decode(
             part, lambda shape: np.lib.format.open_memmap(path / "images.npy", "w+", np.uint8, shape), progress
         )
-        kept.images.flush()
+        kept.pixels.images.flush()
         np.save(path / "labels.npy", kept.labels)
         (path / "unreadable.json").write_text(json.dumps(sorted(part.unreadable.numbers)))
         try:

@@ -86,14 +86,60 @@ def _advice(them: str) -> str:
     return f"Replace or remove {them}, or leave such files out with data.on_error=skip"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Part:
-    """Decoded images, in memory or mapped from a file: uint8 [N, H, W, C], 0..255; labels int32 [N]."""
+class Pixels:
+    """Decoded images, once, however many parts share them: uint8 [M, H, W, C], in memory or mapped from a file."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    unreadable: Unreadable | None = None
-    """Images whose pixels are all 0 because their file could not be read; training and evaluation leave them out."""
+    def __init__(self, images: np.ndarray):
+        self.images = images
+        self.is_mapped = isinstance(images, np.memmap)
+
+    @functools.cached_property
+    def resident(self) -> tf.Tensor:
+        """The images in main memory, where tf.data works: from a GPU every batch would be copied back."""
+        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
+            if _can_be_shared(self.images):
+                return tf.experimental.dlpack.from_dlpack(self.images.__dlpack__())
+            tensor = tf.identity(self.images)  # `tf.constant` of TensorFlow 2.21 holds two copies
+        self.images = np.asarray(tensor)  # a view: one copy is enough
+        return tensor
+
+
+ALIGNMENT = 64  # bytes; TensorFlow ends the process when it meets a tensor at another address
+
+
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 zeros which TensorFlow can share: a large set would else be in memory three times while it is copied."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].reshape(shape)
+
+
+def _can_be_shared(images: np.ndarray) -> bool:
+    flags = images.flags
+    return images.size > 0 and flags.c_contiguous and flags.writeable and images.ctypes.data % ALIGNMENT == 0
+
+
+class Part:
+    """Decoded images, 0..255, and their labels.
+
+    Args:
+        images: uint8 [N, H, W, C], or `Pixels` that other parts have as well.
+        labels: int32 [N].
+        unreadable: images whose pixels are all 0 because their file could not be read; training and evaluation leave
+            them out.
+        numbers: which of the pixels these are, int64 [N]; None: all.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | Pixels,
+        labels: np.ndarray,
+        unreadable: Unreadable | None = None,
+        numbers: np.ndarray | None = None,
+    ):
+        self.pixels = images if isinstance(images, Pixels) else Pixels(images)
+        self.labels, self.unreadable, self.numbers = labels, unreadable, numbers
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,30 +149,35 @@ class Part:
 
     @property
     def shape(self) -> Shape:
-        return self.images.shape[1:]
-
-    @functools.cached_property
-    def resident(self) -> tf.Tensor:
-        """The images in main memory, where tf.data works: from a GPU every batch would be copied back."""
-        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
-            return tf.constant(self.images)
+        return self.pixels.images.shape[1:]
 
     @property
-    def is_mapped(self) -> bool:
-        """Whether the images lie on the disk."""
-        return isinstance(self.images, np.memmap)
+    def images(self) -> np.ndarray:
+        """uint8 [N, H, W, C]; a copy, where the part has not all of its pixels."""
+        return self.pixels.images if self.numbers is None else self.pixels.images[self.numbers]
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """The images of these numbers, int64 [n]: uint8 [n, H, W, C]."""
+        return self.pixels.images[numbers if self.numbers is None else self.numbers[numbers]]
 
     def fetch(self, numbers: tf.Tensor) -> tf.Tensor:
-        """The images of these numbers, int64 [] or [n]: uint8 [H, W, C] or [n, H, W, C]."""
-        if not self.is_mapped:
-            return tf.gather(self.resident, numbers)
-        images = tf.numpy_function(lambda wanted: self.images[wanted], [numbers], tf.uint8)
-        return tf.ensure_shape(images, [*numbers.shape, *self.shape])
+        """The same inside a graph; numbers int64 [] or [n]."""
+        if self.pixels.is_mapped:
+            images = tf.numpy_function(self.take, [numbers], tf.uint8)
+            return tf.ensure_shape(images, [*numbers.shape, *self.shape])
+        if self.numbers is not None:
+            numbers = tf.gather(tf.constant(self.numbers), numbers)
+        return tf.gather(self.pixels.resident, numbers)
 
     def subset(self, numbers: np.ndarray) -> "Part":
         """The images of these numbers, int64 [n], in this order."""
         unreadable = None if self.unreadable is None else self.unreadable.subset(numbers)
-        return Part(self.images[numbers], self.labels[numbers], unreadable)
+        chosen = numbers if self.numbers is None else self.numbers[numbers]
+        return Part(self.pixels, self.labels[numbers], unreadable, chosen)
+
+    def with_labels(self, labels: np.ndarray) -> "Part":
+        """The same images with other labels."""
+        return Part(self.pixels, labels, self.unreadable, self.numbers)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

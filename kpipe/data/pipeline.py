@@ -128,7 +128,7 @@ def iterate_images(
     if isinstance(part, Part):
         numbers = readable_numbers(part)
         for start in range(0, len(numbers), chunk):
-            yield _middle(part.images[numbers[start : start + chunk]], image_size)
+            yield _middle(part.take(numbers[start : start + chunk]), image_size)
         return
     missing = np.ones(len(part), bool)
     batches = read_what_can_be_read(part).batch(chunk).prefetch(1).as_numpy_iterator()
@@ -148,7 +148,7 @@ def read_images(part: AnyPart) -> Iterator[tuple[np.ndarray, int]]:
     """
     if isinstance(part, Part):
         for number in readable_numbers(part):
-            yield part.images[number], int(part.labels[number])
+            yield part.take(number), int(part.labels[number])
         return
     try:
         for image, label in read_in_order(part, readable_numbers(part)).as_numpy_iterator():
@@ -274,7 +274,7 @@ def _gather(part: Part, drawn: tf.data.Dataset, make_batch: Callable) -> tf.data
     def fetch(numbers, uniforms):
         return part.fetch(numbers), tf.gather(labels, numbers), uniforms
 
-    if part.is_mapped:
+    if part.pixels.is_mapped:
         fetched = drawn.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
         return fetched.map(make_batch(lambda *row: row), num_parallel_calls=tf.data.AUTOTUNE)
     return drawn.map(make_batch(fetch), num_parallel_calls=tf.data.AUTOTUNE)
@@ -370,4 +370,8 @@ def _middle(images: tf.Tensor, size: int | None) -> tf.Tensor:
 
 def _known_length(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
     """Keras counts steps and losses wrongly, without a word, where the cardinality is unknown."""
-    return batches.apply(tf.data.experimental.assert_cardinality(length)).prefetch(tf.data.AUTOTUNE)
+    # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    batches = batches.apply(tf.data.experimental.assert_cardinality(length))
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
