@@ -639,6 +639,7 @@ def _show_header(
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
         "data": f"{experiment.data.source}: {parts}; {len(splits.class_names)} classes; {shape}",
+        "images": _describe_keeping(splits),
         "training": f"{experiment.training.epochs} epochs of {prepared.steps_per_epoch:,} steps, "
         f"batch size {experiment.data.batch_size}, {experiment.training.optimizer.name}",
         "device": f"{describe_device()}, {experiment.chosen.precision}",
@@ -647,6 +648,22 @@ def _show_header(
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows)
     for note in filter(None, (*splits.notes, run.note, *notes, gpu_hint())):
         screen.line(f"  note: {note}")
+
+
+def _describe_keeping(splits: data.Splits) -> str:
+    """Where the images of each part lie, the parts that lie at one place together."""
+    places: dict[str, list[str]] = {}
+    for name, part in splits.parts.items():
+        if isinstance(part, data.Part):
+            place = "mapped from the disk" if part.pixels.is_mapped else "in memory"
+        else:
+            place = "decoded each time" if isinstance(part, data.Files) else "streamed"
+        places.setdefault(place, []).append(name)
+    kept = {id(part.pixels): part.pixels.images.nbytes for part in splits.parts.values() if isinstance(part, data.Part)}
+    size = f" ({describe_size(sum(kept.values()))} decoded)" if kept else ""
+    if len(places) == 1:
+        return f"{next(iter(places))}{size}"
+    return "; ".join(f"{' and '.join(names)} {place}" for place, names in places.items()) + size
 
 
 def _in_words(images: dict[str, int]) -> str:

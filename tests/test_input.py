@@ -47,6 +47,7 @@ def summary_of(logs):
 def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, broken, logs):
     code, out, err = kpipe("run", experiment)
     assert (code, err) == (0, "")
+    assert "  images     decoded each time\n" in out
     found = summary_of(logs)["unreadable"]
     assert sum(found.values()) == 3
     names = (only_run(logs) / "unreadable.txt").read_text().splitlines()
@@ -87,8 +88,10 @@ def test_one_is_enough_without_permission(kpipe, experiment, broken, logs):
 def test_the_same_training_wherever_images_are_kept(kpipe, experiment, broken, logs, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
     kpipe("run", experiment, f"logs={tmp_path / 'files'}")
-    code, _, err = kpipe("run", experiment, f"data.cache={cache}")
+    code, out, err = kpipe("run", experiment, f"data.cache={cache}")
     assert (code, err) == (0, "")
+    place = "mapped from the disk" if cache == "disk" else "in memory"
+    assert f"  images     {place} (46.1 kB decoded)\n" in out
     assert_same_run(only_run(logs), only_run(tmp_path / "files"))
 
 
