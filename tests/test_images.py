@@ -175,22 +175,16 @@ def test_an_image_that_has_its_form_is_not_touched(resize):
 
 
 # TensorFlow decodes a JPEG by the faster of two ways, and cuts the luminance to whole numbers.
-@pytest.mark.parametrize(("kind", "within"), [("PNG", 1), ("JPEG", 10)])
+@pytest.mark.parametrize(("kind", "within"), [("PNG", 1), ("JPEG", 6)])
 def test_grey_and_colour(kind, within):
-    grey, colour = picture(60, 90, 1), picture(60, 90)
-    luminance = np.round(colour @ [0.299, 0.587, 0.114])[..., None]
-    copies = np.repeat(grey, 3, axis=2)
-    for pixels, channels, expected in (
-        (grey, None, copies),
-        (grey, 3, copies),
-        (grey, 1, grey),
-        (colour, 1, luminance),
-        (colour, 3, colour),
-        (colour, None, colour),
-    ):
-        found = decode_to_form(tf.constant(encode(pixels, kind)), Form(None, "crop", channels)).numpy()
-        assert found.shape == expected.shape
-        assert differences(found, expected).max() <= within
+    for pixels in (picture(60, 90, 1), picture(60, 90)):
+        contents = encode(pixels, kind)
+        colour = np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
+        grey = np.round(colour @ [0.299, 0.587, 0.114])[..., None]
+        for channels, expected in ((None, colour), (3, colour), (1, grey)):
+            found = decode_to_form(tf.constant(contents), Form(None, "crop", channels)).numpy()
+            assert found.shape == expected.shape
+            assert differences(found, expected).max() <= within
 
 
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
