@@ -96,23 +96,30 @@ def read_files(
         boxes = tf.zeros([tf.size(numbers), 4], tf.int32)
         if window:  # for the whole batch at once: image by image it would take a tenth of the decoding
             boxes = window.boxes(tf.gather(sides, numbers), uniforms[:, : window.uniforms], size)
-        return numbers, tf.gather(labels, numbers), boxes, uniforms
+        return numbers, tf.gather(labels, numbers), boxes
 
     def decode(place, row):
-        number, label, box, uniforms = row
-        return place, read(number, box), label, uniforms
+        number, label, box = row
+        return place, read(number, box), label
 
     def fill(place, element):
-        arrived, *rest = element
+        arrived, image, label = element
         note = _note(part.unreadable, "add", arrived > place, lambda: number_of(tf.range(place, arrived)))
         with tf.control_dependencies([note]):
-            return arrived + 1, (arrived + 1 - place, *map(tf.identity, rest))
+            return arrived + 1, (arrived + 1 - place, tf.identity(image), tf.identity(label))
 
     rows = drawn.map(look).unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(part, Part):
-        return rows.map(lambda place, *rest: rest)
-    filled = rows.ignore_errors().scan(np.int64(0), fill)
-    return filled.flat_map(lambda copies, *rest: tf.data.Dataset.from_tensors(rest).repeat(copies))
+        images = rows.map(lambda place, image, label: (image, label))
+    else:
+        images = (
+            rows.ignore_errors()
+            .scan(np.int64(0), fill)
+            .flat_map(lambda copies, *image: tf.data.Dataset.from_tensors(image).repeat(copies))
+        )
+    # Each place has its own: an image that appears twice is augmented in two ways, as one kept in memory is.
+    uniforms = drawn.map(lambda numbers, uniforms: uniforms).unbatch()
+    return tf.data.Dataset.zip(images, uniforms).map(lambda image, uniforms: (*image, uniforms))
 
 
 def read_records(
