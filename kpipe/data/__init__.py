@@ -139,7 +139,8 @@ def load_dataset(
     # Kept before it is split, a stream shows its labels, and all broken files are named at once.
     splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
     lost = [
-        f"{part.lost:,} records of {name} are lost: its files end too early or are damaged"
+        f"{part.lost:,} {'record of' if part.lost == 1 else 'records of'} {name} {'is' if part.lost == 1 else 'are'} "
+        "lost: its files end too early or are damaged"
         for name, part in found.parts.items()
         if isinstance(part, Records) and part.lost
     ]

@@ -27,8 +27,8 @@ def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
 
 
 def read_labels(part: Records) -> tf.data.Dataset:
-    """label int32 [] of every record; no image is decoded."""
-    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
+    """label int32 [] of every record that is not known to be unreadable; no image is decoded."""
+    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_opener(part))
     return records.map(lambda number, record: part.parse(record)[1], num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -209,21 +209,31 @@ def _records(path, skip, count, first) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(path).skip(skip).take(count).enumerate(first)
 
 
+def _opener(part: Records) -> Callable[..., tf.data.Dataset]:
+    """As `_records`, without those that are known to be unreadable; a damage behind which all are ends its file."""
+    if not part.unreadable:
+        return _records
+    left_out = np.array(sorted(part.unreadable.numbers), np.int64)
+
+    def open_shard(path, skip, count, first):
+        records = _records(path, skip, count, first).ignore_errors()
+        return records.filter(lambda number, record: tf.reduce_all(number != left_out))
+
+    return open_shard
+
+
 def _shuffled(part: Records, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
     """The records in the order of an epoch, without those that are known to be unreadable."""
     files = len(part.shards)
     order = _shuffle(tf.constant([seed, 0], tf.int64) + tf.stack([np.int64(0), epoch]), files)
     shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in _shards(part)))
     records = shards.interleave(
-        _records,
+        _opener(part),
         cycle_length=min(STREAMS, files),
         block_length=1,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    if part.unreadable:
-        left_out = np.array(sorted(part.unreadable.numbers), np.int64)
-        records = records.filter(lambda number, record: tf.reduce_all(number != left_out))
 
     def shuffle_block(block, rows):
         # The blocks of all epochs have seeds of their own.
