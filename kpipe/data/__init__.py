@@ -199,14 +199,14 @@ class _Keeper:
         return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
 
     def _keep(self, part: Files | Records, name: str) -> AnyPart:
-        if self.cache == "disk":
-            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
-            return keep_on_disk(part, folder, self.progress)
         size = count_bytes(part)
-        if size is None and self.cache == "none":
+        if size is None and self.cache in ("none", "disk"):
             raise DataError(
                 f"{part.unreadable.where}: expected data.image_size, whose images may come in many sizes, got none"
             )
+        if self.cache == "disk":
+            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
+            return keep_on_disk(part, folder, self.progress)
         size = size or 0
         whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
         if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
