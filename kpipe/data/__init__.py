@@ -196,7 +196,11 @@ class _Keeper:
         self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
 
     def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
+        """By name, the training part first: it is read most often, and what is kept later may not fit any more."""
+        names = [name for name in ("train", "validation", "test") if name in parts]
+        return {
+            name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names
+        }
 
     def _keep(self, part: Files | Records, name: str) -> AnyPart:
         size = count_bytes(part)
