@@ -136,8 +136,10 @@ def load_dataset(
         source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
     )
     keep = _Keeper(cache, cache_gigabytes, whole_images, progress)
-    # Kept before it is split, a stream shows its labels, and all broken files are named at once.
-    splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
+    # Kept before it is split, a stream shows its labels, and all broken files are named at once. Files that go to the
+    # disk are split before: a piece of what is mapped would be read into memory.
+    first = {name: part for name, part in found.parts.items() if not (cache == "disk" and isinstance(part, Files))}
+    splits = _split(replace(found, parts=found.parts | keep.all(first)), validation, test)
     lost = [
         f"{part.lost:,} {'record of' if part.lost == 1 else 'records of'} {name} {'is' if part.lost == 1 else 'are'} "
         "lost: its files end too early or are damaged"
@@ -198,9 +200,7 @@ class _Keeper:
     def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
         """By name, the training part first: it is read most often, and what is kept later may not fit any more."""
         names = [name for name in ("train", "validation", "test") if name in parts]
-        return {
-            name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names
-        }
+        return {name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names}
 
     def _keep(self, part: Files | Records, name: str) -> AnyPart:
         size = count_bytes(part)
