@@ -53,11 +53,6 @@ def test_batch_contract():
     assert int(dataset.cardinality()) == len(list(dataset)) == 5
 
 
-def test_without_augmentation_images_keep_their_labels():
-    for images, labels in batches(last_step=11):
-        np.testing.assert_array_equal(images, PART.images[labels])
-
-
 def test_each_augmentation_gets_its_own_columns():
     twice = [images for images, _ in batches(augment=(flip_horizontal(), flip_horizontal()), last_step=10)]
     never = [images for images, _ in batches(last_step=10)]
@@ -72,29 +67,9 @@ def test_random_numbers_differ_between_steps_and_images():
     assert 20 < np.sum(flipped) < 60
 
 
-def test_every_image_at_most_once_an_epoch():
-    for epoch in range(3):
-        assert len(set(labels_of_epoch(epoch))) == 20
-
-
-def test_left_out_images_and_order_differ_between_epochs():
-    epochs = [labels_of_epoch(epoch) for epoch in range(4)]
-    assert len({frozenset(set(range(23)) - set(labels)) for labels in epochs}) > 1
-    assert len({tuple(labels) for labels in epochs}) == 4
-
-
 def test_seed_changes_order_and_augmentation():
     assert (labels_of_epoch(0, seed=0) != labels_of_epoch(0, seed=1)).any()
     assert digest(seed=3) != digest(seed=4)
-
-
-def test_starting_at_a_step_equals_the_uninterrupted_run():
-    whole = batches(seed=1, augment=AUGMENT, last_step=14)
-    resumed = batches(seed=1, augment=AUGMENT, first_step=7, last_step=14)
-    assert len(resumed) == 7
-    for (images, labels), (images_again, labels_again) in zip(whole[7:], resumed, strict=True):
-        np.testing.assert_array_equal(images, images_again)
-        np.testing.assert_array_equal(labels, labels_again)
 
 
 def test_no_step_is_an_empty_set():
@@ -182,6 +157,10 @@ def steps(part, first=0, last=5 * EPOCHS, **options):
     return list(make_pipeline(part, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
 
 
+def labels_of(found):
+    return [labels.tolist() for _, labels in found]
+
+
 def assert_same_batches(found, expected):
     for batch, other in zip(found, expected, strict=True):
         for array, other_array in zip(batch, other, strict=True):
@@ -252,12 +231,9 @@ def test_evaluation_of_every_kind_scores_each_image_once(part):
     np.testing.assert_array_equal(seen[:, 1:6, 1:6], np.concatenate(list(iterate_images(part, 5))))
 
 
-@pytest.mark.parametrize(("augment", "size"), [(AUGMENT, None), ((random_crop(), flip_horizontal(), mixup()), 6)])
-def test_kept_and_read_images_give_the_same_batches(parts, augment, size):
-    memory, mapped, files = (
-        steps(parts[kind], last=11, augment=augment, image_size=size, classes=23)
-        for kind in ("memory", "mapped", "files")
-    )
+def test_kept_and_read_images_give_the_same_batches(parts):
+    options = {"last": 11, "augment": (random_crop(), flip_horizontal(), mixup()), "image_size": 6, "classes": 23}
+    memory, mapped, files = (steps(parts[kind], **options) for kind in ("memory", "mapped", "files"))
     assert_same_batches(mapped, memory)
     assert_same_batches(files, memory)
 
@@ -275,8 +251,9 @@ def together(by_worker):
     ]
 
 
-@pytest.mark.parametrize("window", [random_crop(), random_resized_crop()])
-@pytest.mark.parametrize("kind", ["memory", "files", "stream"])
+@pytest.mark.parametrize(
+    ("kind", "window"), [("memory", random_crop()), ("files", random_resized_crop()), ("stream", random_crop())]
+)
 def test_workers_have_their_rows_of_the_global_batch(parts, kind, window):
     options = {"augment": (window, flip_horizontal(), cutmix()), "classes": 23, "image_size": 6}
     whole = steps(parts[kind], 3, 8, **options)
@@ -284,17 +261,21 @@ def test_workers_have_their_rows_of_the_global_batch(parts, kind, window):
 
 
 def test_workers_of_one_row_each(part):
-    by_worker = [steps(part, 3, 8, worker=worker, workers=4) for worker in range(4)]
-    assert {len(labels) for batches in by_worker for _, labels in batches} == {1}
-    assert_same_batches(together(by_worker), steps(part, 3, 8))
+    whole = labels_of(steps(part, 3, 5))
+    assert [labels_of(steps(part, 3, 5, worker=worker, workers=4)) for worker in range(4)] == [
+        [labels[worker : worker + 1] for labels in whole] for worker in range(4)
+    ]
 
 
 @pytest.mark.parametrize("mix", [mixup(), cutmix()])
-def test_a_worker_with_an_odd_number_of_images_to_mix(part, mix):
+def test_a_worker_with_an_odd_number_of_images_to_mix(mix):
     message = rf"{mix.name}: expected an even number of images a worker, which are mixed in pairs, got 3"
     with pytest.raises(ConfigError, match=message):
-        make_pipeline(part, 6, augment=[mix], classes=23, workers=2)
-    assert len(steps(part, last=1, augment=[mix], classes=23)) == 1
+        make_pipeline(PART, 6, augment=[mix], classes=23, workers=2)
+    [(_, labels)] = make_pipeline(
+        PART, 23, augment=[mix], classes=23
+    ).as_numpy_iterator()  # of one worker it may be odd
+    assert (labels.dtype, labels.shape) == (np.float32, (23, 23))
 
 
 def test_mixing_without_the_number_of_classes():
@@ -307,8 +288,8 @@ def test_a_batch_that_the_workers_cannot_divide(part):
         make_pipeline(part, 4, workers=3)
 
 
-def test_weights_are_those_of_the_labels(part):
+def test_weights_are_those_of_the_labels():
     weights = np.linspace(0.5, 1.5, 23)
-    for _, labels, sample_weights in steps(part, last=6, class_weights=weights):
+    for _, labels, sample_weights in batches(last_step=6, class_weights=weights):
         assert sample_weights.dtype == np.float32
         np.testing.assert_array_equal(sample_weights, weights.astype(np.float32)[labels])

@@ -148,8 +148,7 @@ def test_all_broken_files_are_named_where_images_are_kept(tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", [0, 7, 19])
-@pytest.mark.parametrize("augment", [[], [random_resized_crop()]])
+@pytest.mark.parametrize(("number", "augment"), [(0, []), (19, []), (7, [random_resized_crop()])])
 def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
     [path] = write_broken(tmp_path, {number: b"no image"})
     part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
@@ -242,7 +241,7 @@ def test_from_any_step_on_replacements_are_the_same(skipping):
     options = {"augment": [random_resized_crop(), flip_horizontal()], "image_size": 6}
     for part in (memory, files_of(root)):
         whole = batches(part, **options)
-        for first in np.random.default_rng(0).integers(1, 13, 5).tolist():
+        for first in np.random.default_rng(0).integers(1, 13, 4).tolist():
             assert_same_batches(batches(part, first, first + 2, **options), whole[first : first + 2])
 
 
@@ -385,7 +384,7 @@ def test_a_training_from_a_damaged_stream(damaged):
     for i in (0, 2, 4):
         shown = np.concatenate([images[:, 0, 0, 0] for images, _ in whole[i : i + 2]]).tolist()
         assert len(set(shown)) == 8 and set(shown) <= values
-    for first in (1, 2, 3, 5):
+    for first in (1, 3):
         assert_same_batches(batches(part, first, 6), whole[first:])
 
 
