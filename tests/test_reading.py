@@ -245,6 +245,15 @@ def test_from_any_step_on_replacements_are_the_same(skipping):
             assert_same_batches(batches(part, first, first + 2, **options), whole[first : first + 2])
 
 
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_worker_replaces_by_the_next_of_its_own_and_names_those_that_it_met(skipping, intact, worker):
+    part, options = files_of(skipping[0]), {"worker": worker, "workers": 2}
+    own = labels_of(batches(intact, last=20, **options))
+    expected = [next(label for label in own[place:] if label not in BROKEN) for place in range(30)]
+    assert labels_of(batches(part, **options)) == expected
+    assert set(own[:30]) & set(BROKEN) <= part.unreadable.numbers <= set(BROKEN)
+
+
 def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
     paths = write_broken(tmp_path)
     message = (
