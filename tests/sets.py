@@ -1,4 +1,4 @@
-"""Sets of images that tests make: folders of files, a set of TensorFlow Datasets, and what can be wrong with them."""
+"""Sets of images that tests make: folders of files, a set of TensorFlow Datasets, and their batches."""
 
 import functools
 import struct
@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from kpipe.data import make_pipeline
 
 RANDOM = np.random.default_rng(0)
 
@@ -94,3 +96,19 @@ def prepare_set(tfds, name, shards=1):
     builder = tfds.builder(name)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return sorted(Path(builder.data_path).glob("*.tfrecord*"))
+
+
+def batches(part, first=0, last=15, **options):
+    """Training batches of four images."""
+    return list(make_pipeline(part, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
+
+
+def labels_of(found):
+    return np.concatenate([labels for _, labels in found]).tolist()
+
+
+def assert_same_batches(found, expected):
+    for batch, other in zip(found, expected, strict=True):
+        for array, other_array in zip(batch, other, strict=True):
+            assert array.dtype == other_array.dtype
+            np.testing.assert_array_equal(array, other_array)

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from sets import define_set, prepare_set, tfds_in, write_numbered
+from sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
 from kpipe.data import (
     Files,
@@ -159,13 +159,6 @@ def steps(part, first=0, last=5 * EPOCHS, **options):
 
 def labels_of(found):
     return [labels.tolist() for _, labels in found]
-
-
-def assert_same_batches(found, expected):
-    for batch, other in zip(found, expected, strict=True):
-        for array, other_array in zip(batch, other, strict=True):
-            assert array.dtype == other_array.dtype
-            np.testing.assert_array_equal(array, other_array)
 
 
 def test_parts_are_of_their_kinds(parts):
