@@ -1,18 +1,15 @@
 """Sources, splits and statistics."""
 
-import functools
 import os
 import re
-import struct
 import subprocess
 import sys
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from sets import define_set, png_header, tfds_in, write_classes, write_image
 
 from kpipe import data
 from kpipe.data import channel_statistics, load_dataset, mean_image, statistics, whitening
@@ -86,22 +83,6 @@ def test_channels_that_cannot_be_made():
 
 
 # --- folders ----------------------------------------------------------------------------------------------
-
-
-def write_image(path: Path, value=None, size=(8, 8), channels=3):
-    """A PNG or JPEG file, by its ending; grey `value` or random."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = RANDOM.integers(0, 256, (*size, channels), np.uint8)
-    if value is not None:
-        image[:] = value
-    encode = tf.io.encode_jpeg if path.suffix.lower() in (".jpg", ".jpeg") else tf.io.encode_png
-    path.write_bytes(encode(image).numpy())
-
-
-def write_classes(root: Path, sizes: dict[str, int], **options):
-    for name, number in sizes.items():
-        for i in range(number):
-            write_image(root / name / f"{i}.png", **options)
 
 
 def test_folder_of_classes_is_split(tmp_path):
@@ -242,12 +223,6 @@ def test_many_broken_files_are_counted(tmp_path):
         (tmp_path / "a" / f"broken{i}.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"got 7 files .*broken4\.jpg and 2 more\. Replace or remove them"):
         load_dataset(f"folder:{tmp_path}", image_size=8)
-
-
-def png_header(height: int, width: int) -> bytes:
-    """A PNG up to where the pixels would begin."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
 
 
 @pytest.fixture
@@ -394,45 +369,10 @@ def test_bad_folders(tmp_path, make, message):
 
 
 @pytest.fixture
-def tfds_data(tmp_path, monkeypatch):
+def tfds_data(tmp_path):
     """A fresh data folder; returns the module."""
-    import tensorflow_datasets as tfds
-
-    monkeypatch.setattr(tfds, "builder", functools.partial(tfds.builder, data_dir=tmp_path))
-    return tfds
-
-
-def define_set(tfds, set_name, splits, *, size=(8, 8, 3), image=None, keys=("image", "label")):
-    """Registers a set with `splits` {name: labels}; the grey value of an image is 10 times its place."""
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        name = set_name
-        pkg_dir_path = Path(__file__).parent
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": image or tfds.features.Image(shape=size),
-                "label": tfds.features.ClassLabel(names=["zebra", "ape"]),
-            }
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=keys,
-                description="",
-                homepage="",
-            )
-
-        def _split_generators(self, dl_manager):
-            if not splits:
-                raise OSError("no route to host\nsecond line")
-            return {name: self._generate_examples(labels) for name, labels in splits.items()}
-
-        def _generate_examples(self, labels):
-            for i, label in enumerate(labels):
-                shape = [side or 8 + i for side in size]
-                yield i, {"image": np.full(shape, 10 * i, np.uint8), "label": label}
-
-    return Tiny
+    with tfds_in(tmp_path) as tfds:
+        yield tfds
 
 
 def test_tfds_parts_by_name(tfds_data):

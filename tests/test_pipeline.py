@@ -1,4 +1,4 @@
-"""The order and the random numbers of batches."""
+"""The order and the random numbers of batches, whichever way the images lie."""
 
 import hashlib
 import subprocess
@@ -6,8 +6,23 @@ import sys
 
 import numpy as np
 import pytest
+from sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
-from kpipe.data import Part, flip_horizontal, make_evaluation_pipeline, make_pipeline, pad_crop
+from kpipe.data import (
+    Files,
+    Part,
+    Records,
+    cutmix,
+    flip_horizontal,
+    iterate_images,
+    load_dataset,
+    make_evaluation_pipeline,
+    make_pipeline,
+    mixup,
+    pad_crop,
+    random_crop,
+    random_resized_crop,
+)
 from kpipe.errors import ConfigError
 
 # 23 images of 8x8 whose label is their number: 5 batches of 4 an epoch, 3 images left out.
@@ -23,9 +38,9 @@ def labels_of_epoch(epoch, seed=0):
     return np.concatenate([label for _, label in batches(seed=seed, first_step=5 * epoch)])
 
 
-def digest(seed=3):
+def digest(part=PART, seed=3):
     sha = hashlib.sha256()
-    for images, labels in batches(seed=seed, augment=AUGMENT, last_step=12):
+    for images, labels in make_pipeline(part, 4, seed=seed, augment=AUGMENT, last_step=12).as_numpy_iterator():
         sha.update(images.tobytes() + labels.tobytes())
     return sha.hexdigest()
 
@@ -36,11 +51,6 @@ def test_batch_contract():
     assert (images.dtype, images.shape.as_list()) == ("uint8", [4, 8, 8, 3])
     assert (labels.dtype, labels.shape.as_list()) == ("int32", [4])
     assert int(dataset.cardinality()) == len(list(dataset)) == 5
-
-
-def test_without_augmentation_images_keep_their_labels():
-    for images, labels in batches(last_step=11):
-        np.testing.assert_array_equal(images, PART.images[labels])
 
 
 def test_each_augmentation_gets_its_own_columns():
@@ -57,35 +67,9 @@ def test_random_numbers_differ_between_steps_and_images():
     assert 20 < np.sum(flipped) < 60
 
 
-def test_every_image_at_most_once_an_epoch():
-    for epoch in range(3):
-        assert len(set(labels_of_epoch(epoch))) == 20
-
-
-def test_left_out_images_and_order_differ_between_epochs():
-    epochs = [labels_of_epoch(epoch) for epoch in range(4)]
-    assert len({frozenset(set(range(23)) - set(labels)) for labels in epochs}) > 1
-    assert len({tuple(labels) for labels in epochs}) == 4
-
-
 def test_seed_changes_order_and_augmentation():
     assert (labels_of_epoch(0, seed=0) != labels_of_epoch(0, seed=1)).any()
-    assert digest(3) != digest(4)
-
-
-def test_starting_at_a_step_equals_the_uninterrupted_run():
-    whole = batches(seed=1, augment=AUGMENT, last_step=14)
-    resumed = batches(seed=1, augment=AUGMENT, first_step=7, last_step=14)
-    assert len(resumed) == 7
-    for (images, labels), (images_again, labels_again) in zip(whole[7:], resumed, strict=True):
-        np.testing.assert_array_equal(images, images_again)
-        np.testing.assert_array_equal(labels, labels_again)
-
-
-def test_another_process_sees_the_same_batches():
-    script = "import sys; sys.path[:] = eval(sys.argv[1]); from test_pipeline import digest; print(digest())"
-    result = subprocess.run([sys.executable, "-c", script, repr(sys.path)], capture_output=True, text=True)
-    assert result.stdout.split()[-1:] == [digest()], result.stderr
+    assert digest(seed=3) != digest(seed=4)
 
 
 def test_no_step_is_an_empty_set():
@@ -128,3 +112,177 @@ def test_an_augmentation_that_was_not_made(wrong):
 
 def test_a_part_is_shown_in_a_line():
     assert repr(PART) == "Part(23 images of 8x8x3)"
+
+
+# --- every way in which images can lie --------------------------------------------------------------------
+
+
+KINDS = ["memory", "mapped", "files", "stream"]
+EPOCHS = 6
+
+
+def load_parts(folder):
+    """PART by kind; the stream, of three files, has other images with the same labels."""
+    options = {"image_size": 8, "validation": 0, "test": 0}
+    with pytest.MonkeyPatch.context() as patched, tfds_in(folder / "tfds") as tfds:
+        patched.setenv("KPIPE_CACHE", str(folder / "kept"))
+        define_set(tfds, "tiny_stream", {"train": range(23)}, classes=map(str, range(23)))
+        assert len(prepare_set(tfds, "tiny_stream", shards=3)) == 3
+        return {
+            "memory": load_dataset(f"folder:{folder}/images", cache="memory", **options).train,
+            "mapped": load_dataset(f"folder:{folder}/images", cache="disk", **options).train,
+            "files": load_dataset(f"folder:{folder}/images", cache="none", **options).train,
+            "stream": load_dataset("tfds:tiny_stream", cache="none", **options).train,
+        }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    write_numbered(folder / "images", PART.images)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    return load_parts(folder)
+
+
+@pytest.fixture(params=KINDS)
+def part(parts, request):
+    return parts[request.param]
+
+
+def steps(part, first=0, last=5 * EPOCHS, **options):
+    return list(make_pipeline(part, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
+
+
+def labels_of(found):
+    return [labels.tolist() for _, labels in found]
+
+
+def test_parts_are_of_their_kinds(parts):
+    assert [type(part) for part in parts.values()] == [Part, Part, Files, Records]
+    assert [parts[kind].pixels.is_mapped for kind in ("memory", "mapped")] == [False, True]
+    assert [repr(parts[kind]) for kind in ("mapped", "files", "stream")] == [
+        "Part(23 images of 8x8x3)",
+        "Files(23 images of 8x8x3)",
+        "Records(23 images of 8x8x3)",
+    ]
+
+
+def test_from_any_step_on_every_kind_goes_on_as_the_uninterrupted_run(part):
+    augment = [flip_horizontal()]
+    whole = steps(part, augment=augment)
+    for first in np.random.default_rng(len(repr(part))).integers(0, 5 * EPOCHS, 13).tolist():  # 52 over the kinds
+        assert_same_batches(steps(part, first, first + 1, augment=augment), whole[first : first + 1])
+
+
+def digests(folder):
+    return [digest(part) for part in load_parts(folder).values()]
+
+
+def test_another_process_sees_the_same_batches(parts, folder):
+    script = (
+        "import pathlib, sys; sys.path[:] = eval(sys.argv[1]); "
+        "from test_pipeline import digests; print(digests(pathlib.Path(sys.argv[2])))"
+    )
+    arguments = [sys.executable, "-c", script, repr(sys.path), str(folder)]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    expected = [digest(part) for part in parts.values()]
+    assert result.stdout.splitlines()[-1:] == [repr(expected)], result.stderr
+    assert expected[:3] == [digest()] * 3
+
+
+def test_every_kind_shows_an_image_at_most_once_an_epoch_and_leaves_out_others(part):
+    dataset = make_pipeline(part, 4, last_step=5 * EPOCHS)
+    labels = [labels for _, labels in dataset.as_numpy_iterator()]
+    assert int(dataset.cardinality()) == len(labels) == 5 * EPOCHS
+    epochs = np.reshape(labels, (EPOCHS, 20))
+    assert all(len(set(epoch)) == 20 for epoch in epochs)
+    assert len({frozenset(set(range(23)) - set(epoch)) for epoch in epochs}) > 1
+    assert len({tuple(epoch) for epoch in epochs}) == EPOCHS
+    again = np.reshape([labels for _, labels in steps(part, seed=1)], (EPOCHS, 20))
+    assert (epochs != again).any(axis=1).all()  # another seed: another order of each epoch
+
+
+def test_every_kind_keeps_images_and_labels_together(part):
+    images, labels = map(np.concatenate, zip(*make_evaluation_pipeline(part, 4).as_numpy_iterator(), strict=True))
+    image_of = dict(zip(labels.tolist(), images, strict=True))
+    for images, labels in steps(part, last=11):
+        np.testing.assert_array_equal(images, [image_of[label] for label in labels.tolist()])
+
+
+def test_evaluation_of_every_kind_scores_each_image_once(part):
+    dataset = make_evaluation_pipeline(part, 4)
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    assert int(dataset.cardinality()) == 6
+    assert [len(each) for each in labels] == [4] * 5 + [3]
+    assert sorted(np.concatenate(labels)) == list(range(23))
+    seen = np.concatenate(list(iterate_images(part)))
+    np.testing.assert_array_equal(seen, np.concatenate(images))
+    np.testing.assert_array_equal(seen[:, 1:6, 1:6], np.concatenate(list(iterate_images(part, 5))))
+
+
+def test_kept_and_read_images_give_the_same_batches(parts):
+    options = {"last": 11, "augment": (random_crop(), flip_horizontal(), mixup()), "image_size": 6, "classes": 23}
+    memory, mapped, files = (steps(parts[kind], **options) for kind in ("memory", "mapped", "files"))
+    assert_same_batches(mapped, memory)
+    assert_same_batches(files, memory)
+
+
+def test_a_mapped_part_gives_the_same_resampled_batches(parts):
+    options = {"last": 11, "augment": [random_resized_crop()], "image_size": 6}
+    assert_same_batches(steps(parts["mapped"], **options), steps(parts["memory"], **options))
+
+
+def together(by_worker):
+    """The global batches: the rows of all workers in their order."""
+    return [
+        tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        for batches in zip(*by_worker, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"), [("memory", random_crop()), ("files", random_resized_crop()), ("stream", random_crop())]
+)
+def test_workers_have_their_rows_of_the_global_batch(parts, kind, window):
+    options = {"augment": (window, flip_horizontal(), cutmix()), "classes": 23, "image_size": 6}
+    whole = steps(parts[kind], 3, 8, **options)
+    assert_same_batches(together([steps(parts[kind], 3, 8, worker=i, workers=2, **options) for i in (0, 1)]), whole)
+
+
+def test_workers_of_one_row_each(part):
+    whole = labels_of(steps(part, 3, 5))
+    assert [labels_of(steps(part, 3, 5, worker=worker, workers=4)) for worker in range(4)] == [
+        [labels[worker : worker + 1] for labels in whole] for worker in range(4)
+    ]
+
+
+@pytest.mark.parametrize("mix", [mixup(), cutmix()])
+def test_a_worker_with_an_odd_number_of_images_to_mix(mix):
+    message = rf"{mix.name}: expected an even number of images a worker, which are mixed in pairs, got 3"
+    with pytest.raises(ConfigError, match=message):
+        make_pipeline(PART, 6, augment=[mix], classes=23, workers=2)
+    [(_, labels)] = make_pipeline(
+        PART, 23, augment=[mix], classes=23
+    ).as_numpy_iterator()  # of one worker it may be odd
+    assert (labels.dtype, labels.shape) == (np.float32, (23, 23))
+
+
+def test_mixing_without_the_number_of_classes():
+    with pytest.raises(ConfigError, match="mixup: expected the number of classes, got none"):
+        make_pipeline(PART, 4, augment=[mixup()])
+
+
+def test_a_batch_that_the_workers_cannot_divide(part):
+    with pytest.raises(ConfigError, match=r"data\.batch_size: expected a multiple of the 3 workers, got 4"):
+        make_pipeline(part, 4, workers=3)
+
+
+def test_weights_are_those_of_the_labels():
+    weights = np.linspace(0.5, 1.5, 23)
+    for _, labels, sample_weights in batches(last_step=6, class_weights=weights):
+        assert sample_weights.dtype == np.float32
+        np.testing.assert_array_equal(sample_weights, weights.astype(np.float32)[labels])

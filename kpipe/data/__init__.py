@@ -149,7 +149,8 @@ def load_dataset(
     # Kept before it is split, a stream shows its labels, and all broken files are named at once.
     splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
     lost = [
-        f"{part.lost:,} records of {name} are lost: its files end too early or are damaged"
+        f"{part.lost:,} {'record of' if part.lost == 1 else 'records of'} {name} {'is' if part.lost == 1 else 'are'} "
+        "lost: its files end too early or are damaged"
         for name, part in found.parts.items()
         if isinstance(part, Records) and part.lost
     ]
@@ -205,17 +206,19 @@ class _Keeper:
         self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
 
     def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        return {name: part if isinstance(part, Part) else self._keep(part, name) for name, part in parts.items()}
+        """By name, the training part first: it is read most often, and what is kept later may not fit any more."""
+        names = [name for name in ("train", "validation", "test") if name in parts]
+        return {name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names}
 
     def _keep(self, part: Files | Records, name: str) -> AnyPart:
-        if self.cache == "disk":
-            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
-            return keep_on_disk(part, folder, self.progress)
         size = count_bytes(part)
-        if size is None and self.cache == "none":
+        if size is None and self.cache in ("none", "disk"):
             raise DataError(
                 f"{part.unreadable.where}: expected data.image_size, whose images may come in many sizes, got none"
             )
+        if self.cache == "disk":
+            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
+            return keep_on_disk(part, folder, self.progress)
         size = size or 0
         whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
         if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:

@@ -109,12 +109,12 @@ def to_form(image: tf.Tensor, form: Form) -> tf.Tensor:
         side = (tf.maximum if form.resize == "pad" else tf.minimum)(height, width)
         sides = tf.maximum(tf.cast(tf.round(tf.stack([height, width]) * size / side), tf.int32), 1)
     scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
-    before = (size - sides) // 2
     if form.resize == "pad":
+        before = (size - sides) // 2
         around = tf.stack([before, size - sides - before], axis=1)
         scaled = tf.pad(scaled, tf.concat([around, [[0, 0]]], axis=0))
     elif form.resize == "crop":
-        scaled = cut(scaled, tf.concat([-before, [size, size]], axis=0))
+        scaled = cut(scaled, tf.concat([(sides - size) // 2, [size, size]], axis=0))
     return _bytes(tf.ensure_shape(scaled, [size, size, image.shape[-1]]))
 
 

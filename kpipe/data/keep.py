@@ -51,7 +51,9 @@ def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_pr
     if not place.exists():
         _write(part, place, progress)
     part.unreadable.add(json.loads((place / "unreadable.json").read_text()))
-    return Part(np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy"), part.unreadable)
+    # Files may have other labels than when they were kept: a new class moves the numbers of those behind it.
+    labels = part.labels if isinstance(part, Files) else np.load(place / "labels.npy")
+    return Part(np.load(place / "images.npy", mmap_mode="r"), labels, part.unreadable)
 
 
 def _decode(part: Files | Records, make: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:

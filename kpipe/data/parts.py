@@ -44,16 +44,21 @@ class Unreadable:
         Raises:
             DataError: there are more than allowed.
         """
-        if self.error:  # a stream may go on for a while, with gaps that mean nothing
-            raise self.error
+        self._raise_again()
         self.numbers |= {int(number) for number in numbers}
         if len(self) > (self.share or 0) * self.total:
             self._raise(self._message())
 
     def refuse(self, numbers: Iterable[int]) -> None:
         """Raises DataError for images that must be there: all can be read but those that are noted already."""
+        self._raise_again()
         names = some([self.name(int(number)) for number in numbers])
         self._raise(f"{self.where}: expected images, got files that cannot be decoded: {names}. {_advice('them')}")
+
+    def _raise_again(self) -> None:
+        """A stream may go on for a while behind an error, with gaps that mean nothing."""
+        if self.error:
+            raise self.error
 
     def _raise(self, message: str) -> None:
         self.error = DataError(message)

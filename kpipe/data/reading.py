@@ -27,8 +27,8 @@ def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
 
 
 def read_encoded(part: Records) -> tf.data.Dataset:
-    """(encoded image string [], label int32 []) of every record, in their order; no image is decoded."""
-    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_records)
+    """(encoded image string [], label int32 []) of every record that is not known to be unreadable, in their order."""
+    records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_opener(part))
     return records.map(lambda number, record: part.parse(record), num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -96,23 +96,30 @@ def read_files(
         boxes = tf.zeros([tf.size(numbers), 4], tf.int32)
         if window:  # for the whole batch at once: image by image it would take a tenth of the decoding
             boxes = window.boxes(tf.gather(sides, numbers), uniforms[:, : window.uniforms], size)
-        return numbers, tf.gather(labels, numbers), boxes, uniforms
+        return numbers, tf.gather(labels, numbers), boxes
 
     def decode(place, row):
-        number, label, box, uniforms = row
-        return place, read(number, box), label, uniforms
+        number, label, box = row
+        return place, read(number, box), label
 
     def fill(place, element):
-        arrived, *rest = element
+        arrived, image, label = element
         note = _note(part.unreadable, "add", arrived > place, lambda: number_of(tf.range(place, arrived)))
         with tf.control_dependencies([note]):
-            return arrived + 1, (arrived + 1 - place, *map(tf.identity, rest))
+            return arrived + 1, (arrived + 1 - place, tf.identity(image), tf.identity(label))
 
     rows = drawn.map(look).unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(part, Part):
-        return rows.map(lambda place, *rest: rest)
-    filled = rows.ignore_errors().scan(np.int64(0), fill)
-    return filled.flat_map(lambda copies, *rest: tf.data.Dataset.from_tensors(rest).repeat(copies))
+        images = rows.map(lambda place, image, label: (image, label))
+    else:
+        images = (
+            rows.ignore_errors()
+            .scan(np.int64(0), fill)
+            .flat_map(lambda copies, *image: tf.data.Dataset.from_tensors(image).repeat(copies))
+        )
+    # Each place has its own: an image that appears twice is augmented in two ways, as one kept in memory is.
+    uniforms = drawn.map(lambda numbers, uniforms: uniforms).unbatch()
+    return tf.data.Dataset.zip(images, uniforms).map(lambda image, uniforms: (*image, uniforms))
 
 
 def read_records(
@@ -202,21 +209,31 @@ def _records(path, skip, count, first) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(path).skip(skip).take(count).enumerate(first)
 
 
+def _opener(part: Records) -> Callable[..., tf.data.Dataset]:
+    """As `_records`, without those that are known to be unreadable; a damage behind which all are ends its file."""
+    if not part.unreadable:
+        return _records
+    left_out = np.array(sorted(part.unreadable.numbers), np.int64)
+
+    def open_shard(path, skip, count, first):
+        records = _records(path, skip, count, first).ignore_errors()
+        return records.filter(lambda number, record: tf.reduce_all(number != left_out))
+
+    return open_shard
+
+
 def _shuffled(part: Records, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
     """The records in the order of an epoch, without those that are known to be unreadable."""
     files = len(part.shards)
     order = _shuffle(tf.constant([seed, 0], tf.int64) + tf.stack([np.int64(0), epoch]), files)
     shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in _shards(part)))
     records = shards.interleave(
-        _records,
+        _opener(part),
         cycle_length=min(STREAMS, files),
         block_length=1,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    if part.unreadable:
-        left_out = np.array(sorted(part.unreadable.numbers), np.int64)
-        records = records.filter(lambda number, record: tf.reduce_all(number != left_out))
 
     def shuffle_block(block, rows):
         # The blocks of all epochs have seeds of their own.

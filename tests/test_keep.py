@@ -1,0 +1,239 @@
+"""Where decoded images are kept: in memory, on the disk, or nowhere."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sets import define_set, prepare_set, tfds_in, write_classes, write_image, write_numbered
+
+from kpipe.data import Files, Part, Records, keep, load_dataset
+from kpipe.errors import DataError, EnvironmentFault
+
+IMAGES = np.random.default_rng(4).integers(0, 256, (12, 8, 8, 3), np.uint8)
+WHOLE = {"image_size": 8, "validation": 0, "test": 0}
+BYTES = 8 * 8 * 3
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_numbered(tmp_path / "set", IMAGES)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of what is kept on the disk."""
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def nothing_is_decoded(monkeypatch):
+    def prevent():
+        monkeypatch.setattr(keep, "read_what_can_be_read", lambda part: pytest.fail("decoded"))
+
+    return prevent
+
+
+def load(root, cache="disk", **options):
+    return load_dataset(f"folder:{root}", cache=cache, **(WHOLE | options))
+
+
+def is_mapped(part):
+    return isinstance(part, Part) and part.pixels.is_mapped
+
+
+# --- which kind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cache", "kind", "mapped"), [("auto", Part, False), ("memory", Part, False)])
+def test_images_are_kept_in_memory(root, cache, kind, mapped):
+    part = load(root, cache).train
+    assert type(part) is kind and part.pixels.is_mapped is mapped
+    np.testing.assert_array_equal(part.images, IMAGES)
+    np.testing.assert_array_equal(part.labels, np.arange(12))
+
+
+def test_images_are_kept_nowhere(root, kept, nothing_is_decoded):
+    nothing_is_decoded()
+    assert type(load(root, "none").train) is Files
+    assert not kept.exists()
+
+
+def test_images_are_kept_on_the_disk(root, kept):
+    part = load(root, "disk").train
+    assert is_mapped(part) and not part.pixels.images.flags.writeable
+    np.testing.assert_array_equal(part.images, IMAGES)
+    np.testing.assert_array_equal(part.labels, np.arange(12))
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_a_stream_is_kept_as_files_are(tmp_path, kept):
+    with tfds_in(tmp_path / "tfds") as tfds:
+        define_set(tfds, "tiny_kept", {"train": [0, 1] * 6})
+        prepare_set(tfds, "tiny_kept", shards=2)
+        memory, mapped, stream = (
+            load_dataset("tfds:tiny_kept", cache=cache, **WHOLE).train for cache in ("memory", "disk", "none")
+        )
+        again = load_dataset("tfds:tiny_kept", cache="disk", **WHOLE).train
+    assert type(stream) is Records and is_mapped(mapped) and not is_mapped(memory)
+    for part in (mapped, again):
+        np.testing.assert_array_equal(part.images, memory.images)
+        np.testing.assert_array_equal(part.labels, memory.labels)
+
+
+def test_auto_keeps_part_by_part_what_fits(tmp_path):
+    for name, number in (("train", 6), ("validation", 3), ("test", 2)):
+        write_classes(tmp_path / name, {"a": number, "b": number})
+
+    def kinds(images):
+        splits = load_dataset(f"folder:{tmp_path}", image_size=8, cache="auto", cache_gigabytes=images * BYTES / 1e9)
+        return {name: type(part) for name, part in splits.parts.items()}
+
+    assert kinds(22) == {"train": Part, "validation": Part, "test": Part}
+    assert kinds(21.9) == {"train": Part, "validation": Part, "test": Files}
+    assert kinds(17.9) == {"train": Part, "validation": Files, "test": Part}
+    assert kinds(11.9) == {"train": Files, "validation": Part, "test": Part}
+    assert kinds(1) == {"train": Files, "validation": Files, "test": Files}
+
+
+def test_memory_keeps_what_auto_would_not(root):
+    assert type(load(root, "auto", cache_gigabytes=0).train) is Files
+    assert type(load(root, "memory", cache_gigabytes=0).train) is Part
+
+
+def test_auto_counts_the_stored_size(root):
+    assert type(load(root, "auto", cache_gigabytes=12 * BYTES / 1e9).train) is Part
+    assert type(load(root, "auto", stored_size=9, cache_gigabytes=12 * BYTES / 1e9).train) is Files
+    splits = load(root, "memory", stored_size=9)
+    assert splits.train.shape == (9, 9, 3) and splits.image_shape == (8, 8, 3)
+
+
+def test_windows_on_whole_images_are_not_kept_by_auto(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_classes(tmp_path / name, {"a": 2, "b": 2})
+
+    def kinds(**options):
+        splits = load_dataset(f"folder:{tmp_path}", image_size=8, whole_images=True, **options)
+        return [type(part) for part in splits.parts.values()]
+
+    assert kinds() == [Files, Part, Part]  # evaluation sees its images in their form all the same
+    assert kinds(cache="memory") == [Part, Part, Part]
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_images_of_many_sizes_cannot_stay_in_their_files(tmp_path, kept, cache):
+    write_image(tmp_path / "set" / "a" / "0.png", size=(8, 8))
+    write_image(tmp_path / "set" / "b" / "0.png", size=(6, 9))
+    with pytest.raises(
+        DataError, match=r"set: expected data\.image_size, whose images may come in many sizes, got none"
+    ):
+        load(tmp_path / "set", cache, image_size=None)
+    assert not kept.exists() or not list(kept.iterdir())
+
+
+# --- on the disk ------------------------------------------------------------------------------------------
+
+
+def test_a_second_load_decodes_nothing(root, kept, nothing_is_decoded):
+    load(root)
+    nothing_is_decoded()
+    part = load(root).train
+    np.testing.assert_array_equal(part.images, IMAGES)
+    np.testing.assert_array_equal(part.labels, np.arange(12))
+
+
+def test_parts_that_are_carved_out_are_mapped_too(tmp_path, kept, nothing_is_decoded):
+    write_classes(tmp_path / "set", {"a": 10, "b": 10})
+    shares = {"validation": 0.2, "test": 0.2}
+    splits = load(tmp_path / "set", **shares)
+    assert all(map(is_mapped, splits.parts.values())) and len(splits.parts) == 3
+    for name, part in load(tmp_path / "set", "memory", **shares).parts.items():
+        np.testing.assert_array_equal(part.images, splits.parts[name].images)
+        np.testing.assert_array_equal(part.labels, splits.parts[name].labels)
+    nothing_is_decoded()
+    load(tmp_path / "set", **shares)
+
+
+@pytest.mark.parametrize("options", [{"image_size": 6}, {"stored_size": 9}, {"channels": 1}, {"resize": "pad"}])
+def test_another_form_is_kept_beside_it(root, kept, options):
+    load(root)
+    load(root, **options)
+    assert len(list(kept.iterdir())) == 2
+    np.testing.assert_array_equal(load(root).train.images, IMAGES)
+
+
+def test_a_file_that_changes_is_decoded_anew(root, kept):
+    load(root)
+    path = root / "003" / "image.png"
+    before = path.stat()
+    path.write_bytes(tf.io.encode_png(IMAGES[5]).numpy())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    part = load(root).train
+    np.testing.assert_array_equal(part.images[3], IMAGES[5])
+    np.testing.assert_array_equal(part.images[4:], IMAGES[4:])
+
+
+def test_labels_are_those_of_now(tmp_path, kept):
+    """Another class in between moves the numbers of the later ones, and no file."""
+    write_classes(tmp_path / "set" / "train", {"a": 2, "c": 2})
+    write_classes(tmp_path / "set" / "test", {"c": 2})
+    assert load(tmp_path / "set").test.labels.tolist() == [1, 1]
+    write_classes(tmp_path / "set" / "train", {"b": 2})
+    splits = load(tmp_path / "set")
+    assert splits.class_names == ("a", "b", "c")
+    assert splits.test.labels.tolist() == [2, 2]
+
+
+def test_nothing_is_left_of_a_decoding_that_failed(root, kept):
+    (root / "007" / "image.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"got 1 file that cannot be decoded: .*007/image\.png\. Replace or remove it"):
+        load(root)
+    assert list(kept.iterdir()) == []
+
+
+def test_broken_files_are_remembered(root, kept, nothing_is_decoded):
+    (root / "007" / "image.png").write_bytes(b"no image")
+    allowed = {"on_error": "skip", "skip_limit": 0.1}
+    load(root, **allowed)
+    nothing_is_decoded()
+    assert load(root, **allowed).train.unreadable.names() == [str(root / "007" / "image.png")]
+    with pytest.raises(DataError, match=r"got 1 file that cannot be decoded: .*007/image\.png"):
+        load(root)  # what was kept under skip is not good enough
+    with pytest.raises(DataError, match=r"expected at most 0\.05 of 12 files to be unreadable .*, got 1: "):
+        load(root, on_error="skip", skip_limit=0.05)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(root, kept, nothing_is_decoded, monkeypatch):
+    nothing_is_decoded()
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=12 * BYTES - 1))
+    message = (
+        f"{kept}: the decoded images of folder:{root} need 2.3 kB of disk, 2.3 kB are free. Make room, "
+        "set KPIPE_CACHE to another folder, or set data.cache=none"
+    )
+    with pytest.raises(EnvironmentFault, match=re.escape(message)):
+        load(root)
+    assert list(kept.iterdir()) == []
+
+
+def test_two_that_decode_at_once_come_to_the_same(root, kept, monkeypatch):
+    rename = os.rename
+
+    def slower(source, target):
+        shutil.copytree(source, target)  # another process was faster
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slower)
+    np.testing.assert_array_equal(load(root).train.images, IMAGES)
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_the_place_is_in_the_home_folder_unless_it_is_set(root, tmp_path, monkeypatch):
+    monkeypatch.delenv("KPIPE_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load(root)
+    assert len(list((tmp_path / "home" / ".cache" / "kpipe").iterdir())) == 1

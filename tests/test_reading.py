@@ -1,0 +1,290 @@
+"""Files that cannot be read, or are of an unusual kind."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sets import assert_same_batches, batches, labels_of, png_header, write_numbered
+
+from kpipe.data import (
+    balanced_weights,
+    flip_horizontal,
+    iterate_images,
+    load_dataset,
+    make_evaluation_pipeline,
+    make_pipeline,
+    random_crop,
+    random_resized_crop,
+)
+from kpipe.errors import DataError
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 3), np.uint8)
+WHOLE = {"image_size": 8, "validation": 0, "test": 0}
+SKIP = {"on_error": "skip", "skip_limit": 0.2}
+
+
+def encode(kind, size=(8, 8), mode="RGB", **options):
+    """A file whose upper half is light and whose lower half is dark."""
+    stream = io.BytesIO()
+    pixels = np.full(size, 220, np.uint8)
+    pixels[size[0] // 2 :] = 40
+    Image.fromarray(pixels).convert(mode, dither=Image.Dither.NONE).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def half_a_jpeg():
+    noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = tf.io.encode_jpeg(noise).numpy()
+    return whole[: len(whole) // 2]
+
+
+BROKEN = {3: half_a_jpeg(), 7: b"", 12: b"this is no image"}
+
+
+def write_broken(root, broken=BROKEN):
+    """IMAGES, the label of each its number, with some files broken; returns the paths of these."""
+    paths = write_numbered(root, IMAGES)
+    for number, contents in broken.items():
+        paths[number].write_bytes(contents)
+    return [str(paths[number]) for number in broken]
+
+
+# --- unusual files ----------------------------------------------------------------------------------------
+
+
+def sixteen_bits():
+    pixels = np.full((8, 8), 220 * 257, np.uint16)
+    pixels[4:] = 40 * 257
+    return tf.io.encode_png(pixels[..., None]).numpy()
+
+
+def film():
+    light, dark = (Image.new("P", (8, 8)) for _ in range(2))
+    first = Image.open(io.BytesIO(encode("GIF")))
+    stream = io.BytesIO()
+    first.save(stream, "GIF", save_all=True, append_images=[light, dark], duration=50)
+    return stream.getvalue()
+
+
+UNUSUAL = {
+    "png_called.jpg": encode("PNG"),
+    "jpeg_called.png": encode("JPEG", quality=95),
+    "cmyk.jpg": encode("JPEG", mode="CMYK", quality=95),
+    "grey.jpg": encode("JPEG", mode="L", quality=95),
+    "progressive.jpg": encode("JPEG", progressive=True, quality=95),
+    "sixteen_bits.png": sixteen_bits(),
+    "palette.png": encode("PNG", mode="P"),
+    "transparent.png": encode("PNG", mode="RGBA"),
+    "one_bit.png": encode("PNG", mode="1"),
+    "film.gif": film(),
+    "bitmap.bmp": encode("BMP"),
+    "large.jpg": encode("JPEG", size=(300, 300), quality=95),
+}
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_unusual_files_are_read(tmp_path, cache):
+    for name, contents in UNUSUAL.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(contents)
+    splits = load_dataset(f"folder:{tmp_path}", cache=cache, **WHOLE)
+    assert len(splits.train) == len(UNUSUAL)
+    [(images, labels)] = make_evaluation_pipeline(splits.train, 99).as_numpy_iterator()
+    for image, label in zip(images, labels, strict=True):
+        name = splits.class_names[label]
+        within = 45 if name == "one_bit.png" else 12
+        assert np.abs(image[:3].astype(int) - 220).max() <= within and image[:3].min() > 128, name
+        assert np.abs(image[5:].astype(int) - 40).max() <= within and image[5:].max() < 128, name
+
+
+def test_a_window_looks_into_unusual_files(tmp_path):
+    for name, contents in UNUSUAL.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(contents)
+    splits = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE)
+    window = random_resized_crop((1, 1), (1, 1))
+    [(images, labels)] = make_pipeline(splits.train, len(UNUSUAL), augment=[window], image_size=8).as_numpy_iterator()
+    assert sorted(labels) == list(range(len(UNUSUAL)))
+    assert (images[:, :3] > 128).all() and (images[:, 5:] < 128).all()
+
+
+def test_an_image_of_one_pixel(tmp_path):
+    paths = write_numbered(tmp_path, IMAGES[:4])
+    paths[1].write_bytes(tf.io.encode_png(np.full((1, 1, 3), 99, np.uint8)).numpy())
+    paths[2].write_bytes(tf.io.encode_jpeg(np.full((1, 1, 3), 99, np.uint8)).numpy())
+    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    for augment in ([], [random_resized_crop()]):
+        [(images, labels)] = make_pipeline(part, 4, augment=augment, image_size=8).as_numpy_iterator()
+        assert (images[(labels == 1) | (labels == 2)] == 99).all()
+
+
+# --- on_error: fail ---------------------------------------------------------------------------------------
+
+
+def test_all_broken_files_are_named_where_images_are_kept(tmp_path):
+    paths = write_broken(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"folder:{tmp_path}", **WHOLE)
+    assert str(caught.value) == (
+        f"folder:{tmp_path}: expected images, got 3 files that cannot be decoded: {', '.join(paths)}. "
+        "Replace or remove them, or leave such files out with data.on_error=skip"
+    )
+
+
+@pytest.mark.parametrize(("number", "augment"), [(0, []), (19, []), (7, [random_resized_crop()])])
+def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
+    [path] = write_broken(tmp_path, {number: b"no image"})
+    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    with pytest.raises(tf.errors.OpError):
+        list(make_pipeline(part, 20, augment=augment, image_size=8).as_numpy_iterator())
+    assert str(part.unreadable.error) == (
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
+        "Replace or remove it, or leave such files out with data.on_error=skip"
+    )
+
+
+@pytest.mark.parametrize("number", [0, 7, 19])
+def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
+    [path] = write_broken(tmp_path, {number: b"no image"})
+    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    with pytest.raises(tf.errors.OpError):
+        list(make_evaluation_pipeline(part, 20).as_numpy_iterator())
+    assert str(part.unreadable.error) == (
+        f"folder:{tmp_path}: expected images, got files that cannot be decoded: {path}. "
+        "Replace or remove them, or leave such files out with data.on_error=skip"
+    )
+
+
+def test_statistics_name_the_broken_files(tmp_path):
+    [path] = write_broken(tmp_path, {19: b""})
+    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: {re.escape(path)}\. "):
+        list(iterate_images(part))
+
+
+def test_a_file_that_vanishes_after_loading(tmp_path):
+    paths = write_numbered(tmp_path, IMAGES)
+    strict = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    lenient = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE, **SKIP).train
+    paths[5].unlink()
+    with pytest.raises(tf.errors.OpError):
+        batches(strict)
+    assert str(paths[5]) in str(strict.unreadable.error)
+    assert 5 not in labels_of(batches(lenient))
+    assert lenient.unreadable.names() == [str(paths[5])]
+
+
+# --- on_error: skip ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    """The folder of a set with broken files, and its part kept in memory."""
+    root = tmp_path_factory.mktemp("skipping")
+    write_broken(root)
+    return root, load_dataset(f"folder:{root}", **WHOLE, **SKIP).train
+
+
+def files_of(root, **options):
+    return load_dataset(f"folder:{root}", cache="none", **WHOLE, **(SKIP | options)).train
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    root = tmp_path_factory.mktemp("intact")
+    write_numbered(root, IMAGES)
+    return load_dataset(f"folder:{root}", **WHOLE).train
+
+
+def test_the_next_readable_image_takes_the_place_of_a_broken_one(skipping, intact):
+    root, memory = skipping
+    order = labels_of(batches(intact, last=20))
+    expected = [next(label for label in order[place:] if label not in BROKEN) for place in range(60)]
+    found = batches(memory)
+    assert labels_of(found) == expected
+    for images, labels in found:
+        np.testing.assert_array_equal(images, IMAGES[labels])
+    # In each epoch of 20 images, the three replacements appear once more.
+    assert [len(set(expected[i : i + 20])) for i in (0, 20, 40)] >= [16] * 3
+    part = files_of(root)
+    assert_same_batches(batches(part), found)
+    assert part.unreadable.names() == memory.unreadable.names()
+    assert len(part.unreadable) == 3  # distinct files, over three epochs
+
+
+@pytest.mark.parametrize("augment", [[flip_horizontal()], [random_crop(), flip_horizontal()]])
+def test_kept_and_read_images_are_replaced_alike_under_augmentations(skipping, augment):
+    root, memory = skipping
+    options = {"augment": augment, "image_size": 6}
+    assert_same_batches(batches(files_of(root), **options), batches(memory, **options))
+
+
+def test_from_any_step_on_replacements_are_the_same(skipping):
+    root, memory = skipping
+    options = {"augment": [random_resized_crop(), flip_horizontal()], "image_size": 6}
+    for part in (memory, files_of(root)):
+        whole = batches(part, **options)
+        for first in np.random.default_rng(0).integers(1, 13, 4).tolist():
+            assert_same_batches(batches(part, first, first + 2, **options), whole[first : first + 2])
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_worker_replaces_by_the_next_of_its_own_and_names_those_that_it_met(skipping, intact, worker):
+    part, options = files_of(skipping[0]), {"worker": worker, "workers": 2}
+    own = labels_of(batches(intact, last=20, **options))
+    expected = [next(label for label in own[place:] if label not in BROKEN) for place in range(30)]
+    assert labels_of(batches(part, **options)) == expected
+    assert set(own[:30]) & set(BROKEN) <= part.unreadable.numbers <= set(BROKEN)
+
+
+def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
+    paths = write_broken(tmp_path)
+    message = (
+        f"folder:{tmp_path}: expected at most 0.1 of 20 files to be unreadable (data.skip_limit), "
+        f"got 3: {', '.join(paths)}. Replace or remove them, or raise data.skip_limit"
+    )
+    with pytest.raises(DataError) as caught:
+        load_dataset(f"folder:{tmp_path}", **WHOLE, on_error="skip", skip_limit=0.1)
+    assert str(caught.value) == message
+    part = files_of(tmp_path, skip_limit=0.1)
+    with pytest.raises(tf.errors.OpError):
+        batches(part)
+    assert str(part.unreadable.error) == message
+    with pytest.raises(DataError) as caught:  # and it stays ended
+        list(iterate_images(part))
+    assert str(caught.value) == message
+    assert len(files_of(tmp_path, skip_limit=0.15).unreadable) == 0
+
+
+@pytest.mark.parametrize("cache", ["memory", "none", "disk"])
+def test_evaluation_leaves_broken_files_out(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "kept"))
+    write_numbered(tmp_path / "set" / "train", IMAGES)
+    paths = write_broken(tmp_path / "set" / "test")
+    part = load_dataset(f"folder:{tmp_path}/set", cache=cache, image_size=8, validation=0, **SKIP).test
+    assert part.unreadable.names() == paths
+    dataset = make_evaluation_pipeline(part, 5)
+    seen = list(dataset.as_numpy_iterator())
+    assert int(dataset.cardinality()) == len(seen) == 4
+    readable = [number for number in range(20) if number not in BROKEN]
+    assert labels_of(seen) == readable
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in seen]), IMAGES[readable])
+    np.testing.assert_array_equal(np.concatenate(list(iterate_images(part))), IMAGES[readable])
+    weights = balanced_weights(part, 20)
+    np.testing.assert_allclose(weights, [0 if number in BROKEN else 17 / 20 for number in range(20)])
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_a_file_that_would_fill_the_memory_is_not_opened_at_all(tmp_path, cache):
+    [path] = write_broken(tmp_path, {4: png_header(50_000, 40_000)})
+    (tmp_path / "004" / "image.png").rename(tmp_path / "bomb.png")
+    (tmp_path / "004" / "image.png").symlink_to(tmp_path / "bomb.png")
+    part = load_dataset(f"folder:{tmp_path}", cache=cache, **WHOLE, **SKIP).train
+    assert part.unreadable.names() == [path]
+    (tmp_path / "bomb.png").write_bytes(tf.io.encode_png(IMAGES[4]).numpy())  # who opens it now sees an image
+    assert 4 not in labels_of(batches(part))
+    assert 4 not in labels_of(make_evaluation_pipeline(part, 4).as_numpy_iterator())
+    assert part.unreadable.names() == [path]
