@@ -1,0 +1,212 @@
+"""What it costs to feed a network: CPU seconds of kpipe's pipeline, and of what else one would write.
+
+    python benchmarks/input_pipeline.py [--only WORK ...] [--folder DIR] [--repetitions N] [--quick] [--json FILE]
+
+`pip install -e ".[bench]"` brings the libraries that kpipe is compared with. Each variant of a work has a process of
+its own, in which everything is built, traced and compiled before the first measurement. Then the variants take turns,
+one at a time. What counts is CPU time, of all threads and of worker processes: input that hides behind the training
+of a fast device still takes cores from it.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from report import write_json
+from rich.console import Console
+from rich.table import Table
+
+from kpipe.console import hold_back_libraries
+
+FORK = multiprocessing.get_context("forkserver")  # children are forked off a process that has imported TensorFlow
+FORK.set_forkserver_preload(["kpipe.experiment"])
+LIBRARIES = {"torch": "torch", "torch_workers": "torch", "numba": "numba"}
+
+
+@dataclass(frozen=True)
+class Work:
+    batch: int
+    batches: int
+    """That are measured at a time."""
+    lead: int
+    """Batches before, unmeasured: they empty the buffers that have filled while others had their turn."""
+    variants: tuple[str, ...]
+    targets: dict[str, float] = field(default_factory=dict)
+    """Variant: so many times the CPU time of kpipe it should take, at least; in training, of kpipe: the largest share
+    of the input."""
+
+
+SMALL = ("kpipe", "naive", "autotune", "keras_layers")
+JPEG = ("kpipe", "naive", "torch", "torch_workers")
+LAYER = Work(32, 12, 6, ("kpipe", "keras_layers"), {"keras_layers": 5})
+WORKS = {
+    "augment32": Work(
+        256, 195, 20, (*SMALL, "torch", "torch_workers", "numba", "limit"), {"naive": 12, "torch": 5, "numba": 0.5}
+    ),
+    "train_lenet5_b256": Work(256, 60, 10, (*SMALL, "limit"), {"kpipe": 0.10}),
+    "train_vgg16": Work(128, 4, 1, (*SMALL, "limit"), {"kpipe": 0.01}),
+    "jpeg224_first_epoch": Work(32, 20, 6, JPEG, {"naive": 1.4}),
+    "jpeg224_later_epochs": Work(32, 20, 6, JPEG, {"naive": 13}),
+    "color_jitter224": LAYER,
+    "rotate224": LAYER,
+    "rand_augment224": LAYER,
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def serve(pipe, name: str, variant: str, folder: Path, quick: bool) -> None:
+    """In a process of its own: gets ready, then sends (CPU seconds, wall seconds) whenever it is asked."""
+    with hold_back_libraries():
+        from input_variants import make_run
+
+        work = WORKS[name]
+        run = make_run(name, variant, work.batch, folder)
+        lead, batches = _counts(work, quick)
+        run(lead)
+        pipe.send(None)
+        while pipe.recv():
+            run(lead)
+            wall, cpu = time.perf_counter(), _cpu_seconds()
+            run(batches)
+            pipe.send((_cpu_seconds() - cpu, time.perf_counter() - wall))
+
+
+def _counts(work: Work, quick: bool) -> tuple[int, int]:
+    """Batches before a measurement, and in it."""
+    return (max(1, work.lead // 5), max(2, work.batches // 5)) if quick else (work.lead, work.batches)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has started."""
+    workers = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(times.user + times.system for times in workers)
+
+
+def measure(name: str, folder: Path, repetitions: int, quick: bool) -> list[dict]:
+    """The rows of one work, with the figures of each repetition beside their medians."""
+    variants = [variant for variant in WORKS[name].variants if is_there(variant)]
+    processes, pipes = [], {}
+    try:
+        for variant in variants:
+            pipes[variant], end = FORK.Pipe()
+            processes.append(FORK.Process(target=serve, args=(end, name, variant, folder, quick)))
+            processes[-1].start()
+            end.close()
+            pipes[variant].recv()
+        found = {variant: [] for variant in variants}
+        for _ in range(repetitions):
+            for variant in variants:
+                pipes[variant].send(True)
+                found[variant].append(pipes[variant].recv())
+        for pipe in pipes.values():
+            pipe.send(False)
+    finally:
+        for process in processes:
+            process.join(5)  # a pipeline that is still reading ahead may not end by itself
+            process.kill()
+    images = WORKS[name].batch * _counts(WORKS[name], quick)[1]
+    return [_row(name, variant, images, times) for variant, times in found.items()]
+
+
+def is_there(variant: str) -> bool:
+    library = LIBRARIES.get(variant)
+    return library is None or importlib.util.find_spec(library) is not None
+
+
+def _row(name: str, variant: str, images: int, times: list[tuple[float, float]]) -> dict:
+    cpu, wall = ([round(seconds, 4) for seconds in column] for column in zip(*times, strict=True))
+    return {
+        "work": name,
+        "variant": variant,
+        "items": images,
+        "cpu_seconds": statistics.median(cpu),
+        "wall_seconds": statistics.median(wall),
+        "repetitions": {"cpu_seconds": cpu, "wall_seconds": wall},
+    }
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def show(console: Console, rows: list[dict]) -> None:
+    table = Table("work", "variant", title="Input of training: what an image costs")
+    for column in ("images", "CPU µs", "wall µs", "reached", "target"):
+        table.add_column(column, justify="right")
+    table.caption = (
+        "Reached: CPU time of the variant over that of kpipe; in training, the share of the CPU time that is input. "
+        "Nothing is taken off for shuffling and gathering."
+    )
+    for row in rows:
+        micros = [f"{1e6 * row[key] / row['items']:,.1f}" for key in ("cpu_seconds", "wall_seconds")]
+        reached, target = compare(row, {other["variant"]: other for other in rows if other["work"] == row["work"]})
+        is_first = row["variant"] == "kpipe"
+        if is_first:
+            table.add_section()
+        table.add_row(row["work"] if is_first else "", row["variant"], f"{row['items']:,}", *micros, reached, target)
+    console.print(table)
+
+
+def compare(row: dict, others: dict[str, dict]) -> tuple[str, str]:
+    """What was reached and what was aimed at, in words; `others` are the rows of the same work by variant."""
+    name, variant = row["work"], row["variant"]
+    target = WORKS[name].targets.get(variant.removesuffix("_workers"))
+    if name.startswith("train_"):
+        if variant == "limit":
+            return "", ""
+        share = 1 - others["limit"]["cpu_seconds"] / row["cpu_seconds"]
+        return f"{100 * share:.1f} %", f"at most {100 * target:g} %" if target else ""
+    if variant == "kpipe":
+        return "", ""
+    return f"{row['cpu_seconds'] / others['kpipe']['cpu_seconds']:.2f}", f"at least {target:g}" if target else ""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="WORK", choices=WORKS, default=list(WORKS), help=", ".join(WORKS))
+    parser.add_argument("--folder", type=Path, help="JPEG photographs, a folder for each class; default: made-up ones")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repetition of a fifth of the batches")
+    parser.add_argument("--json", metavar="FILE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    with hold_back_libraries():
+        run(options, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    wanted = {variant for name in options.only for variant in WORKS[name].variants}
+    for variant in sorted(variant for variant in wanted if not is_there(variant)):
+        console.print(
+            f'{variant}: left out, {LIBRARIES[variant]} is not installed; pip install -e ".[bench]" brings it'
+        )
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="kpipe-photographs-") as made_up:
+        folder = options.folder
+        if folder is None and any(name.startswith("jpeg") for name in options.only):
+            from input_variants import make_photographs
+
+            folder = Path(made_up)
+            make_photographs(folder)
+            console.print("The photographs are made up; --folder DIR takes real ones.")
+        for name in options.only:
+            rows += measure(name, folder, 1 if options.quick else options.repetitions, options.quick)
+            console.print(f"{name}: done")
+    show(console, rows)
+    if options.json:
+        write_json(options.json, rows)
+
+
+if __name__ == "__main__":
+    main()
