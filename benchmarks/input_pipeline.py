@@ -11,6 +11,7 @@ of a fast device still takes cores from it.
 import argparse
 import importlib.util
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from rich.table import Table
 
 from kpipe.console import hold_back_libraries
 
+# Threads of OpenMP that wait would otherwise spin, and their CPU time be counted against torch and numba.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 FORK = multiprocessing.get_context("forkserver")  # children are forked off a process that has imported TensorFlow
 FORK.set_forkserver_preload(["kpipe.experiment"])
 LIBRARIES = {"torch": "torch", "torch_workers": "torch", "numba": "numba"}
@@ -35,8 +38,6 @@ class Work:
     batch: int
     batches: int
     """That are measured at a time."""
-    lead: int
-    """Batches before, unmeasured: they empty the buffers that have filled while others had their turn."""
     variants: tuple[str, ...]
     targets: dict[str, float] = field(default_factory=dict)
     """Variant: so many times the CPU time of kpipe it should take, at least; in training, of kpipe: the largest share
@@ -45,15 +46,15 @@ class Work:
 
 SMALL = ("kpipe", "naive", "autotune", "keras_layers")
 JPEG = ("kpipe", "naive", "torch", "torch_workers")
-LAYER = Work(32, 12, 6, ("kpipe", "keras_layers"), {"keras_layers": 5})
+LAYER = Work(32, 12, ("kpipe", "keras_layers"), {"keras_layers": 5})
 WORKS = {
     "augment32": Work(
-        256, 195, 20, (*SMALL, "torch", "torch_workers", "numba", "limit"), {"naive": 12, "torch": 5, "numba": 0.5}
+        256, 195, (*SMALL, "torch", "torch_workers", "numba", "limit"), {"naive": 12, "torch": 5, "numba": 0.5}
     ),
-    "train_lenet5_b256": Work(256, 60, 10, (*SMALL, "limit"), {"kpipe": 0.10}),
-    "train_vgg16": Work(128, 4, 1, (*SMALL, "limit"), {"kpipe": 0.01}),
-    "jpeg224_first_epoch": Work(32, 20, 6, JPEG, {"naive": 1.4}),
-    "jpeg224_later_epochs": Work(32, 20, 6, JPEG, {"naive": 13}),
+    "train_lenet5_b256": Work(256, 60, (*SMALL, "limit"), {"kpipe": 0.10}),
+    "train_vgg16": Work(128, 4, (*SMALL, "limit"), {"kpipe": 0.01}),
+    "jpeg224_first_epoch": Work(32, 20, JPEG, {"naive": 1.4}),
+    "jpeg224_later_epochs": Work(32, 20, JPEG, {"naive": 13}),
     "color_jitter224": LAYER,
     "rotate224": LAYER,
     "rand_augment224": LAYER,
@@ -69,20 +70,17 @@ def serve(pipe, name: str, variant: str, folder: Path, quick: bool) -> None:
         from input_variants import make_run
 
         work = WORKS[name]
-        run = make_run(name, variant, work.batch, folder)
-        lead, batches = _counts(work, quick)
-        run(lead)
+        run, batches = make_run(name, variant, work.batch, folder), _count_batches(work, quick)
+        run(max(2, batches // 5))
         pipe.send(None)
         while pipe.recv():
-            run(lead)
             wall, cpu = time.perf_counter(), _cpu_seconds()
             run(batches)
             pipe.send((_cpu_seconds() - cpu, time.perf_counter() - wall))
 
 
-def _counts(work: Work, quick: bool) -> tuple[int, int]:
-    """Batches before a measurement, and in it."""
-    return (max(1, work.lead // 5), max(2, work.batches // 5)) if quick else (work.lead, work.batches)
+def _count_batches(work: Work, quick: bool) -> int:
+    return max(1, work.batches // 10) if quick else work.batches
 
 
 def _cpu_seconds() -> float:
@@ -93,28 +91,52 @@ def _cpu_seconds() -> float:
 
 def measure(name: str, folder: Path, repetitions: int, quick: bool) -> list[dict]:
     """The rows of one work, with the figures of each repetition beside their medians."""
-    variants = [variant for variant in WORKS[name].variants if is_there(variant)]
-    processes, pipes = [], {}
+    turns, found = {}, {}
     try:
-        for variant in variants:
-            pipes[variant], end = FORK.Pipe()
-            processes.append(FORK.Process(target=serve, args=(end, name, variant, folder, quick)))
-            processes[-1].start()
-            end.close()
-            pipes[variant].recv()
-        found = {variant: [] for variant in variants}
+        for variant in filter(is_there, WORKS[name].variants):
+            turns[variant], found[variant] = Turns(name, variant, folder, quick), []
         for _ in range(repetitions):
-            for variant in variants:
-                pipes[variant].send(True)
-                found[variant].append(pipes[variant].recv())
-        for pipe in pipes.values():
-            pipe.send(False)
+            for variant, times in found.items():
+                times.append(turns[variant].take())
     finally:
-        for process in processes:
-            process.join(5)  # a pipeline that is still reading ahead may not end by itself
-            process.kill()
-    images = WORKS[name].batch * _counts(WORKS[name], quick)[1]
+        for each in turns.values():
+            each.end()
+    images = WORKS[name].batch * _count_batches(WORKS[name], quick)
     return [_row(name, variant, images, times) for variant, times in found.items()]
+
+
+class Turns:
+    """The process of one variant. Between its turns it is stopped: else it would read ahead, and the next measurement
+    would find that work done, and have disturbed those of the others."""
+
+    def __init__(self, name: str, variant: str, folder: Path, quick: bool):
+        self.pipe, end = FORK.Pipe()
+        process = FORK.Process(target=serve, args=(end, name, variant, folder, quick))
+        process.start()
+        end.close()
+        self.process = psutil.Process(process.pid)
+        self.pipe.recv()
+        self._stop()
+
+    def take(self) -> tuple[float, float]:
+        """CPU seconds and wall seconds."""
+        for process in self._all():
+            process.resume()
+        self.pipe.send(True)
+        times = self.pipe.recv()
+        self._stop()
+        return times
+
+    def _all(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def _stop(self) -> None:
+        for process in self._all():
+            process.suspend()
+
+    def end(self) -> None:
+        for process in self._all():
+            process.kill()
 
 
 def is_there(variant: str) -> bool:
@@ -174,7 +196,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="WORK", choices=WORKS, default=list(WORKS), help=", ".join(WORKS))
     parser.add_argument("--folder", type=Path, help="JPEG photographs, a folder for each class; default: made-up ones")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one repetition of a fifth of the batches")
+    parser.add_argument("--quick", action="store_true", help="one repetition of a tenth of the batches")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()
 

@@ -319,7 +319,7 @@ def make_photographs(folder: Path, count: int = 64) -> None:
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-# --- augmentations of larger images ------------------------------------------------------------------------------------
+# --- augmentations of larger images -----------------------------------------------------------------------------------
 
 
 def large_images(count: int = 128) -> tuple[np.ndarray, np.ndarray]:
