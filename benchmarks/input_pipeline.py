@@ -6,6 +6,9 @@
 its own, in which everything is built, traced and compiled before the first measurement. Then the variants take turns,
 one at a time. What counts is CPU time, of all threads and of worker processes: input that hides behind the training
 of a fast device still takes cores from it.
+
+`--json` writes `{"date", "hardware", "versions", "rows"}` with medians, and those of each repetition beside them, in
+the order in which they were measured.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,8 +139,9 @@ class Turns:
             process.suspend()
 
     def end(self) -> None:
-        for process in self._all():
-            process.kill()
+        with suppress(psutil.NoSuchProcess):
+            for process in self._all():
+                process.kill()
 
 
 def is_there(variant: str) -> bool:
@@ -159,13 +164,13 @@ def _row(name: str, variant: str, images: int, times: list[tuple[float, float]])
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def show(console: Console, rows: list[dict]) -> None:
+def show(console: Console, rows: list[dict], photographs: str) -> None:
     table = Table("work", "variant", title="Input of training: what an image costs")
     for column in ("images", "CPU µs", "wall µs", "reached", "target"):
         table.add_column(column, justify="right")
     table.caption = (
         "Reached: CPU time of the variant over that of kpipe; in training, the share of the CPU time that is input. "
-        "Nothing is taken off for shuffling and gathering."
+        f"Nothing is taken off for shuffling and gathering. Photographs: {photographs}."
     )
     for row in rows:
         micros = [f"{1e6 * row[key] / row['items']:,.1f}" for key in ("cpu_seconds", "wall_seconds")]
@@ -221,13 +226,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
             folder = Path(made_up)
             make_photographs(folder)
-            console.print("The photographs are made up; --folder DIR takes real ones.")
         for name in options.only:
             rows += measure(name, folder, 1 if options.quick else options.repetitions, options.quick)
             console.print(f"{name}: done")
-    show(console, rows)
+    show(console, rows, str(options.folder or "made up; --folder DIR takes real ones"))
     if options.json:
-        write_json(options.json, rows)
+        write_json(options.json, rows, *sorted(filter(is_there, set(LIBRARIES.values()))))
 
 
 if __name__ == "__main__":
