@@ -74,8 +74,7 @@ def make_pipeline(
     if isinstance(part, Part) and not (window and window.resamples):
         batches = _gather(part, tf.data.Dataset.range(first_step, last_step).map(rows.draw), make_batch)
     else:
-        singles = _read(part, rows, window, size, first_step).take(num_steps * rows.count)
-        batches = singles.batch(rows.count, drop_remainder=True)
+        batches = _read(part, rows, window, size, first_step).take(num_steps)
         batches = batches.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
     return _known_length(batches, num_steps)
 
@@ -261,11 +260,11 @@ def _gather(part: Part, drawn: tf.data.Dataset, make_batch: Callable) -> tf.data
 
 
 def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, first_step: int) -> tf.data.Dataset:
-    """Rows one by one, from `first_step` on without an end: (image, label, uniforms)."""
+    """Batches from `first_step` on without an end: (images, labels, uniforms)."""
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     resampling = window if window and window.resamples else None
     if isinstance(part, Records):
-        return read_records(
+        singles = read_records(
             part,
             steps.map(rows.draw_uniforms),
             seed=rows.seed,
@@ -275,12 +274,13 @@ def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, f
             window=resampling,
             size=size,
         )
+        return singles.batch(rows.count, drop_remainder=True)
 
     def number_of(places):
         steps, places = first_step + places // rows.count, places % rows.count
         return rows.numbers(steps * rows.batch_size + rows.offset + places)
 
-    return read_files(part, steps.map(rows.draw), number_of, resampling, size)
+    return read_files(part, steps.map(rows.draw), number_of, resampling, size, rows.count)
 
 
 def _make_batcher(
