@@ -306,7 +306,7 @@ def draw_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def make_photographs(folder: Path, count: int = 64) -> None:
-    """Files that cost a decoder about as much as photographs of ImageNet: 500x375 pixels, about 110,000 bytes."""
+    """Files that cost a decoder about as much as photographs of ImageNet: 500x375 pixels, about 90,000 bytes."""
     from PIL import Image
 
     draws = np.random.default_rng(0)
