@@ -12,9 +12,9 @@ from typing import Any
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def write_json(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """`{"date", "hardware", "versions", "rows"}`."""
-    packages = ("kpipe", "tensorflow", "keras", "numpy")
+def write_json(path: str | Path, rows: list[dict[str, Any]], *others: str) -> None:
+    """`{"date", "hardware", "versions", "rows"}`; `others`: packages that take part besides those of kpipe."""
+    packages = ("kpipe", "tensorflow", "keras", "numpy", *others)
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     found = {"date": time.strftime("%Y-%m-%d"), "hardware": describe_hardware(), "versions": versions, "rows": rows}
     Path(path).write_text(json.dumps(found, indent=1) + "\n")

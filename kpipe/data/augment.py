@@ -27,7 +27,8 @@ class Augmentation:
     moves: bool = False
     """It only takes pixels from other places: XLA compiles it together with its neighbours of the same kind, and with
     the reading from memory. An operation that computes is compiled alone: a neighbour would compute it anew for each
-    pixel that it reads."""
+    pixel that it reads. So is one that reads a pixel from two places, as a flip does to choose between them: what its
+    neighbours do before it would be done twice."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def flip_horizontal() -> Augmentation:
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
-    return Augmentation("flip_horizontal", 1, apply, moves=True)
+    return Augmentation("flip_horizontal", 1, apply)
 
 
 def flip_vertical() -> Augmentation:
@@ -98,7 +99,7 @@ def flip_vertical() -> Augmentation:
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[1]), images)
 
-    return Augmentation("flip_vertical", 1, apply, moves=True)
+    return Augmentation("flip_vertical", 1, apply)
 
 
 def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:

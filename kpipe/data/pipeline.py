@@ -74,9 +74,8 @@ def make_pipeline(
     if isinstance(part, Part) and not (window and window.resamples):
         batches = _gather(part, tf.data.Dataset.range(first_step, last_step).map(rows.draw), make_batch)
     else:
-        singles = _read(part, rows, window, size, first_step).take(num_steps * rows.count)
-        batches = singles.batch(rows.count, drop_remainder=True)
-        batches = batches.map(make_batch(lambda *row: row), num_parallel_calls=tf.data.AUTOTUNE)
+        batches = _read(part, rows, window, size, first_step).take(num_steps)
+        batches = batches.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
     return _known_length(batches, num_steps)
 
 
@@ -270,22 +269,19 @@ class _Rows:
 def _gather(part: Part, drawn: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
     """Batches of images that have one size already; those in memory are taken inside the function compiled by XLA."""
     labels = tf.constant(part.labels)
-
-    def fetch(numbers, uniforms):
-        return part.fetch(numbers), tf.gather(labels, numbers), uniforms
-
+    labeled = drawn.map(lambda numbers, uniforms: (numbers, tf.gather(labels, numbers), uniforms))
     if part.pixels.is_mapped:
-        fetched = drawn.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
-        return fetched.map(make_batch(lambda *row: row), num_parallel_calls=tf.data.AUTOTUNE)
-    return drawn.map(make_batch(fetch), num_parallel_calls=tf.data.AUTOTUNE)
+        labeled = labeled.map(lambda numbers, *rest: (part.fetch(numbers), *rest), num_parallel_calls=tf.data.AUTOTUNE)
+        return labeled.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
+    return labeled.map(make_batch(part.fetch), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, first_step: int) -> tf.data.Dataset:
-    """Rows one by one, from `first_step` on without an end: (image, label, uniforms)."""
+    """Batches from `first_step` on without an end: (images, labels, uniforms)."""
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     resampling = window if window and window.resamples else None
     if isinstance(part, Records):
-        return read_records(
+        singles = read_records(
             part,
             steps.map(rows.draw_uniforms),
             seed=rows.seed,
@@ -295,12 +291,13 @@ def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, f
             window=resampling,
             size=size,
         )
+        return singles.batch(rows.count, drop_remainder=True)
 
     def number_of(places):
         steps, places = first_step + places // rows.count, places % rows.count
         return rows.numbers(steps * rows.batch_size + rows.offset + places)
 
-    return read_files(part, steps.map(rows.draw), number_of, resampling, size)
+    return read_files(part, steps.map(rows.draw), number_of, resampling, size, rows.count)
 
 
 def _make_batcher(
@@ -310,23 +307,26 @@ def _make_batcher(
     classes: int | None,
     class_weights: np.ndarray | None,
 ) -> Callable:
-    """Returns a function that makes of `fetch`, which gives images, labels and uniforms, one that gives a batch."""
+    """Returns a function that makes of `fetch`, which takes images by their numbers inside XLA, one that gives a batch
+    of numbers (without `fetch`: of images), labels and uniforms."""
     first, *others = _group(changes, window.uniforms if window else 0)
+    mixes = any(isinstance(entry, Mix) for entry in changes)
 
-    def begin(images, labels, uniforms):
-        weights = () if class_weights is None else (tf.gather(tf.constant(class_weights, tf.float32), labels),)
-        if window and not window.resamples:
-            images = take_windows(images, window, uniforms[:, : window.uniforms], size)
-        if any(isinstance(entry, Mix) for entry in changes):
-            labels = tf.one_hot(labels, classes)
-        return *first(_middle(images, size), labels, uniforms), uniforms, weights
+    def make_batch(fetch=lambda images: images):
+        def begin(numbers, uniforms):
+            images = fetch(numbers)
+            if window and not window.resamples:
+                images = take_windows(images, window, uniforms[:, : window.uniforms], size)
+            return first(_middle(images, size), None, uniforms)[0]
 
-    def make_batch(fetch):
-        compiled = tf.function(lambda *row: begin(*fetch(*row)), jit_compile=True)
+        # The labels stay outside: taken in the same function, they make XLA's gather of a window three times as slow.
+        compiled = tf.function(begin, jit_compile=True)
         later = [tf.function(change, jit_compile=True) for change in others]
 
-        def batch(*row):
-            images, labels, uniforms, weights = compiled(*row)
+        def batch(numbers, labels, uniforms):
+            weights = () if class_weights is None else (tf.gather(tf.constant(class_weights, tf.float32), labels),)
+            images = compiled(numbers, uniforms)
+            labels = tf.one_hot(labels, classes) if mixes else labels
             for change in later:
                 images, labels = change(images, labels, uniforms)
             return images, labels, *weights
