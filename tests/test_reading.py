@@ -288,3 +288,21 @@ def test_a_file_that_would_fill_the_memory_is_not_opened_at_all(tmp_path, cache)
     assert 4 not in labels_of(batches(part))
     assert 4 not in labels_of(make_evaluation_pipeline(part, 4).as_numpy_iterator())
     assert part.unreadable.names() == [path]
+
+
+@pytest.mark.parametrize("options", [{}, SKIP])
+def test_a_folder_that_is_gone_ends_the_training(tmp_path, monkeypatch, options):
+    monkeypatch.setattr("kpipe.data.reading.FURTHEST", 100)
+    root = tmp_path / "photos"
+    write_numbered(root, IMAGES)
+    part = load_dataset(f"folder:{root}", cache="none", **WHOLE, **options).train
+    stream = iter(make_pipeline(part, 4, last_step=10_000))
+    next(stream)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(tf.errors.OpError):
+        for _ in stream:
+            pass
+    assert str(part.unreadable.error) == (
+        f"folder:{root}: expected images, got not one that can be read of 100 in a row. Is the folder still there? "
+        "The same command goes on when it is back"
+    )

@@ -55,6 +55,13 @@ class Unreadable:
         names = some([self.name(int(number)) for number in numbers])
         self._raise(f"{self.where}: expected images, got files that cannot be decoded: {names}. {_advice('them')}")
 
+    def give_up(self, images: int) -> None:
+        """Keeps the error that so many images in a row could not be read."""
+        self.error = self.error or DataError(
+            f"{self.where}: expected images, got not one that can be read of {images:,} in a row. Is the folder still "
+            "there? The same command goes on when it is back"
+        )
+
     def _raise_again(self) -> None:
         """A stream may go on for a while behind an error, with gaps that mean nothing."""
         if self.error:

@@ -19,6 +19,8 @@ SHUFFLE_BLOCK = 2048
 """Records of a stream that are shuffled together, while they are still encoded."""
 STREAMS = 16
 """Files of a stream that are read by turns."""
+FURTHEST = 10_000
+"""Images in a row of which not one can be read, before nobody looks for the next one."""
 
 
 def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
@@ -117,10 +119,17 @@ def read_files(
             return tf.cond(complete, lambda: column, lambda: tf.repeat(column, copies, axis=0))
 
         note = _note(part.unreadable, "add", ~complete, missing)
-        with tf.control_dependencies([note]):
+        with tf.control_dependencies([note, tf.numpy_function(lead.arrive, [arrived[-1]], tf.int64)]):
             return arrived[-1] + 1, (repeat(images), repeat(labels))
 
-    rows = drawn.map(look).unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    looked = drawn.map(look)
+    if isinstance(part, Files):
+        lead = _Lead(part.unreadable)
+        looked = looked.enumerate().take_while(
+            lambda index, row: tf.numpy_function(lead.goes_on, [index * count], tf.bool)
+        )
+        looked = looked.map(lambda index, row: row)
+    rows = looked.unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(part, Part):
         images = rows.map(lambda place, *image: image).batch(count, drop_remainder=True)
     else:
@@ -257,6 +266,29 @@ def _shuffle(seed: tf.Tensor, count) -> tf.Tensor:
     """0, 1, ... count - 1 in an order that depends on `seed`, int64 [2]."""
     count = tf.cast(count, tf.int64)
     return tf.random.experimental.index_shuffle(tf.range(count), seed=seed, max_index=count - 1)
+
+
+class _Lead:
+    """How far the reading is ahead of the last image that could be read.
+
+    Where nothing can be read any more, as of a disk that is gone, tf.data would look for the next image for ever.
+    """
+
+    def __init__(self, unreadable: Unreadable):
+        self.unreadable, self.arrived = unreadable, 0
+
+    def goes_on(self, place: np.int64) -> bool:
+        """Whether the image at this place is still to be read."""
+        if not place:  # another pass
+            self.arrived = 0
+        if place - self.arrived > FURTHEST:
+            self.unreadable.give_up(FURTHEST)
+            return False
+        return True
+
+    def arrive(self, place: np.int64) -> np.int64:
+        self.arrived = place
+        return place
 
 
 def _note(unreadable: Unreadable, method: str, condition: tf.Tensor, numbers: Callable[[], tf.Tensor]) -> tf.Tensor:
