@@ -5,7 +5,7 @@ a traceback is for mistakes in kpipe itself.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class KpipeError(Exception):
@@ -53,3 +53,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if nearest:
         return f", did you mean '{nearest[0]}'?"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+SHOWN = 5  # names in a message before it says how many more there are
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """Of what a library says at length."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:150] if lines else type(error).__name__

@@ -32,7 +32,7 @@ from kpipe.models import build_model, load_portable_weights, save_portable
 from kpipe.normalisation import normalisation
 from kpipe.rundir import Run, open_run, worded_write_errors
 from kpipe.signals import Stop, stop_signals
-from kpipe.tables import AUGMENTATIONS, WindowRow, resolve
+from kpipe.tables import AUGMENTATIONS, WindowRow, resolve, wrong_channels
 from kpipe.training.callbacks import RunLog
 from kpipe.training.checkpoints import Checkpoints, estimate_disk
 from kpipe.training.device import describe_device, describe_environment, gpu_hint
@@ -220,7 +220,8 @@ def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progre
     return data.load_dataset(
         config.source,
         **{name: getattr(config, name) for name in passed_on},
-        cache=config.cache if ahead else "none",
+        cache=config.cache,
+        ahead=ahead,
         whole_images=any(isinstance(row, WindowRow) and row.whole_image for row in windows),
         validation=config.split.validation,
         test=config.split.test,
@@ -282,18 +283,21 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     return {**describe_environment(), **experiment.chosen.model_dump(), "command": sys.argv, "seed": experiment.seed}
 
 
-def make_augmentations(config: DataConfig) -> list[data.Augmentation | data.Window | data.Mix]:
-    """What the section asks for, ready for `make_pipeline`."""
+def make_augmentations(config: DataConfig, channels: int) -> list[data.Augmentation | data.Window | data.Mix]:
+    """What the section asks for, for `make_pipeline`; ConfigError if images of so many channels do not suit it."""
     chosen = [entry.chosen for entry in config.augment]
+    for name, _ in chosen:
+        if message := wrong_channels(name, channels):
+            raise ConfigError(f"data.augment: {message}")
     return [resolve(AUGMENTATIONS[name])(**options(chosen_options)) for name, chosen_options in chosen]
 
 
 def _training_batches(experiment: Experiment, splits: data.Splits, last_step: int) -> Callable[[int], tf.data.Dataset]:
     config, classes = experiment.data, len(splits.class_names)
-    augment = make_augmentations(config)
-    weights = data.balanced_weights(splits.train, classes) if config.class_weights else None
+    augment = make_augmentations(config, splits.image_shape[-1])
 
     def batches_from(first_step: int) -> tf.data.Dataset:
+        weights = data.balanced_weights(splits.train, classes) if config.class_weights else None
         return data.make_pipeline(
             splits.train,
             config.batch_size,
@@ -338,15 +342,15 @@ def _restore(
         return Progress(images=images), None, []
     restored = checkpoints.restore(prepared.model)
     progress = Progress.from_dict(restored.state)
-    for name, part in prepared.splits.parts.items():
-        if part.unreadable is not None:
-            part.unreadable.add(progress.unreadable.get(name, ()))
     notes = [f"{damage}; the one before it is taken" for damage in restored.skipped]
     if progress.images != images:
         raise DataError(
             f"{run.path}: the data are not those that the run began with: {_in_words(progress.images)} then, "
             f"{_in_words(images)} now. Bring them back, or start another run with --new."
         )
+    for name, part in prepared.splits.parts.items():
+        if part.unreadable is not None:
+            part.unreadable.add(progress.unreadable.get(name, ()))
     best = progress.best_step
     # A finished run that is extended has its best weights in model.keras alone.
     if best is not None and not checkpoints.is_whole(best) and (checkpoints.has(best) or not run.model.exists()):
@@ -566,9 +570,14 @@ def _report_unreadable(job: _Job) -> None:
     if found:
         path = job.run.path / "unreadable.txt"
         names = [name for images in found.values() for name in images.names()]
-        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+        write_names(path, names)
         counts = _in_words({name: len(images) for name, images in found.items()})
         job.screen.line(f"Unreadable and left out: {counts}; their names are in {path}")
+
+
+def write_names(path: Path, names: list[str]) -> None:
+    """One file's name a line; they need not be valid text."""
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
 
 
 def _score(monitor: str, logs: dict[str, float]) -> list[float] | None:

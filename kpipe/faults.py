@@ -12,8 +12,8 @@ import keras
 import tensorflow as tf
 
 from kpipe.console import describe_size
-from kpipe.data.parts import AnyPart, Records, first_line
-from kpipe.errors import DataError, EnvironmentFault, Interrupted
+from kpipe.data import AnyPart, Records
+from kpipe.errors import DataError, EnvironmentFault, Interrupted, first_line
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
 from kpipe.rundir import REFUSALS, Run, cannot_write, saved_step
 from kpipe.signals import Stop
@@ -75,8 +75,8 @@ def worded_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | Non
         free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
         if model is None:
             raise EnvironmentFault(
-                f"out of memory while data and network were made ready ({free}); all images are held in memory: take a "
-                "smaller data.image_size or a smaller network"
+                f"out of memory while data and network were made ready ({free}); take a smaller "
+                "data.image_size or network, or keep fewer images in memory: data.cache=none or data.cache=disk"
             ) from None
         fits = _fitting(model, batch_size, available)
         raise EnvironmentFault(f"out of memory with data.batch_size={batch_size} ({free}); {fits}") from None

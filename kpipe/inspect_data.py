@@ -10,7 +10,8 @@ from kpipe import data, figures
 from kpipe.config import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import DataError
-from kpipe.experiment import find_source, load_splits, make_augmentations
+from kpipe.experiment import find_source, load_splits, make_augmentations, write_names
+from kpipe.faults import worded_reading_errors
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:
@@ -29,26 +30,37 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
     """
     config, screen = experiment.data, screen or Screen()
     splits = load_splits(config, ahead=False)
-    part, raw = _choose(config, splits.train, min(images, len(splits.train)))
-    kept = list(data.read_images(part))
-    names = [splits.class_names[label] for _, label in kept]
-    rows = [[(before, name), (image, _sides(image))] for before, name, (image, _) in zip(raw, names, kept, strict=True)]
-    batches = data.make_pipeline(
-        _numbered(part),
-        len(kept),
-        seed=experiment.seed,
-        augment=make_augmentations(config),
-        image_size=splits.image_size,
-        classes=len(kept),
-        last_step=views,
-    )
-    for seen, numbers in batches.as_numpy_iterator():
-        shares = numbers if numbers.ndim == 2 else np.eye(len(kept))[numbers]
-        for row, place in zip(rows, np.argsort(shares.argmax(axis=1), kind="stable"), strict=True):
-            row.append((seen[place], _caption(shares[place], names)))
+    with worded_reading_errors(splits.parts.values()):
+        part, raw = _choose(config, splits.train, min(images, len(splits.train)))
+        kept = list(data.read_images(part))
+        names = [splits.class_names[label] for _, label in kept]
+        rows = [
+            [(before, name), (image, _sides(image))] for before, name, (image, _) in zip(raw, names, kept, strict=True)
+        ]
+        for order, batch in zip(*_draw(experiment, splits, part, len(kept), views), strict=True):
+            for place, number in enumerate(order):
+                rows[number].append((batch[0][place], _caption(batch[1][place], names)))
     headings = ["raw", f"kept ({config.resize})", *(f"training {view + 1}" for view in range(views))]
     figures.write_image_grid(path, rows, headings, title=f"{experiment.name}: {config.source}")
     screen.line(f"{len(kept)} of {len(splits.train):,} images of the training part are drawn in {path}")
+
+
+def _draw(experiment: Experiment, splits: data.Splits, part: data.AnyPart, images: int, views: int):
+    """For each view, which image each row of its batch shows, and the batch with these numbers as labels."""
+
+    def pipeline(augment):
+        return data.make_pipeline(
+            _numbered(part),
+            images,
+            seed=experiment.seed,
+            augment=augment,
+            image_size=splits.image_size,
+            classes=images,
+            last_step=views,
+        ).as_numpy_iterator()
+
+    plain = pipeline([])  # the order is the same whatever is done to the images
+    return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape[-1]))
 
 
 def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -> None:
@@ -56,7 +68,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
 
     Args:
         experiment: its `data` section counts.
-        path: the text file to write, one name a line; only where there is one to write.
+        path: the text file to write, one name a line; without a name it is removed.
         screen: for the progress bar and the counts; default standard output.
 
     Raises:
@@ -78,30 +90,34 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
         )
         names += part.unreadable.names()
         lost += missing
+    path.unlink(missing_ok=True)  # a list of before
     if names:
-        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+        write_names(path, names)
     if names or lost:
         where = f"; their names are in {path}" if names else ""
+        advice = "" if experiment.data.on_error == "skip" else ", or leave them out with data.on_error=skip"
         raise DataError(
-            f"{experiment.data.source}: {len(names) + lost:,} images cannot be read{where}. Replace or remove them, or "
-            "leave them out with data.on_error=skip"
+            f"{experiment.data.source}: {len(names) + lost:,} images cannot be read{where}. "
+            f"Replace or remove them{advice}"
         )
 
 
 def _choose(config: DataConfig, part: data.AnyPart, images: int) -> tuple[data.AnyPart, list[np.ndarray]]:
-    """Some images of a part, one class after the other, and the same as they are in their files."""
+    """Some images of a part that can be read, one class after the other, and the same as they are in their files."""
     if isinstance(part, data.Records):
         chosen = part.slice(0, images)
     else:
-        by_class = np.argsort(part.labels, kind="stable")
-        numbers = by_class[np.linspace(0, len(part) - 1, images).astype(int)]
+        numbers = np.argsort(part.labels, kind="stable")[np.linspace(0, len(part) - 1, images).astype(int)]
         chosen = part.subset(numbers)
-    if not isinstance(part, data.Part):
-        whole = replace(chosen, form=data.Form(channels=chosen.form.channels), shape=(None, None, chosen.shape[2]))
-        return chosen, [image for image, _ in data.read_images(whole)]
-    if config.source == "digits":
-        part = load_splits(config.model_copy(update={"image_size": None, "stored_size": None}), ahead=False).train
-    return chosen, list(part.take(numbers))
+    if isinstance(part, data.Part):
+        if config.source == "digits":
+            part = load_splits(config.model_copy(update={"image_size": None, "stored_size": None}), ahead=False).train
+        return chosen, list(part.take(numbers))
+    data.note_unreadable(chosen)
+    if isinstance(chosen, data.Files):
+        chosen = chosen.subset(data.readable_numbers(chosen))
+    whole = replace(chosen, form=data.Form(channels=chosen.form.channels), shape=(None, None, chosen.shape[2]))
+    return chosen, [image for image, _ in data.read_images(whole)]
 
 
 def _numbered(part: data.AnyPart) -> data.AnyPart:
@@ -124,7 +140,10 @@ def _sides(image: np.ndarray) -> str:
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
-def _caption(shares: np.ndarray, names: list[str]) -> str:
-    """Whose image it is, where two are mixed; else nothing, it stands at the left."""
+def _caption(label: np.ndarray, names: list[str]) -> str:
+    """Whose images are mixed, and in which shares; nothing for an image that is not, whose name stands at the left."""
+    if not label.ndim:
+        return ""
+    shares = label
     mixed = np.flatnonzero(shares)
     return " + ".join(f"{shares[number]:.2f} {names[number]}" for number in mixed) if len(mixed) > 1 else ""

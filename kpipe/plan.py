@@ -114,7 +114,7 @@ def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missin
     return {
         "source": experiment.data.source if splits or missing else None,
         "missing": missing,
-        "image": list(shown.train.images.shape[1:]),
+        "image": list(shown.image_shape),
         "classes": len(shown.class_names),
         "images": count_images(splits) if splits else None,
     }

@@ -335,6 +335,22 @@ SOURCES = {
 
 
 @dataclass(frozen=True)
+class ColorRow(Row):
+    """An augmentation that knows colours."""
+
+    channels: tuple[int, ...] = (1, 3)
+    """How many an image may have."""
+
+
+def wrong_channels(name: str, channels: int) -> str | None:
+    """What there is to say of an augmentation of images with so many channels, if it cannot work."""
+    row = AUGMENTATIONS[name]
+    if isinstance(row, ColorRow) and channels not in row.channels:
+        return f"{name} needs images of {' or '.join(map(str, row.channels))} channels, got {channels}"
+    return None
+
+
+@dataclass(frozen=True)
 class WindowRow(Row):
     """An augmentation that chooses which part of an image the network sees."""
 
@@ -435,10 +451,14 @@ AUGMENTATIONS = {
     "flip_vertical": Row("kpipe.data.augment:flip_vertical", NoOptions, "mirror every second image, top and bottom"),
     "rotate": Row("kpipe.data.augment:rotate", RotateOptions, "turn about the centre, bilinear"),
     "cutout": Row("kpipe.data.augment:cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017"),
-    "color_jitter": Row("kpipe.data.color:color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue"),
-    "pca_color": Row("kpipe.data.color:pca_color", PcaColorOptions, "shift along ImageNet's colours, as AlexNet did"),
-    "grayscale": Row("kpipe.data.color:grayscale", GrayscaleOptions, "the luminance in all channels"),
-    "rand_augment": Row(
+    "color_jitter": ColorRow(
+        "kpipe.data.color:color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue"
+    ),
+    "pca_color": ColorRow(
+        "kpipe.data.color:pca_color", PcaColorOptions, "shift along ImageNet's colours, as AlexNet did", (3,)
+    ),
+    "grayscale": ColorRow("kpipe.data.color:grayscale", GrayscaleOptions, "the luminance in all channels"),
+    "rand_augment": ColorRow(
         "kpipe.data.rand_augment:rand_augment", RandAugmentOptions, "operations drawn from 14, Cubuk et al. 2020"
     ),
     "mixup": Row("kpipe.data.mix:mixup", MixupOptions, "add two images and their labels, Zhang et al. 2018"),

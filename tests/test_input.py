@@ -74,7 +74,8 @@ def test_too_many_end_the_run(kpipe, experiment, broken, logs):
     code, _, err = kpipe("run", experiment, "data.skip_limit=0.01")
     assert code == 3
     assert "files to be unreadable (data.skip_limit), got" in err
-    assert "Replace or remove them, or raise data.skip_limit" in err
+    assert "expected at most 1 % of 60 files to be unreadable (data.skip_limit), got" in err
+    assert ", or raise data.skip_limit" in err
 
 
 def test_one_is_enough_without_permission(kpipe, experiment, broken, logs):
@@ -111,6 +112,24 @@ def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, log
     code, _, err = kpipe("run", experiment, "data.augment=[mixup, cutmix]", "training.epochs=8")
     assert (code, err) == (0, "")
     assert summary_of(logs)["test"]["accuracy"] == 1.0
+
+
+def test_windows_need_no_stored_size(kpipe, experiment, photos, logs):
+    for window in ("center_crop", "random_resized_crop"):
+        code, _, err = kpipe("run", experiment, f"data.augment=[{window}]", "training.epochs=1")
+        assert (code, err) == (0, "")
+
+
+def test_files_are_planned(kpipe, experiment, photos):
+    code, out, _ = kpipe("plan", experiment)
+    assert code == 0
+    assert "folder:photos: 43 train, 5 validation, 12 test" in out
+
+
+def test_colours_that_grey_images_do_not_have(kpipe, experiment, photos, logs):
+    code, _, err = kpipe("run", experiment, "data.augment=[pca_color]", "data.channels=1")
+    assert code == 2
+    assert err == "command line: data.augment.0: pca_color needs images of 3 channels, got 1\n"
 
 
 def test_rare_classes_count_as_much(kpipe, experiment, photos, logs):

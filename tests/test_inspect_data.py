@@ -78,14 +78,24 @@ def test_show_keeps_an_image_in_its_row(kpipe, photos, experiment, drawn):
 def test_show_says_what_was_mixed(kpipe, experiment, drawn, tmp_path):
     code, _, err = kpipe(
         "data", "show", experiment, "data.source=digits", "data.stored_size=12", "data.augment=[mixup]",
-        "--images", "4", "--views", "1", "--output", str(tmp_path / "mixed.png"),
+        "--images", "6", "--views", "6", "--output", str(tmp_path / "mixed.png"),
     )  # fmt: skip
     assert (code, err) == (0, "")
     [(rows, _, _)] = drawn
     assert {row[0][0].shape for row in rows} == {(8, 8, 1)}  # raw: before they are brought to 12 pixels
-    captions = [row[2][1] for row in rows]
-    assert all(caption == "" or " + " in caption for caption in captions)
-    assert any(captions)
+    captions = [(row[0][1], caption) for row in rows for _, caption in row[2:]]
+    assert all(name in caption for name, caption in captions if caption)
+    assert all(" + " in caption for _, caption in captions if caption)
+    assert any(caption for _, caption in captions)
+
+
+def test_show_leaves_out_what_the_training_would(kpipe, photos, experiment, drawn):
+    (photos / "cat" / "0.png").write_text("no image")
+    code, _, err = kpipe("data", "show", experiment, "--images", "8", "data.on_error=skip", "data.skip_limit=0.2")
+    assert (code, err) == (0, "")
+    code, _, err = kpipe("data", "show", experiment, "--images", "8")
+    assert code == 3
+    assert "0.png. Replace or remove it, or leave such files out with data.on_error=skip" in err
 
 
 def test_check_finds_nothing(kpipe, photos, experiment, tmp_path):

@@ -286,3 +286,13 @@ def test_weights_are_those_of_the_labels():
     for _, labels, sample_weights in batches(last_step=6, class_weights=weights):
         assert sample_weights.dtype == np.float32
         np.testing.assert_array_equal(sample_weights, weights.astype(np.float32)[labels])
+
+
+def test_a_mixed_image_has_the_mean_weight_of_its_classes():
+    part = Part(np.random.default_rng(6).integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12, dtype=np.int32) % 2)
+    weights = np.array([0.5, 3.0], np.float32)
+    batches = make_pipeline(part, 4, augment=[mixup(2.0)], classes=2, class_weights=weights, last_step=6)
+    for _, labels, found in batches.as_numpy_iterator():
+        np.testing.assert_allclose(found, labels @ weights, rtol=1e-6)
+    for _, labels, found in make_pipeline(part, 4, class_weights=weights).as_numpy_iterator():
+        np.testing.assert_array_equal(found, weights[labels])

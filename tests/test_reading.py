@@ -2,6 +2,7 @@
 
 import io
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -153,8 +154,8 @@ def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
     with pytest.raises(tf.errors.OpError):
         list(make_evaluation_pipeline(part, 20).as_numpy_iterator())
     assert str(part.unreadable.error) == (
-        f"folder:{tmp_path}: expected images, got files that cannot be decoded: {path}. "
-        "Replace or remove them, or leave such files out with data.on_error=skip"
+        f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
+        "Replace or remove it, or leave such files out with data.on_error=skip"
     )
 
 
@@ -243,7 +244,7 @@ def test_a_worker_replaces_by_the_next_of_its_own_and_names_those_that_it_met(sk
 def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
     paths = write_broken(tmp_path)
     message = (
-        f"folder:{tmp_path}: expected at most 0.1 of 20 files to be unreadable (data.skip_limit), "
+        f"folder:{tmp_path}: expected at most 10 % of 20 files to be unreadable (data.skip_limit), "
         f"got 3: {', '.join(paths)}. Replace or remove them, or raise data.skip_limit"
     )
     with pytest.raises(DataError) as caught:
@@ -306,3 +307,42 @@ def test_a_folder_that_is_gone_ends_the_training(tmp_path, monkeypatch, options)
         f"folder:{root}: expected images, got not one that can be read of 100 in a row. Is the folder still there? "
         "The same command goes on when it is back"
     )
+
+
+def test_a_file_that_may_not_be_opened_is_no_broken_image(tmp_path, monkeypatch):
+    [path, *_] = write_numbered(tmp_path, IMAGES)
+    path.unlink()
+    path.symlink_to(path)  # as root one may open any file, but not this one
+    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE, **SKIP).train
+    with pytest.raises(DataError, match=r"image\.png cannot be read \(.+\)$"):
+        part.unreadable.add([0])
+
+
+def test_the_limit_is_that_of_the_whole_set(tmp_path):
+    """Also where all that is broken lies in one small part."""
+    write_broken(tmp_path / "train", {})
+    paths = write_numbered(tmp_path / "test", IMAGES)[:4]
+    for path in paths[:2]:
+        path.write_bytes(b"no image")
+    splits = load_dataset(
+        f"folder:{tmp_path}", cache="none", image_size=8, on_error="skip", skip_limit=0.1, validation=0.1
+    )
+    assert len(splits.test.unreadable) == 2
+    pool = splits.train.subset(np.arange(2))  # as a validation part that is carved out
+    pool.unreadable.add([0])
+    assert (len(pool.unreadable), pool.unreadable.error) == (1, None)
+    with pytest.raises(DataError, match=r"expected at most 10 % of 20 files to be unreadable .*, got 3: "):
+        splits.train.unreadable.add([3, 4])
+
+
+def test_a_header_that_pillow_does_not_understand(tmp_path):
+    """Pillow is stricter than TensorFlow, and the window must know the size of the image."""
+    paths = write_numbered(tmp_path, np.random.default_rng(5).integers(0, 256, (8, 40, 40, 3), np.uint8))
+    for path in paths:
+        contents = path.read_bytes()
+        empty = b"\0\0\0\0gAMA" + zlib.crc32(b"gAMA").to_bytes(4, "big")
+        path.write_bytes(contents[:33] + empty + contents[33:])
+        with pytest.raises(Exception), Image.open(path) as image:  # noqa: B017
+            image.load()
+    part = load_dataset(f"folder:{tmp_path}", cache="none", validation=0, test=0, image_size=16).train
+    assert (part.sides == 40).all()

@@ -127,17 +127,17 @@ def test_a_damaged_stream_is_refused(damaged):
         batches(part)
     with pytest.raises(tf.errors.OpError):
         list(make_evaluation_pipeline(part, 4))
-    assert f"got files that cannot be decoded: {names}. " in str(part.unreadable.error)
+    assert f"got {lost} files that cannot be decoded: {names}. " in str(part.unreadable.error)
 
 
 def test_a_stream_damaged_beyond_the_limit(damaged):
     stream, is_seen = damaged
     lost = 12 - len(stream.readable)
     if is_seen:
-        message = f"expected 12 records and at most 0.05 of them lost (data.skip_limit), got {12 - lost}: "
+        message = f"expected 12 records and at most 5 % of them lost (data.skip_limit), got {12 - lost}: "
     else:
         message = (
-            f"expected at most 0.05 of 12 files to be unreadable (data.skip_limit), got {lost}: {stream.names[0]}, "
+            f"expected at most 5 % of 12 files to be unreadable (data.skip_limit), got {lost}: {stream.names[0]}, "
         )
     for cache in ("memory", "none"):
         with pytest.raises(DataError, match=re.escape(message)):

@@ -28,6 +28,7 @@ from kpipe.tables import (
     SyntheticOptions,
     WindowRow,
     parse_source,
+    wrong_channels,
 )
 
 
@@ -269,9 +270,9 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
         found.append((("data", "channels"), f"belongs to kind: images, the kind is {shown!r}; leave it out"))
     if shown == "board" and get("data", "synthetic", "classes") is not None:
         found.append((("data", "synthetic", "classes"), "a board has one class a point; leave it out"))
-    found += _windows(data.get("data"))
-    found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
     shape = _image_shape(kind, shown, pixels, channels)
+    found += _windows(data.get("data"), shape[1], square=kind != "synthetic" or shown in ("images", "board"))
+    found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
     found += [(("data", "normalize"), message) for message in _normalisation(get("data", "normalize"), shape, model)]
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
         found.append((("training", "optimizer", "nesterov"), "needs a momentum above 0"))
@@ -286,8 +287,8 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     return found
 
 
-def _windows(section: Any) -> list[tuple[tuple[str, ...], str]]:
-    """What is impossible about the sizes of images and of windows, and about where images are kept."""
+def _windows(section: Any, channels: int | None, *, square: bool) -> list[tuple[tuple[str, ...], str]]:
+    """What is impossible about sizes, windows and colours of images, and about where they are kept."""
     if not isinstance(section, dict):
         return []
     found, defaults = [], DataConfig.model_fields
@@ -299,12 +300,22 @@ def _windows(section: Any) -> list[tuple[tuple[str, ...], str]]:
         chosen = section.get(chooser, defaults[chooser].default)
         if chosen != value and section.get(key, defaults[key].default) != defaults[key].default:
             found.append((("data", key), f"belongs to {chooser}: {value}, {chooser} is {chosen!r}"))
+    if stored and not square:
+        found.append((("data", "stored_size"), "needs square images"))
     entries = section.get("augment")
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry
         options = entry.get(name) if isinstance(entry, dict) else None
         keys = ("data", "augment", number)
         found += [(keys, message) for message in _window(name, options or {}, number, size, stored)]
+        if isinstance(AUGMENTATIONS.get(name) if isinstance(name, str) else None, WindowRow) and not square:
+            found.append((keys, f"{name} needs square images"))
+        for wide, key in (("cutout", "size"), ("pad_crop", "padding")):
+            pixels = options.get(key) if isinstance(options, dict) and name == wide else None
+            if isinstance(pixels, int) and size and pixels >= size:
+                found.append((keys, f"expected {key} below data.image_size, {size}, got {pixels}"))
+        if isinstance(name, str) and name in AUGMENTATIONS and channels and (message := wrong_channels(name, channels)):
+            found.append((keys, message))
     return found
 
 

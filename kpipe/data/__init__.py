@@ -38,7 +38,7 @@ from kpipe.data.reading import note_unreadable, read_encoded
 from kpipe.data.sources import Source, Splits
 from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
 from kpipe.data.windows import Window, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
-from kpipe.errors import ConfigError, DataError
+from kpipe.errors import ConfigError, DataError, some
 from kpipe.tables import SOURCES, parse_source, resolve
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "random_resized_crop",
     "read_encoded",
     "read_images",
+    "readable_numbers",
     "rotate",
     "scale_jitter",
     "ten_crop",
@@ -106,6 +107,7 @@ def load_dataset(
     validation: float = 0.1,
     test: float = 0.2,
     download: bool = True,
+    ahead: bool = True,
     progress: Progress = no_progress,
     **options,
 ) -> Splits:
@@ -130,6 +132,7 @@ def load_dataset(
         validation: share of what the test part leaves, rounded up; 0 leaves the part out.
         test: share of all images, rounded up; 0 leaves the part out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
+        ahead: False decodes and checks nothing beforehand, whatever the other arguments say.
         progress: shows how far the decoding is.
         options: the options of the source's row in `kpipe.tables.SOURCES`.
 
@@ -147,19 +150,12 @@ def load_dataset(
     )
     keep = _Keeper(cache, cache_gigabytes, whole_images, progress)
     # Kept before it is split, a stream shows its labels, and all broken files are named at once.
-    splits = _split(replace(found, parts=keep.all(found.parts)), validation, test)
-    lost = [
-        f"{part.lost:,} {'record of' if part.lost == 1 else 'records of'} {name} {'is' if part.lost == 1 else 'are'} "
-        "lost: its files end too early or are damaged"
-        for name, part in found.parts.items()
-        if isinstance(part, Records) and part.lost
-    ]
-    return replace(
-        splits,
-        **keep.all(splits.parts),
-        notes=(*splits.notes, *lost),
-        image_size=image_size if stored_size else None,
-    )
+    kept = keep.those_that_fit(found.parts) if ahead else found.parts
+    splits = _split(replace(found, parts=kept), validation, test)
+    parts = keep.or_check(keep.those_that_fit(splits.parts)) if ahead else splits.parts
+    height, width, _ = splits.train.shape
+    notes = (*splits.notes, *_lost_notes(found.parts))
+    return replace(splits, **parts, notes=notes, image_size=image_size if height == width else None)
 
 
 def find_source(
@@ -205,29 +201,45 @@ class _Keeper:
     def __init__(self, cache: str, gigabytes: float, whole_images: bool, progress: Progress):
         self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
 
-    def all(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        """By name, the training part first: it is read most often, and what is kept later may not fit any more."""
+    def those_that_fit(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
+        """By name, the training part first: it is read most often, and what is kept later may not fit any more.
+
+        Raises:
+            DataError, EnvironmentFault: as `load_dataset`.
+        """
         names = [name for name in ("train", "validation", "test") if name in parts]
         return {name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names}
+
+    def or_check(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
+        """Looks for what cannot be read in parts that are not kept, where it is to be left out.
+
+        Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
+
+        Raises:
+            DataError: there is more than allowed.
+        """
+        for name, part in parts.items():
+            if not isinstance(part, Part) and part.unreadable.share is not None:
+                if isinstance(part, Records) or name != "train":
+                    note_unreadable(part, self.progress)
+        return parts
 
     def _keep(self, part: Files | Records, name: str) -> AnyPart:
         size = count_bytes(part)
         if size is None and self.cache in ("none", "disk"):
             raise DataError(
-                f"{part.unreadable.where}: expected data.image_size, whose images may come in many sizes, got none"
+                f"{part.unreadable.where}: its images may differ in size. Set data.image_size, or data.cache=memory if "
+                "all have one size"
             )
         if self.cache == "disk":
             folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
             return keep_on_disk(part, folder, self.progress)
-        size = size or 0
         whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
-        if self.cache == "memory" or self.cache == "auto" and not whole and size <= self.free:
-            self.free -= size
-            return keep_in_memory(part, self.progress)
-        # Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
-        if part.unreadable.share is not None and (isinstance(part, Records) or name != "train"):
-            note_unreadable(part, self.progress)
-        return part
+        if self.cache == "none" or self.cache == "auto" and (whole or (size or 0) > self.free):
+            return part
+        kept = keep_in_memory(part, self.progress, most=self.free if self.cache == "auto" else None)
+        self.free -= kept.pixels.images.nbytes
+        return kept
 
 
 def balanced_weights(part: AnyPart, classes: int) -> np.ndarray:
@@ -260,7 +272,8 @@ def _split(source: Source, validation: float, test: float) -> Splits:
         carved, small = _carve(parts["train"], shares)
         parts |= carved
         if small:
-            notes.append(_small_note([source.class_names[k] for k in small]))
+            names = some([source.class_names[k] for k in small])
+            notes.append(f"too few images to split, all of them in train: {names}")
     for name in shares:
         if name not in parts:
             notes.append(f"there is no {name} part: too few images to split")
@@ -311,6 +324,10 @@ def _stratified(labels: np.ndarray, size: int, reserve: int) -> np.ndarray:
     return rank < take[labels]
 
 
-def _small_note(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"too few images to split, all of them in train: {shown}"
+def _lost_notes(parts: dict[str, AnyPart]) -> list[str]:
+    lost = {name: part.lost for name, part in parts.items() if isinstance(part, Records) and part.lost}
+    return [
+        f"{count:,} {'record' if count == 1 else 'records'} of {name} {'is' if count == 1 else 'are'} lost: its files "
+        "end too early or are damaged"
+        for name, count in lost.items()
+    ]

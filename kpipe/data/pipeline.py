@@ -2,7 +2,8 @@
 
 A training batch is a pure function of (seed, step): two runs agree, and a run that starts at step n sees exactly the
 batches it would have seen. No iterator state has to be saved. An image that cannot be read gives its place to the next
-readable one, which then appears twice.
+readable one, which then appears twice: of the batch's order, or, from files with several workers, of the worker's own
+rows.
 
 B batch, b rows of one worker, H height, W width, C channels, I pixels a side of what the network sees, K classes, N
 images of the part, n uniforms an image.
@@ -49,7 +50,7 @@ def make_pipeline(
         augment: applied in this order; a window, if there is one, first. Without one the network sees the middle.
         image_size: I; None: images are as large as the part keeps them.
         classes: K; needed by augmentations that mix labels.
-        class_weights: float [K]; a batch then has the weight of each image.
+        class_weights: float [K]; a batch then has the weight of each image, of mixed ones the mean by their labels.
         first_step: counted from the start of training, over all epochs.
         last_step: default: one epoch after `first_step`.
         worker, workers: this worker's rows of the global batch are B / workers from `worker` x B / workers on.
@@ -324,12 +325,14 @@ def _make_batcher(
         later = [tf.function(change, jit_compile=True) for change in others]
 
         def batch(numbers, labels, uniforms):
-            weights = () if class_weights is None else (tf.gather(tf.constant(class_weights, tf.float32), labels),)
             images = compiled(numbers, uniforms)
             labels = tf.one_hot(labels, classes) if mixes else labels
             for change in later:
                 images, labels = change(images, labels, uniforms)
-            return images, labels, *weights
+            if class_weights is None:
+                return images, labels
+            weights = tf.constant(class_weights, tf.float32)
+            return images, labels, tf.linalg.matvec(labels, weights) if mixes else tf.gather(weights, labels)
 
         return batch
 

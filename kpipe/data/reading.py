@@ -63,7 +63,7 @@ def read_in_order(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset
     def check(place, element):
         number, image, label = element
         arrived = tf.searchsorted(wanted_and_end, number[None], out_type=tf.int64)[0]
-        note = _note(part.unreadable, "refuse", arrived > place, lambda: wanted[place:arrived])
+        note = _note(part.unreadable.refuse, arrived > place, lambda: wanted[place:arrived])
         with tf.control_dependencies([note]):
             return place + 1, (image, tf.identity(label))
 
@@ -90,7 +90,8 @@ def read_files(
         count: images a batch, b.
 
     Returns:
-        Data set of (images uint8 [b, H, W, C] or [b, I, I, C], labels int32 [b], uniforms float32 [b, n]).
+        Data set of (images uint8 [b, H, W, C] or [b, I, I, C], labels int32 [b], uniforms float32 [b, n]). More
+        unreadable images than allowed end it with an error; `part.unreadable.error` says which.
     """
     labels = tf.constant(part.labels)
     sides = tf.constant(part.sides if isinstance(part, Files) else np.tile(np.int32(part.shape[:2]), (len(part), 1)))
@@ -106,6 +107,33 @@ def read_files(
         number, label, box = row
         return place, read(number, box), label
 
+    looked = drawn.map(look)
+    if isinstance(part, Part):
+        rows = looked.unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        images = rows.map(lambda place, *image: image).batch(count, drop_remainder=True)
+    else:
+        lead = _Lead(part.unreadable)
+        looked = looked.enumerate().take_while(
+            lambda index, row: tf.numpy_function(lead.goes_on, [index * count], tf.bool)
+        )
+        rows = looked.map(lambda index, row: row).unbatch().enumerate()
+        found = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        images = _fill_gaps(found.batch(count, drop_remainder=True), part, number_of, lead).rebatch(
+            count, drop_remainder=True
+        )
+    # Each place has its own: an image that appears twice is augmented in two ways, as one kept in memory is.
+    uniforms = drawn.map(lambda numbers, uniforms: uniforms)
+    return tf.data.Dataset.zip(images, uniforms).map(lambda images, uniforms: (*images, uniforms))
+
+
+def _fill_gaps(
+    found: tf.data.Dataset, part: Files, number_of: Callable[[tf.Tensor], tf.Tensor], lead: "_Lead"
+) -> tf.data.Dataset:
+    """(places, images, labels) of what could be read -> (images, labels) of all places, in batches of any size.
+
+    By batch: image by image it would take a twentieth of the decoding.
+    """
+
     def fill(place, batch):
         arrived, images, labels = batch
         copies = arrived - tf.concat([[place - 1], arrived[:-1]], axis=0)
@@ -118,27 +146,11 @@ def read_files(
         def repeat(column):
             return tf.cond(complete, lambda: column, lambda: tf.repeat(column, copies, axis=0))
 
-        note = _note(part.unreadable, "add", ~complete, missing)
+        note = _note(part.unreadable.add, ~complete, missing)
         with tf.control_dependencies([note, tf.numpy_function(lead.arrive, [arrived[-1]], tf.int64)]):
             return arrived[-1] + 1, (repeat(images), repeat(labels))
 
-    looked = drawn.map(look)
-    if isinstance(part, Files):
-        lead = _Lead(part.unreadable)
-        looked = looked.enumerate().take_while(
-            lambda index, row: tf.numpy_function(lead.goes_on, [index * count], tf.bool)
-        )
-        looked = looked.map(lambda index, row: row)
-    rows = looked.unbatch().enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    if isinstance(part, Part):
-        images = rows.map(lambda place, *image: image).batch(count, drop_remainder=True)
-    else:
-        # Filled by batch: image by image it would take a twentieth of the decoding.
-        found = rows.ignore_errors().batch(count, drop_remainder=True)
-        images = found.scan(np.int64(0), fill).rebatch(count, drop_remainder=True)
-    # Each place has its own: an image that appears twice is augmented in two ways, as one kept in memory is.
-    uniforms = drawn.map(lambda numbers, uniforms: uniforms)
-    return tf.data.Dataset.zip(images, uniforms).map(lambda images, uniforms: (*images, uniforms))
+    return found.scan(np.int64(0), fill)
 
 
 def read_records(
@@ -152,7 +164,9 @@ def read_records(
     window: Window | None,
     size: int | None,
 ) -> tf.data.Dataset:
-    """The same from a stream: its files are read by turns, in another order each epoch, and shuffled in blocks.
+    """(image uint8 [H, W, C] or [I, I, C], label int32 [], uniforms float32 [n]) of training, from a stream.
+
+    Its files are read by turns, in another order each epoch, and shuffled in blocks.
 
     A record that cannot be read, or is missing, ends the stream with TensorFlow's error.
 
@@ -291,11 +305,11 @@ class _Lead:
         return place
 
 
-def _note(unreadable: Unreadable, method: str, condition: tf.Tensor, numbers: Callable[[], tf.Tensor]) -> tf.Tensor:
-    """Calls a method of `unreadable` with numbers, where the condition holds."""
+def _note(method: Callable[[np.ndarray], None], condition: tf.Tensor, numbers: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """Calls a method of `Unreadable` with numbers, where the condition holds."""
 
     def call(values: np.ndarray) -> np.int64:
-        getattr(unreadable, method)(values)
+        method(values)
         return np.int64(0)
 
     return tf.cond(condition, lambda: tf.numpy_function(call, [numbers()], tf.int64), lambda: np.int64(0))

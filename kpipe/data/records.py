@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.images import Form
-from kpipe.data.parts import Records, Shard, Unreadable, first_line, some
+from kpipe.data.parts import Records, Shard, Unreadable
 from kpipe.data.sources import PART_FOLDERS, Source, check_channels
-from kpipe.errors import DataError
+from kpipe.errors import DataError, first_line, some
 
 FRAME = 16  # bytes that a TFRecord file adds to each record
 
@@ -44,7 +44,10 @@ def read_tfds(name: str, form: Form, *, download: bool = True, skip_limit: float
     where = f"tfds:{name}"
     builder = _tfds_builder(name, where)
     image_key, label_key = _tfds_keys(builder, where)
-    check_channels(builder.info.features[image_key].shape[-1], form.channels, where)
+    present = builder.info.features[image_key].shape[-1]
+    if present not in (1, 3):
+        raise DataError(f"{where}: expected images of 1 or 3 channels, got {present}. Choose another set")
+    check_channels(present, form.channels, where)
     if not download and not builder.is_prepared():
         raise DataError(f"{where}: is not prepared in {builder.data_path}; a run would download it")
     _tfds_prepare(builder, name, where)
@@ -103,7 +106,7 @@ def _without_lost(part: Records, folder, skip_limit: float | None) -> Records:
     lost = declared - sum(shard.count for shard in shards)
     if lost > (skip_limit or 0) * declared:
         cut = [shard.path for shard, now in zip(part.shards, shards, strict=True) if now.count < shard.count]
-        allowed = "" if skip_limit is None else f" and at most {skip_limit:.3g} of them lost (data.skip_limit)"
+        allowed = "" if skip_limit is None else f" and at most {100 * skip_limit:.3g} % of them lost (data.skip_limit)"
         hint = ", or go on with what is left with data.on_error=skip" if skip_limit is None else ""
         raise DataError(
             f"{part.unreadable.where}: expected {declared:,} records{allowed}, got {declared - lost:,}: {some(cut)} "

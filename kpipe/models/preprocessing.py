@@ -113,9 +113,10 @@ class SubtractMeanImage(keras.layers.Layer):
 class Whiten(keras.layers.Layer):
     """`(pixels - mean) @ matrix`, with each image as one row of D pixels: PCA, PCA whitening or ZCA.
 
-    With the eigenvectors U and eigenvalues l of the pixels' covariance, the matrix is U for PCA, U / sqrt(l) for PCA
-    whitening, and U / sqrt(l) @ U.T for ZCA. Mean and matrix are weights that are not trained, zero and identity
-    until `set_weights([mean, matrix])`; mean: float32 [D], in units of 0..255; matrix: float32 [D, components].
+    With the eigenvectors U and eigenvalues l of the pixels' covariance, the matrix is U for PCA, U / sqrt(l + e) for
+    PCA whitening, and U / sqrt(l + e) @ U.T for ZCA, where a small e keeps noise from being blown up. Mean and matrix
+    are weights that are not trained, zero and identity until `set_weights([mean, matrix])`; mean: float32 [D], in units
+    of 0..255; matrix: float32 [D, components].
 
     Args:
         components: how many columns the matrix has; None: D, and the result has the shape of an image.

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
 from kpipe.rundir import remedy
 
-FORMAT = 1  # of what a directory holds, `state.json` included: another one is refused
+FORMAT = 2  # of what a directory holds, `state.json` included: another one is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
 _NETWORK = ("trainable_variables", "non_trainable_variables")
