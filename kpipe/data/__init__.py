@@ -128,11 +128,11 @@ def load_dataset(
         cache_gigabytes: what `auto` may fill, in 10^9 bytes.
         whole_images: windows of training look at the images as they are in their files; `auto` does not keep those.
         on_error: what an image does that cannot be read: `fail` or `skip`.
-        skip_limit: largest share of unreadable images in a part under `skip`.
+        skip_limit: largest share of unreadable images under `skip`, in each part that the source has.
         validation: share of what the test part leaves, rounded up; 0 leaves the part out.
         test: share of all images, rounded up; 0 leaves the part out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
-        ahead: False decodes and checks nothing beforehand, whatever the other arguments say.
+        ahead: False decodes and checks nothing beforehand, unless the size of the images is not known otherwise.
         progress: shows how far the decoding is.
         options: the options of the source's row in `kpipe.tables.SOURCES`.
 
@@ -149,6 +149,7 @@ def load_dataset(
         source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
     )
     keep = _Keeper(cache, cache_gigabytes, whole_images, progress)
+    ahead = ahead or any(None in part.shape for part in found.parts.values())  # nobody knows their size before
     # Kept before it is split, a stream shows its labels, and all broken files are named at once.
     kept = keep.those_that_fit(found.parts) if ahead else found.parts
     splits = _split(replace(found, parts=kept), validation, test)
