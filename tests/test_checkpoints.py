@@ -295,10 +295,10 @@ def test_a_checkpoint_of_another_model_is_refused(folder, other, message):
 
 
 def test_another_format_is_refused_not_passed_over(model, folder, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 2)
-    with pytest.raises(
-        EnvironmentFault, match="expected a checkpoint of format 2, got format 1: another version of kpipe"
-    ):
+    written = module.FORMAT
+    monkeypatch.setattr(module, "FORMAT", written + 1)
+    message = f"expected a checkpoint of format {written + 1}, got format {written}: another version of kpipe"
+    with pytest.raises(EnvironmentFault, match=message):
         Checkpoints(folder).restore(model)
 
 
