@@ -22,7 +22,8 @@ from kpipe import cli
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that both workers end at the same time."""
-    items.sort(key=lambda item: item.path.stem not in ("test_resume", "test_models"))
+    longest = ("test_resume", "test_models", "test_input", "test_run", "test_pipeline", "test_augment", "test_trainer")
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
 @pytest.fixture(autouse=True)
