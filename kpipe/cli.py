@@ -11,7 +11,6 @@ import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, KpipeError, did_you_mean
-from kpipe.rundir import worded_write_errors
 from kpipe.signals import stop_signals
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -131,6 +130,7 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
 
 def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, ending: str, verb, **options) -> None:
     from kpipe.config import load_experiment
+    from kpipe.rundir import worded_write_errors
 
     loaded = load_experiment(experiment, overrides)
     _say_what_was_dropped(loaded.dropped)

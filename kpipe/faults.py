@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from kpipe.console import describe_size
 from kpipe.data import AnyPart, Records
-from kpipe.errors import DataError, EnvironmentFault, Interrupted, first_line
+from kpipe.errors import DataError, EnvironmentFault, Interrupted
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
 from kpipe.rundir import REFUSALS, Run, cannot_write, saved_step
 from kpipe.signals import Stop
@@ -88,17 +89,22 @@ def worded_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        for part in parts:
-            if part.unreadable is not None and part.unreadable.error:
-                raise part.unreadable.error from None
-            if isinstance(part, Records) and isinstance(
-                error, tf.errors.DataLossError | tf.errors.InvalidArgumentError
-            ):
-                raise DataError(
-                    f"{part.unreadable.where}: expected {len(part):,} records that can be read, got an error "
-                    f"({first_line(error)}). kpipe data check finds them; data.on_error=skip leaves them out"
-                ) from None
+        read = [part for part in parts if part.unreadable is not None]
+        if known := next((part.unreadable.error for part in read if part.unreadable.error), None):
+            raise known from None
+        streams = [part for part in read if isinstance(part, Records)]
+        if streams and "IteratorGetNext" in str(error):  # it comes out of a pipeline
+            raise DataError(
+                f"{streams[0].unreadable.where}: expected {len(streams[0]):,} records that can be read, got an error "
+                f"({_reason(error)}). kpipe data check finds them; data.on_error=skip leaves them out"
+            ) from None
         raise
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, without the operations around it: its last line before the first of them is named."""
+    said = re.split(r"\[\[|\[Op:", str(error))[0].strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\{\{.*?\}\} ?", "", said[-1]).strip()
 
 
 def memory_notes(model: keras.Model, batch_size: int) -> list[str]:

@@ -68,7 +68,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
 
     Args:
         experiment: its `data` section counts.
-        path: the text file to write, one name a line; without a name it is removed.
+        path: the text file to write, one name a line; without a name only where it exists already.
         screen: for the progress bar and the counts; default standard output.
 
     Raises:
@@ -90,8 +90,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
         )
         names += part.unreadable.names()
         lost += missing
-    path.unlink(missing_ok=True)  # a list of before
-    if names:
+    if names or path.exists():  # a list of before is not left there
         write_names(path, names)
     if names or lost:
         where = f"; their names are in {path}" if names else ""

@@ -35,7 +35,7 @@ def kept(tmp_path, monkeypatch):
 @pytest.fixture
 def nothing_is_decoded(monkeypatch):
     def prevent():
-        monkeypatch.setattr(keep, "read_what_can_be_read", lambda part: pytest.fail("decoded"))
+        monkeypatch.setattr(keep, "read_what_can_be_read", lambda *_: pytest.fail("decoded"))
 
     return prevent
 

@@ -9,6 +9,7 @@ from sets import assert_same_batches, batches, define_set, prepare_set, tfds_in
 
 from kpipe.data import balanced_weights, load_dataset, make_evaluation_pipeline
 from kpipe.errors import DataError
+from kpipe.faults import worded_reading_errors
 
 WHOLE = {"image_size": 8, "validation": 0, "test": 0}
 
@@ -123,7 +124,8 @@ def test_a_damaged_stream_is_refused(damaged):
             stream.load("none")
         return
     part = stream.load("none").train
-    with pytest.raises(tf.errors.DataLossError):
+    said = f"{stream.source}, train: expected 12 records that can be read, got an error (corrupted record at "
+    with pytest.raises(DataError, match=re.escape(said)), worded_reading_errors([part]):
         batches(part)
     with pytest.raises(tf.errors.OpError):
         list(make_evaluation_pipeline(part, 4))

@@ -57,7 +57,6 @@ Augment = create_model(
 )
 
 
-SIZES = ("image_size", "stored_size")
 DEPENDENT = {("data", "on_error"): ("skip", "skip_limit"), ("data", "cache"): ("auto", "cache_gigabytes")}
 """A key -> the value of it with which another key means something, and that key."""
 
@@ -271,7 +270,7 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     if shown == "board" and get("data", "synthetic", "classes") is not None:
         found.append((("data", "synthetic", "classes"), "a board has one class a point; leave it out"))
     shape = _image_shape(kind, shown, pixels, channels)
-    found += _windows(data.get("data"), shape[1], square=kind != "synthetic" or shown in ("images", "board"))
+    found += _input(data.get("data"), shape[1], square=kind != "synthetic" or shown in ("images", "board"))
     found += [(("model", key), f"belongs to {needed}") for key, needed in foreign_options(get("model"))]
     found += [(("data", "normalize"), message) for message in _normalisation(get("data", "normalize"), shape, model)]
     if get("training", "optimizer", "nesterov") is True and not get("training", "optimizer", "momentum"):
@@ -287,42 +286,48 @@ def impossible(data: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     return found
 
 
-def _windows(section: Any, channels: int | None, *, square: bool) -> list[tuple[tuple[str, ...], str]]:
-    """What is impossible about sizes, windows and colours of images, and about where they are kept."""
+def _input(section: Any, channels: int | None, *, square: bool) -> list[tuple[tuple[str, ...], str]]:
+    """What is impossible about the sizes of images, where they are kept, and their augmentations."""
     if not isinstance(section, dict):
         return []
     found, defaults = [], DataConfig.model_fields
-    size, stored = (section.get(key) if isinstance(section.get(key), int) else None for key in SIZES)
+    size, stored = (
+        section[key] if isinstance(section.get(key), int) else None for key in ("image_size", "stored_size")
+    )
     if stored and (size is None or stored < size):
         least = size or "which is missing"
         found.append((("data", "stored_size"), f"expected at least data.image_size, {least}, got {stored}"))
+    if stored and not square:
+        found.append((("data", "stored_size"), "needs square images"))
     for (_, chooser), (value, key) in DEPENDENT.items():
         chosen = section.get(chooser, defaults[chooser].default)
         if chosen != value and section.get(key, defaults[key].default) != defaults[key].default:
             found.append((("data", key), f"belongs to {chooser}: {value}, {chooser} is {chosen!r}"))
-    if stored and not square:
-        found.append((("data", "stored_size"), "needs square images"))
     entries = section.get("augment")
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
-        name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        options = entry.get(name) if isinstance(entry, dict) else None
-        keys = ("data", "augment", number)
-        found += [(keys, message) for message in _window(name, options or {}, number, size, stored)]
-        if isinstance(AUGMENTATIONS.get(name) if isinstance(name, str) else None, WindowRow) and not square:
-            found.append((keys, f"{name} needs square images"))
-        for wide, key in (("cutout", "size"), ("pad_crop", "padding")):
-            pixels = options.get(key) if isinstance(options, dict) and name == wide else None
-            if isinstance(pixels, int) and size and pixels >= size:
-                found.append((keys, f"expected {key} below data.image_size, {size}, got {pixels}"))
-        if isinstance(name, str) and name in AUGMENTATIONS and channels and (message := wrong_channels(name, channels)):
-            found.append((keys, message))
+        name, options = next(iter(entry.items()), (None, None)) if isinstance(entry, dict) else (entry, None)
+        if not isinstance(name, str) or name not in AUGMENTATIONS or not isinstance(options, dict | None):
+            continue
+        messages = _pixels(name, options or {}, size)
+        if isinstance(AUGMENTATIONS[name], WindowRow):
+            messages = _window(name, options or {}, number, size, stored)
+            messages += [] if square else [f"{name} needs square images"]
+        messages += [wrong] if channels and (wrong := wrong_channels(name, channels)) else []
+        found += [(("data", "augment", number), message) for message in messages]
     return found
 
 
-def _window(name: Any, options: Any, number: int, size: int | None, stored: int | None) -> list[str]:
-    row = AUGMENTATIONS.get(name) if isinstance(name, str) else None
-    if not isinstance(row, WindowRow) or not isinstance(options, dict):
-        return []
+def _pixels(name: str, options: dict[str, Any], size: int | None) -> list[str]:
+    """Lengths that would leave nothing of the image."""
+    key = {"cutout": "size", "pad_crop": "padding"}.get(name)
+    pixels = options.get(key)
+    if isinstance(pixels, int) and size and pixels >= size:
+        return [f"expected {key} below data.image_size, {size}, got {pixels}"]
+    return []
+
+
+def _window(name: str, options: dict[str, Any], number: int, size: int | None, stored: int | None) -> list[str]:
+    row = AUGMENTATIONS[name]
     found = [f"expected {name} as the first entry: it chooses what the others see"] if number else []
     if size is None:
         found.append(f"{name} needs data.image_size, the size of the window")

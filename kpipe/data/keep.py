@@ -93,25 +93,19 @@ def _map(part: Files | Records, place: Path) -> tuple[np.ndarray, np.ndarray, li
 
 
 def _decode(part: Files | Records, make: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
-    images, seen = None, np.zeros(len(part), bool)
-    labels = part.labels if isinstance(part, Files) else np.zeros(len(part), np.int32)
+    images, labels = None, np.zeros(len(part), np.int32)
     # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
-    batches = read_what_can_be_read(part).batch(1 if None in part.shape else CHUNK).prefetch(2)
-    with progress(f"decoding {part.unreadable.where}", len(part)) as advance:
-        for numbers, batch, batch_labels in batches.as_numpy_iterator():
-            if images is None:
-                images = make((len(part), *batch.shape[1:]))
-            if batch.shape[1:] != images.shape[1:]:
-                sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
-                raise DataError(
-                    f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size"
-                )
-            images[numbers], labels[numbers], seen[numbers] = batch, batch_labels, True
-            advance(len(numbers))
-    part.unreadable.add(np.flatnonzero(~seen))
+    chunk = 1 if None in part.shape else CHUNK
+    for numbers, batch, batch_labels in read_what_can_be_read(part, chunk, "decoding", progress):
+        if images is None:
+            images = make((len(part), *batch.shape[1:]))
+        if batch.shape[1:] != images.shape[1:]:
+            sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
+            raise DataError(f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
+        images[numbers], labels[numbers] = batch, batch_labels
     if images is None:
         raise DataError(f"{part.unreadable.where}: expected images, got none that can be read")
-    return Part(images, labels, part.unreadable)
+    return Part(images, part.labels if isinstance(part, Files) else labels, part.unreadable)
 
 
 def _write(part: Files | Records, place: Path, progress: Progress) -> None:

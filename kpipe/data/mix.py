@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from scipy.special import betaincinv
 
 from kpipe.data.augment import Mix, box, per_image
 
@@ -67,6 +66,8 @@ def _make_beta(name: str, alpha: float) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function from uniforms to numbers distributed as Beta(alpha, alpha): its quantiles, linear in between."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"{name}.alpha: expected a number above 0, got {alpha!r}")
+    from scipy.special import betaincinv  # it takes a quarter of a second, and few trainings mix
+
     quantiles = betaincinv(alpha, alpha, np.linspace(0, 1, INTERVALS + 1)).astype(np.float32)
 
     def share_of(uniforms):

@@ -42,7 +42,7 @@ class Unreadable:
         self.numbers: set[int] = set()
         self.error: DataError | None = None
         """What `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
-        self._note_at_source: Callable[[set[int]], None] = self._check_limit
+        self._note_at_source: Callable[[set[int]], None] = self._judge
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -57,8 +57,6 @@ class Unreadable:
         new = {int(number) for number in numbers} - self.numbers
         self.numbers |= new
         try:
-            for number in new:
-                self._check_access(number)
             self._note_at_source(new)
         except DataError as error:
             self.error = error
@@ -95,7 +93,9 @@ class Unreadable:
         part._note_at_source = lambda new: self.add([chosen[i] for i in new])
         return part
 
-    def _check_limit(self, new: set[int]) -> None:
+    def _judge(self, new: set[int]) -> None:
+        for number in new:
+            self._check_access(number)
         if len(self) > (self.share or 0) * self.total:
             raise DataError(self._message(sorted(self.numbers)))
 

@@ -130,14 +130,8 @@ def iterate_images(
         for start in range(0, len(numbers), chunk):
             yield _middle(part.take(numbers[start : start + chunk]), image_size)
         return
-    missing = np.ones(len(part), bool)
-    batches = read_what_can_be_read(part).batch(chunk).prefetch(1).as_numpy_iterator()
-    with progress(f"measuring {part.unreadable.where}", len(part)) as advance:
-        for numbers, images, _ in batches:
-            missing[numbers] = False
-            yield _middle(images, image_size)
-            advance(len(images))
-    part.unreadable.add(np.flatnonzero(missing))
+    for _, images, _ in read_what_can_be_read(part, chunk, "measuring", progress):
+        yield _middle(images, image_size)
 
 
 def read_images(part: AnyPart) -> Iterator[tuple[np.ndarray, int]]:

@@ -6,7 +6,7 @@ stream, so that a missing one leaves a gap in the places.
 N images, H height, W width, C channels, I pixels a side of what the network sees, n uniforms an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -23,30 +23,41 @@ FURTHEST = 10_000
 """Images in a row of which not one can be read, before nobody looks for the next one."""
 
 
-def read_what_can_be_read(part: Files | Records) -> tf.data.Dataset:
-    """(number int64 [], image uint8 [H, W, C], label int32 []) of every image that can be read, in their order."""
-    return _attempt(part, np.arange(len(part)))
-
-
 def read_encoded(part: Records) -> tf.data.Dataset:
     """(encoded image string [], label int32 []) of every record that is not known to be unreadable, in their order."""
     records = tf.data.Dataset.from_tensor_slices(_shards(part)).flat_map(_opener(part))
     return records.map(lambda number, record: part.parse(record), num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def note_unreadable(part: Files | Records, progress: Progress = no_progress) -> None:
-    """Tries all images, so that those which cannot be read are known.
+def read_what_can_be_read(
+    part: Files | Records, batch_size: int, what: str, progress: Progress = no_progress
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Numbers int64 [b], images uint8 [b, H, W, C] and labels int32 [b] of all that can be read; at the end, the others
+    are noted.
+
+    Args:
+        part: its images have one size, or `batch_size` is 1.
+        batch_size: B, 1 <= b <= B.
+        what: is done with them, for the progress.
+        progress: shows how far it is.
 
     Raises:
-        DataError: they are more than allowed.
+        DataError: more images than allowed cannot be read.
     """
     missing = np.ones(len(part), bool)
-    found = read_what_can_be_read(part).map(lambda number, image, label: number).batch(64)
-    with progress(f"checking {part.unreadable.where}", len(part)) as advance:
-        for numbers in found.as_numpy_iterator():
+    batches = _attempt(part, np.arange(len(part))).batch(batch_size).prefetch(1)
+    with progress(f"{what} {part.unreadable.where}", len(part)) as advance:
+        for numbers, images, labels in batches.as_numpy_iterator():
             missing[numbers] = False
+            yield numbers, images, labels
             advance(len(numbers))
     part.unreadable.add(np.flatnonzero(missing))
+
+
+def note_unreadable(part: Files | Records, progress: Progress = no_progress) -> None:
+    """Tries all images, so that those which cannot be read are known; raises as `read_what_can_be_read`."""
+    for _ in read_what_can_be_read(part, 1 if None in part.shape else 64, "checking", progress):
+        pass
 
 
 def read_in_order(part: Files | Records, numbers: np.ndarray) -> tf.data.Dataset:
