@@ -108,7 +108,7 @@ def data_verbs() -> None:
     """Look at the images of an experiment before it is trained."""
 
 
-@data_verbs.command(name="show")
+@data_verbs.command(name="show", short_help="Draw images raw, as kept, and as trained on.")
 @click.argument("experiment", metavar="EXPERIMENT.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--images", type=click.IntRange(1, 50), default=6, show_default=True, help="How many images.")
@@ -119,7 +119,7 @@ def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: i
     _inspect(experiment, overrides, output, "data.png", lambda: _import_inspect_data().show, images=images, views=views)
 
 
-@data_verbs.command(name="check")
+@data_verbs.command(name="check", short_help="Look for images that cannot be read.")
 @click.argument("experiment", metavar="EXPERIMENT.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--output", metavar="FILE", help="The list to write. Default: <experiment>_unreadable.txt.")
