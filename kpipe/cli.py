@@ -56,6 +56,24 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
 
 
 @cli.command()
+@click.argument("experiment", metavar="EXPERIMENT.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trials that train at once.")
+@click.option("--new", is_flag=True, help="Start another search instead of going on with one.")
+def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
+    """Search over any key of the file; the best trial is kept as best.yaml, which run takes.
+
+    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. The same
+    command goes on with an interrupted search and reports a finished one.
+    """
+    from kpipe.config import load_search
+
+    loaded = load_search(experiment, overrides)
+    _say_what_was_dropped(loaded.dropped)
+    _quietly(lambda: _import_search().run_search(loaded, new=new, workers=workers))
+
+
+@cli.command()
 @click.argument("experiment", metavar="EXPERIMENT.yaml|NETWORK")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--image-size", type=click.IntRange(1), help="Pixels a side, for a network's name.")
@@ -222,6 +240,12 @@ def _import_experiment():
     import kpipe.experiment
 
     return kpipe.experiment
+
+
+def _import_search():
+    import kpipe.search
+
+    return kpipe.search
 
 
 def _import_inspect_data():

@@ -73,7 +73,10 @@ class Screen:
     def __init__(self, console: Console | None = None):
         # Piped output is not cut at 80 columns: whoever reads it has no window.
         width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=width)
+        # Bound to what is standard output now: a search keeps keras-tuner's prints off it.
+        self.console = console or Console(
+            file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), width=width
+        )
         self._progress: Progress | None = None
         self._task = None
 

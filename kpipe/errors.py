@@ -38,6 +38,10 @@ class EnvironmentFault(KpipeError):
     exit_code = 5
 
 
+class OutOfMemory(EnvironmentFault):
+    """The memory is too small for this experiment; a smaller one may fit."""
+
+
 class Interrupted(KpipeError):
     """A signal ended the run; what it had committed can be resumed. Exit code 130 for SIGINT, 143 for SIGTERM."""
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -65,6 +65,25 @@ class Result:
 
     path: Path
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a search asks of a run. Such a run leaves the test part alone and draws no figures.
+
+    Attributes:
+        path: the run directory; a run of the same experiment that is there is gone on with.
+        epochs: after which it ends; its schedule is made for all epochs of the experiment. None: after these.
+        constants: the file in which the search keeps those of the first layer.
+        watch: gets each record of metrics.jsonl, and may raise Diverged.
+        callbacks: Keras callbacks besides the experiment's.
+    """
+
+    path: Path
+    epochs: int | None = None
+    constants: Path | None = None
+    watch: Callable[[dict[str, Any]], None] = lambda record: None
+    callbacks: Sequence[keras.callbacks.Callback] = ()
 
 
 @dataclass
@@ -149,6 +168,7 @@ def train(
     new: bool = False,
     resume: str | os.PathLike | None = None,
     screen: Screen | None = None,
+    trial: Trial | None = None,
 ) -> Result:
     """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
 
@@ -158,6 +178,7 @@ def train(
         new: start another run even if one of this experiment is unfinished.
         resume: the run directory to go on with; see `kpipe.config.check_resume` for what may differ from it.
         screen: where the user sees it; default standard output.
+        trial: what a search asks of it; it says the run directory.
 
     Raises:
         ConfigError, DataError: nothing was trained.
@@ -169,11 +190,11 @@ def train(
     if resume is not None:
         resume = Path(resume).resolve()
         check_resume(resume, experiment)
-    logs = Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
+    logs = logs_of(experiment)
     with (
         stop_signals() as stop,
         worded_write_errors(resume or logs),
-        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume) as run,
+        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume, at=trial and trial.path) as run,
         worded_interruption(run, stop),
     ):
         chosen = choose(experiment, _chosen_before(run) or experiment.chosen)
@@ -181,8 +202,11 @@ def train(
         seed_everything(experiment.seed, chosen.deterministic)
         batch_size = experiment.data.batch_size
         with worded_tensorflow_errors(run, batch_size):
-            constants = run.path / "normalization.npz"
+            kept = run.path / "normalization.npz"
+            constants = trial.constants if trial and trial.constants else kept
             prepared = prepare(experiment, splits=splits, constants=constants, progress=screen.progress)
+            if constants != kept:
+                shutil.copy(constants, kept)
         trainer = Trainer(prepared.model, make_strategy())
         checkpoints = Checkpoints(run.checkpoints, experiment.training.checkpoint.keep)
         progress, log_lengths, notes = _restore(run, checkpoints, prepared)
@@ -200,11 +224,17 @@ def train(
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
-                log.write_graph(_graph(prepared.model))
+                if trial is None:
+                    log.write_graph(_graph(prepared.model))
             started_at = time.monotonic() - progress.seconds
-            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, started_at)
+            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, started_at, trial)
             _fit(job)
             return _finish(job)
+
+
+def logs_of(experiment: Experiment) -> Path:
+    """The folder of all runs."""
+    return Path(experiment.logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
 
 
 def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progress = data.no_progress) -> data.Splits:
@@ -404,6 +434,7 @@ class _Job:
     stop: Stop
     started_at: float
     """When the training would have started, had it not been interrupted; in seconds of the monotonic clock."""
+    trial: Trial | None
 
     @property
     def batch_size(self) -> int:
@@ -474,7 +505,8 @@ class _Job:
 
 def _fit(job: _Job) -> None:
     """Trains to the end, with checkpoints on the way, at a stop and at the end."""
-    training, screen = job.experiment.training, job.screen
+    training, screen, trial = job.experiment.training, job.screen, job.trial
+    epochs = trial.epochs if trial and trial.epochs else training.epochs
     state, steps_per_epoch = job.progress.train, job.prepared.steps_per_epoch
     validation = job.evaluation_batches("validation")
     every = training.checkpoint.every
@@ -483,16 +515,18 @@ def _fit(job: _Job) -> None:
         job.log.write(record)
         if record["span"] == "steps":
             screen.log(record)
+        if trial:
+            trial.watch(record)
 
     try:
-        with screen.training(epochs=training.epochs, steps_per_epoch=steps_per_epoch, batch_size=job.batch_size):
+        with screen.training(epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=job.batch_size):
             job.trainer.fit(
                 job.prepared.batches_from,
                 steps_per_epoch=steps_per_epoch,
-                epochs=training.epochs,
+                epochs=epochs,
                 state=state,
                 validation=validation,
-                callbacks=_callbacks(training),
+                callbacks=[*_callbacks(training), *(trial.callbacks if trial else ())],
                 cadence=Cadence(
                     log_every=job.prepared.log_every,
                     save_every=_count_steps(every, steps_per_epoch),
@@ -542,7 +576,7 @@ def _finish(job: _Job) -> Result:
     else:
         load_portable_weights(prepared.model, run.model)
     parts = {}
-    for name in ("validation", "test"):
+    for name in ("validation",) if job.trial else ("validation", "test"):
         if batches := job.evaluation_batches(name):
             parts[name] = job.trainer.evaluate(batches)
     if "test" in parts:
@@ -550,7 +584,8 @@ def _finish(job: _Job) -> Result:
         epoch = progress.train.step // prepared.steps_per_epoch
         job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
     save_portable(prepared.model, run.model, **prepared.network)
-    _write_figures(job)
+    if job.trial is None:
+        _write_figures(job)
     job.stop.defer()  # what is left takes milliseconds, and a finished run is not gone on with
     summary = job.write_summary("finished", parts)
     checkpoints.finish(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras

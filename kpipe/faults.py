@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from kpipe.console import describe_size
 from kpipe.data import AnyPart, Records
-from kpipe.errors import DataError, EnvironmentFault, Interrupted
+from kpipe.errors import DataError, Interrupted, OutOfMemory
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
 from kpipe.rundir import REFUSALS, Run, cannot_write, saved_step
 from kpipe.signals import Stop
@@ -57,7 +57,8 @@ def _typed(path: str, name: str = "kpipe") -> str:
 
 @contextmanager
 def worded_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
-    """Turns too little memory, and a disk that refuses TensorFlow's logs, into an EnvironmentFault.
+    """Turns too little memory, and a disk that refuses TensorFlow's logs, into an OutOfMemory or an
+    EnvironmentFault.
 
     Args:
         run: what is being written.
@@ -75,12 +76,12 @@ def worded_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | Non
             raise
         free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
         if model is None:
-            raise EnvironmentFault(
+            raise OutOfMemory(
                 f"out of memory while data and network were made ready ({free}); take a smaller "
                 "data.image_size or network, or keep fewer images in memory: data.cache=none or data.cache=disk"
             ) from None
         fits = _fitting(model, batch_size, available)
-        raise EnvironmentFault(f"out of memory with data.batch_size={batch_size} ({free}); {fits}") from None
+        raise OutOfMemory(f"out of memory with data.batch_size={batch_size} ({free}); {fits}") from None
 
 
 @contextmanager

@@ -51,6 +51,23 @@ def write_curves(path: str | PathLike, records: list[dict[str, Any]]) -> None:
     _save(_draw_curves(records), path)
 
 
+def write_search(
+    path: str | PathLike, scores: Sequence[float | None], seconds: Sequence[float], *, objective: str
+) -> None:
+    """Draw the scores of a search's trials, and the best so far, against trials (left) and time (right).
+
+    Args:
+        path: the PNG file to write; its folder exists.
+        scores: of the trials in the order in which they ended; None: it has none.
+        seconds: when each ended.
+        objective: what the score is; of a loss the smallest is the best.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    _save(_draw_search(scores, seconds, objective), path)
+
+
 def write_confusion_matrix(
     path: str | PathLike, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
 ) -> None:
@@ -195,6 +212,35 @@ def _draw_metric(axes: Axes, records: list[dict[str, Any]], metric: str) -> None
     axes.set_xlim(0, max(last, 1) * 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _draw_search(scores: Sequence[float | None], seconds: Sequence[float], objective: str) -> Figure:
+    figure = Figure(figsize=(10, 4.2), layout=_layout())
+    best = np.maximum if objective.endswith("accuracy") else np.minimum
+    trials = np.arange(1, len(scores) + 1)
+    known = np.array([math.nan if score is None else score for score in scores], float)
+    so_far = _accumulate(best, known)
+    minutes = len(seconds) > 0 and max(seconds) > 300
+    times = np.asarray(seconds, float) / (60 if minutes else 1)
+    panels = (("trials", "trial", trials), ("time", "minutes" if minutes else "seconds", times))
+    for axes, (title, unit, places) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        _style(axes, title=f"{objective} against {title}", grid=True)
+        axes.set_xlabel(unit, color=_INK, fontsize=9)
+        axes.plot(places, known, "o", color=_BLUE, alpha=0.45, markersize=4, label="a trial")
+        axes.step(places, so_far, where="post", color=_VERMILION, linewidth=1.8, label="the best so far")
+        axes.set_xlim(0, (places.max() if len(places) else 1) * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=title == "trials", steps=[1, 2, 5, 10]))
+        if objective.endswith("accuracy"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _accumulate(best: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """The best of all values up to each, those that are no number passed over."""
+    worst = -math.inf if best is np.maximum else math.inf
+    found = best.accumulate(np.where(np.isnan(values), worst, values))
+    return np.where(np.isinf(found), math.nan, found)
 
 
 def _draw_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:

@@ -1,6 +1,10 @@
-"""A run on disk: `<logs>/<experiment>/<run id>/`, found, resumed or created, and owned by one process."""
+"""A run on disk: `<logs>/<experiment>/<run id>/`, found, resumed or created, and owned by one process.
+
+A search is a folder `search-<id>` beside the runs of its experiment, with one run directory a trial.
+"""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,8 +23,11 @@ from filelock import FileLock, Timeout
 from kpipe.errors import EnvironmentFault
 
 _LOCK, _OWNER = ".lock", ".owner"
+_SEARCH_LOCK = ".search.lock"  # the short lock of the runs in a search's folder is its .lock
 _PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
+_SEARCH, TRIALS = "search-", "trials"  # how a search's folder begins, and the folder of its records
+_ELSEWHERE = " Give another folder with logs=FOLDER or KPIPE_LOGS."
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 _REMEDIES = {
     errno.ENOSPC: "make room",
@@ -60,16 +67,14 @@ class Run:
 
     def write_config(self, experiment: dict[str, Any], chosen: dict[str, Any] | None = None) -> None:
         """Writes config.yaml: fed back to `kpipe run`, it repeats the run."""
-        config = experiment if chosen is None else {**experiment, "chosen": chosen}
-        text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        write_text(self.path / "config.yaml", text)
+        write_config(self.path, experiment if chosen is None else {**experiment, "chosen": chosen})
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """What `write_json` wrote; an empty dict where that is gone or damaged."""
-        return _read_json(self.path / name)
+        return read_json(self.path / name)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -103,9 +108,25 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces a file in one step; what is not finite becomes null."""
+    write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Replaces config.yaml in one step."""
+    write_text(folder / "config.yaml", yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 @contextmanager
 def open_run(
-    logs: Path, name: str, identity: dict[str, Any], *, new: bool = False, resume: Path | None = None
+    logs: Path,
+    name: str,
+    identity: dict[str, Any],
+    *,
+    new: bool = False,
+    resume: Path | None = None,
+    at: Path | None = None,
 ) -> Iterator[Run]:
     """Resumes the unfinished run of this experiment, or starts a new one, and owns it for the time of the `with`.
 
@@ -117,35 +138,112 @@ def open_run(
         identity: the resolved experiment; a run with another one is left alone.
         new: start another run beside an unfinished or a living one.
         resume: the run to go on with, whatever its state, instead of looking for one.
+        at: the directory of the run, instead of looking for one. What is there is gone on with if it is a run of this
+            experiment with a checkpoint, and else removed.
 
     Raises:
         EnvironmentFault: the folder cannot be written, or another process is at work on the same experiment.
     """
-    folder = Path(logs) / name if resume is None else resume.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / _LOCK, timeout=_PATIENCE):
-            run, lock = _find_or_create(folder, identity, new) if resume is None else _take_named(resume)
-    except Timeout:
-        raise EnvironmentFault(
-            f"{folder}: another process has held {_LOCK} for {_PATIENCE} seconds; try again"
-        ) from None
-    except OSError as error:
-        elsewhere = " Give another folder with logs=FOLDER or KPIPE_LOGS." if resume is None else ""
-        raise EnvironmentFault(
-            f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
-        ) from None
+    named = resume or at
+    folder = Path(logs) / name if named is None else named.parent
+    with _locked(folder, "" if named else _ELSEWHERE):
+        if resume is not None:
+            run, lock = _take_named(resume)
+        else:
+            run, lock = _find_or_create(folder, identity, new) if at is None else _take_or_create(at, identity)
     try:
         yield run
     finally:
         # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
         with FileLock(folder / _LOCK):
-            with suppress(OSError):  # Windows does not delete what is open
-                (run.path / _OWNER).unlink(missing_ok=True)
-                (run.path / _LOCK).unlink(missing_ok=True)
+            _leave(run.path)
             if _has_nothing_to_keep(run.path):
                 shutil.rmtree(run.path, ignore_errors=True)
             lock.release()
+
+
+@contextmanager
+def open_search(
+    logs: Path, name: str, identity: dict[str, Any], config: dict[str, Any], *, new: bool = False
+) -> Iterator[Path]:
+    """Goes on with the newest search of this experiment and space, or starts one; gives its folder, owned by this
+    process for the time of the `with`.
+
+    Args:
+        logs: the folder of all runs.
+        name: of the experiment.
+        identity: as `find_search` takes it.
+        config: what config.yaml is to hold: the experiment as it was given.
+        new: start another search in any case.
+
+    Raises:
+        EnvironmentFault: as `open_run`.
+    """
+    folder = Path(logs) / name
+    with _locked(folder, _ELSEWHERE):
+        path = None if new else find_search(logs, name, identity)
+        path = path or _fresh_path(folder, _SEARCH, f"_{_digest_of_search(identity)}")
+        (path / TRIALS).mkdir(parents=True, exist_ok=True)
+        lock = _take(path, "search", _SEARCH_LOCK)
+        write_config(path, config)
+    try:
+        yield path
+    finally:
+        with FileLock(folder / _LOCK):
+            _leave(path, _SEARCH_LOCK)
+            lock.release()
+
+
+def find_search(logs: Path, name: str, identity: dict[str, Any]) -> Path | None:
+    """The folder of the newest search with this identity.
+
+    Args:
+        logs: the folder of all runs.
+        name: of the experiment.
+        identity: experiment and search, resolved; with another number of trials, or of those that keep their weights,
+            it is still the same.
+    """
+    found = (Path(logs) / name).glob(f"{_SEARCH}*_{_digest_of_search(identity)}")
+    return max(found, default=None)
+
+
+def _digest_of_search(identity: dict[str, Any]) -> str:
+    search = {key: value for key, value in identity["search"].items() if key not in ("trials", "keep")}
+    text = json.dumps(_without_machine(identity) | {"search": search}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _without_machine(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs runs of the same experiment."""
+    return {key: value for key, value in config.items() if key not in ("chosen", "logs")}
+
+
+@contextmanager
+def _locked(folder: Path, elsewhere: str) -> Iterator[None]:
+    """Makes a folder of runs and holds its short lock; refusals of the file system become EnvironmentFault."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / _LOCK, timeout=_PATIENCE):
+            yield
+    except Timeout:
+        raise EnvironmentFault(
+            f"{folder}: another process has held {_LOCK} for {_PATIENCE} seconds; try again"
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
+        ) from None
+
+
+def _leave(path: Path, lock: str = _LOCK) -> None:
+    with suppress(OSError):  # Windows does not delete what is open
+        (path / _OWNER).unlink(missing_ok=True)
+        (path / lock).unlink(missing_ok=True)
+
+
+def is_run_of(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether a directory holds a run of this resolved experiment."""
+    return _without_machine(_read_config(path) or {}) == identity
 
 
 def saved_step(path: Path) -> int | None:
@@ -193,13 +291,13 @@ def remedy(code: int | None) -> str:
 
 def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
     note, others = None, []
-    for path in sorted((p for p in folder.iterdir() if p.is_dir()), reverse=True):
+    for path in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(_SEARCH)), reverse=True):
         config = _read_config(path)
         if config is None and all(file.name in (_LOCK, _OWNER, "config.yaml.tmp") for file in path.iterdir()):
             shutil.rmtree(path)  # killed when it was being made
         if new or config is None:
             continue
-        theirs = {key: value for key, value in config.items() if key not in ("chosen", "logs")}
+        theirs = _without_machine(config)
         if (status := read_status(path)) in _OVER:
             if theirs == identity:
                 note = note or f"{path} is a {status} run of the same experiment; this is another"
@@ -240,14 +338,27 @@ def _take_named(path: Path) -> tuple[Run, FileLock]:
     return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
 
 
-def _take(path: Path) -> FileLock:
-    lock = FileLock(path / _LOCK)
+def _take_or_create(path: Path, identity: dict[str, Any]) -> tuple[Run, FileLock]:
+    path.mkdir(exist_ok=True)
+    lock = _take(path)
+    if saved_step(path) is not None and is_run_of(path, identity):
+        return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
+    for found in path.iterdir():
+        if found.name not in (_LOCK, _OWNER):
+            shutil.rmtree(found) if found.is_dir() and not found.is_symlink() else found.unlink()
+    run = Run(path, False, None)
+    run.write_config(identity)
+    return run, lock
+
+
+def _take(path: Path, what: str = "run", name: str = _LOCK) -> FileLock:
+    lock = FileLock(path / name)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = _read_json(path / _OWNER)
+        owner = read_json(path / _OWNER)
         raise EnvironmentFault(
-            f"{path}: this run is still going on (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
+            f"{path}: this {what} is still going on (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
             "Wait for it, or start another beside it with --new."
         ) from None
     write_text(path / _OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
@@ -256,10 +367,11 @@ def _take(path: Path) -> FileLock:
 
 def read_status(path: Path) -> str | None:
     """What summary.json says of a run: finished, interrupted, diverged; None: there is none yet."""
-    return _read_json(path / "summary.json").get("status")
+    return read_json(path / "summary.json").get("status")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; an empty dict where that is gone or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -288,9 +400,9 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _fresh_path(folder: Path) -> Path:
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = [stamp] + [f"{stamp}_{i:03}" for i in range(2, 1000)]  # sorted by name, as they came
+def _fresh_path(folder: Path, prefix: str = "", suffix: str = "") -> Path:
+    stamp = prefix + time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = [stamp + suffix] + [f"{stamp}_{i:03}{suffix}" for i in range(2, 1000)]  # sorted by name, as they came
     return next(folder / name for name in names if not (folder / name).exists())
 
 

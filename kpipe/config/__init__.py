@@ -1,7 +1,8 @@
 """From a YAML file and overrides to a checked `Experiment`; no import of TensorFlow or NumPy on the way."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document, show
-from kpipe.config.overrides import WHERE, apply_overrides, sections_at
+from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
 from kpipe.config.schema import (
     Chosen,
     DataConfig,
@@ -21,9 +22,10 @@ from kpipe.config.schema import (
     impossible,
     options,
 )
+from kpipe.config.space import space_mistakes
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.rundir import read_status, saved_step
-from kpipe.tables import MODELS
+from kpipe.tables import MODELS, SearchOptions
 
 __all__ = [
     "Chosen",
@@ -38,6 +40,7 @@ __all__ = [
     "load_experiment",
     "load_network",
     "load_resumed",
+    "load_search",
     "options",
 ]
 
@@ -50,8 +53,24 @@ class Loaded:
     """An experiment, where each of its values came from, and what an override has dropped."""
 
     experiment: Experiment
-    origins: dict[Keys, str]
+    document: Document
     dropped: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def origins(self) -> dict[Keys, str]:
+        return self.document.origins
+
+    def vary(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment with other values, by dotted key, as if they stood on the command line; without its search.
+
+        Raises:
+            ConfigError: they cannot be meant together.
+        """
+        experiment, problems = _varied(self.document, values)
+        if problems or experiment is None:
+            raise ConfigError("\n".join(str(problem) for problem in problems))
+        return experiment
 
     def describe(self) -> str:
         """The resolved experiment as YAML, each value followed by where it came from."""
@@ -73,6 +92,20 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     path = Path(path)
     document = read_document(path)
     document.data.setdefault("name", path.stem)
+    return _check(document, overrides)
+
+
+def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """`load_experiment` for a search: without a section `search`, learning rate and optimizer are tried at random.
+
+    Raises:
+        ConfigError: as `load_experiment`, and there is no validation part.
+    """
+    path = Path(path)
+    document = read_document(path)
+    document.data.setdefault("name", path.stem)
+    if document.data.get("search") is None:
+        document.data["search"] = {}
     return _check(document, overrides)
 
 
@@ -176,6 +209,17 @@ def _leaves(value: Any, keys: Keys = ()):
 
 def _check(document: Document, overrides: Sequence[str]) -> Loaded:
     dropped = apply_overrides(document, overrides)
+    experiment, problems = _validated(document)
+    if not problems and experiment is not None and experiment.search is not None:
+        problems = _search_problems(document, experiment.search)
+    if problems or experiment is None:
+        lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order)))
+        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise ConfigError("\n".join(lines[:_SHOWN] + more))
+    return Loaded(experiment, document, tuple(dropped), tuple(overrides))
+
+
+def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
     problems = list(document.problems)
     experiment = None
     try:
@@ -190,11 +234,46 @@ def _check(document: Document, overrides: Sequence[str]) -> Loaded:
         for keys, message in impossible(document.data)
         if keys not in reported
     ]
-    if problems or experiment is None:
-        lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order)))
-        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        raise ConfigError("\n".join(lines[:_SHOWN] + more))
-    return Loaded(experiment, document.origins, tuple(dropped))
+    return experiment, problems
+
+
+def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem]]:
+    data = copy.deepcopy({key: value for key, value in document.data.items() if key != "search"})
+    varied = Document(data, document.name)
+    override(varied, {split_keys(key): copy.deepcopy(value) for key, value in values.items()})
+    experiment, problems = _validated(varied)
+    # What was not varied has no line of its own here; the key says it.
+    return experiment, [Problem("", problem.keys, problem.message) for problem in problems]
+
+
+def _search_problems(document: Document, search: SearchOptions) -> list[Problem]:
+    def mistake_of(values: Mapping[str, Any]) -> str | None:
+        _, problems = _varied(document, values)
+        return str(problems[0]) if problems else None
+
+    found = [
+        (("search", "space", key) if key else ("search", "space"), message)
+        for key, message in space_mistakes(search, _unknown_key, mistake_of)
+    ]
+    source, split = document.data.get("data", {}), document.data.get("data", {}).get("split", {})
+    if split.get("validation") == 0 and source.get("source") in ("digits", "synthetic"):
+        found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
+    if search.objective and document.data.get("training", {}).get("monitor") not in (None, search.objective):
+        found.append((("search", "objective"), "differs from training.monitor; leave one of them out"))
+    return [Problem(_origin(document, keys), keys, message) for keys, message in found]
+
+
+def _unknown_key(key: str) -> str | None:
+    """What there is to say about a dotted key that no experiment has; None for one that it may have."""
+    keys = split_keys(key)
+    for depth in range(len(keys)):
+        if isinstance(keys[depth], int):  # an entry of a list; whether it is there is seen when it is tried
+            continue
+        known = {name for section in sections_at(keys[:depth]) for name in section.model_fields}
+        if keys[depth] not in known:
+            nearest = did_you_mean(keys[depth], sorted(known)) if known else f", {dotted(keys[:depth])} has no keys"
+            return f"unknown key '{keys[depth]}'{nearest}"
+    return None
 
 
 def json_schema() -> str:
@@ -266,6 +345,9 @@ def _wording(keys: Keys, details: dict[str, Any]) -> str:
         return "is required"
     if kind in expected:
         return f"expected {expected[kind]}{got}"
+    if kind in ("too_short", "too_long"):
+        word, key = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
+        return f"expected {word} {context[key]} {'entry' if context[key] == 1 else 'entries'}{got}"
     if kind in bounds:
         word, key = bounds[kind]
         bound = f"{context[key]:,}" if isinstance(context[key], int) else f"{context[key]:g}"

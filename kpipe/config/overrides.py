@@ -4,25 +4,27 @@ One rule: an override that changes the kind of a section (its `name` or `schedul
 mapping) replaces that section. Options that the new kind also has are kept, the others fall back to its defaults.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from kpipe.config.document import DEEPEST, Document, Keys, Problem, dotted, parse_document, parse_scalar, show
 from kpipe.config.schema import DEPENDENT, Experiment, foreign_options
 from kpipe.errors import ConfigError
-from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, OneOf, Row, Section
+from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, SEARCH_METHODS, VALUE_KINDS, OneOf, Row, Section
 
 WHERE = "command line"
+_SPACE = "search.space."
 _KINDS: dict[Keys, dict[str, Row]] = {
     ("model", "name"): MODELS,
     ("training", "optimizer", "name"): OPTIMIZERS,
     ("training", "learning_rate", "schedule"): SCHEDULES,
     ("training", "loss", "name"): LOSSES,
+    ("search", "method"): SEARCH_METHODS,
 }
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides into the document's data.
+    """Writes the overrides of a command line into the document's data.
 
     Args:
         document: changed in place: data, origins and problems.
@@ -39,6 +41,11 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
             document.problems.append(Problem(WHERE, (), str(error)))
             continue
         given[keys] = value
+    return override(document, given)
+
+
+def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
+    """`apply_overrides` for values that need not be parsed."""
     before = {keys: _find(document.data, keys) for keys in given}
     for keys, value in given.items():
         _write(document, keys, value)
@@ -72,16 +79,20 @@ def _parse(text: str) -> tuple[Keys, Any]:
     if not equals or not all(parts) or len(parts) > DEEPEST:
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
-        return _split_keys(left), parse_scalar(right.strip())
+        return split_keys(left), parse_scalar(right.strip())
     document = parse_document(right, WHERE)
     if isinstance(document.data, dict):
         raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
     if document.problems:
         raise ConfigError(f"{left}: {document.problems[0].message}")
-    return _split_keys(left), document.data
+    return split_keys(left), document.data
 
 
-def _split_keys(text: str) -> Keys:
+def split_keys(text: str) -> Keys:
+    """`data.augment.0` as the path of keys; what stands behind search.space. is one key of it, dots included."""
+    if text.startswith(_SPACE):
+        key, _, last = text.removeprefix(_SPACE).rpartition(".")
+        return ("search", "space", *((key, last) if key and last in VALUE_KINDS else (text.removeprefix(_SPACE),)))
     return tuple(
         int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in text.split(".")
     )
@@ -122,7 +133,7 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
     document.origins[keys] = WHERE
 
 
-def _foreign(document: Document, keys: Keys, before: Any, given: dict[Keys, Any]) -> list[Keys]:
+def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
     """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
 
     reached = {dotted(g[:n]) for g in given for n in range(1, len(g) + 1)}

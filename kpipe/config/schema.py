@@ -15,6 +15,7 @@ from kpipe.tables import (
     MOST_WHITENED,
     OPTIMIZERS,
     SCHEDULES,
+    SEARCH_METHODS,
     SOURCES,
     SYNTHETIC_CHANNELS,
     SYNTHETIC_SIZES,
@@ -201,13 +202,16 @@ class Experiment(Section):
     data: DataConfig
     model: _choice(MODELS, "name")
     training: TrainingConfig = TrainingConfig()
+    search: _choice(SEARCH_METHODS, "method", default="random") | None = None
+    """What `kpipe search` tries; nothing else looks at it."""
     logs: str | None = None
     """Where runs are kept. Default: $KPIPE_LOGS, else tensorboard_logs."""
     chosen: Chosen | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs runs of the same experiment: all but where it is kept and what the machine chose."""
-        return self.model_dump(mode="json", exclude={"chosen", "logs"})
+        """What makes two runs runs of the same experiment: all but where it is kept, what the machine chose, and what a
+        search around it would try."""
+        return self.model_dump(mode="json", exclude={"chosen", "logs", "search"})
 
 
 def options(section: Section, kind: str = "name") -> dict[str, Any]:

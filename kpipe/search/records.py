@@ -1,0 +1,169 @@
+"""What a search knows of its trials: one file a trial, `trials/0007.json`, written by whoever runs it.
+
+These records are the whole memory of a search. The engine's own state is rebuilt from them, and a record that is lost
+is found again: what was tried follows from the trials before it, and its result from its run directory.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from kpipe.rundir import TRIALS, finite_or_null, read_json, write_text
+
+_SCORED = ("finished", "stopped")
+_FORMAT = 1  # of a record: another one is passed over
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    Attributes:
+        number: from 1 on, in the order in which they began.
+        codes: what the engine has chosen, by its own names.
+        values: the same as overrides, by dotted key.
+        status: running, finished, stopped by the median rule, or failed.
+        score: mean of `scores`; None: it has none.
+        scores: the objective of the best epoch, of each execution.
+        loss: the validation loss of the best epoch of execution 0; it decides between equal scores.
+        epochs: that its run has seen, those of the trial that it has gone on from included.
+        seconds: of training, in the same sense, of all executions.
+        parent: the trial that it has gone on from, under hyperband.
+        message: why it failed.
+        ended: seconds since 1970.
+    """
+
+    number: int
+    codes: dict[str, Any]
+    values: dict[str, Any]
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    score: float | None = None
+    scores: list[float] = field(default_factory=list)
+    loss: float | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    parent: int | None = None
+    message: str | None = None
+    ended: float | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status != "running"
+
+    @property
+    def has_score(self) -> bool:
+        return self.status in _SCORED and self.score is not None and math.isfinite(self.score)
+
+    def run(self, execution: int = 0) -> str:
+        """The name of its run directory in the search's folder."""
+        return f"{self.number:04}" + (f"-seed{execution}" if execution else "")
+
+
+_ADAPTER = TypeAdapter(Record)
+
+
+def write_record(search: Path, record: Record) -> None:
+    """Replaces the file of a trial, in the folder of its search, in one step."""
+    content = {"format": _FORMAT, **finite_or_null(asdict(record))}
+    write_text(search / TRIALS / f"{record.number:04}.json", json.dumps(content, indent=1) + "\n")
+
+
+def read_records(search: Path) -> dict[int, Record]:
+    """The whole records of a search by number; those that are damaged are left out."""
+    found = {}
+    for path in sorted((search / TRIALS).glob("*.json")):
+        content = read_json(path)
+        if content.pop("format", None) != _FORMAT:
+            continue
+        try:
+            record = _ADAPTER.validate_python(content)
+        except ValidationError:
+            continue
+        if path.name == f"{record.number:04}.json":
+            found[record.number] = record
+    return found
+
+
+def ranked(records: Iterable[Record], objective: str) -> list[Record]:
+    """The trials that have a score, best first: by score, then by validation loss, then by number."""
+    sign = -1 if objective == "val_accuracy" else 1
+    scored = [record for record in records if record.has_score]
+    return sorted(scored, key=lambda r: (sign * r.score, math.inf if r.loss is None else r.loss, r.number))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainings that differ in their seed alone."""
+
+    values: dict[str, Any]
+    scores: list[float]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.scores)
+
+    @property
+    def deviation(self) -> float:
+        """The sample's standard deviation; not a number for one training."""
+        return stdev(self.scores) if len(self.scores) > 1 else math.nan
+
+
+def grouped(records: Iterable[Record], objective: str) -> list[Group]:
+    """All trainings by the values of the keys other than `seed`, best mean first."""
+    groups: dict[str, Group] = {}
+    for record in records:
+        if record.has_score:
+            values = {key: value for key, value in record.values.items() if key != "seed"}
+            groups.setdefault(json.dumps(values), Group(values, [])).scores.extend(record.scores)
+    return sorted(groups.values(), key=lambda group: group.mean, reverse=objective == "val_accuracy")
+
+
+def write_trials(path: Path, records: Iterable[Record], objective: str, keys: list[str]) -> None:
+    """Writes trials.csv: ranked trials first, then those without a score."""
+    order = ranked(records, objective)
+    rest = sorted((record for record in records if record not in order), key=lambda record: record.number)
+    rows = [
+        {
+            "rank": rank,
+            "trial": record.number,
+            "status": record.status,
+            "score": "" if record.score is None else record.score,
+            "epochs": record.epochs,
+            "seconds": round(record.seconds, 2),
+            "run": record.run(),
+        }
+        | {key: _cell(record.values[key]) for key in keys if key in record.values}
+        for rank, record in [*enumerate(order, 1), *(("", record) for record in rest)]
+    ]
+    columns = ["rank", "trial", "status", "score", "epochs", "seconds", "run", *keys]
+    _write_csv(path, columns, rows)
+
+
+def write_groups(path: Path, groups: list[Group], keys: list[str]) -> None:
+    """Writes groups.csv: mean and deviation over seeds."""
+    rows = [
+        {"rank": rank, "trainings": len(group.scores), "mean": group.mean, "deviation": group.deviation}
+        | {key: _cell(value) for key, value in group.values.items()}
+        for rank, group in enumerate(groups, 1)
+    ]
+    _write_csv(path, ["rank", "trainings", "mean", "deviation", *keys], rows)
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else json.dumps(value)

@@ -1,0 +1,354 @@
+"""What a search tells: a table while it goes on, files that other programs read, TensorBoard, and a figure."""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from rich.live import Live
+from rich.table import Table
+from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import summary as session_summary
+
+from kpipe import figures
+from kpipe.config.space import Dimension
+from kpipe.console import Screen
+from kpipe.rundir import write_json, write_text
+from kpipe.search.records import Group, Record, grouped, ranked, write_groups, write_trials
+
+_SHOWN = 10  # trials in the table
+BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
+
+
+class Report:
+    """The report of one search, brought up to date whenever a trial has ended.
+
+    Args:
+        search: the search's folder, where it is written.
+        dimensions: of the space.
+        objective: val_accuracy or val_loss.
+        total: how many trials there will be, at most.
+        epochs: that a trial has in full.
+        screen: where the user sees it.
+        workers: how many trials go on at once.
+    """
+
+    def __init__(
+        self,
+        search: Path,
+        dimensions: Sequence[Dimension],
+        *,
+        objective: str,
+        total: int | None,
+        epochs: int,
+        screen: Screen,
+        workers: int = 1,
+    ):
+        self._search = search
+        self._dimensions = list(dimensions)
+        self._keys = list(dict.fromkeys(dimension.key for dimension in dimensions))
+        self._objective = objective
+        self._total = total
+        self._epochs = epochs
+        self._screen = screen
+        self._workers = workers
+        self._names = _short_names(self._keys)
+        self._live: Live | None = None
+        self._records: dict[int, Record] = {}
+        self._now = ""
+        self._began = time.monotonic()
+        self._done_before = 0
+
+    @contextmanager
+    def watching(self, records: Mapping[int, Record]) -> Iterator[None]:
+        """While this is open the table is on the screen, where that is a terminal."""
+        self._records = dict(records)
+        self._done_before = self._done
+        if not self._screen.console.is_terminal:
+            yield
+            return
+        with Live(self, console=self._screen.console, refresh_per_second=2, transient=True) as self._live:
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def __rich__(self) -> Table:
+        return self._table(ranked(self._records.values(), self._objective), caption=self._progress())
+
+    def epoch(self, number: int, execution: int, epoch: int, logs: Mapping[str, float]) -> None:
+        """A trial has ended an epoch."""
+        again = f", seed {execution + 1}" if execution else ""
+        self._now = f"trial {number}{again}: epoch {epoch}, {self._objective} {logs[self._objective]:.4f}"
+
+    def trial_ended(self, records: Mapping[int, Record]) -> None:
+        """Shows and writes what has changed."""
+        ended = [r for r in records.values() if r.has_ended and not _has_ended(self._records.get(r.number))]
+        self._records, self._now = dict(records), ""
+        if self._live is None:
+            for record in ended:
+                self._screen.line(self._line(record))
+        self.write(records)
+
+    def write(self, records: Mapping[int, Record]) -> None:
+        """The files, TensorBoard's included."""
+        path, ended = self._search, [record for record in records.values() if record.has_ended]
+        write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
+        groups = grouped(ended, self._objective)
+        if _have_repetitions(groups):
+            write_groups(path / GROUPS_CSV, groups, [key for key in self._keys if key != "seed"])
+        _write_space(path, self._dimensions, self._objective)
+        for record in ended:
+            _write_session(path, record)
+        if best := next(iter(ranked(ended, self._objective)), None):
+            self._write_best(best, len(ended))
+
+    def finish(self, records: Mapping[int, Record], space_is_exhausted: bool) -> dict[str, Any]:
+        """Draws the figure, writes summary.json, and says the result; returns what summary.json holds."""
+        self.write(records)
+        order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
+        scores = [record.score if record.has_score else None for record in order]
+        figures.write_search(self._search / FIGURE, scores, _times(order, records), objective=self._objective)
+        best = ranked(order, self._objective)
+        counts = {status: sum(r.status == status for r in order) for status in ("finished", "stopped", "failed")}
+        summary = {
+            "status": "finished",
+            "objective": self._objective,
+            "trials": len(order),
+            **counts,
+            "seconds": round(_times(order, records)[-1], 2) if order else 0.0,
+            "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
+        }
+        write_json(self._search / SUMMARY, summary)
+        self._show_result(best, order, counts, space_is_exhausted)
+        return summary
+
+    # --- on the screen ----------------------------------------------------------------------------------------
+
+    @property
+    def _done(self) -> int:
+        return sum(record.has_ended for record in self._records.values())
+
+    def _progress(self) -> str:
+        total = f" of {self._total}" if self._total else ""
+        failed = sum(record.status == "failed" for record in self._records.values())
+        parts = [f"{self._done}{total} trials" + (f", {failed} failed" if failed else ""), self._now, self._time_left()]
+        return "; ".join(part for part in parts if part)
+
+    def _time_left(self) -> str:
+        """By the trials of this process, however many epochs each had."""
+        done = self._done - self._done_before
+        if not self._total or not done or self._done >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
+        return f"about {_duration(seconds)} left"
+
+    def _line(self, record: Record) -> str:
+        total = f" of {self._total}" if self._total else ""
+        values = "  ".join(f"{self._names[key]} {_shown(value)}" for key, value in record.values.items())
+        result = f"{self._objective} {record.score:.4f}" if record.has_score else record.status
+        best = ranked(self._records.values(), self._objective)[:1] == [record]
+        text = f"trial {record.number}{total}  {result}  {values}  {record.epochs} epochs  {record.seconds:.1f} s"
+        ending = "  best" if best else "  stopped" if record.status == "stopped" else ""
+        return text + ending + (f"  ({_first_sentence(record.message)})" if record.message else "")
+
+    def _table(self, order: Sequence[Record], caption: str | None = None) -> Table:
+        table = Table(caption=caption, caption_justify="left", show_edge=False, box=None, header_style="bold")
+        for column in ("rank", "trial", self._objective):
+            table.add_column(column, justify="right")
+        for key in self._keys:
+            table.add_column(self._names[key], overflow="fold")
+        table.add_column("epochs", justify="right")
+        table.add_column("s", justify="right")
+        for rank, record in enumerate(order[:_SHOWN], 1):
+            values = (_shown(record.values[key]) if key in record.values else "" for key in self._keys)
+            numbers = (f"{record.epochs}", f"{record.seconds:.1f}")
+            table.add_row(f"{rank}", f"{record.number}", f"{record.score:.4f}", *values, *numbers)
+        return table
+
+    def _group_table(self, groups: Sequence[Group]) -> Table:
+        table = Table(show_edge=False, box=None, header_style="bold")
+        for column in ("rank", f"mean {self._objective}", "deviation", "trainings"):
+            table.add_column(column, justify="right")
+        keys = [key for key in self._keys if key != "seed"]
+        for key in keys:
+            table.add_column(self._names[key], overflow="fold")
+        for rank, group in enumerate(groups[:_SHOWN], 1):
+            values = (_shown(group.values[key]) if key in group.values else "" for key in keys)
+            table.add_row(f"{rank}", f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}", *values)
+        return table
+
+    def _show_result(self, best: Sequence[Record], order, counts: Mapping[str, int], space_is_exhausted: bool) -> None:
+        line, path = self._screen.line, self._search
+        if best:
+            self._screen.console.print(self._table(best))
+        groups = grouped(order, self._objective)
+        if _have_repetitions(groups):
+            line("")
+            self._screen.console.print(self._group_table(groups))
+        line("")
+        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        line(
+            f"{len(order)} trials ({said}) in {_duration(_times(order, self._records)[-1] if order else 0)} of training"
+        )
+        if space_is_exhausted:
+            line(f"The space has no more than {len(order)} combinations; all have been tried")
+        for record in order:
+            if record.status == "failed" and not best:
+                line(f"  trial {record.number}: {record.message}")
+        if best:
+            remark = self._remark(best[0])
+            line(
+                f"Best: trial {best[0].number}, {self._objective} {best[0].score:.4f}{'; ' + remark if remark else ''}"
+            )
+            line(f"Train it: kpipe run {shlex.quote(str(path / BEST))}")
+        line(f"All trials: {path / TRIALS_CSV}; {path / FIGURE}")
+        line(f"Curves and HParams: tensorboard --logdir {shlex.quote(str(path))}")
+
+    def _remark(self, best: Record) -> str:
+        """Why training best.yaml gives another score than the search says; empty where it gives the same."""
+        if "tuner/epochs" in best.codes and best.codes["tuner/epochs"] < self._epochs:
+            return f"after {best.codes['tuner/epochs']} of {self._epochs} epochs: trained in full it gets another score"
+        if len(best.scores) > 1:
+            return f"the mean over {len(best.scores)} seeds; best.yaml has the first, with {best.scores[0]:.4f}"
+        return ""
+
+    def _write_best(self, best: Record, trials: int) -> None:
+        config = self._search / best.run() / "config.yaml"
+        if not config.exists():
+            return
+        remark = self._remark(best)
+        again = f"# {remark}" if remark else "# On the same machine, kpipe run gives this score again, to the last bit."
+        head = f"# The best of {trials} trials: trial {best.number}, {self._objective} {best.score:.6g}.\n{again}\n"
+        write_text(self._search / BEST, head + config.read_text(encoding="utf-8"))
+
+
+def prune(search: Path, records: Iterable[Record], objective: str, keep: int, may_go_on) -> None:
+    """Removes the weights of trials that have ended, but of the best ones and of those that others may begin with.
+
+    Args:
+        search: the search's folder.
+        records: of the trials.
+        objective: of the search.
+        keep: how many of the best keep their weights.
+        may_go_on: of a trial's number: whether its weights may still be needed.
+    """
+    records = list(records)
+    kept = {record.number for record in ranked(records, objective)[:keep]}
+    for record in records:
+        if not record.has_ended or record.number in kept or may_go_on(record.number):
+            continue
+        for run in search.glob(f"{record.run()}*"):
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            (run / "model.keras").unlink(missing_ok=True)
+
+
+def _times(order: Sequence[Record], records: Mapping[int, Record]) -> list[float]:
+    """When each trial ended, in seconds of training, those of all workers one after the other."""
+    total, times = 0.0, []
+    for record in order:
+        parent = records.get(record.parent)
+        total += record.seconds - (parent.seconds if parent else 0.0)
+        times.append(total)
+    return times
+
+
+def _have_repetitions(groups: Sequence[Group]) -> bool:
+    return any(len(group.scores) > 1 for group in groups)
+
+
+def _has_ended(record: Record | None) -> bool:
+    return record is not None and record.has_ended
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The end of each dotted key that no other has, at least two parts of it."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        lengths = range(min(2, len(parts)), len(parts) + 1)
+        ends = (".".join(parts[-length:]) for length in lengths)
+        names[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+    return names
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _first_sentence(message: str) -> str:
+    return message.split("; ")[0].splitlines()[0]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# --- TensorBoard's HParams ------------------------------------------------------------------------------------------
+
+
+def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) -> None:
+    """Every key with its domain, and the metrics, once."""
+    if any(path.glob("events.out.*")):
+        return
+    domains = [hparams.HParam(key, _domain([d for d in dimensions if d.key == key])) for key in _keys(dimensions)]
+    metrics = [
+        hparams.Metric("score", display_name=f"{objective} (score)"),
+        hparams.Metric("epoch_accuracy", group="validation", display_name="val_accuracy, last epoch"),
+        hparams.Metric("epoch_loss", group="validation", display_name="val_loss, last epoch"),
+        hparams.Metric("epoch_loss", group="train", display_name="loss, last epoch"),
+        hparams.Metric("epochs"),
+        hparams.Metric("seconds"),
+    ]
+    with tf.summary.create_file_writer(str(path)).as_default(step=0):
+        tf.summary.experimental.write_raw_pb(
+            hparams.hparams_config_pb(hparams=domains, metrics=metrics).SerializeToString()
+        )
+
+
+def _keys(dimensions: Sequence[Dimension]) -> list[str]:
+    return list(dict.fromkeys(dimension.key for dimension in dimensions))
+
+
+def _domain(cases: Sequence[Dimension]) -> Any:
+    """Of one key: the union over its cases."""
+    if all(case.kind == "choice" for case in cases):
+        values = [_plain(value) for case in cases for value in case.values]
+        kinds = {type(value) for value in values}
+        values = values if len(kinds) == 1 else [str(value) for value in values]
+        return hparams.Discrete(list(dict.fromkeys(values)))
+    numbers = [n for case in cases for n in (case.values if case.kind == "choice" else (case.low, case.high))]
+    if all(case.kind == "int" for case in cases):
+        return hparams.IntInterval(int(min(numbers)), int(max(numbers)))
+    return hparams.RealInterval(float(min(numbers)), float(max(numbers)))
+
+
+def _plain(value: Any) -> Any:
+    """What HParams can hold."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _write_session(path: Path, record: Record) -> None:
+    """A trial's values, score and end, beside the curves of its run, once."""
+    run = path / record.run()
+    if not run.exists() or any(run.glob("events.out.*")):
+        return
+    values = {key: _plain(value) for key, value in record.values.items()}
+    ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
+    with tf.summary.create_file_writer(str(run)).as_default(step=record.epochs):
+        for message in (hparams.hparams_pb(values, trial_id=record.run()), session_summary.session_end_pb(ending)):
+            tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)
+        if record.has_score:
+            tf.summary.scalar("score", record.score)
+        tf.summary.scalar("epochs", record.epochs)
+        tf.summary.scalar("seconds", record.seconds)

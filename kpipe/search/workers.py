@@ -1,0 +1,197 @@
+"""Several workers on one machine: processes that ask this one, keras-tuner's chief, what to try next.
+
+keras-tuner's chief waits for ever when a worker is gone. Here a worker that was killed is started again with its name,
+which is given its trial again, a few times; any other end of a worker ends the search.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kpipe.config import Loaded
+from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError
+from kpipe.signals import Stop
+
+LAUNCHER = "KPIPE_LAUNCHER"  # the process that a worker is not to outlive
+_ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
+_RESTARTS = 3  # of each worker
+_PATIENCE = 60  # seconds that a worker has to save what it does
+_LAST_LINES = 15
+
+
+def role() -> str | None:
+    """What keras-tuner's environment variables say that this process is: chief, worker, or None: it is alone.
+
+    Raises:
+        ConfigError: some of them are missing.
+    """
+    given = [name for name in _ADDRESS if os.environ.get(name)]
+    if not given:
+        return None
+    if missing := [name for name in _ADDRESS if name not in given]:
+        raise ConfigError(f"{given[0]} is set: expected {' and '.join(missing)} as well, for several workers")
+    return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
+def become_chief() -> None:
+    """Takes a free port of this machine; workers that are started from here on find it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(dict(zip(_ADDRESS, ("127.0.0.1", str(port), "chief"), strict=True)))
+
+
+def leave_chief() -> None:
+    """Forgets what `become_chief` has set."""
+    for name in _ADDRESS:
+        os.environ.pop(name, None)
+
+
+def die_with_launcher() -> None:
+    """Ends this worker, what it does saved, when the process that has started it is gone."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(search: Callable[[], None]) -> "Server":
+    """Runs the chief's loop beside this thread."""
+    server = Server(search)
+    server.start()
+    return server
+
+
+class Server(threading.Thread):
+    """The chief's loop.
+
+    Args:
+        search: does not return before every worker has been told to stop.
+
+    Attributes:
+        error: what ended it, if it failed.
+    """
+
+    def __init__(self, search: Callable[[], None]):
+        super().__init__(daemon=True)
+        self._search = search
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._search()
+        except Exception as error:  # raised again by who waits for it
+            self.error = error
+
+
+@dataclass
+class _Worker:
+    name: str
+    log: Path
+    process: subprocess.Popen | None = None
+    starts: int = 0
+    ended: bool = False
+
+
+@dataclass
+class Workers:
+    """The workers of a search on this machine.
+
+    Args:
+        loaded: what they search.
+        count: how many.
+        folder: of the search, where each writes its log.
+    """
+
+    loaded: Loaded
+    count: int
+    folder: Path
+    _workers: list[_Worker] = field(default_factory=list)
+
+    def supervise(self, server: Server, stop: Stop) -> None:
+        """Until all have ended by themselves.
+
+        Raises:
+            KeyboardInterrupt: a signal came; the workers have saved what they did.
+            EnvironmentFault: a worker was killed too often.
+            KpipeError: what a worker says.
+        """
+        self._workers = [_Worker(f"worker-{i}", self.folder / f"worker-{i}.log") for i in range(1, self.count + 1)]
+        stop.defer()
+        try:
+            for worker in self._workers:
+                self._start(worker)
+            while not all(worker.ended for worker in self._workers):
+                time.sleep(0.1)
+                if stop.number is not None:
+                    self._end_all()
+                    stop.obey()
+                if server.error is not None:
+                    raise server.error
+                for worker in self._workers:
+                    self._look_after(worker)
+        finally:
+            self._end_all()
+
+    def _start(self, worker: _Worker) -> None:
+        command = [sys.executable, "-m", "kpipe", "search", self.loaded.document.name, *self.loaded.overrides]
+        environment = {**os.environ, "KERASTUNER_TUNER_ID": worker.name, LAUNCHER: str(os.getpid())}
+        worker.starts += 1
+        with open(worker.log, "ab") as log:
+            # A session of its own: Ctrl-C reaches this process, which then tells the workers.
+            worker.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _look_after(self, worker: _Worker) -> None:
+        code = None if worker.ended else worker.process.poll()
+        if code is None:
+            return
+        if code == 0:
+            worker.ended = True
+        elif 0 < code < 128:
+            raise _as_said(worker, code)
+        elif worker.starts <= _RESTARTS:
+            self._start(worker)
+        else:
+            raise EnvironmentFault(
+                f"{worker.name} was killed {worker.starts} times (exit code {code}), so the search ends here; "
+                f"is the memory too small for {self.count} workers? Its log: {worker.log}. The same command goes on."
+            )
+
+    def _end_all(self) -> None:
+        running = [worker.process for worker in self._workers if worker.process and worker.process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + _PATIENCE
+        for process in running:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _as_said(worker: _Worker, code: int) -> Exception:
+    """The error of a worker, from its exit code and the end of its log."""
+    lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = "\n".join(lines[-_LAST_LINES:])
+    kinds: Mapping[int, type[KpipeError]] = {
+        kind.exit_code: kind for kind in (ConfigError, DataError, EnvironmentFault)
+    }
+    if code in kinds:
+        return kinds[code](f"{worker.name}: {said}")
+    return RuntimeError(f"{worker.name} ended with exit code {code}; the end of {worker.log}:\n{said}")
