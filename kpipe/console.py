@@ -54,6 +54,11 @@ def describe_size(number: int) -> str:
     return f"{number} bytes"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 LONG = 5  # seconds after which somebody wonders what is going on
 
 

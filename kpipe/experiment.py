@@ -545,6 +545,8 @@ def _fit(job: _Job) -> None:
     except Diverged as error:
         job.progress.seconds = time.monotonic() - job.started_at
         job.write_summary("diverged")
+        if trial:  # whose checkpoints the search removes
+            raise
         kept = job.checkpoints.latest
         raise Diverged(
             f"{error}. " + (f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before.")

@@ -228,7 +228,7 @@ def _draw_search(scores: Sequence[float | None], seconds: Sequence[float], objec
         axes.set_xlabel(unit, color=_INK, fontsize=9)
         axes.plot(places, known, "o", color=_BLUE, alpha=0.45, markersize=4, label="a trial")
         axes.step(places, so_far, where="post", color=_VERMILION, linewidth=1.8, label="the best so far")
-        axes.set_xlim(0, (places.max() if len(places) else 1) * 1.03)
+        axes.set_xlim(0, max(places, default=0) * 1.03 or 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=title == "trials", steps=[1, 2, 5, 10]))
         if objective.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -618,9 +618,8 @@ class Values(Section):
         raise PydanticCustomError("values", "expected {expected}", {"expected": expected})
 
     @model_serializer(mode="wrap")
-    def _given_alone(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | list[Any]:
-        given = {key: value for key, value in handler(self).items() if value is not None}
-        return given["choice"] if given.keys() == {"choice"} else given
+    def _given_alone(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
     def kind(self) -> str:

@@ -379,4 +379,6 @@ def _annotated(value: Any, keys: Keys, origins: dict[Keys, str]):
             continue
         text = yaml.safe_dump(child, default_flow_style=True, width=1000, allow_unicode=True)
         text = text.removesuffix("\n").removesuffix("\n...")
-        yield f"{indent}{key}: {text}", origins.get(here, "default")
+        # A bare list of the search's space stands under `choice` here.
+        is_choice = keys[:2] == ("search", "space") and key == "choice"
+        yield f"{indent}{key}: {text}", origins.get(here) or (is_choice and origins.get(keys)) or "default"

@@ -4,7 +4,7 @@ One rule: an override that changes the kind of a section (its `name` or `schedul
 mapping) replaces that section. Options that the new kind also has are kept, the others fall back to its defaults.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from kpipe.config.document import DEEPEST, Document, Keys, Problem, dotted, parse_document, parse_scalar, show
@@ -56,11 +56,11 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
     return [dotted(keys) for keys in dropped]
 
 
-def sections_at(keys: Iterable[str | int]) -> set[type[Section]]:
+def sections_at(keys: Keys) -> set[type[Section]]:
     """The section classes that may stand at a key path, all members of a union included."""
     found: set[type[Section]] = {Experiment}
-    for key in keys:
-        if isinstance(key, int):
+    for depth, key in enumerate(keys):
+        if isinstance(key, int) or keys[:depth] == ("search", "space"):  # an entry of a list, a key of the space
             continue
         fields = [section.model_fields[key].annotation for section in found if key in section.model_fields]
         found = {section for annotation in fields for section in _sections_in(annotation)}

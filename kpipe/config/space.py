@@ -102,6 +102,9 @@ def space_mistakes(search: SearchOptions, is_key, mistake_of) -> Iterator[tuple[
     if not space:
         yield "", "expected at least one key of the experiment"
         return
+    if isinstance(search.space, str) and search.method == "grid":
+        yield "", f"{search.space} has ranges of numbers, a grid needs lists of values; give a space of your own"
+        return
     for key, spec in space.items():
         for message in _mistakes_of_key(key, spec, search, is_key):
             wrong = True

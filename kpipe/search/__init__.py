@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_tuner.engine import base_tuner
-from keras_tuner.errors import FailedTrialError, FatalError
 
 from kpipe.config import Loaded
 from kpipe.config.space import decode, make_dimensions
-from kpipe.console import Screen
+from kpipe.console import Screen, counted
 from kpipe.errors import Diverged, EnvironmentFault, Interrupted
 from kpipe.experiment import logs_of
 from kpipe.faults import command_again
@@ -93,8 +92,9 @@ def run_search(
                 _search_with(workers, job, oracle, path, stop)
             else:
                 runner = TrialRunner(loaded, path, job.objective, stop, screen=job.screen, on_epoch=report.epoch)
-                _search(_Tuner(oracle, path, runner))
+                _quiet(_Tuner(oracle, path, runner).search)()
         records = read_records(path)
+        prune(path, records.values(), job.objective, job.search.keep)
         summary = report.finish(
             records, space_is_exhausted=bool(job.search_trials and len(records) < job.search_trials)
         )
@@ -129,6 +129,7 @@ class _Tuner(base_tuner.BaseTuner):
 
     def __init__(self, oracle, folder: Path, runner: TrialRunner | None = None):
         self._folder = folder
+        self._dimensions = oracle.dimensions
         self.runner = runner
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
 
@@ -136,20 +137,21 @@ class _Tuner(base_tuner.BaseTuner):
     def project_dir(self):
         return str(self._folder)
 
-    def run_trial(self, trial):
-        try:
-            record = self._run(number_of(trial.trial_id), codes_of(trial))
-        except Exception as error:
-            raise FatalError from error  # keras-tuner would count it as a trial that failed
-        if not record.has_score:
-            raise FailedTrialError(record.message)
-        return {self.runner.objective: record.score}
-
-    def _run(self, number: int, codes: dict[str, Any]) -> Record:
+    def _try_run_and_update_trial(self, trial):
+        # keras-tuner's own takes every error for a trial that has failed. Here those of `TrialRunner.run` are, and
+        # another one, a programming error or an interruption, ends the search.
+        codes = codes_of(trial)
         parent = codes.get(PARENT)
-        values = decode(make_dimensions(self.runner.loaded.experiment.search), codes)
-        record = Record(number, codes, values, parent=None if parent is None else number_of(parent))
-        return self.runner.run(record, codes.get(EPOCHS))
+        record = Record(
+            number_of(trial.trial_id),
+            codes,
+            decode(self._dimensions, codes),
+            parent=None if parent is None else number_of(parent),
+        )
+        record = self.runner.run(record, codes.get(EPOCHS))
+        if record.has_score:
+            self.oracle.update_trial(trial.trial_id, {self.runner.objective: record.score})
+        trial.status = "COMPLETED" if record.has_score else "FAILED"
 
     def on_trial_end(self, trial):
         self.oracle.end_trial(trial)
@@ -160,13 +162,6 @@ class _Tuner(base_tuner.BaseTuner):
 
     def save(self):
         pass
-
-
-def _search(tuner: _Tuner) -> None:
-    try:
-        _quiet(tuner.search)()
-    except FatalError as fatal:
-        raise fatal.__cause__ from None
 
 
 def _quiet(search):
@@ -204,16 +199,16 @@ def _work(job: _Job) -> None:
             )
         job.screen.line(f"working on {path}")
         tuner.runner = TrialRunner(job.loaded, path, job.objective, stop, worker=tuner.tuner_id, screen=job.screen)
-        _search(tuner)
+        _quiet(tuner.search)()
 
 
-def _show_header(job: _Job, path: Path, records: Mapping[int, Record], total: int | None, workers: int) -> None:
+def _show_header(job: _Job, path: Path, records: Mapping[int, Record], total: int, workers: int) -> None:
     done = sum(record.has_ended for record in records.values())
     rows = {
-        "search": f"{job.search.method}, {total or 'at most all'} trials of {job.epochs} epochs, by {job.objective}"
+        "search": f"{job.search.method}, {counted(total, 'trial')} of {counted(job.epochs, 'epoch')}, by {job.objective}"
         + (f", {workers} workers" if workers > 1 else ""),
         "space": ", ".join(dict.fromkeys(dimension.key for dimension in job.dimensions)),
-        "folder": str(path) + (f", resumed after {done} trials" if records else ""),
+        "folder": str(path) + (f", resumed after {counted(done, 'trial')}" if records else ""),
     }
     job.screen.header(f"kpipe search: {job.name}", rows)
 
@@ -228,7 +223,6 @@ def _worded_interruption(path: Path, stop: Stop) -> Iterator[None]:
             raise
         done = sum(record.has_ended for record in read_records(path).values())
         raise Interrupted(
-            f"{stop.word}; {done} trials are done. The same command goes on from there:\n  "
-            f"{command_again(resumes=True)}",
+            f"{stop.word}; {counted(done, 'trial')} done. The same command goes on from there:\n  {command_again(resumes=True)}",
             stop.exit_code,
         ) from None

@@ -7,6 +7,7 @@ process begins with other random numbers after each reload.)
 """
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner import oracles
 from keras_tuner.engine import trial as engine_trial
+from threadpoolctl import threadpool_limits
 
 from kpipe.config.space import Dimension, combinations, make_dimensions
 from kpipe.search.records import Record
@@ -22,6 +24,7 @@ from kpipe.tables import SEARCH_METHODS, SearchOptions, resolve
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
 """Under what names hyperband says how long a trial trains, and which one it goes on from."""
+_ENDED = ("COMPLETED", "FAILED")
 _MOST_COLLISIONS = 10_000  # draws of what has been tried before, after which a space counts as exhausted
 _DRAWS = 1_000_000  # more numbers than a trial draws
 
@@ -75,6 +78,9 @@ class _Repeatable:
 
     def populate_space(self, trial_id):
         self._seed_state = (self.seed * 1000 + int(trial_id)) * _DRAWS
+        return self._populate(trial_id)
+
+    def _populate(self, trial_id):
         return super().populate_space(trial_id)
 
     @keras_tuner.synchronized
@@ -120,9 +126,11 @@ class _Repeatable:
         """For oracles that remember more than their trials."""
 
     @property
-    def total(self) -> int | None:
-        """How many trials there will be, at most; None: not known."""
-        return self.max_trials
+    def total(self) -> int:
+        """How many trials there will be, at most."""
+        if not all(dimension.is_finite for dimension in self.dimensions):
+            return self.max_trials
+        return sum(1 for _ in itertools.islice(combinations(self.dimensions), self.max_trials))
 
     def may_go_on(self, number: int) -> bool:
         """Whether another trial may begin with the weights of this one."""
@@ -154,11 +162,7 @@ class GridOracle(_Repeatable, keras_tuner.Oracle):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
         self._combinations = list(combinations(self.dimensions))
 
-    @property
-    def total(self) -> int:
-        return min(len(self._combinations), self.max_trials or len(self._combinations))
-
-    def populate_space(self, trial_id):
+    def _populate(self, trial_id):
         if int(trial_id) < len(self._combinations):
             return {"status": "RUNNING", "values": dict(self._combinations[int(trial_id)])}
         return {"status": "STOPPED"}
@@ -172,18 +176,23 @@ class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
         points = search.initial_trials or 3 * max(keys, 1)
         super().__init__(search, dimensions, max_trials=search.trials, num_initial_points=points, **options)
 
-    def populate_space(self, trial_id):
+    def _populate(self, trial_id):
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
-        with warnings.catch_warnings():
+        # Its matrices are so small that several threads only wait for each other.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn: a length scale of the kernel is at its bound
-            found = super().populate_space(trial_id)
+            found = super()._populate(trial_id)
         if found["status"] == "RUNNING" and self._duplicate(found["values"]):
             return self._random_populate_space()
         return found
 
 
 class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
-    """Brackets of many short trials, of which the best go on."""
+    """Brackets of many short trials, of which the best go on (Li et al. 2018).
+
+    keras-tuner promotes one trial less for each that has failed, and none when a third has. Here a round ends when
+    each of its trials has ended, and the best of those that have a score go on.
+    """
 
     def __init__(self, search, dimensions, epochs, **options):
         super().__init__(
@@ -194,6 +203,39 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             hyperband_iterations=search.iterations,
             **options,
         )
+
+    def _populate(self, trial_id):
+        for bracket in self._brackets:
+            if len(bracket["rounds"][0]) < self._get_size(bracket["bracket_num"], 0):
+                return self._random_trial(trial_id, bracket)
+            if (values := self._promote(trial_id, bracket)) is not None:
+                return {"status": "RUNNING", "values": values}
+        if self._current_bracket == 0 and self._current_iteration + 1 == self.hyperband_iterations:
+            return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+        self._increment_bracket_num()
+        self._start_new_bracket()
+        return self._random_trial(trial_id, self._brackets[-1])
+
+    def _promote(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any] | None:
+        """What the next trial that goes on in a bracket tries; None: none can, yet."""
+        number, rounds = bracket["bracket_num"], bracket["rounds"]
+        for before, (entries, following) in enumerate(itertools.pairwise(rounds)):
+            trials = [self.trials[entry["id"]] for entry in entries]
+            if any(trial.status not in _ENDED for trial in trials):
+                return None
+            scored = [trial for trial in trials if trial.status == "COMPLETED"]
+            scored.sort(key=lambda trial: trial.score, reverse=self.objective.direction == "max")
+            if len(following) < min(len(scored), self._get_size(number, before + 1)):
+                best = scored[len(following)]
+                following.append({"past_id": best.trial_id, "id": trial_id})
+                return best.hyperparameters.values | {
+                    PARENT: best.trial_id,
+                    EPOCHS: self._get_epochs(number, before + 1),
+                    "tuner/initial_epoch": self._get_epochs(number, before),
+                    "tuner/bracket": number,
+                    "tuner/round": before + 1,
+                }
+        return None
 
     def _took_in(self, trial) -> None:
         parent = trial.hyperparameters.values.get(PARENT)
@@ -211,12 +253,12 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
 
     def may_go_on(self, number: int) -> bool:
         for bracket in self._brackets:
-            for before, (entries, following) in enumerate(zip(bracket["rounds"], bracket["rounds"][1:], strict=False)):
+            for before, (entries, following) in enumerate(itertools.pairwise(bracket["rounds"])):
                 if all(number_of(entry["id"]) != number for entry in entries):
                     continue
                 heirs = [entry["id"] for entry in following if number_of(entry["past_id"]) == number]
                 if heirs:  # it has copied the weights when it has ended, at the latest
-                    return any(self.trials[heir].status not in ("COMPLETED", "FAILED") for heir in heirs)
+                    return any(self.trials[heir].status not in _ENDED for heir in heirs)
                 return len(following) < self._get_size(bracket["bracket_num"], before + 1)
         return False
 

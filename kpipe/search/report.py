@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import summary as session_summary
 
 from kpipe import figures
 from kpipe.config.space import Dimension
-from kpipe.console import Screen
+from kpipe.console import Screen, counted
 from kpipe.rundir import write_json, write_text
 from kpipe.search.records import Group, Record, grouped, ranked, write_groups, write_trials
 
@@ -45,7 +45,7 @@ class Report:
         dimensions: Sequence[Dimension],
         *,
         objective: str,
-        total: int | None,
+        total: int,
         epochs: int,
         screen: Screen,
         workers: int = 1,
@@ -101,7 +101,7 @@ class Report:
         path, ended = self._search, [record for record in records.values() if record.has_ended]
         write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
         groups = grouped(ended, self._objective)
-        if _have_repetitions(groups):
+        if _have_repetitions(self._keys, ended):
             write_groups(path / GROUPS_CSV, groups, [key for key in self._keys if key != "seed"])
         _write_space(path, self._dimensions, self._objective)
         for record in ended:
@@ -136,25 +136,28 @@ class Report:
         return sum(record.has_ended for record in self._records.values())
 
     def _progress(self) -> str:
-        total = f" of {self._total}" if self._total else ""
         failed = sum(record.status == "failed" for record in self._records.values())
-        parts = [f"{self._done}{total} trials" + (f", {failed} failed" if failed else ""), self._now, self._time_left()]
+        parts = [
+            f"{self._done} of {counted(self._total, 'trial')}" + (f", {failed} failed" if failed else ""),
+            self._now,
+            self._time_left(),
+        ]
         return "; ".join(part for part in parts if part)
 
     def _time_left(self) -> str:
         """By the trials of this process, however many epochs each had."""
         done = self._done - self._done_before
-        if not self._total or not done or self._done >= self._total:
+        if not done or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
         return f"about {_duration(seconds)} left"
 
     def _line(self, record: Record) -> str:
-        total = f" of {self._total}" if self._total else ""
         values = "  ".join(f"{self._names[key]} {_shown(value)}" for key, value in record.values.items())
         result = f"{self._objective} {record.score:.4f}" if record.has_score else record.status
         best = ranked(self._records.values(), self._objective)[:1] == [record]
-        text = f"trial {record.number}{total}  {result}  {values}  {record.epochs} epochs  {record.seconds:.1f} s"
+        epochs = counted(record.epochs, "epoch")
+        text = f"trial {record.number} of {self._total}  {result}  {values}  {epochs}  {record.seconds:.1f} s"
         ending = "  best" if best else "  stopped" if record.status == "stopped" else ""
         return text + ending + (f"  ({_first_sentence(record.message)})" if record.message else "")
 
@@ -189,7 +192,7 @@ class Report:
         if best:
             self._screen.console.print(self._table(best))
         groups = grouped(order, self._objective)
-        if _have_repetitions(groups):
+        if _have_repetitions(self._keys, order):
             line("")
             self._screen.console.print(self._group_table(groups))
         line("")
@@ -198,7 +201,7 @@ class Report:
             f"{len(order)} trials ({said}) in {_duration(_times(order, self._records)[-1] if order else 0)} of training"
         )
         if space_is_exhausted:
-            line(f"The space has no more than {len(order)} combinations; all have been tried")
+            line(f"The space has no more than {counted(len(order), 'combination')}; all have been tried")
         for record in order:
             if record.status == "failed" and not best:
                 line(f"  trial {record.number}: {record.message}")
@@ -229,7 +232,13 @@ class Report:
         write_text(self._search / BEST, head + config.read_text(encoding="utf-8"))
 
 
-def prune(search: Path, records: Iterable[Record], objective: str, keep: int, may_go_on) -> None:
+def prune(
+    search: Path,
+    records: Iterable[Record],
+    objective: str,
+    keep: int,
+    may_go_on: Callable[[int], bool] = lambda number: False,
+) -> None:
     """Removes the weights of trials that have ended, but of the best ones and of those that others may begin with.
 
     Args:
@@ -259,8 +268,9 @@ def _times(order: Sequence[Record], records: Mapping[int, Record]) -> list[float
     return times
 
 
-def _have_repetitions(groups: Sequence[Group]) -> bool:
-    return any(len(group.scores) > 1 for group in groups)
+def _have_repetitions(keys: Sequence[str], records: Iterable[Record]) -> bool:
+    """Whether trainings differ in their seed alone."""
+    return "seed" in keys or any(len(record.scores) > 1 for record in records)
 
 
 def _has_ended(record: Record | None) -> bool:
@@ -285,7 +295,7 @@ def _shown(value: Any) -> str:
 
 
 def _first_sentence(message: str) -> str:
-    return message.split("; ")[0].splitlines()[0]
+    return message.split("; ")[0].splitlines()[0].removesuffix(".")
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,175 @@
+"""What a search may try: every mistake named with its line, before TensorFlow is loaded."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from kpipe.config import load_search
+from kpipe.config.space import combinations, decode, make_dimensions
+from kpipe.errors import ConfigError
+
+HEAD = """\
+data: {source: digits, image_size: 28}
+model: {name: lenet5}
+"""
+NAME, PEAK, MOMENTUM = "training.optimizer.name", "training.learning_rate.peak", "training.optimizer.momentum"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(search, *overrides):
+        path = tmp_path / "exp.yaml"
+        path.write_text(f"{HEAD}search:\n  " + search.replace("\n", "\n  ") + "\n")
+        return load_search(path, overrides)
+
+    return load
+
+
+def space(*lines):
+    return "space:\n" + "".join(f"  {line}\n" for line in lines)
+
+
+BROKEN = [
+    ("method: bayesan", "exp.yaml:4: search.method: unknown name 'bayesan', did you mean 'bayesian'?"),
+    ("trials: 0", "exp.yaml:4: search.trials: expected at least 1, got 0"),
+    ("method: grid\ninitial_trials: 3", "exp.yaml:5: search.initial_trials: unknown key"),
+    ("objective: val_los", "exp.yaml:4: search.objective: expected one of val_accuracy, val_loss, got 'val_los'"),
+    ("space: {}", "exp.yaml:4: search.space: expected at least one key of the experiment"),
+    ("space: lr", "exp.yaml:4: search.space: expected one of learning_rate_and_optimizer, got 'lr'"),
+    (space(f"{NAME}: 3"), f"exp.yaml:5: search.space.{NAME}: expected a list of values, or one of {{uniform: [a, b]}}"),
+    (space(f"{NAME}: {{lug: [1, 2]}}"), f"exp.yaml:5: search.space.{NAME}.lug: unknown key, did you mean 'log'?"),
+    (space("training.optimizr.name: [sgd]"), "unknown key 'optimizr', did you mean 'optimizer'?"),
+    (space("model.name.x: [1, 2]"), "search.space.model.name.x: unknown key 'x', model.name has no keys"),
+    (space(f"{NAME}: [sgd, adm]"), f"cannot be tried with {{{NAME}: 'adm'}}: {NAME}: unknown name 'adm', did you mean"),
+    (space(f"{NAME}: [sgd, sgd]"), f"exp.yaml:5: search.space.{NAME}: expected each value once, got 'sgd' twice"),
+    (space(f"{PEAK}: {{log: [0, 1]}}"), f"search.space.{PEAK}: log: expected numbers above 0, got 0"),
+    (space(f"{PEAK}: {{log: [1, 0.1]}}"), f"search.space.{PEAK}: expected [smallest, largest], got [1, 0.1]"),
+    (space(f"{PEAK}: {{log: [0.1, 1, 2]}}"), f"search.space.{PEAK}.log: expected at most 2 entries, got [0.1, 1, 2]"),
+    (space(f"{PEAK}: {{log: [0.1]}}"), f"search.space.{PEAK}.log: expected at least 2 entries, got [0.1]"),
+    (space(f"{PEAK}: {{log: [0.1, a]}}"), f"search.space.{PEAK}.log.1: expected a number, got 'a'"),
+    (space(f"{PEAK}: {{uniform: [-1, 1]}}"), f"cannot be tried with {{{PEAK}: -1.0}}: {PEAK}: expected more than 0"),
+    (space(f"{PEAK}: {{log: [0.1, 1], step: 2}}"), f"search.space.{PEAK}: step belongs to int, not to log"),
+    (space("data.batch_size: {int: [8, 8]}"), "search.space.data.batch_size: expected [smallest, largest], got [8, 8]"),
+    ("method: grid", "search.space: learning_rate_and_optimizer has ranges of numbers, a grid needs lists of values"),
+    ("method: grid\n" + space(f"{PEAK}: {{log: [0.1, 1]}}"), f"exp.yaml:6: search.space.{PEAK}: a grid needs a list"),
+    (space("seed: [0, 1]"), "seed: belongs to method: grid; executions_per_trial repeats a trial with other seeds"),
+    ("method: hyperband\n" + space("training.epochs: [1, 2]"), "hyperband itself decides how long a trial trains"),
+    (space("name: [a, b]"), "search.space.name: cannot be searched"),
+    (space("training.monitor: [val_loss, val_accuracy]"), "search.space.training.monitor: cannot be searched"),
+    (
+        space(f"{NAME}: [sgd, adam]", f"{MOMENTUM}: [0.0, 0.9]"),
+        f"search.space.{MOMENTUM}: cannot be tried with {{{NAME}: 'adam', {MOMENTUM}: 0.0}}: {MOMENTUM}: unknown key",
+    ),
+    (
+        space(f"{NAME}: [sgd, adam]", f"{MOMENTUM}: {{choice: [0.0, 0.9], when: {{training.optimizer.nme: sgd}}}}"),
+        f"when: expected a key of the space that is a list, got 'training.optimizer.nme', did you mean '{NAME}'?",
+    ),
+    (
+        space(f"{NAME}: [sgd, adam]", f"{MOMENTUM}: {{choice: [0.0, 0.9], when: {{{NAME}: rmsprop}}}}"),
+        f"search.space.{MOMENTUM}: when: expected values of {NAME}, ['sgd', 'adam'], got 'rmsprop'",
+    ),
+    (
+        space(f"{NAME}: [sgd, adam]", f"{PEAK}: {{cases: [{{choice: [1], when: {{{NAME}: sgd}}}}, [0.1]]}}"),
+        "expected cases that exclude each other by when, got two that fit at once, 1 and 2",
+    ),
+    (
+        space(f"{NAME}: [sgd, adam]", f"{PEAK}: {{cases: [{{log: [0.1, 1]}}], when: {{{NAME}: sgd}}}}"),
+        "expected when in each case, got one beside cases",
+    ),
+    (
+        space(f"{PEAK}: {{cases: [{{cases: [[0.1]]}}]}}"),
+        f"search.space.{PEAK}: expected no cases inside a case",
+    ),
+    (
+        space("model.name: [lenet5, vgg11]", "data.image_size: [16, 32]"),
+        "cannot be tried with {model.name: 'vgg11', data.image_size: 16}: data.image_size: vgg11 needs at least 17",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("search", "message"), BROKEN, ids=lambda value: value.split("\n")[-1][:40])
+def test_every_mistake_is_named_with_its_line(load, search, message):
+    with pytest.raises(ConfigError) as caught:
+        load(search)
+    assert message in str(caught.value)
+    assert "exp.yaml:" in str(caught.value)
+
+
+def test_other_mistakes_of_the_file(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(HEAD + "training: {monitor: val_loss}\nsearch: {objective: val_accuracy}\n")
+    with pytest.raises(ConfigError, match="exp.yaml:4: search.objective: differs from training.monitor; leave one"):
+        load_search(path)
+    path.write_text(HEAD.replace("28}", "28, split: {validation: 0}}"))
+    with pytest.raises(ConfigError, match="exp.yaml:1: data.split.validation: a search needs a validation part, got 0"):
+        load_search(path)
+
+
+def test_a_space_is_a_list_of_dimensions_that_depend_on_earlier_ones(load):
+    loaded = load(
+        space(
+            f"{PEAK}: {{cases: [{{log: [0.1, 1], when: {{{NAME}: sgd}}}}, {{log: [0.1, 1], when: {{{NAME}: adam}}}}]}}",
+            f"{NAME}: [sgd, adam]",
+            f"{MOMENTUM}: {{choice: [0.0, 0.9], when: {{{NAME}: sgd}}}}",
+        )
+    )
+    found = make_dimensions(loaded.experiment.search)
+    assert [each.name for each in found] == [NAME, PEAK, f"{PEAK}#2", MOMENTUM]
+    assert decode(found, {NAME: 1, f"{PEAK}#2": 0.00123456789}) == {NAME: "adam", PEAK: 0.00123457}
+    varied = loaded.vary({NAME: "sgd", MOMENTUM: 0.9, PEAK: 0.5}).training
+    assert (varied.optimizer.name, varied.optimizer.momentum, varied.learning_rate.peak) == ("sgd", 0.9, 0.5)
+
+
+def test_combinations_are_those_of_nested_loops(load):
+    search = load(
+        "method: grid\n"
+        + space("seed: [0, 1]", f"{NAME}: [sgd, adam]", f"{MOMENTUM}: {{choice: [0.0, 0.9], when: {{{NAME}: sgd}}}}")
+    ).experiment.search
+    dimensions = make_dimensions(search)
+    found = [decode(dimensions, codes) for codes in combinations(dimensions)]
+    assert found == [
+        {"seed": seed, NAME: name} | ({} if momentum is None else {MOMENTUM: momentum})
+        for seed, name in itertools.product((0, 1), ("sgd", "adam"))
+        for momentum in ((0.0, 0.9) if name == "sgd" else (None,))
+    ]
+
+
+def test_values_may_be_lists_and_sections(load):
+    loaded = load(
+        space("data.augment: [[], [flip_horizontal]]", "training.optimizer: [{name: sgd, momentum: 0.9}, {name: adam}]")
+    )
+    values = decode(make_dimensions(loaded.experiment.search), {"data.augment": 1, "training.optimizer": 0})
+    varied = loaded.vary(values)
+    assert varied.data.augment[0].chosen[0] == "flip_horizontal"
+    assert varied.training.optimizer.momentum == 0.9
+
+
+def test_the_command_line_reaches_into_the_space(load):
+    loaded = load("method: random", "search.method=hyperband", f"search.space.{PEAK}.log=[1e-4,1e-2]",
+                  f"search.space.{NAME}=[sgd,adam]")  # fmt: skip
+    found = make_dimensions(loaded.experiment.search)
+    assert {each.key: each.kind for each in found} == {PEAK: "log", NAME: "choice"}
+    assert load("method: random\ntrials: 5", "search.method=hyperband").dropped == ("search.trials",)
+
+
+def test_nothing_given_means_learning_rate_and_optimizer(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(HEAD)
+    search = load_search(path).experiment.search
+    assert (search.method, search.trials) == ("random", 20)
+    assert [(each.key, each.low, each.high) for each in make_dimensions(search)] == [
+        (NAME, 0, 0),
+        (PEAK, 1e-2, 1.0),
+        (PEAK, 1e-4, 1e-2),
+    ]
+
+
+def test_a_mistake_costs_no_import_of_tensorflow(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(f"{HEAD}search: {{space: {{training.learning_rate.peek: [0.1]}}}}\n")
+    code = "import sys; from kpipe.cli import main; main(); print({'tensorflow', 'keras_tuner'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code, "search", str(path)], capture_output=True, text=True)
+    assert "unknown key 'peek', did you mean 'peak'?" in done.stderr
+    assert done.stdout == "set()\n"
