@@ -82,9 +82,9 @@ def run_search(
             prune(path, records.values(), job.objective, job.search.keep, oracle.may_go_on)
 
         _show_header(job, path, records, total, workers)
-        with report.watching(records):
+        with report.watching(records), _keras_tuner_held_back():
             if part == "chief":
-                server = serve(_quiet(_Tuner(oracle, path).search))
+                server = serve(_Tuner(oracle, path).search)
                 server.join()
                 if server.error:
                     raise server.error
@@ -92,7 +92,7 @@ def run_search(
                 _search_with(workers, job, oracle, path, stop)
             else:
                 runner = TrialRunner(loaded, path, job.objective, stop, screen=job.screen, on_epoch=report.epoch)
-                _quiet(_Tuner(oracle, path, runner).search)()
+                _Tuner(oracle, path, runner).search()
         records = read_records(path)
         prune(path, records.values(), job.objective, job.search.keep)
         summary = report.finish(
@@ -164,20 +164,15 @@ class _Tuner(base_tuner.BaseTuner):
         pass
 
 
-def _quiet(search):
-    """keras-tuner prints the conditions of the space whenever it sends one."""
-
-    def quiet() -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            search()
-
-    return quiet
+def _keras_tuner_held_back() -> contextlib.redirect_stdout:
+    """keras-tuner prints the conditions of the space whenever it sends one; a Screen has the true standard output."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _search_with(workers: int, job: _Job, oracle, path: Path, stop: Stop) -> None:
     become_chief()
     try:
-        server = serve(_quiet(_Tuner(oracle, path).search))
+        server = serve(_Tuner(oracle, path).search)
         Workers(job.loaded, workers, path).supervise(server, stop)
     finally:
         leave_chief()
@@ -199,14 +194,15 @@ def _work(job: _Job) -> None:
             )
         job.screen.line(f"working on {path}")
         tuner.runner = TrialRunner(job.loaded, path, job.objective, stop, worker=tuner.tuner_id, screen=job.screen)
-        _quiet(tuner.search)()
+        with _keras_tuner_held_back():
+            tuner.search()
 
 
 def _show_header(job: _Job, path: Path, records: Mapping[int, Record], total: int, workers: int) -> None:
     done = sum(record.has_ended for record in records.values())
     rows = {
-        "search": f"{job.search.method}, {counted(total, 'trial')} of {counted(job.epochs, 'epoch')}, by {job.objective}"
-        + (f", {workers} workers" if workers > 1 else ""),
+        "search": f"{job.search.method}, {counted(total, 'trial')} of {counted(job.epochs, 'epoch')}, "
+        f"by {job.objective}" + (f", {workers} workers" if workers > 1 else ""),
         "space": ", ".join(dict.fromkeys(dimension.key for dimension in job.dimensions)),
         "folder": str(path) + (f", resumed after {counted(done, 'trial')}" if records else ""),
     }
@@ -223,6 +219,7 @@ def _worded_interruption(path: Path, stop: Stop) -> Iterator[None]:
             raise
         done = sum(record.has_ended for record in read_records(path).values())
         raise Interrupted(
-            f"{stop.word}; {counted(done, 'trial')} done. The same command goes on from there:\n  {command_again(resumes=True)}",
+            f"{stop.word}; {counted(done, 'trial')} done. The same command goes on from there:\n"
+            f"  {command_again(resumes=True)}",
             stop.exit_code,
         ) from None

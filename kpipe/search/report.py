@@ -5,7 +5,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Report:
         total: how many trials there will be, at most.
         epochs: that a trial has in full.
         screen: where the user sees it.
-        workers: how many trials go on at once.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Report:
         total: int,
         epochs: int,
         screen: Screen,
-        workers: int = 1,
     ):
         self._search = search
         self._dimensions = list(dimensions)
@@ -57,7 +55,6 @@ class Report:
         self._total = total
         self._epochs = epochs
         self._screen = screen
-        self._workers = workers
         self._names = _short_names(self._keys)
         self._live: Live | None = None
         self._records: dict[int, Record] = {}
@@ -253,7 +250,8 @@ def prune(
     for record in records:
         if not record.has_ended or record.number in kept or may_go_on(record.number):
             continue
-        for run in search.glob(f"{record.run()}*"):
+        for execution in range(max(1, len(record.scores))):
+            run = search / record.run(execution)
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
             (run / "model.keras").unlink(missing_ok=True)
 
@@ -320,7 +318,7 @@ def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) ->
         hparams.Metric("epochs"),
         hparams.Metric("seconds"),
     ]
-    with tf.summary.create_file_writer(str(path)).as_default(step=0):
+    with closing(tf.summary.create_file_writer(str(path))) as writer, writer.as_default(step=0):
         tf.summary.experimental.write_raw_pb(
             hparams.hparams_config_pb(hparams=domains, metrics=metrics).SerializeToString()
         )
@@ -355,7 +353,7 @@ def _write_session(path: Path, record: Record) -> None:
         return
     values = {key: _plain(value) for key, value in record.values.items()}
     ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
-    with tf.summary.create_file_writer(str(run)).as_default(step=record.epochs):
+    with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=record.epochs):
         for message in (hparams.hparams_pb(values, trial_id=record.run()), session_summary.session_end_pb(ending)):
             tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)
         if record.has_score:

@@ -54,6 +54,9 @@ class TrialRunner:
     on_epoch: Callable[[int, int, int, Mapping[str, float]], None] = lambda number, execution, epoch, logs: None
     _data: "tuple[str, data.Splits] | None" = None
 
+    def __post_init__(self):
+        gc.freeze()  # what is there now stays; looking at it after each trial would take longer than a small trial
+
     def run(self, record: Record, epochs: int | None = None) -> Record:
         """Trains a trial to its end, or goes on with it, and writes its record.
 
@@ -77,6 +80,8 @@ class TrialRunner:
                 epochs=summary.get("epochs", 0),
                 seconds=summary.get("seconds", 0.0),
             )
+        finally:
+            keras.backend.clear_session()  # collects the garbage, too
         record = replace(record, ended=time.time())
         write_record(self.search, record)
         self.stop.obey()
@@ -123,8 +128,6 @@ class TrialRunner:
                 callbacks=[rule] if rule else [],
             ),
         )
-        keras.backend.clear_session()
-        gc.collect()
         return result.summary, bool(rule and rule.has_stopped)
 
     def _load(self, config: DataConfig) -> data.Splits:
