@@ -13,7 +13,7 @@ from kpipe.experiment import train
 from kpipe.training.device import describe_device, gpu_hint
 from kpipe.training.precision import resolve_precision
 
-_PACKAGES = ("tensorflow", "keras", "tensorboard", "tensorflow-datasets", "numpy", "pydantic")
+_PACKAGES = ("tensorflow", "keras", "keras-tuner", "tensorboard", "tensorflow-datasets", "numpy", "pydantic")
 _TINY = {
     "name": "doctor",
     "data": {"source": "synthetic", "image_size": 16, "synthetic": {"classes": 2, "images": 400}},

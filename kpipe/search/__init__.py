@@ -26,7 +26,16 @@ from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_o
 from kpipe.search.records import Record, read_records
 from kpipe.search.report import Report, prune
 from kpipe.search.trials import TrialRunner
-from kpipe.search.workers import Workers, become_chief, die_with_launcher, leave_chief, role, serve
+from kpipe.search.workers import (
+    Workers,
+    become_chief,
+    chief_address,
+    die_with_launcher,
+    leave_chief,
+    role,
+    serve,
+    worded_protocol_errors,
+)
 from kpipe.signals import Stop, stop_signals
 
 
@@ -181,10 +190,10 @@ def _search_with(workers: int, job: _Job, oracle, path: Path, stop: Stop) -> Non
 def _work(job: _Job) -> None:
     """The life of a worker: trials of the chief's search until it has no more."""
     die_with_launcher()
-    with stop_signals() as stop, worded_write_errors(job.logs):
+    with stop_signals() as stop, worded_write_errors(job.logs), worded_protocol_errors():
         folder = job.logs / job.name
         tuner = _Tuner(job.make_oracle({}), folder)
-        job.screen.line("waiting for the chief")
+        job.screen.line(f"waiting for the chief at {chief_address()}")
         tuner.oracle.get_space()
         path = find_search(job.logs, job.name, job.identity)
         if path is None:

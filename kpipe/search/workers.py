@@ -11,9 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import grpc
 
 from kpipe.config import Loaded
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError
@@ -38,6 +41,23 @@ def role() -> str | None:
     if missing := [name for name in _ADDRESS if name not in given]:
         raise ConfigError(f"{given[0]} is set: expected {' and '.join(missing)} as well, for several workers")
     return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+
+
+def chief_address() -> str:
+    """Where a worker looks for the chief."""
+    return f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
+
+
+@contextmanager
+def worded_protocol_errors() -> Iterator[None]:
+    """Turns what gRPC says when the chief is gone into an EnvironmentFault."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise EnvironmentFault(
+            f"the chief at {chief_address()} has gone or does not answer ({error.code().name}). Start it again, and "
+            "this worker: the search goes on"
+        ) from None
 
 
 def become_chief() -> None:
