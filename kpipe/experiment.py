@@ -246,19 +246,24 @@ def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progre
         progress: shows how far the decoding is.
     """
     passed_on = ("image_size", "stored_size", "resize", "channels", "cache_gigabytes", "on_error", "skip_limit")
-    windows = [AUGMENTATIONS[entry.chosen[0]] for entry in config.augment]
     return data.load_dataset(
         config.source,
         **{name: getattr(config, name) for name in passed_on},
         cache=config.cache,
         ahead=ahead,
-        whole_images=any(isinstance(row, WindowRow) and row.whole_image for row in windows),
+        whole_images=needs_whole_images(config),
         validation=config.split.validation,
         test=config.split.test,
         download=ahead,
         progress=progress,
         **_source_options(config),
     )
+
+
+def needs_whole_images(config: DataConfig) -> bool:
+    """Whether an augmentation looks at the images as they are in their files."""
+    rows = [AUGMENTATIONS[entry.chosen[0]] for entry in config.augment]
+    return any(isinstance(row, WindowRow) and row.whole_image for row in rows)
 
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:

@@ -8,8 +8,10 @@ import re
 import signal
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import grpc
 import keras
 import numpy as np
 import pytest
@@ -261,6 +263,10 @@ def test_data_are_read_once_for_trials_that_read_the_same(kpipe, experiment, tra
     assert len({trial.constants for _, trial, _ in trained}) == 1
     assert kpipe("search", experiment, "search.method=grid", "search.space.data.image_size=[16,20]")[0] == 0
     assert len(reads) == 3
+    # A window that looks at the files needs other images than one that looks at what is kept.
+    windows = "search.space.data.augment=[[translate],[random_resized_crop]]"
+    assert kpipe("search", experiment, "search.method=grid", windows)[0] == 0
+    assert len(reads) == 5
 
 
 def test_executions_have_other_seeds_and_the_score_is_their_mean(kpipe, experiment, search, trained):
@@ -424,6 +430,16 @@ def test_an_error_of_the_data_ends_the_search(kpipe, experiment, fails):
     assert (code, err) == (3, "photos/: expected images, found none\n")
 
 
+def test_data_without_a_validation_part(kpipe, experiment, trained, monkeypatch):
+    from kpipe.search import trials
+
+    real = trials.load_splits
+    without = lambda *a, **o: replace(real(*a, **o), validation=None)  # noqa: E731
+    monkeypatch.setattr("kpipe.search.trials.load_splits", without)
+    code, _, err = kpipe("search", experiment)
+    assert (code, err) == (3, "a search needs a validation part, this data has none\n")
+
+
 def test_a_search_without_one_score(kpipe, experiment, search, fails):
     fails({number: Diverged("the loss became nan at step 3; likely causes: ...") for number in (1, 2)})
     code, out, err = kpipe("search", experiment, "search.trials=2")
@@ -518,6 +534,49 @@ def test_what_a_worker_says_is_said_by_the_search(kpipe, experiment, worker_says
     worker_says("echo 'Traceback: a mistake in the code'; exit 1")
     with pytest.raises(RuntimeError, match=r"(?s)worker-\d ended with exit code 1.*a mistake in the code"):
         kpipe("search", experiment, "--workers", "2")
+
+
+@pytest.fixture
+def as_worker(monkeypatch):
+    """This process is a worker; the chief answers what is given."""
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8000")
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-1")
+
+    def as_worker(answer):
+        monkeypatch.setattr("keras_tuner.src.distribute.oracle_client.OracleClient.get_space", answer)
+
+    return as_worker
+
+
+def test_a_worker_of_another_experiment(kpipe, experiment, as_worker, logs):
+    as_worker(lambda client: None)
+    code, out, err = kpipe("search", experiment)
+    assert (code, out) == (5, "waiting for the chief at 127.0.0.1:8000\n")
+    assert err == (
+        f"{logs / 'tiny'}: expected the folder of the chief's search, found none of this experiment. Workers need the "
+        "chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS).\n"
+    )
+
+
+def test_a_chief_that_is_gone(kpipe, experiment, as_worker):
+    class Gone(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self):
+            return "failed to connect"
+
+    def answer(client):
+        raise Gone
+
+    as_worker(answer)
+    code, _, err = kpipe("search", experiment)
+    assert code == 5
+    assert err == (
+        "the chief at 127.0.0.1:8000 has gone or does not answer (UNAVAILABLE: failed to connect). Start it again, and "
+        "this worker: the search goes on\n"
+    )
 
 
 def test_an_incomplete_address_of_the_chief(kpipe, experiment, monkeypatch):

@@ -353,8 +353,12 @@ def _write_session(path: Path, record: Record) -> None:
         return
     values = {key: _plain(value) for key, value in record.values.items()}
     ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
+    messages = (
+        hparams.hparams_pb(values, trial_id=record.run(), start_time_secs=record.ended - record.seconds),
+        session_summary.session_end_pb(ending, end_time_secs=record.ended),
+    )
     with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=record.epochs):
-        for message in (hparams.hparams_pb(values, trial_id=record.run()), session_summary.session_end_pb(ending)):
+        for message in messages:
             tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)
         if record.has_score:
             tf.summary.scalar("score", record.score)

@@ -19,8 +19,8 @@ from rich.console import Console
 from kpipe import data
 from kpipe.config import DataConfig, Experiment, Loaded
 from kpipe.console import Screen
-from kpipe.errors import ConfigError, Diverged, OutOfMemory
-from kpipe.experiment import Trial, load_splits, train
+from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
+from kpipe.experiment import Trial, load_splits, needs_whole_images, train
 from kpipe.rundir import is_run_of, read_json
 from kpipe.search.records import Record, read_records, write_record
 from kpipe.signals import Stop
@@ -28,7 +28,7 @@ from kpipe.tables import MedianStopping
 
 _NEAR_CHANCE = 0.02
 _LEAST_STEPS = 100  # before a trial counts as stuck, where stuck_after is not given
-_WITHOUT_IMAGES = ("batch_size", "augment", "class_weights")  # keys of `data` that change nothing about what is read
+_AFTER_READING = {"batch_size", "augment", "class_weights"}  # keys of `data` about what is done with what was read
 
 
 @dataclass
@@ -128,7 +128,9 @@ class TrialRunner:
                 callbacks=[rule] if rule else [],
             ),
         )
-        return result.summary, bool(rule and rule.has_stopped)
+        # The rule itself does not know when an earlier process was killed after it had stopped the training.
+        is_short = result.summary["epochs"] < wanted and experiment.training.early_stopping is None
+        return result.summary, rule is not None and (rule.has_stopped or is_short)
 
     def _load(self, config: DataConfig) -> data.Splits:
         """The data, read once for all trials that have the same."""
@@ -138,7 +140,7 @@ class TrialRunner:
             self._data = (key, load_splits(config, progress=self.screen.progress))
         splits = self._data[1]
         if splits.validation is None:
-            raise ConfigError("search: needs a validation part, this data has none")
+            raise DataError("a search needs a validation part, this data has none")
         return splits
 
     def _constants(self, config: DataConfig) -> Path:
@@ -237,5 +239,5 @@ def _inherit(path: Path, parent: Path) -> None:
 
 def _digest(config: DataConfig) -> str:
     """What tells apart data that are read, kept and normalised differently."""
-    content = config.model_dump(mode="json", exclude=set(_WITHOUT_IMAGES))
+    content = [config.model_dump(mode="json", exclude=_AFTER_READING), needs_whole_images(config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -54,9 +54,10 @@ def worded_protocol_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
+        said = f"{error.code().name}: {error.details()}"
         raise EnvironmentFault(
-            f"the chief at {chief_address()} has gone or does not answer ({error.code().name}). Start it again, and "
-            "this worker: the search goes on"
+            f"the chief at {chief_address()} has gone or does not answer ({said}). Start it again, and this worker: "
+            "the search goes on"
         ) from None
 
 
