@@ -67,6 +67,14 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")
 
 
+class _Console(Console):
+    """Goes on in silence when the reader of a pipe has gone: a training of hours does not end with `| head`."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class Screen:
     """Shows one run on standard output.
 
@@ -79,7 +87,7 @@ class Screen:
         # Piped output is not cut at 80 columns: whoever reads it has no window.
         width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
         # Bound to what is standard output now: a search keeps keras-tuner's prints off it.
-        self.console = console or Console(
+        self.console = console or _Console(
             file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), width=width
         )
         self._progress: Progress | None = None

@@ -495,6 +495,7 @@ class _Job:
             "parameters": model.count_params(),
             "epochs": progress.train.step // self.prepared.steps_per_epoch,
             "best_epoch": progress.best_epoch,
+            "stopped_early": progress.train.stopped,
             "steps": progress.train.step,
             "seconds": round(progress.seconds, 2),
             "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
@@ -595,7 +596,8 @@ def _finish(job: _Job) -> Result:
         _write_figures(job)
     job.stop.defer()  # what is left takes milliseconds, and a finished run is not gone on with
     summary = job.write_summary("finished", parts)
-    checkpoints.finish(keep_last=job.experiment.training.checkpoint.keep_last)  # the best weights are in model.keras
+    keep_last = job.experiment.training.checkpoint.keep_last or job.trial is not None  # hyperband may go on from it
+    checkpoints.finish(keep_last=keep_last)  # the best weights are in model.keras
     if progress.train_metrics:
         trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}
         parts = {f"train, during epoch {progress.best_epoch}": trained_on, **parts}

@@ -182,7 +182,7 @@ def open_search(
     folder = Path(logs) / name
     with _locked(folder, _ELSEWHERE):
         path = None if new else find_search(logs, name, identity)
-        path = path or _fresh_path(folder, _SEARCH, f"_{_digest_of_search(identity)}")
+        path = path or _fresh_path(folder, f"{_SEARCH}{_digest_of_search(identity)}_")
         (path / TRIALS).mkdir(parents=True, exist_ok=True)
         lock = _take(path, "search", _SEARCH_LOCK)
         write_config(path, config)
@@ -203,8 +203,14 @@ def find_search(logs: Path, name: str, identity: dict[str, Any]) -> Path | None:
         identity: experiment and search, resolved; with another number of trials, or of those that keep their weights,
             it is still the same.
     """
-    found = (Path(logs) / name).glob(f"{_SEARCH}*_{_digest_of_search(identity)}")
+    found = (Path(logs) / name).glob(f"{_SEARCH}{_digest_of_search(identity)}_*")
     return max(found, default=None)
+
+
+def unfinished_searches(folder: Path) -> list[Path]:
+    """The searches in an experiment's folder that have not been reported, the newest last."""
+    found = [path for path in folder.glob(f"{_SEARCH}*") if read_status(path) != "finished"]
+    return sorted(found, key=lambda path: path.name.partition("_")[2])
 
 
 def _digest_of_search(identity: dict[str, Any]) -> str:
@@ -400,9 +406,9 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _fresh_path(folder: Path, prefix: str = "", suffix: str = "") -> Path:
+def _fresh_path(folder: Path, prefix: str = "") -> Path:
     stamp = prefix + time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = [stamp + suffix] + [f"{stamp}_{i:03}{suffix}" for i in range(2, 1000)]  # sorted by name, as they came
+    names = [stamp] + [f"{stamp}_{i:03}" for i in range(2, 1000)]  # sorted by name, as they came
     return next(folder / name for name in names if not (folder / name).exists())
 
 

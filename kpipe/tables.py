@@ -602,7 +602,7 @@ class Values(Section):
     step: Annotated[int, Field(ge=1)] | None = None
     """Distance of the whole numbers of `int`."""
     int: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
-    """[smallest, largest]: a whole number, both ends included."""
+    """[smallest, largest]: a whole number; the largest only where the steps reach it."""
 
     @model_validator(mode="before")
     @classmethod

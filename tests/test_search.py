@@ -1,6 +1,7 @@
 """Whole searches through the command line: what stands on the screen, what is left on disk, what bad trials get."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -17,12 +19,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from runs import assert_same_run, records_of
+from rich.console import Console
+from runs import TINY, assert_same_run, records_of
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from kpipe.config import load_search
+from kpipe.config.space import make_dimensions
+from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.rundir import write_config, write_json
 from kpipe.search.records import Record, read_records, write_record
+from kpipe.search.report import Report
 from kpipe.search.trials import StopBelowMedian
 from kpipe.tables import MedianStopping
 
@@ -72,7 +79,7 @@ def trained(monkeypatch):
                 epochs = epoch + 1
                 break
         (trial.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        summary = {"status": "finished", "epochs": epochs, "seconds": 1.0}
+        summary = {"status": "finished", "epochs": epochs, "seconds": 1.0, "stopped_early": model.stop_training}
         summary["validation"] = {"accuracy": accuracy, "loss": 1 - accuracy}
         write_json(trial.path / "summary.json", summary)
         return SimpleNamespace(summary=summary)
@@ -162,13 +169,13 @@ def check_tensorboard(path, rows):
 KILLED = [
     (("kpipe.search.trials", None, "_inherit", 1), "while a trial goes on from another"),
     (("kpipe.search.trials", None, "write_record", 2), "while it ends a trial"),
-    (("kpipe.search.trials", None, "write_record", 3), "while it begins one"),
+    (("kpipe.search.trials", None, "write_record", 3), "while it begins another"),
     (("kpipe.training.checkpoints", "Checkpoints", "commit", 2), "in the middle of one"),
 ]
 
 
 def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(start, experiment, logs, search):
-    command = ("search", experiment, "search.method=hyperband", "search.factor=2")
+    command = ("search", experiment, "search.method=hyperband", "search.factor=2", "search.keep=5")
     for blow, when in KILLED:
         assert start(*command, blow=(*blow, signal.SIGKILL)).wait() == -signal.SIGKILL, when
     stopped = start(*command, blow=("kpipe.training.checkpoints", "Checkpoints", "commit", 1, signal.SIGINT))
@@ -194,12 +201,11 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(start, experi
     assert (summary["epochs"], summary["steps"]) == (2, 18)
     epochs = [r["epoch"] for r in records_of(run) if (r["split"], r["span"]) == ("validation", "epoch")]
     assert epochs == [1, 2]
-    if (run / "checkpoints").exists():
-        [last] = (run / "checkpoints").glob("step-*")
-        with np.load(last / "training.npz") as saved:
-            iterations = [saved[name] for name in saved.files if name.startswith("optimizer_variables")][0]
-        assert int(iterations) == 18
-        assert_same_run(run, other / heir.run())
+    [last] = (run / "checkpoints").glob("step-*")
+    with np.load(last / "training.npz") as saved:
+        iterations = [saved[name] for name in saved.files if name.startswith("optimizer_variables")][0]
+    assert int(iterations) == 18
+    assert_same_run(run, other / heir.run())
 
 
 def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
@@ -226,6 +232,7 @@ def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
     assert sorted(read_records(path)) == [1, 2, 3, 4]
     logs_of_workers = [(path / f"worker-{i}.log").read_text() for i in (1, 2)]
     assert sum(text.count("working on") for text in logs_of_workers) == 3  # one of them twice
+    assert re.search(r"^worker-\d was killed \(exit code -9\) and is started again, 1 of 3$", out, re.M)
     assert not [name for name in os.environ if name.startswith("KERASTUNER")]
     # The workers have computed what one process computes.
     code, out, _ = kpipe(*command, "--new")
@@ -242,7 +249,8 @@ def test_the_same_command_reports_a_finished_search_and_more_trials_go_on(kpipe,
     code, again, _ = kpipe("search", experiment, "search.trials=3")
     assert (code, len(trained)) == (0, 3)
     assert "resumed after 3 trials" in again
-    assert again.splitlines()[-5:] == first.splitlines()[-5:]
+    assert again.splitlines()[-6:-1] == first.splitlines()[-5:]
+    assert again.splitlines()[-1] == "It was finished before, more search.trials go on with it; --new starts another"
     assert kpipe("search", experiment, "search.trials=5")[0] == 0
     assert (len(trained), len(rows_of(search()))) == (5, 5)
     assert kpipe("search", experiment, "search.trials=3", "--new")[0] == 0
@@ -286,7 +294,7 @@ def test_executions_have_other_seeds_and_the_score_is_their_mean(kpipe, experime
     assert (first["trainings"], float(first["deviation"])) == ("3", pytest.approx(0.001))
     assert "deviation" in out
     head = (search() / "best.yaml").read_text().splitlines()
-    assert head[1].startswith("# the mean over 3 seeds")
+    assert head[2].startswith("# The mean over 3 seeds; best.yaml has the first, with ")
 
 
 def test_an_ablation_is_a_grid_over_seeds(kpipe, experiment, search, trained):
@@ -339,17 +347,92 @@ def test_the_median_rule_by_hand():
     curves = [[0.5, 0.7], [0.6, 0.8], [0.7, 0.9], [0.9]]
 
     def is_stopped(*scores, **rule):
-        callback = StopBelowMedian(MedianStopping(**rule), "val_accuracy", curves)
-        callback.set_model(SimpleNamespace(stop_training=False))
+        callback = StopBelowMedian(MedianStopping(**rule), "val_accuracy", curves, epochs=3)
+        model = SimpleNamespace(stop_training=False)
+        callback.set_model(model)
         for epoch, value in enumerate(scores):
             callback.on_epoch_end(epoch, {"val_accuracy": value})
-        return callback.has_stopped
+        assert callback.has_stopped(scores) == model.stop_training
+        return model.stop_training
 
     assert is_stopped(0.1, 0.69, trials=3, epochs=2)
     assert not is_stopped(0.1, 0.71, trials=3, epochs=2)
     assert not is_stopped(0.75, 0.1, trials=3, epochs=2)  # its best epoch counts
     assert not is_stopped(0.1, 0.69, trials=4, epochs=2)  # only three have come so far
     assert not is_stopped(0.1, trials=3, epochs=2)
+    assert not is_stopped(0.1, 0.1, 0.1, trials=1, epochs=3)  # there is nothing left to stop
+
+
+def test_the_median_rule_and_a_lost_record(kpipe, experiment, search, trained):
+    """A trial that the rule has stopped is still stopped when its record is lost, however many executions it has."""
+    rule = ("search.median_stopping.trials=2", "search.executions_per_trial=2")
+    grid = ("search.method=grid", f"{PEAKS}=[0.01,0.02,0.5]", *rule)
+    kpipe("search", experiment, *grid)
+    before = read_records(search())
+    assert (before[3].status, len(before[3].scores), len(trained)) == ("stopped", 1, 5)
+    (search() / "trials" / "0003.json").unlink()
+    (search() / "trials" / "0002.json").write_text("{")
+    code, out, _ = kpipe("search", experiment, *grid)
+    assert code == 0
+    assert "  note: a record is lost or damaged; these trials are looked up in their runs again: 2\n" in out
+    timeless = [{n: replace(r, ended=None) for n, r in found.items()} for found in (before, read_records(search()))]
+    assert timeless[0] == timeless[1]
+    assert len(trained) == 5
+
+
+def test_notes_about_what_will_be_tried(kpipe, experiment, trained):
+    cases = f"{{cases: [{{choice: [0.1], when: {{{NAME}: sgd}}}}, {{choice: [0.01], when: {{{NAME}: adam}}}}]}}"
+    text = TINY.replace("{epochs: 2,", "{epochs: 2, optimizer: {name: sgd, momentum: 0.9},")
+    Path(experiment).write_text(f"{text}search: {{space: {{{NAME}: [sgd, adam, rmsprop], {PEAK}: {cases}}}}}\n")
+    code, out, _ = kpipe("search", experiment, "search.trials=1")
+    assert code == 0
+    assert "  note: trials with another kind leave out what the file says of training.optimizer.momentum\n" in out
+    assert f"  note: {PEAK} has no case for {NAME}: 'rmsprop'; there it stays as in the file\n" in out
+
+
+def test_another_search_that_is_unfinished_is_named(kpipe, experiment, search, fails, trained):
+    fails({2: DataError("gone")})
+    assert kpipe("search", experiment, "search.trials=2")[0] == 3
+    first = search()
+    code, out, _ = kpipe("search", experiment, "search.trials=1", "search.seed=1")
+    assert code == 0
+    assert f"  note: {first} is unfinished; it has another space or another experiment\n" in out
+
+
+def test_a_pipe_whose_reader_has_gone_ends_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        screen = Screen()
+        screen.console.file = pipe
+        screen.line("nobody reads this")
+        screen.line("nor this")
+    assert screen.console.quiet
+
+
+def test_the_table_on_a_terminal(experiment, tmp_path):
+    """What stands there while a search goes on, at 80 columns."""
+    loaded = load_search(experiment, [f"search.space.{NAME}=[sgd,adam]", f"search.space.{PEAK}.log=[0.001,0.1]"])
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    report = Report(
+        tmp_path,
+        loaded.experiment,
+        make_dimensions(loaded.experiment.search),
+        objective="val_accuracy",
+        total=5,
+        screen=Screen(console),
+    )
+    values = {NAME: "sgd", PEAK: 0.0123456}
+    records = {n: Record(n, {}, values, "finished", n / 10, [n / 10], 0.5, 2, 3.25) for n in (1, 2)}
+    with report.watching({}):
+        report.epoch(3, 0, 1, {"val_accuracy": 0.75})
+        report._records = records
+        report._began -= 60
+        console.print(report)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert " rank  trial  val_accuracy  optimizer.name  learning_rate.peak  epochs    s" in lines
+    assert "    1      2        0.2000  sgd             0.01235                  2  3.2" in lines
+    assert "2 of 5 trials; trial 3: epoch 1, val_accuracy 0.7500; about 90 s left" in lines
 
 
 # --- bad trials -----------------------------------------------------------------------------------------------------
@@ -396,6 +479,7 @@ def test_a_loss_of_guessing_ends_a_trial(kpipe, experiment, search, fails):
         def watched(trial):
             for step, loss in enumerate(values, 1):
                 trial.watch({"split": "train", "span": "steps", "step": 10 * step, "loss": loss})
+                trial.watch({"split": "train", "span": "epoch", "step": 10 * step, "loss": 0.693})
             raise Diverged("it was not stuck")
 
         return watched
@@ -410,7 +494,7 @@ def test_a_loss_of_guessing_ends_a_trial(kpipe, experiment, search, fails):
 
 
 def test_a_loss_that_is_no_cross_entropy_has_no_such_mark(kpipe, experiment, search, fails):
-    fails({1: lambda trial: trial.watch({"split": "train", "step": 999, "loss": 0.693}) or 1 / 0})
+    fails({1: lambda trial: trial.watch({"split": "train", "span": "steps", "step": 999, "loss": 0.693}) or 1 / 0})
     with pytest.raises(ZeroDivisionError):
         kpipe("search", experiment, "search.trials=1", "training.loss.name=euclidean")
 
@@ -445,14 +529,14 @@ def test_a_search_without_one_score(kpipe, experiment, search, fails):
     code, out, err = kpipe("search", experiment, "search.trials=2")
     assert code == 4
     assert err == f"{search()}: not one of 2 trials has a score; the reasons stand above\n"
-    assert "  trial 2: the loss became nan at step 3; likely causes: ..." in out
+    assert "  trial 1, 2: the loss became nan at step 3; likely causes: ..." in out
     assert not (search() / "best.yaml").exists()
 
 
 def test_a_space_smaller_than_the_number_of_trials(kpipe, experiment, search, trained):
     code, out, _ = kpipe("search", experiment, f"search.space.{NAME}=[sgd,adam]", "search.trials=9")
     assert (code, len(trained)) == (0, 2)
-    assert "The space has no more than 2 combinations; all have been tried" in out
+    assert "The space has no more combinations; all have been tried" in out
 
 
 # --- what is remembered ---------------------------------------------------------------------------------------------
@@ -483,7 +567,6 @@ def test_records_are_written_and_read(tmp_path):
 
 
 def test_two_searches_at_once(kpipe, experiment, trained, logs):
-    from kpipe.config import load_search
     from kpipe.rundir import open_search
 
     loaded = load_search(experiment, ["search.trials=2"])
@@ -577,6 +660,22 @@ def test_a_chief_that_is_gone(kpipe, experiment, as_worker):
         "the chief at 127.0.0.1:8000 has gone or does not answer (UNAVAILABLE: failed to connect). Start it again, and "
         "this worker: the search goes on\n"
     )
+
+
+def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
+    as_worker(lambda client: None)
+    for option in (("--workers", "2"), ("--new",)):
+        code, _, err = kpipe("search", experiment, *option)
+        assert (code, err.startswith("--workers, --new: expected neither where KERASTUNER_TUNER_ID says")) == (2, True)
+
+
+def test_an_error_in_the_chiefs_report_is_its_own(kpipe, experiment, worker_says, monkeypatch):
+    """Not one of the worker, and not one of the protocol."""
+
+    monkeypatch.setattr(Report, "has_changed", lambda self, records: 1 / 0)
+    worker_says("sleep 60")
+    with pytest.raises(ZeroDivisionError):
+        kpipe("search", experiment, "--workers", "2")
 
 
 def test_an_incomplete_address_of_the_chief(kpipe, experiment, monkeypatch):

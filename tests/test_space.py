@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kpipe.config import load_search
+from kpipe.config import load_experiment, load_search
 from kpipe.config.space import combinations, decode, make_dimensions
 from kpipe.errors import ConfigError
 
@@ -82,6 +82,13 @@ BROKEN = [
         space(f"{PEAK}: {{cases: [{{cases: [[0.1]]}}]}}"),
         f"search.space.{PEAK}: expected no cases inside a case",
     ),
+    ("method: grid\nexecutions_per_trial: 2\n" + space("seed: [0, 1]"), "seed: each seed is a trial of its own; leave"),
+    (
+        space("training.optimizer: [{name: sgd}]", f"{NAME}: [sgd, adam]"),
+        f"exp.yaml:6: search.space.{NAME}: lies in training.optimizer, which is a key of the space too; leave one of",
+    ),
+    (space("model.variant: [modern, true, 1]"), "cannot be tried with {model.variant: true}"),
+    ("method: grid\n" + space("seed: {int: [0, 200000]}"), "expected a grid of fewer than 100,000 combinations, or"),
     (
         space("model.name: [lenet5, vgg11]", "data.image_size: [16, 32]"),
         "cannot be tried with {model.name: 'vgg11', data.image_size: 16}: data.image_size: vgg11 needs at least 17",
@@ -105,6 +112,35 @@ def test_other_mistakes_of_the_file(tmp_path):
     path.write_text(HEAD.replace("28}", "28, split: {validation: 0}}"))
     with pytest.raises(ConfigError, match="exp.yaml:1: data.split.validation: a search needs a validation part, got 0"):
         load_search(path)
+
+
+def test_all_mistakes_of_keys_are_named_beside_those_of_the_file(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(
+        HEAD + f"training: {{ephocs: 3}}\nsearch: {{space: {{{PEAK}: {{log: [1, 0.1]}}, data.bach: [1]}}}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_search(path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "training.ephocs",
+        f"search.space.{PEAK}",
+        "search.space.data.bach",
+    ]
+
+
+def test_a_key_that_is_searched_cannot_be_fixed_beside_it(load):
+    with pytest.raises(ConfigError) as caught:
+        load("method: random", f"{PEAK}=0.1")
+    assert str(caught.value) == (
+        f"command line: {PEAK}: is searched; to fix it, give search.space.{PEAK}=[...] with one value"
+    )
+
+
+def test_a_run_does_not_look_at_the_search(tmp_path):
+    path = tmp_path / "exp.yaml"
+    path.write_text(HEAD + "search: {objective: val_accuracy, space: {data.batch_size: {log: [1, 0]}}}\n")
+    load_experiment(path, ["training.monitor=val_loss", "data.split.validation=0"])
 
 
 def test_a_space_is_a_list_of_dimensions_that_depend_on_earlier_ones(load):

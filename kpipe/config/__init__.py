@@ -22,7 +22,7 @@ from kpipe.config.schema import (
     impossible,
     options,
 )
-from kpipe.config.space import space_mistakes
+from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.rundir import read_status, saved_step
 from kpipe.tables import MODELS, SearchOptions
@@ -56,6 +56,8 @@ class Loaded:
     document: Document
     dropped: tuple[str, ...]
     overrides: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """For the user, about what a search will try."""
 
     @property
     def origins(self) -> dict[Keys, str]:
@@ -67,7 +69,7 @@ class Loaded:
         Raises:
             ConfigError: they cannot be meant together.
         """
-        experiment, problems = _varied(self.document, values)
+        experiment, problems, _ = _varied(self.document, values)
         if problems or experiment is None:
             raise ConfigError("\n".join(str(problem) for problem in problems))
         return experiment
@@ -99,14 +101,14 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """`load_experiment` for a search: without a section `search`, learning rate and optimizer are tried at random.
 
     Raises:
-        ConfigError: as `load_experiment`, and there is no validation part.
+        ConfigError: as `load_experiment`, and for what cannot be searched.
     """
     path = Path(path)
     document = read_document(path)
     document.data.setdefault("name", path.stem)
     if document.data.get("search") is None:
         document.data["search"] = {}
-    return _check(document, overrides)
+    return _check(document, overrides, for_search=True)
 
 
 def load_network(name: str, image_size: int | None = None, overrides: Sequence[str] = ()) -> Loaded:
@@ -207,16 +209,18 @@ def _leaves(value: Any, keys: Keys = ()):
         yield keys, value
 
 
-def _check(document: Document, overrides: Sequence[str]) -> Loaded:
+def _check(document: Document, overrides: Sequence[str], *, for_search: bool = False) -> Loaded:
     dropped = apply_overrides(document, overrides)
     experiment, problems = _validated(document)
-    if not problems and experiment is not None and experiment.search is not None:
-        problems = _search_problems(document, experiment.search)
+    notes: list[str] = []
+    if for_search and (search := experiment.search if experiment else _section_alone(document)) is not None:
+        found, notes = _search_problems(document, search, is_whole=not problems)
+        problems += found
     if problems or experiment is None:
         lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=_order)))
         more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise ConfigError("\n".join(lines[:_SHOWN] + more))
-    return Loaded(experiment, document, tuple(dropped), tuple(overrides))
+    return Loaded(experiment, document, tuple(dropped), tuple(overrides), tuple(notes))
 
 
 def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
@@ -237,30 +241,48 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
     return experiment, problems
 
 
-def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem]]:
+def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem], list[str]]:
+    """The experiment with other values, what is wrong with it, and the keys of the file that it drops."""
     data = copy.deepcopy({key: value for key, value in document.data.items() if key != "search"})
     varied = Document(data, document.name)
-    override(varied, {split_keys(key): copy.deepcopy(value) for key, value in values.items()})
+    dropped = override(varied, {split_keys(key): copy.deepcopy(value) for key, value in values.items()})
     experiment, problems = _validated(varied)
     # What was not varied has no line of its own here; the key says it.
-    return experiment, [Problem("", problem.keys, problem.message) for problem in problems]
+    return experiment, [Problem("", problem.keys, problem.message) for problem in problems], dropped
 
 
-def _search_problems(document: Document, search: SearchOptions) -> list[Problem]:
-    def mistake_of(values: Mapping[str, Any]) -> str | None:
-        _, problems = _varied(document, values)
-        return str(problems[0]) if problems else None
+def _section_alone(document: Document) -> SearchOptions | None:
+    """The section `search` of an experiment with mistakes elsewhere."""
+    stand_in = {"name": "x", "data": {"source": "digits"}, "model": {"name": "mlp"}, "search": document.data["search"]}
+    try:
+        return Experiment.model_validate(stand_in).search
+    except ValidationError:
+        return None
 
-    found = [
-        (("search", "space", key) if key else ("search", "space"), message)
-        for key, message in space_mistakes(search, _unknown_key, mistake_of)
-    ]
-    source, split = document.data.get("data", {}), document.data.get("data", {}).get("split", {})
-    if split.get("validation") == 0 and source.get("source") in ("digits", "synthetic"):
-        found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
-    if search.objective and document.data.get("training", {}).get("monitor") not in (None, search.objective):
+
+def _search_problems(document: Document, search: SearchOptions, *, is_whole: bool) -> tuple[list[Problem], list[str]]:
+    """What is wrong with a search, and notes about it; `is_whole`: nothing is wrong with the rest."""
+
+    def try_(values: Mapping[str, Any]) -> Tried:
+        _, problems, dropped = _varied(document, values)
+        return Tried(str(problems[0]) if problems else None, tuple(dropped))
+
+    wrong, notes = list(space_mistakes(search, _unknown_key)), []
+    if is_whole and not wrong:
+        wrong, notes = try_values(search, try_)
+    found = [(("search", "space", key) if key else ("search", "space"), message) for key, message in wrong]
+    for key in keys_of(search):
+        if document.origins.get(split_keys(key)) == WHERE:
+            found.append((split_keys(key), f"is searched; to fix it, give search.space.{key}=[...] with one value"))
+    section = document.data.get("data")
+    if isinstance(section, dict) and section.get("source") in ("digits", "synthetic"):
+        if isinstance(section.get("split"), dict) and section["split"].get("validation") == 0:
+            found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
+    training = document.data.get("training")
+    monitor = training.get("monitor") if isinstance(training, dict) else None
+    if search.objective and monitor not in (None, search.objective):
         found.append((("search", "objective"), "differs from training.monitor; leave one of them out"))
-    return [Problem(_origin(document, keys), keys, message) for keys, message in found]
+    return [Problem(_origin(document, keys), keys, message) for keys, message in found], notes
 
 
 def _unknown_key(key: str) -> str | None:

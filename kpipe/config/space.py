@@ -7,7 +7,7 @@ those of another.
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from kpipe.tables import SPACES, SearchOptions, Values
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "training.deterministic", "training.monitor")
 """Keys, with all below them, that do not make another training or that a search sets itself."""
 _DIGITS = 6  # of a sampled number: it can be read, typed again, and is the same after it was
+_LARGEST_GRID = 100_000  # combinations, where it is not said how many are tried
 _MOST_CHECKED = 500  # combinations that are tried on the schema before the first step
 
 
@@ -61,28 +62,49 @@ class Dimension:
 
 
 def make_dimensions(search: SearchOptions) -> list[Dimension]:
-    """The dimensions of a space that `space_mistakes` has nothing to say about, those that others depend on first."""
+    """The dimensions of a space that `space_mistakes` has nothing to say about, in its order, but each behind those
+    that it depends on."""
     space = _space(search)
-    found = [_dimension(name, key, case, space) for key, spec in space.items() for name, case in _cases(key, spec)]
-    return sorted(found, key=lambda dimension: bool(dimension.when))
+    waiting = [_dimension(name, key, case, space) for key, spec in space.items() for name, case in _cases(key, spec)]
+    found: list[Dimension] = []
+    while waiting:
+        names = {each.name for each in found}
+        following = next(each for each in waiting if names.issuperset(each.when))
+        waiting.remove(following)
+        found.append(following)
+    return found
 
 
-def decode(dimensions: list[Dimension], codes: Mapping[str, Any]) -> dict[str, Any]:
+def keys_of(search: SearchOptions) -> list[str]:
+    """The dotted keys of a space, in its order."""
+    return list(_space(search))
+
+
+def decode(dimensions: Sequence[Dimension], codes: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides, by dotted key, that codes by dimension's name stand for; other names are passed over."""
     return {each.key: each.decode(codes[each.name]) for each in dimensions if each.name in codes}
 
 
-def combinations(dimensions: list[Dimension]) -> Iterator[dict[str, int]]:
+def combinations(dimensions: Sequence[Dimension]) -> Iterator[dict[str, int]]:
     """Every combination of codes of finite dimensions, the last dimension changing fastest."""
-    if not dimensions:
-        yield {}
-        return
-    first = [each for each in dimensions if not each.when]
-    for codes in itertools.product(*(each.codes for each in first)):
-        chosen = dict(zip((each.name for each in first), codes, strict=True))
-        rest = [each for each in dimensions if each.when and holds(each, chosen)]
-        for more in itertools.product(*(each.codes for each in rest)):
-            yield chosen | dict(zip((each.name for each in rest), more, strict=True))
+
+    def further(place: int, chosen: dict[str, int]) -> Iterator[dict[str, int]]:
+        if place == len(dimensions):
+            yield chosen
+        elif not holds(each := dimensions[place], chosen):
+            yield from further(place + 1, chosen)
+        else:
+            for code in each.codes:
+                yield from further(place + 1, chosen | {each.name: code})
+
+    yield from further(0, {})
+
+
+def count_combinations(dimensions: Sequence[Dimension], most: int | None = None) -> int | None:
+    """How many there are, not counted further than `most`; None: a dimension is not finite."""
+    if not all(each.is_finite for each in dimensions):
+        return None
+    return sum(1 for _ in itertools.islice(combinations(dimensions), most))
 
 
 def holds(dimension: Dimension, codes: Mapping[str, int]) -> bool:
@@ -90,41 +112,83 @@ def holds(dimension: Dimension, codes: Mapping[str, int]) -> bool:
     return all(codes.get(name) in allowed for name, allowed in dimension.when.items())
 
 
-def space_mistakes(search: SearchOptions, is_key, mistake_of) -> Iterator[tuple[str, str]]:
-    """What is wrong with the space, as (dotted key, message).
+@dataclass(frozen=True)
+class Tried:
+    """What the schema says of values that a search may try.
+
+    Attributes:
+        mistake: None where an experiment may have them, else what to say.
+        dropped: the dotted keys of the file that do not belong to them.
+    """
+
+    mistake: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+def space_mistakes(search: SearchOptions, wrong_key: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the keys of the space, as (dotted key, message).
 
     Args:
         search: the section.
-        is_key: of a dotted key: None where an experiment may have it, else what to say.
-        mistake_of: of overrides by dotted key: None where the experiment may have them, else what to say.
+        wrong_key: of a dotted key: None where an experiment may have it, else what to say.
     """
-    space, wrong = _space(search), False
+    space = _space(search)
     if not space:
-        yield "", "expected at least one key of the experiment"
-        return
-    if isinstance(search.space, str) and search.method == "grid":
+        yield "", f"expected at least one key of the experiment, or {' or '.join(SPACES)}"
+    elif isinstance(search.space, str) and search.method == "grid":
         yield "", f"{search.space} has ranges of numbers, a grid needs lists of values; give a space of your own"
-        return
-    for key, spec in space.items():
-        for message in _mistakes_of_key(key, spec, search, is_key):
-            wrong = True
-            yield key, message
-    if wrong:
-        return
-    dimensions = make_dimensions(search)
-    if search.method == "hyperband" and any(each.key == "training.epochs" for each in dimensions):
+    elif search.method == "hyperband" and "training.epochs" in space:
         yield "training.epochs", "hyperband itself decides how long a trial trains"
-        return
-    reported = set()
+    else:
+        for key, spec in space.items():
+            for message in _mistakes_of_key(key, spec, search, wrong_key):
+                yield key, message
+
+
+def try_values(
+    search: SearchOptions, try_: Callable[[Mapping[str, Any]], Tried]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Tries combinations of the space on the schema: all, of ranges both ends, or 500 where they are more.
+
+    Args:
+        search: a section with whose keys nothing is wrong.
+        try_: of overrides by dotted key.
+
+    Returns:
+        What is wrong, as (dotted key, message), and notes for the user.
+    """
+    dimensions = make_dimensions(search)
+    if search.method == "grid" and search.trials is None:
+        if count_combinations(dimensions, _LARGEST_GRID) == _LARGEST_GRID:
+            few = f"expected a grid of fewer than {_LARGEST_GRID:,} combinations, or search.trials, how many to try"
+            return [("", few)], []
+    wrong: dict[str, str] = {}
+    dropped: dict[str, None] = {}
     for values in _samples(dimensions):
-        message = mistake_of(values)
-        if message is None:
+        tried = try_(values)
+        dropped |= dict.fromkeys(tried.dropped)
+        if tried.mistake is None:
             continue
-        key = next((key for key in values if key in message or message.startswith(key)), next(iter(values)))
-        if key not in reported:
-            reported.add(key)
-            chosen = ", ".join(f"{name}: {show(value)}" for name, value in values.items())
-            yield key, f"cannot be tried with {{{chosen}}}: {message}"
+        key = next((key for key in values if tried.mistake.startswith(f"{key}:")), next(iter(values)))
+        others = [other for other in values if other != key and other in tried.mistake.partition(": ")[2]]
+        shown = others or list(values)
+        chosen = ", ".join(f"{name}: {show(values[name])}" for name in values if name in shown or name == key)
+        is_foreign = "unknown key" in tried.mistake
+        cure = "; if it belongs to some values of another key, say so with when" if is_foreign else ""
+        wrong.setdefault(key, f"cannot be tried with {{{chosen}}}: {tried.mistake}{cure}")
+    notes = [f"trials with another kind leave out what the file says of {', '.join(dropped)}"] if dropped else []
+    return list(wrong.items()), notes + list(_not_covered(search))
+
+
+def _not_covered(search: SearchOptions) -> Iterator[str]:
+    """Of keys with several cases: the values of another key that none of them has."""
+    space = _space(search)
+    for key, spec in space.items():
+        for other in dict.fromkeys(other for case in spec.cases or () for other in case.when or {}):
+            choices = space[other].choice
+            covered = [value for case in spec.cases for value in _listed((case.when or {}).get(other, choices))]
+            if left := [value for value in choices if not _is_in(value, covered)]:
+                yield f"{key} has no case for {other}: {', '.join(map(show, left))}; there it stays as in the file"
 
 
 def _space(search: SearchOptions) -> dict[str, Values]:
@@ -141,7 +205,7 @@ def _cases(key: str, spec: Values) -> list[tuple[str, Values]]:
 
 def _dimension(name: str, key: str, values: Values, space: dict[str, Values]) -> Dimension:
     when = {
-        other: tuple(index for index, value in enumerate(space[other].choice) if value in _listed(wanted))
+        other: tuple(index for index, value in enumerate(space[other].choice) if _is_in(value, _listed(wanted)))
         for other, wanted in (values.when or {}).items()
     }
     if values.kind == "choice":
@@ -154,9 +218,20 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _mistakes_of_key(key: str, spec: Values, search: SearchOptions, is_key) -> Iterator[str]:
-    if (message := is_key(key)) is not None:
+def _is_in(value: Any, values: Sequence[Any]) -> bool:
+    """In Python, True is 1."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+
+
+def _mistakes_of_key(
+    key: str, spec: Values, search: SearchOptions, wrong_key: Callable[[str], str | None]
+) -> Iterator[str]:
+    space = _space(search)
+    if (message := wrong_key(key)) is not None:
         yield message
+        return
+    if above := next((other for other in space if key.startswith(f"{other}.")), None):
+        yield f"lies in {above}, which is a key of the space too; leave one of them out"
         return
     if any(key == each or key.startswith(f"{each}.") for each in NOT_SEARCHED):
         yield "cannot be searched"
@@ -164,10 +239,12 @@ def _mistakes_of_key(key: str, spec: Values, search: SearchOptions, is_key) -> I
     if key == "seed" and search.method != "grid":
         yield "belongs to method: grid; executions_per_trial repeats a trial with other seeds"
         return
+    if key == "seed" and search.executions_per_trial > 1:
+        yield "each seed is a trial of its own; leave out executions_per_trial"
+        return
     if spec.cases and spec.when:
         yield "expected when in each case, got one beside cases"
         return
-    space = _space(search)
     for _, case in _cases(key, spec):
         yield from _mistakes_of_values(case, search)
         for other, wanted in (case.when or {}).items():
@@ -175,7 +252,7 @@ def _mistakes_of_key(key: str, spec: Values, search: SearchOptions, is_key) -> I
             if choices is None or space[other].when:
                 plain = [name for name, each in space.items() if each.choice and not each.when and name != key]
                 yield f"when: expected a key of the space that is a list, got {show(other)}{did_you_mean(other, plain)}"
-            elif strange := [value for value in _listed(wanted) if value not in choices]:
+            elif strange := [value for value in _listed(wanted) if not _is_in(value, choices)]:
                 yield f"when: expected values of {other}, {show(choices)}, got {show(strange[0])}"
     if spec.cases and not any(case.cases for case in spec.cases):
         yield from _overlaps(spec.cases)
@@ -189,7 +266,7 @@ def _mistakes_of_values(values: Values, search: SearchOptions) -> Iterator[str]:
     if values.step is not None and kind != "int":
         yield f"step belongs to int, not to {kind}"
     if kind == "choice":
-        repeated = [value for i, value in enumerate(values.choice) if value in values.choice[:i]]
+        repeated = [value for i, value in enumerate(values.choice) if _is_in(value, values.choice[:i])]
         if repeated:
             yield f"expected each value once, got {show(repeated[0])} twice"
         return
@@ -206,11 +283,11 @@ def _overlaps(cases: list[Values]) -> Iterator[str]:
     for (i, first), (j, second) in itertools.combinations(enumerate(cases, 1), 2):
         keys = {*(first.when or {}), *(second.when or {})}
         wanted = [[_listed((case.when or {}).get(key, [])) for key in keys] for case in (first, second)]
-        if all(not a or not b or any(value in b for value in a) for a, b in zip(*wanted, strict=True)):
+        if all(not a or not b or any(_is_in(value, b) for value in a) for a, b in zip(*wanted, strict=True)):
             yield f"expected cases that exclude each other by when, got two that fit at once, {i} and {j}"
 
 
-def _samples(dimensions: list[Dimension]) -> Iterator[dict[str, Any]]:
+def _samples(dimensions: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
     """Overrides to be tried on the schema: all combinations, of ranges both ends, where they are not too many."""
     ends = [
         each
@@ -228,7 +305,7 @@ def _samples(dimensions: list[Dimension]) -> Iterator[dict[str, Any]]:
         yield decode(ends, codes)
 
 
-def _draw(dimensions: list[Dimension], generator: random.Random) -> dict[str, int]:
+def _draw(dimensions: Sequence[Dimension], generator: random.Random) -> dict[str, int]:
     codes: dict[str, int] = {}
     for each in dimensions:
         if holds(each, codes):

@@ -6,9 +6,11 @@ by the same overrides that a person would type. The order of reading: this page,
 """
 
 import contextlib
+import gc
 import io
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +18,24 @@ from typing import Any
 from keras_tuner.engine import base_tuner
 
 from kpipe.config import Loaded
-from kpipe.config.space import decode, make_dimensions
+from kpipe.config.space import decode, keys_of, make_dimensions
 from kpipe.console import Screen, counted
-from kpipe.errors import Diverged, EnvironmentFault, Interrupted
+from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.experiment import logs_of
 from kpipe.faults import command_again
-from kpipe.rundir import find_search, open_search, worded_write_errors
+from kpipe.rundir import find_search, open_search, unfinished_searches, worded_write_errors
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
-from kpipe.search.records import Record, read_records
+from kpipe.search.records import Record, read_records, take_up
 from kpipe.search.report import Report, prune
 from kpipe.search.trials import TrialRunner
 from kpipe.search.workers import (
+    FOLDER,
+    Server,
     Workers,
-    become_chief,
+    as_chief,
     chief_address,
     die_with_launcher,
-    leave_chief,
     role,
-    serve,
     worded_protocol_errors,
 )
 from kpipe.signals import Stop, stop_signals
@@ -67,8 +69,13 @@ def run_search(
         EnvironmentFault: the machine refuses; the trials so far are kept.
         Interrupted: by SIGINT or SIGTERM; the same command goes on.
     """
-    job = _Job(loaded, screen or Screen())
     part = role()
+    if part is not None and (workers > 1 or (new and part == "worker")):
+        raise ConfigError(
+            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; --new is for the "
+            "chief alone"
+        )
+    job = _Job(loaded, screen or Screen())
     if part == "worker":
         _work(job)
         return None
@@ -78,49 +85,51 @@ def run_search(
         open_search(job.logs, job.name, job.identity, job.config, new=new) as path,
         _worded_interruption(path, stop),
     ):
-        records = read_records(path)
-        oracle = job.make_oracle(records, on_end=lambda: after_trial())
-        total = oracle.total
+        before, lost = take_up(path)
+        oracle = job.make_oracle(before)
+        _show_header(job, path, oracle.total, before, lost, workers)
         report = Report(
-            path, job.dimensions, objective=job.objective, total=total, epochs=job.epochs, screen=job.screen
+            path, loaded.experiment, job.dimensions, objective=job.objective, total=oracle.total, screen=job.screen
         )
 
-        def after_trial() -> None:
+        def look() -> None:
+            """Brings the report up to date when a trial has ended."""
             records = read_records(path)
-            report.trial_ended(records)
-            prune(path, records.values(), job.objective, job.search.keep, oracle.may_go_on)
+            if report.has_changed(records):
+                report.trials_ended(records)
+                prune(path, records.values(), job.search, job.objective, oracle.may_go_on)
 
-        _show_header(job, path, records, total, workers)
-        with report.watching(records), _keras_tuner_held_back():
+        with report.watching(before), _keras_tuner_held_back():
             if part == "chief":
-                server = serve(_Tuner(oracle, path).search)
-                server.join()
-                if server.error:
-                    raise server.error
+                Server(_Tuner(oracle, path).search).wait(look)
             elif workers > 1:
-                _search_with(workers, job, oracle, path, stop)
+                with as_chief():
+                    server = Server(_Tuner(oracle, path).search)
+                    Workers(loaded, workers, path, job.screen).supervise(server, stop, look)
             else:
                 runner = TrialRunner(loaded, path, job.objective, stop, screen=job.screen, on_epoch=report.epoch)
-                _Tuner(oracle, path, runner).search()
-        records = read_records(path)
-        prune(path, records.values(), job.objective, job.search.keep)
-        summary = report.finish(
-            records, space_is_exhausted=bool(job.search_trials and len(records) < job.search_trials)
-        )
-        if summary["best"] is None:
-            raise Diverged(f"{path}: not one of {summary['trials']} trials has a score; the reasons stand above")
-        return SearchResult(path, summary)
+                _Tuner(oracle, path, runner, look).search()
+        return _finish(job, path, report, oracle, before)
 
 
 class _Job:
-    """What is searched, and under which names."""
+    """What is searched, and under which names.
+
+    Attributes:
+        loaded, search: the experiment, and its section.
+        name, logs: of the experiment.
+        epochs: the most that a trial trains.
+        objective: val_accuracy or val_loss.
+        identity: what makes two searches the same.
+        config: the experiment as it was given.
+        dimensions: of the space.
+    """
 
     def __init__(self, loaded: Loaded, screen: Screen):
         self.loaded = loaded
         self.screen = screen
         experiment = loaded.experiment
         self.search = experiment.search
-        self.search_trials = getattr(self.search, "trials", None)
         self.name = experiment.name
         self.epochs = experiment.training.epochs
         self.objective = self.search.objective or experiment.training.monitor
@@ -129,16 +138,30 @@ class _Job:
         self.config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
         self.dimensions = make_dimensions(self.search)
 
-    def make_oracle(self, records: Mapping[int, Record], on_end=lambda: None):
-        return make_oracle(self.search, self.objective, self.epochs, records, on_end)
+    def make_oracle(self, records: Mapping[int, Record]):
+        return make_oracle(self.search, self.objective, self.epochs, records)
+
+
+def _finish(job: _Job, path: Path, report: Report, oracle, before: Mapping[int, Record]) -> SearchResult:
+    """Reports a search that has no more trials to do."""
+    records = read_records(path)
+    prune(path, records.values(), job.search, job.objective)
+    summary = report.finish(records, is_exhausted=oracle.total < (oracle.asked_for or 0))
+    if before and sum(record.has_ended for record in before.values()) == len(records):
+        more = ", more search.trials go on with it" if hasattr(job.search, "trials") else ""
+        job.screen.line(f"It was finished before{more}; --new starts another")
+    if summary["best"] is None:
+        raise Diverged(f"{path}: not one of {summary['trials']} trials has a score; the reasons stand above")
+    return SearchResult(path, summary)
 
 
 class _Tuner(base_tuner.BaseTuner):
     """keras-tuner's loop around trials of kpipe; `runner` is None in the chief, which trains nothing."""
 
-    def __init__(self, oracle, folder: Path, runner: TrialRunner | None = None):
+    def __init__(self, oracle, folder: Path, runner: TrialRunner | None = None, after_trial=lambda: None):
         self._folder = folder
         self._dimensions = oracle.dimensions
+        self._after_trial = after_trial
         self.runner = runner
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
 
@@ -146,9 +169,13 @@ class _Tuner(base_tuner.BaseTuner):
     def project_dir(self):
         return str(self._folder)
 
+    def search(self):
+        gc.freeze()  # what is there now stays; looking at it after each trial would take longer than a small trial
+        super().search()
+
     def _try_run_and_update_trial(self, trial):
-        # keras-tuner's own takes every error for a trial that has failed. Here those of `TrialRunner.run` are, and
-        # another one, a programming error or an interruption, ends the search.
+        # Its public way, `run_trial`, takes every error for a trial that has failed, and prints a traceback for each.
+        # Here `TrialRunner.run` says what has failed; a programming error or an interruption ends the search.
         codes = codes_of(trial)
         parent = codes.get(PARENT)
         record = Record(
@@ -164,6 +191,7 @@ class _Tuner(base_tuner.BaseTuner):
 
     def on_trial_end(self, trial):
         self.oracle.end_trial(trial)
+        self._after_trial()
 
     def pre_create_trial(self):
         if self._is_worker():
@@ -178,15 +206,6 @@ def _keras_tuner_held_back() -> contextlib.redirect_stdout:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def _search_with(workers: int, job: _Job, oracle, path: Path, stop: Stop) -> None:
-    become_chief()
-    try:
-        server = serve(_Tuner(oracle, path).search)
-        Workers(job.loaded, workers, path).supervise(server, stop)
-    finally:
-        leave_chief()
-
-
 def _work(job: _Job) -> None:
     """The life of a worker: trials of the chief's search until it has no more."""
     die_with_launcher()
@@ -195,7 +214,8 @@ def _work(job: _Job) -> None:
         tuner = _Tuner(job.make_oracle({}), folder)
         job.screen.line(f"waiting for the chief at {chief_address()}")
         tuner.oracle.get_space()
-        path = find_search(job.logs, job.name, job.identity)
+        launched = os.environ.get(FOLDER)
+        path = Path(launched) if launched else find_search(job.logs, job.name, job.identity)
         if path is None:
             raise EnvironmentFault(
                 f"{folder}: expected the folder of the chief's search, found none of this experiment. Workers need the "
@@ -207,15 +227,29 @@ def _work(job: _Job) -> None:
             tuner.search()
 
 
-def _show_header(job: _Job, path: Path, records: Mapping[int, Record], total: int, workers: int) -> None:
-    done = sum(record.has_ended for record in records.values())
+def _show_header(
+    job: _Job, path: Path, total: int, before: Mapping[int, Record], lost: Sequence[int], workers: int
+) -> None:
+    done = [record for record in before.values() if record.has_ended]
+    begun = [str(record.number) for record in before.values() if not record.has_ended]
+    resumed = f", resumed after {counted(len(done), 'trial')}" if before else ""
+    resumed += f"; {', '.join(begun)} begun" if begun else ""
+    epochs = f"{'at most ' if job.search.method == 'hyperband' else ''}{counted(job.epochs, 'epoch')}"
     rows = {
-        "search": f"{job.search.method}, {counted(total, 'trial')} of {counted(job.epochs, 'epoch')}, "
-        f"by {job.objective}" + (f", {workers} workers" if workers > 1 else ""),
-        "space": ", ".join(dict.fromkeys(dimension.key for dimension in job.dimensions)),
-        "folder": str(path) + (f", resumed after {counted(done, 'trial')}" if records else ""),
+        "search": f"{job.search.method}, {counted(total, 'trial')} of {epochs}, by {job.objective}"
+        + (f", {workers} workers" if workers > 1 else ""),
+        "space": ", ".join(keys_of(job.search)),
+        "folder": f"{path}{resumed}",
     }
     job.screen.header(f"kpipe search: {job.name}", rows)
+    notes = list(job.loaded.notes)
+    if lost:
+        numbers = ", ".join(map(str, lost))
+        notes.append(f"a record is lost or damaged; these trials are looked up in their runs again: {numbers}")
+    if not before and (others := [other for other in unfinished_searches(path.parent) if other != path]):
+        notes.append(f"{others[-1]} is unfinished; it has another space or another experiment")
+    for note in notes:
+        job.screen.line(f"  note: {note}")
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ process begins with other random numbers after each reload.)
 
 import contextlib
 import itertools
+import math
+import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras_tuner
@@ -18,23 +20,19 @@ from keras_tuner import oracles
 from keras_tuner.engine import trial as engine_trial
 from threadpoolctl import threadpool_limits
 
-from kpipe.config.space import Dimension, combinations, make_dimensions
+from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
 from kpipe.search.records import Record
 from kpipe.tables import SEARCH_METHODS, SearchOptions, resolve
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
 """Under what names hyperband says how long a trial trains, and which one it goes on from."""
 _ENDED = ("COMPLETED", "FAILED")
-_MOST_COLLISIONS = 10_000  # draws of what has been tried before, after which a space counts as exhausted
+_MOST_COMBINATIONS = 10_000  # of a finite space that are looked through for those that have not been tried
 _DRAWS = 1_000_000  # more numbers than a trial draws
 
 
 def make_oracle(
-    search: SearchOptions,
-    objective: str,
-    epochs: int,
-    records: Mapping[int, Record],
-    on_end: Callable[[], None] = lambda: None,
+    search: SearchOptions, objective: str, epochs: int, records: Mapping[int, Record]
 ) -> keras_tuner.Oracle:
     """The oracle of a search, as it stands after some trials.
 
@@ -42,17 +40,14 @@ def make_oracle(
         search: the section of the experiment.
         objective: val_accuracy or val_loss.
         epochs: the most that a trial trains.
-        records: of the trials so far.
-        on_end: called whenever a trial has ended.
+        records: of the trials so far, with the numbers from 1 on, none left out.
     """
-    dimensions = make_dimensions(search)
     direction = "max" if objective == "val_accuracy" else "min"
     oracle = resolve(SEARCH_METHODS[search.method])(
-        search, dimensions, epochs, objective=keras_tuner.Objective(objective, direction)
+        search, make_dimensions(search), epochs, objective=keras_tuner.Objective(objective, direction)
     )
     oracle.verbose = 0
     oracle.remember(records)
-    oracle.on_end = on_end
     return oracle
 
 
@@ -62,19 +57,31 @@ def number_of(trial_id: str) -> int:
 
 
 class _Repeatable:
-    """Mixed into an oracle: suggestions that can be repeated, and a memory of its own."""
+    """Mixed into an oracle: suggestions that can be repeated, and a memory of its own.
+
+    Attributes:
+        dimensions: of the space.
+        asked_for: how many trials the search would have in an endless space; None: all of the space.
+    """
+
+    asked_for: int | None
 
     def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], **options):
         super().__init__(
             hyperparameters=_hyperparameters(dimensions),
             allow_new_entries=False,
             seed=search.seed + 1,  # keras-tuner takes a random seed instead of 0
-            max_consecutive_failed_trials=None,  # the search goes on, as long as it does no harm
+            max_consecutive_failed_trials=None,  # the search goes on
             **options,
         )
         self.dimensions = list(dimensions)
-        self.on_end = lambda: None
-        self._max_collisions = _MOST_COLLISIONS
+        self.asked_for = self.max_trials
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be, at most."""
+        count = count_combinations(self.dimensions, self.asked_for)
+        return self.asked_for if count is None else count
 
     def populate_space(self, trial_id):
         self._seed_state = (self.seed * 1000 + int(trial_id)) * _DRAWS
@@ -83,54 +90,48 @@ class _Repeatable:
     def _populate(self, trial_id):
         return super().populate_space(trial_id)
 
+    def _random_values(self):
+        """keras-tuner gives up after 20 draws of what has been tried; here each combination comes in the end."""
+        values = super()._random_values()
+        if values is not None or not all(dimension.is_finite for dimension in self.dimensions):
+            return values
+        first = itertools.islice(combinations(self.dimensions), _MOST_COMBINATIONS)
+        untried = [values for values in first if not self._duplicate(values)]
+        return random.Random(self._seed_state).choice(untried) if untried else None
+
     @keras_tuner.synchronized
     def end_trial(self, trial):
         super().end_trial(trial)
-        self.on_end()
+        if trial.trial_id in self._retry_queue:  # its worker has outlived a chief
+            self._retry_queue.remove(trial.trial_id)
 
     def remember(self, records: Mapping[int, Record]) -> None:
-        """Takes in the trials so far; those that have not ended, or whose record is lost, are begun again first."""
+        """Takes in the trials so far; those that have not ended come first."""
         unfinished = []
-        for number in range(1, max(records, default=0) + 1):
-            record = records.get(number)
-            trial = self._suggest_again() if record is None else self._take_in(record)
-            if trial is not None and (record is None or not record.has_ended):
+        for number in sorted(records):
+            record = records[number]
+            values = self.hyperparameters.copy()
+            values.values = dict(record.codes)
+            trial_id = f"{len(self.trials):0{len(str(self.max_trials))}d}"
+            trial = engine_trial.Trial(values, trial_id)
+            self.trials[trial_id] = trial
+            self.start_order.append(trial_id)
+            self._record_values(trial)
+            self._took_in(trial)
+            if not record.has_ended:
                 trial.status = "INVALID"  # not running yet, and no score
-                unfinished.insert(0, trial.trial_id)
-        self._retry_queue = unfinished  # taken from its end
-
-    def _suggest_again(self):
-        trial = self.create_trial("lost")
-        self.ongoing_trials.pop("lost", None)
-        self.tuner_ids.discard("lost")
-        return trial if trial.trial_id in self.trials else None
-
-    def _take_in(self, record: Record):
-        values = self.hyperparameters.copy()
-        values.values = dict(record.codes)
-        trial_id = f"{len(self.trials):0{len(str(self.max_trials))}d}"
-        trial = engine_trial.Trial(values, trial_id, "COMPLETED" if record.has_score else "FAILED")
-        self.trials[trial_id] = trial
-        self.start_order.append(trial_id)
-        self._record_values(trial)
-        self._took_in(trial)
-        if record.has_score:
-            trial.metrics.register(self.objective.name, self.objective.direction)
-            trial.metrics.update(self.objective.name, record.score)
-            self.score_trial(trial)
-        if record.has_ended:
+                unfinished.insert(0, trial_id)
+                continue
+            trial.status = "COMPLETED" if record.has_score else "FAILED"
             self.end_order.append(trial_id)
-        return trial
+            if record.has_score:
+                trial.metrics.register(self.objective.name, self.objective.direction)
+                trial.metrics.update(self.objective.name, record.score)
+                self.score_trial(trial)
+        self._retry_queue = unfinished  # taken from its end
 
     def _took_in(self, trial) -> None:
         """For oracles that remember more than their trials."""
-
-    @property
-    def total(self) -> int:
-        """How many trials there will be, at most."""
-        if not all(dimension.is_finite for dimension in self.dimensions):
-            return self.max_trials
-        return sum(1 for _ in itertools.islice(combinations(self.dimensions), self.max_trials))
 
     def may_go_on(self, number: int) -> bool:
         """Whether another trial may begin with the weights of this one."""
@@ -142,9 +143,6 @@ class _Repeatable:
         pass
 
     def _save_trial(self, trial) -> None:
-        pass
-
-    def _check_consecutive_failures(self) -> None:
         pass
 
 
@@ -160,7 +158,7 @@ class GridOracle(_Repeatable, keras_tuner.Oracle):
 
     def __init__(self, search, dimensions, epochs, **options):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
-        self._combinations = list(combinations(self.dimensions))
+        self._combinations = list(itertools.islice(combinations(self.dimensions), search.trials))
 
     def _populate(self, trial_id):
         if int(trial_id) < len(self._combinations):
@@ -173,7 +171,7 @@ class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
 
     def __init__(self, search, dimensions, epochs, **options):
         keys = len({dimension.key for dimension in dimensions})
-        points = search.initial_trials or 3 * max(keys, 1)
+        points = search.initial_trials or 3 * keys
         super().__init__(search, dimensions, max_trials=search.trials, num_initial_points=points, **options)
 
     def _populate(self, trial_id):
@@ -204,17 +202,45 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             **options,
         )
 
+        self.asked_for = self._count(math.inf)
+
+    @property
+    def total(self) -> int:
+        return self._count(count_combinations(self.dimensions, self.asked_for) or math.inf)
+
+    def _count(self, combinations: float) -> int:
+        """The trials of all brackets, with so many combinations to begin with."""
+        count = 0
+        for bracket in (*reversed(range(self._get_num_brackets())),) * self.hyperband_iterations:
+            begin = running = min(combinations, self._get_size(bracket, 0))
+            combinations -= begin
+            for number in range(self._get_num_rounds(bracket)):
+                running = min(running, self._get_size(bracket, number))
+                count += running
+        return count
+
     def _populate(self, trial_id):
         for bracket in self._brackets:
-            if len(bracket["rounds"][0]) < self._get_size(bracket["bracket_num"], 0):
-                return self._random_trial(trial_id, bracket)
+            if self._has_room(bracket) and (values := self._random_values()) is not None:
+                bracket["rounds"][0].append({"past_id": None, "id": trial_id})
+                return {"status": "RUNNING", "values": values | self._stage(bracket["bracket_num"], 0)}
             if (values := self._promote(trial_id, bracket)) is not None:
                 return {"status": "RUNNING", "values": values}
-        if self._current_bracket == 0 and self._current_iteration + 1 == self.hyperband_iterations:
+        if self._current_bracket == 0 and self._current_iteration + 1 >= self.hyperband_iterations:
             return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
         self._increment_bracket_num()
         self._start_new_bracket()
-        return self._random_trial(trial_id, self._brackets[-1])
+        return self._populate(trial_id)
+
+    def _has_room(self, bracket: dict[str, Any]) -> bool:
+        """Whether more trials may begin in it."""
+        return len(bracket["rounds"][0]) < self._get_size(bracket["bracket_num"], 0)
+
+    def _stage(self, bracket: int, number: int) -> dict[str, int]:
+        """What a trial of a round is told, by keras-tuner's names."""
+        before = self._get_epochs(bracket, number - 1) if number else 0
+        epochs = self._get_epochs(bracket, number)
+        return {EPOCHS: epochs, "tuner/initial_epoch": before, "tuner/bracket": bracket, "tuner/round": number}
 
     def _promote(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any] | None:
         """What the next trial that goes on in a bracket tries; None: none can, yet."""
@@ -228,28 +254,22 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             if len(following) < min(len(scored), self._get_size(number, before + 1)):
                 best = scored[len(following)]
                 following.append({"past_id": best.trial_id, "id": trial_id})
-                return best.hyperparameters.values | {
-                    PARENT: best.trial_id,
-                    EPOCHS: self._get_epochs(number, before + 1),
-                    "tuner/initial_epoch": self._get_epochs(number, before),
-                    "tuner/bracket": number,
-                    "tuner/round": before + 1,
-                }
+                return best.hyperparameters.values | {PARENT: best.trial_id} | self._stage(number, before + 1)
         return None
 
     def _took_in(self, trial) -> None:
-        parent = trial.hyperparameters.values.get(PARENT)
-        entry = {"past_id": parent, "id": trial.trial_id}
+        values = trial.hyperparameters.values
+        parent, number = values.get(PARENT), values["tuner/round"]
         if parent is None:
-            if len(self._brackets[-1]["rounds"][0]) >= self._get_size(self._brackets[-1]["bracket_num"], 0):
+            while self._current_bracket != values["tuner/bracket"] or not self._has_room(self._brackets[-1]):
                 self._increment_bracket_num()
                 self._start_new_bracket()
-            self._brackets[-1]["rounds"][0].append(entry)
-            return
-        for bracket in self._brackets:
-            for number, entries in enumerate(bracket["rounds"][:-1]):
-                if any(each["id"] == parent for each in entries):
-                    bracket["rounds"][number + 1].append(entry)
+            bracket = self._brackets[-1]
+        else:
+            bracket = next(
+                each for each in self._brackets if any(entry["id"] == parent for entry in each["rounds"][number - 1])
+            )
+        bracket["rounds"][number].append({"past_id": parent, "id": trial.trial_id})
 
     def may_go_on(self, number: int) -> bool:
         for bracket in self._brackets:
@@ -261,15 +281,6 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
                     return any(self.trials[heir].status not in _ENDED for heir in heirs)
                 return len(following) < self._get_size(bracket["bracket_num"], before + 1)
         return False
-
-    @property
-    def total(self) -> int:
-        sizes = [
-            self._get_size(bracket, number)
-            for bracket in range(self._get_num_brackets())
-            for number in range(self._get_num_rounds(bracket))
-        ]
-        return self.hyperband_iterations * sum(sizes)
 
 
 def _hyperparameters(dimensions: Sequence[Dimension]) -> keras_tuner.HyperParameters:

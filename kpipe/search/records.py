@@ -91,6 +91,23 @@ def read_records(search: Path) -> dict[int, Record]:
     return found
 
 
+def take_up(search: Path) -> tuple[dict[int, Record], list[int]]:
+    """The records from which a search goes on, up to the first that is lost, and the numbers of those behind it.
+
+    These are removed. What they tried is suggested again, since it follows from the trials before, and is found in
+    their run directories.
+    """
+    records = read_records(search)
+    whole = next(number for number in range(1, len(records) + 2) if number not in records) - 1
+    lost = []
+    for path in sorted((search / TRIALS).glob("*.json")):
+        if not (path.stem.isdecimal() and int(path.stem) <= whole):
+            path.unlink()
+            lost += [int(path.stem)] if path.stem.isdecimal() else []
+    missing = [number for number in range(whole + 1, max(lost, default=0)) if number not in lost]
+    return {number: record for number, record in records.items() if number <= whole}, sorted([*lost, *missing])
+
+
 def ranked(records: Iterable[Record], objective: str) -> list[Record]:
     """The trials that have a score, best first: by score, then by validation loss, then by number."""
     sign = -1 if objective == "val_accuracy" else 1

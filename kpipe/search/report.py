@@ -1,6 +1,7 @@
 """What a search tells: a table while it goes on, files that other programs read, TensorBoard, and a figure."""
 
 import json
+import os
 import shlex
 import shutil
 import time
@@ -17,10 +18,13 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as session_summary
 
 from kpipe import figures
-from kpipe.config.space import Dimension
+from kpipe.config import Experiment
+from kpipe.config.space import Dimension, keys_of
 from kpipe.console import Screen, counted
 from kpipe.rundir import write_json, write_text
+from kpipe.search.oracles import EPOCHS
 from kpipe.search.records import Group, Record, grouped, ranked, write_groups, write_trials
+from kpipe.tables import SearchOptions
 
 _SHOWN = 10  # trials in the table
 BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
@@ -31,29 +35,29 @@ class Report:
 
     Args:
         search: the search's folder, where it is written.
+        experiment: what is searched.
         dimensions: of the space.
         objective: val_accuracy or val_loss.
         total: how many trials there will be, at most.
-        epochs: that a trial has in full.
         screen: where the user sees it.
     """
 
     def __init__(
         self,
         search: Path,
+        experiment: Experiment,
         dimensions: Sequence[Dimension],
         *,
         objective: str,
         total: int,
-        epochs: int,
         screen: Screen,
     ):
         self._search = search
         self._dimensions = list(dimensions)
-        self._keys = list(dict.fromkeys(dimension.key for dimension in dimensions))
+        self._keys = keys_of(experiment.search)
         self._objective = objective
         self._total = total
-        self._epochs = epochs
+        self._epochs = experiment.training.epochs
         self._screen = screen
         self._names = _short_names(self._keys)
         self._live: Live | None = None
@@ -84,14 +88,22 @@ class Report:
         again = f", seed {execution + 1}" if execution else ""
         self._now = f"trial {number}{again}: epoch {epoch}, {self._objective} {logs[self._objective]:.4f}"
 
-    def trial_ended(self, records: Mapping[int, Record]) -> None:
+    def has_changed(self, records: Mapping[int, Record]) -> bool:
+        """Whether a trial has ended since."""
+        return any(record.has_ended and self._is_new(record) for record in records.values())
+
+    def trials_ended(self, records: Mapping[int, Record]) -> None:
         """Shows and writes what has changed."""
-        ended = [r for r in records.values() if r.has_ended and not _has_ended(self._records.get(r.number))]
+        ended = [record for record in records.values() if record.has_ended and self._is_new(record)]
         self._records, self._now = dict(records), ""
         if self._live is None:
             for record in ended:
                 self._screen.line(self._line(record))
         self.write(records)
+
+    def _is_new(self, record: Record) -> bool:
+        before = self._records.get(record.number)
+        return before is None or not before.has_ended
 
     def write(self, records: Mapping[int, Record]) -> None:
         """The files, TensorBoard's included."""
@@ -103,11 +115,15 @@ class Report:
         _write_space(path, self._dimensions, self._objective)
         for record in ended:
             _write_session(path, record)
-        if best := next(iter(ranked(ended, self._objective)), None):
-            self._write_best(best, len(ended))
+        self._write_best(ended)
 
-    def finish(self, records: Mapping[int, Record], space_is_exhausted: bool) -> dict[str, Any]:
-        """Draws the figure, writes summary.json, and says the result; returns what summary.json holds."""
+    def finish(self, records: Mapping[int, Record], *, is_exhausted: bool) -> dict[str, Any]:
+        """Draws the figure, writes summary.json, and says the result; returns what summary.json holds.
+
+        Args:
+            records: of all trials.
+            is_exhausted: the space has fewer combinations than trials were asked for.
+        """
         self.write(records)
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
         scores = [record.score if record.has_score else None for record in order]
@@ -123,7 +139,7 @@ class Report:
             "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
         }
         write_json(self._search / SUMMARY, summary)
-        self._show_result(best, order, counts, space_is_exhausted)
+        self._show_result(best, order, counts, is_exhausted)
         return summary
 
     # --- on the screen ----------------------------------------------------------------------------------------
@@ -155,17 +171,18 @@ class Report:
         best = ranked(self._records.values(), self._objective)[:1] == [record]
         epochs = counted(record.epochs, "epoch")
         text = f"trial {record.number} of {self._total}  {result}  {values}  {epochs}  {record.seconds:.1f} s"
+        text += f"  (from trial {record.parent})" if record.parent else ""
         ending = "  best" if best else "  stopped" if record.status == "stopped" else ""
         return text + ending + (f"  ({_first_sentence(record.message)})" if record.message else "")
 
     def _table(self, order: Sequence[Record], caption: str | None = None) -> Table:
         table = Table(caption=caption, caption_justify="left", show_edge=False, box=None, header_style="bold")
         for column in ("rank", "trial", self._objective):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for key in self._keys:
             table.add_column(self._names[key], overflow="fold")
-        table.add_column("epochs", justify="right")
-        table.add_column("s", justify="right")
+        table.add_column("epochs", justify="right", no_wrap=True)
+        table.add_column("s", justify="right", no_wrap=True)
         for rank, record in enumerate(order[:_SHOWN], 1):
             values = (_shown(record.values[key]) if key in record.values else "" for key in self._keys)
             numbers = (f"{record.epochs}", f"{record.seconds:.1f}")
@@ -184,7 +201,9 @@ class Report:
             table.add_row(f"{rank}", f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}", *values)
         return table
 
-    def _show_result(self, best: Sequence[Record], order, counts: Mapping[str, int], space_is_exhausted: bool) -> None:
+    def _show_result(
+        self, best: Sequence[Record], order: Sequence[Record], counts: Mapping[str, int], is_exhausted: bool
+    ) -> None:
         line, path = self._screen.line, self._search
         if best:
             self._screen.console.print(self._table(best))
@@ -194,15 +213,18 @@ class Report:
             self._screen.console.print(self._group_table(groups))
         line("")
         said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        line(
-            f"{len(order)} trials ({said}) in {_duration(_times(order, self._records)[-1] if order else 0)} of training"
-        )
-        if space_is_exhausted:
-            line(f"The space has no more than {counted(len(order), 'combination')}; all have been tried")
-        for record in order:
-            if record.status == "failed" and not best:
-                line(f"  trial {record.number}: {record.message}")
-        if best:
+        time = _duration(_times(order, self._records)[-1] if order else 0)
+        line(f"{counted(len(order), 'trial')} ({said}) in {time} of training")
+        if is_exhausted:
+            line("The space has no more combinations; all have been tried")
+        if len(order) < self._total:
+            left = counted(self._total - len(order), "trial")
+            line(f"{left} could not go on from another: too few of the others have a score")
+        if not best:
+            for message in dict.fromkeys(record.message for record in order):
+                numbers = ", ".join(str(record.number) for record in order if record.message == message)
+                line(f"  trial {numbers}: {message}")
+        else:
             remark = self._remark(best[0])
             line(
                 f"Best: trial {best[0].number}, {self._objective} {best[0].score:.4f}{'; ' + remark if remark else ''}"
@@ -212,28 +234,38 @@ class Report:
         line(f"Curves and HParams: tensorboard --logdir {shlex.quote(str(path))}")
 
     def _remark(self, best: Record) -> str:
-        """Why training best.yaml gives another score than the search says; empty where it gives the same."""
-        if "tuner/epochs" in best.codes and best.codes["tuner/epochs"] < self._epochs:
-            return f"after {best.codes['tuner/epochs']} of {self._epochs} epochs: trained in full it gets another score"
+        """What there is to know before best.yaml is trained; empty where it gives the same score."""
+        epochs = best.codes.get(EPOCHS, self._epochs)
+        if epochs < self._epochs and best.epochs >= epochs:  # else early stopping has ended it, and would again
+            return f"after {epochs} of {self._epochs} epochs: trained in full it gets another score"
         if len(best.scores) > 1:
             return f"the mean over {len(best.scores)} seeds; best.yaml has the first, with {best.scores[0]:.4f}"
+        if "seed" in self._keys:
+            return f"with seed {best.values['seed']} alone; the table above has the means over the seeds"
         return ""
 
-    def _write_best(self, best: Record, trials: int) -> None:
-        config = self._search / best.run() / "config.yaml"
-        if not config.exists():
+    def _write_best(self, ended: Sequence[Record]) -> None:
+        best = next(iter(ranked(ended, self._objective)), None)
+        config = best and self._search / best.run() / "config.yaml"
+        if config is None or not config.exists():  # a person has taken it away
+            (self._search / BEST).unlink(missing_ok=True)
             return
-        remark = self._remark(best)
-        again = f"# {remark}" if remark else "# On the same machine, kpipe run gives this score again, to the last bit."
-        head = f"# The best of {trials} trials: trial {best.number}, {self._objective} {best.score:.6g}.\n{again}\n"
+        lines = [
+            f"The best of {counted(len(ended), 'trial')}: trial {best.number}, {self._objective} {best.scores[0]:.6g}."
+        ]
+        if best.codes.get(EPOCHS, self._epochs) == self._epochs:
+            lines.append("On the same machine, kpipe run gives this score again, to the last bit.")
+        if remark := self._remark(best):
+            lines.append(f"{remark[0].upper()}{remark[1:]}.")
+        head = "".join(f"# {line}\n" for line in lines)
         write_text(self._search / BEST, head + config.read_text(encoding="utf-8"))
 
 
 def prune(
     search: Path,
     records: Iterable[Record],
+    options: SearchOptions,
     objective: str,
-    keep: int,
     may_go_on: Callable[[int], bool] = lambda number: False,
 ) -> None:
     """Removes the weights of trials that have ended, but of the best ones and of those that others may begin with.
@@ -241,16 +273,16 @@ def prune(
     Args:
         search: the search's folder.
         records: of the trials.
+        options: how many of the best keep their weights, and how often each trial is trained.
         objective: of the search.
-        keep: how many of the best keep their weights.
         may_go_on: of a trial's number: whether its weights may still be needed.
     """
     records = list(records)
-    kept = {record.number for record in ranked(records, objective)[:keep]}
+    kept = {record.number for record in ranked(records, objective)[: options.keep]}
     for record in records:
         if not record.has_ended or record.number in kept or may_go_on(record.number):
             continue
-        for execution in range(max(1, len(record.scores))):
+        for execution in range(options.executions_per_trial):
             run = search / record.run(execution)
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
             (run / "model.keras").unlink(missing_ok=True)
@@ -271,10 +303,6 @@ def _have_repetitions(keys: Sequence[str], records: Iterable[Record]) -> bool:
     return "seed" in keys or any(len(record.scores) > 1 for record in records)
 
 
-def _has_ended(record: Record | None) -> bool:
-    return record is not None and record.has_ended
-
-
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
     """The end of each dotted key that no other has, at least two parts of it."""
     names = {}
@@ -289,7 +317,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def _first_sentence(message: str) -> str:
@@ -309,7 +337,8 @@ def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) ->
     """Every key with its domain, and the metrics, once."""
     if any(path.glob("events.out.*")):
         return
-    domains = [hparams.HParam(key, _domain([d for d in dimensions if d.key == key])) for key in _keys(dimensions)]
+    keys = dict.fromkeys(dimension.key for dimension in dimensions)
+    domains = [hparams.HParam(key, _domain([each for each in dimensions if each.key == key])) for key in keys]
     metrics = [
         hparams.Metric("score", display_name=f"{objective} (score)"),
         hparams.Metric("epoch_accuracy", group="validation", display_name="val_accuracy, last epoch"),
@@ -318,14 +347,8 @@ def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) ->
         hparams.Metric("epochs"),
         hparams.Metric("seconds"),
     ]
-    with closing(tf.summary.create_file_writer(str(path))) as writer, writer.as_default(step=0):
-        tf.summary.experimental.write_raw_pb(
-            hparams.hparams_config_pb(hparams=domains, metrics=metrics).SerializeToString()
-        )
-
-
-def _keys(dimensions: Sequence[Dimension]) -> list[str]:
-    return list(dict.fromkeys(dimension.key for dimension in dimensions))
+    with _new_events(path):
+        _write_message(hparams.hparams_config_pb(hparams=domains, metrics=metrics))
 
 
 def _domain(cases: Sequence[Dimension]) -> Any:
@@ -349,18 +372,33 @@ def _plain(value: Any) -> Any:
 def _write_session(path: Path, record: Record) -> None:
     """A trial's values, score and end, beside the curves of its run, once."""
     run = path / record.run()
-    if not run.exists() or any(run.glob("events.out.*")):
+    run.mkdir(exist_ok=True)  # one that has failed before its first step has left nothing
+    if any(run.glob("events.out.*")):
         return
     values = {key: _plain(value) for key, value in record.values.items()}
     ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
-    messages = (
-        hparams.hparams_pb(values, trial_id=record.run(), start_time_secs=record.ended - record.seconds),
-        session_summary.session_end_pb(ending, end_time_secs=record.ended),
-    )
-    with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=record.epochs):
-        for message in messages:
-            tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)
-        if record.has_score:
-            tf.summary.scalar("score", record.score)
-        tf.summary.scalar("epochs", record.epochs)
-        tf.summary.scalar("seconds", record.seconds)
+    began = record.ended - record.seconds
+    with _new_events(run):
+        _write_message(hparams.hparams_pb(values, trial_id=record.run(), start_time_secs=began))
+        _write_message(session_summary.session_end_pb(ending, end_time_secs=record.ended))
+        scalars = {"epochs": record.epochs, "seconds": record.seconds} | (
+            {"score": record.score} if record.has_score else {}
+        )
+        for name, value in scalars.items():
+            tf.summary.scalar(name, value, step=record.epochs)
+
+
+@contextmanager
+def _new_events(folder: Path) -> Iterator[None]:
+    """What is written to TensorBoard inside comes to stand in a folder in one step."""
+    part = folder / ".events"
+    shutil.rmtree(part, ignore_errors=True)
+    with closing(tf.summary.create_file_writer(str(part))) as writer, writer.as_default():
+        yield
+    for file in part.iterdir():
+        os.replace(file, folder / file.name)
+    part.rmdir()
+
+
+def _write_message(message: Any) -> None:
+    tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)

@@ -1,6 +1,5 @@
 """One trial: an ordinary run, or several with other seeds, trained as far as the search asks."""
 
-import gc
 import hashlib
 import json
 import math
@@ -54,9 +53,6 @@ class TrialRunner:
     on_epoch: Callable[[int, int, int, Mapping[str, float]], None] = lambda number, execution, epoch, logs: None
     _data: "tuple[str, data.Splits] | None" = None
 
-    def __post_init__(self):
-        gc.freeze()  # what is there now stays; looking at it after each trial would take longer than a small trial
-
     def run(self, record: Record, epochs: int | None = None) -> Record:
         """Trains a trial to its end, or goes on with it, and writes its record.
 
@@ -72,14 +68,11 @@ class TrialRunner:
         try:
             record = self._run_executions(record, epochs)
         except (Diverged, ConfigError, OutOfMemory) as error:
-            summary = read_json(self.search / record.run() / "summary.json")
-            record = replace(
-                record,
-                status="failed",
-                message=str(error),
-                epochs=summary.get("epochs", 0),
-                seconds=summary.get("seconds", 0.0),
-            )
+            runs = [self.search / record.run(execution) for execution in range(self._executions)]
+            summaries = [read_json(run / "summary.json") for run in runs]
+            epochs = max(summary.get("epochs", 0) for summary in summaries)
+            seconds = sum(summary.get("seconds", 0.0) for summary in summaries)
+            record = replace(record, status="failed", message=str(error), epochs=epochs, seconds=seconds)
         finally:
             keras.backend.clear_session()  # collects the garbage, too
         record = replace(record, ended=time.time())
@@ -87,9 +80,13 @@ class TrialRunner:
         self.stop.obey()
         return record
 
+    @property
+    def _executions(self) -> int:
+        return self.loaded.experiment.search.executions_per_trial
+
     def _run_executions(self, record: Record, epochs: int | None) -> Record:
         scores, seconds, loss, stopped, reached = [], 0.0, None, False, 0
-        for execution in range(self.loaded.experiment.search.executions_per_trial):
+        for execution in range(self._executions):
             summary, stopped = self._execute(record, execution, epochs)
             validation = summary["validation"]
             scores.append(validation[self.objective.removeprefix("val_")])
@@ -109,28 +106,25 @@ class TrialRunner:
         path = self.search / record.run(execution)
         if record.parent is not None:
             _inherit(path, self.search / replace(record, number=record.parent).run(execution))
-        summary = read_json(path / "summary.json")
         wanted = epochs or experiment.training.epochs
-        is_done = summary.get("status") == "finished" and summary["epochs"] >= wanted
-        if is_done and is_run_of(path, experiment.identity()):  # its record was lost
-            return summary, False
+        rule = self._median_rule(record, execution, wanted)
+        summary = read_json(path / "summary.json")
+        is_done = summary.get("status") == "finished" and (summary["epochs"] >= wanted or summary["stopped_early"])
+        if not (is_done and is_run_of(path, experiment.identity())):  # else its record was lost
+            summary = self._train(experiment, record, execution, path, epochs, rule)
+        return summary, rule is not None and rule.has_stopped(self._curve(record, execution))
+
+    def _train(self, experiment, record, execution, path, epochs, rule) -> dict[str, Any]:
         splits = self._load(experiment.data)
-        rule = self._median_rule(record, execution)
-        result = train(
-            experiment,
-            splits=splits,
-            screen=_Told(lambda epoch, logs: self.on_epoch(record.number, execution, epoch, logs)),
-            trial=Trial(
-                path,
-                epochs=epochs,
-                constants=self._constants(experiment.data),
-                watch=self._watch(experiment, splits),
-                callbacks=[rule] if rule else [],
-            ),
+        trial = Trial(
+            path,
+            epochs=epochs,
+            constants=self._constants(experiment.data),
+            watch=self._watch(experiment, splits),
+            callbacks=[rule] if rule else [],
         )
-        # The rule itself does not know when an earlier process was killed after it had stopped the training.
-        is_short = result.summary["epochs"] < wanted and experiment.training.early_stopping is None
-        return result.summary, rule is not None and (rule.has_stopped or is_short)
+        screen = _Told(lambda epoch, logs: self.on_epoch(record.number, execution, epoch, logs))
+        return train(experiment, splits=splits, screen=screen, trial=trial).summary
 
     def _load(self, config: DataConfig) -> data.Splits:
         """The data, read once for all trials that have the same."""
@@ -144,7 +138,8 @@ class TrialRunner:
         return splits
 
     def _constants(self, config: DataConfig) -> Path:
-        return self.search / f"normalization-{_digest(config)}{self.worker and '-'}{self.worker}.npz"
+        """Where those of the first layer are kept for all trials of this process with the same data."""
+        return self.search / f"normalization-{'-'.join(filter(None, (_digest(config), self.worker)))}.npz"
 
     def _watch(self, experiment: Experiment, splits: data.Splits) -> Callable[[dict[str, Any]], None]:
         """Ends a training whose loss is that of guessing."""
@@ -160,7 +155,8 @@ class TrialRunner:
         after = self.loaded.experiment.search.stuck_after or max(_LEAST_STEPS, steps_per_epoch)
 
         def watch(record: dict[str, Any]) -> None:
-            if record["split"] != "train" or record["step"] < after:
+            # The mean over an epoch passes this number on its way down.
+            if (record["split"], record["span"]) != ("train", "steps") or record["step"] < after:
                 return
             if abs(record["loss"] - guessing) <= _NEAR_CHANCE * guessing:
                 raise Diverged(
@@ -170,13 +166,13 @@ class TrialRunner:
 
         return watch
 
-    def _median_rule(self, record: Record, execution: int) -> "StopBelowMedian | None":
+    def _median_rule(self, record: Record, execution: int, epochs: int) -> "StopBelowMedian | None":
         rule = getattr(self.loaded.experiment.search, "median_stopping", None)
         if rule is None:
             return None
-        others = [other for other in read_records(self.search).values() if other.has_score]
-        curves = [self._curve(other, execution) for other in others if other.number != record.number]
-        return StopBelowMedian(rule, self.objective, [curve for curve in curves if curve])
+        earlier = [other for other in read_records(self.search).values() if other.number < record.number]
+        curves = [self._curve(other, execution) for other in earlier if other.has_score]
+        return StopBelowMedian(rule, self.objective, [curve for curve in curves if curve], epochs)
 
     def _curve(self, record: Record, execution: int) -> list[float]:
         """The objective of each epoch of a run."""
@@ -194,24 +190,34 @@ class StopBelowMedian(keras.callbacks.Callback):
     Args:
         rule: from when on it is asked.
         objective: val_accuracy or val_loss.
-        curves: the objective of each epoch of the trials that have ended.
+        curves: the objective of each epoch of the trials before.
+        epochs: of the training; at the end of the last there is nothing to stop.
     """
 
-    def __init__(self, rule: MedianStopping, objective: str, curves: Sequence[list[float]]):
+    def __init__(self, rule: MedianStopping, objective: str, curves: Sequence[list[float]], epochs: int):
         super().__init__()
         self.rule = rule
         self.objective = objective
+        self.sign = 1 if objective == "val_accuracy" else -1
         self.curves = list(curves)
-        self.best = None
-        self.has_stopped = False
+        self.epochs = epochs
+        self.scores: list[float] = []
 
     def on_epoch_end(self, epoch, logs=None):
-        sign = 1 if self.objective == "val_accuracy" else -1
-        score = sign * float(logs[self.objective])
-        self.best = score if self.best is None else max(self.best, score)
-        means = [mean(sign * value for value in curve[: epoch + 1]) for curve in self.curves if len(curve) > epoch]
-        if epoch + 1 >= self.rule.epochs and len(means) >= self.rule.trials and self.best < median(means):
-            self.has_stopped = self.model.stop_training = True
+        self.scores = [*self.scores, float(logs[self.objective])]
+        if self._condemns(self.scores):
+            self.model.stop_training = True
+
+    def has_stopped(self, scores: Sequence[float]) -> bool:
+        """Whether it has ended the training with this objective at each of its epochs."""
+        return bool(scores) and self._condemns(scores)
+
+    def _condemns(self, scores: Sequence[float]) -> bool:
+        number = len(scores)
+        best = max(self.sign * score for score in scores)
+        means = [mean(self.sign * value for value in curve[:number]) for curve in self.curves if len(curve) >= number]
+        is_asked = self.rule.epochs <= number < self.epochs and len(means) >= self.rule.trials
+        return is_asked and best < median(means)
 
 
 class _Told(Screen):

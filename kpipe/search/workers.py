@@ -19,14 +19,17 @@ from pathlib import Path
 import grpc
 
 from kpipe.config import Loaded
+from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError
 from kpipe.signals import Stop
 
 LAUNCHER = "KPIPE_LAUNCHER"  # the process that a worker is not to outlive
-_ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
+FOLDER = "KPIPE_SEARCH"  # the folder of the launcher's search
+IP, PORT, ID = _ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
 _RESTARTS = 3  # of each worker
 _PATIENCE = 60  # seconds that a worker has to save what it does
-_LAST_LINES = 15
+_LAST_LINES = 100
+_PAUSE = 0.2  # seconds between two looks
 
 
 def role() -> str | None:
@@ -40,12 +43,12 @@ def role() -> str | None:
         return None
     if missing := [name for name in _ADDRESS if name not in given]:
         raise ConfigError(f"{given[0]} is set: expected {' and '.join(missing)} as well, for several workers")
-    return "chief" if "chief" in os.environ["KERASTUNER_TUNER_ID"] else "worker"
+    return "chief" if "chief" in os.environ[ID] else "worker"
 
 
 def chief_address() -> str:
     """Where a worker looks for the chief."""
-    return f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
+    return f"{os.environ[IP]}:{os.environ[PORT]}"
 
 
 @contextmanager
@@ -61,18 +64,18 @@ def worded_protocol_errors() -> Iterator[None]:
         ) from None
 
 
-def become_chief() -> None:
-    """Takes a free port of this machine; workers that are started from here on find it."""
+@contextmanager
+def as_chief() -> Iterator[None]:
+    """Makes this process the chief, at a free port of this machine that workers find which are started meanwhile."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(dict(zip(_ADDRESS, ("127.0.0.1", str(port), "chief"), strict=True)))
-
-
-def leave_chief() -> None:
-    """Forgets what `become_chief` has set."""
-    for name in _ADDRESS:
-        os.environ.pop(name, None)
+    os.environ |= {IP: "127.0.0.1", PORT: str(port), ID: "chief"}
+    try:
+        yield
+    finally:
+        for name in _ADDRESS:
+            del os.environ[name]
 
 
 def die_with_launcher() -> None:
@@ -89,18 +92,11 @@ def die_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def serve(search: Callable[[], None]) -> "Server":
-    """Runs the chief's loop beside this thread."""
-    server = Server(search)
-    server.start()
-    return server
-
-
 class Server(threading.Thread):
-    """The chief's loop.
+    """The chief's loop, beside the main thread.
 
     Args:
-        search: does not return before every worker has been told to stop.
+        search: does not return before every worker that it knows has been told to stop.
 
     Attributes:
         error: what ended it, if it failed.
@@ -110,12 +106,21 @@ class Server(threading.Thread):
         super().__init__(daemon=True)
         self._search = search
         self.error: Exception | None = None
+        self.start()
 
     def run(self) -> None:
         try:
             self._search()
         except Exception as error:  # raised again by who waits for it
             self.error = error
+
+    def wait(self, look: Callable[[], None]) -> None:
+        """Until it has ended; `look` is called several times a second."""
+        while self.is_alive():
+            self.join(_PAUSE)
+            look()
+        if self.error is not None:
+            raise self.error
 
 
 @dataclass
@@ -124,7 +129,9 @@ class _Worker:
     log: Path
     process: subprocess.Popen | None = None
     starts: int = 0
-    ended: bool = False
+    began: int = 0
+    """Where in the log its last start stands."""
+    has_ended: bool = False
 
 
 @dataclass
@@ -135,15 +142,18 @@ class Workers:
         loaded: what they search.
         count: how many.
         folder: of the search, where each writes its log.
+        screen: is told of workers that are started again.
     """
 
     loaded: Loaded
     count: int
     folder: Path
+    screen: Screen
     _workers: list[_Worker] = field(default_factory=list)
 
-    def supervise(self, server: Server, stop: Stop) -> None:
-        """Until all have ended by themselves.
+    def supervise(self, server: Server, stop: Stop, look: Callable[[], None]) -> None:
+        """Until all have ended by themselves, or the chief has no more for them; `look` is called several times a
+        second.
 
         Raises:
             KeyboardInterrupt: a signal came; the workers have saved what they did.
@@ -155,37 +165,44 @@ class Workers:
         try:
             for worker in self._workers:
                 self._start(worker)
-            while not all(worker.ended for worker in self._workers):
-                time.sleep(0.1)
+            # A worker that comes when the chief has ended would wait for it.
+            while server.is_alive() and not all(worker.has_ended for worker in self._workers):
+                time.sleep(_PAUSE)
                 if stop.number is not None:
                     self._end_all()
                     stop.obey()
-                if server.error is not None:
-                    raise server.error
                 for worker in self._workers:
                     self._look_after(worker)
+                look()
+            if server.error is not None:
+                raise server.error
         finally:
             self._end_all()
+        look()
 
     def _start(self, worker: _Worker) -> None:
         command = [sys.executable, "-m", "kpipe", "search", self.loaded.document.name, *self.loaded.overrides]
-        environment = {**os.environ, "KERASTUNER_TUNER_ID": worker.name, LAUNCHER: str(os.getpid())}
+        environment = {**os.environ, ID: worker.name, LAUNCHER: str(os.getpid()), FOLDER: str(self.folder)}
         worker.starts += 1
         with open(worker.log, "ab") as log:
+            worker.began = log.tell()
             # A session of its own: Ctrl-C reaches this process, which then tells the workers.
             worker.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _look_after(self, worker: _Worker) -> None:
-        code = None if worker.ended else worker.process.poll()
+        code = None if worker.has_ended else worker.process.poll()
         if code is None:
             return
         if code == 0:
-            worker.ended = True
+            worker.has_ended = True
         elif 0 < code < 128:
             raise _as_said(worker, code)
         elif worker.starts <= _RESTARTS:
+            self.screen.line(
+                f"{worker.name} was killed (exit code {code}) and is started again, {worker.starts} of {_RESTARTS}"
+            )
             self._start(worker)
         else:
             raise EnvironmentFault(
@@ -200,7 +217,7 @@ class Workers:
         deadline = time.monotonic() + _PATIENCE
         for process in running:
             try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+                process.wait(timeout=max(_PAUSE, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -208,8 +225,9 @@ class Workers:
 
 def _as_said(worker: _Worker, code: int) -> Exception:
     """The error of a worker, from its exit code and the end of its log."""
-    lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = "\n".join(lines[-_LAST_LINES:])
+    with open(worker.log, encoding="utf-8", errors="replace") as log:
+        log.seek(worker.began)
+        said = "\n".join(log.read().splitlines()[-_LAST_LINES:])
     kinds: Mapping[int, type[KpipeError]] = {
         kind.exit_code: kind for kind in (ConfigError, DataError, EnvironmentFault)
     }
