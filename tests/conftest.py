@@ -12,6 +12,7 @@ import multiprocessing.forkserver
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import keras
 import pytest
@@ -22,7 +23,16 @@ from kpipe import cli
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that both workers end at the same time."""
-    longest = ("test_resume", "test_models", "test_input", "test_run", "test_pipeline", "test_augment", "test_trainer")
+    longest = (
+        "test_resume",
+        "test_models",
+        "test_search",
+        "test_input",
+        "test_run",
+        "test_pipeline",
+        "test_augment",
+        "test_trainer",
+    )
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
@@ -36,6 +46,18 @@ def keras_as_it_was():
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(autouse=True)
+def pictures_are_drawn_where_they_are_looked_at(request, monkeypatch):
+    """Half a second of each run goes into its pictures."""
+    if request.module.__name__ not in ("test_figures", "test_run", "test_inspect_data"):
+        monkeypatch.setattr("kpipe.figures._save", touch)
+
+
+def touch(figure, path):
+    """Stands for `kpipe.figures._save`."""
+    Path(path).touch()
 
 
 @pytest.fixture
@@ -116,7 +138,9 @@ def run_verb(arguments, folder, environment, blow):
     sys.argv = ["kpipe", *arguments]
     if blow:
         _strike(*blow)
-    from kpipe import cli
+    from kpipe import cli, figures
+
+    figures._save = touch
 
     sys.exit(cli.main(arguments))
 

@@ -723,24 +723,29 @@ PLAIN_KERAS = """
 import sys
 sys.modules["kpipe"] = None  # importing it raises ImportError
 import keras, numpy
-model = keras.models.load_model(sys.argv[1])
-numpy.save(sys.argv[3], keras.ops.convert_to_numpy(model(numpy.load(sys.argv[2]))))
+for folder in sys.argv[2:]:
+    model = keras.models.load_model(folder + "/model.keras")
+    numpy.save(folder + "/logits.npy", keras.ops.convert_to_numpy(model(numpy.load(sys.argv[1]))))
 """
 
 
-@pytest.mark.parametrize("normalization", [CONSTANTS["normalization"], NAMED["caffe"]], ids=["affine", "caffe"])
-def test_the_portable_file_needs_no_kpipe(tmp_path, normalization):
-    model = build_model(**ARGUMENTS, normalization=normalization)
+def test_the_portable_file_needs_no_kpipe(tmp_path):
     images = random_images(3, 32, 32, 3)
-    model(images, training=True)
-    save_portable(model, tmp_path / "model.keras", **ARGUMENTS, normalization=normalization)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]
     np.save(tmp_path / "images.npy", images)
-    files = [tmp_path / name for name in ("model.keras", "images.npy", "logits.npy")]
-    command = [sys.executable, "-I", "-c", PLAIN_KERAS, *files]
+    models, folders = [], []
+    for normalization in (CONSTANTS["normalization"], NAMED["caffe"]):
+        models.append(build_model(**ARGUMENTS, normalization=normalization))
+        models[-1](images, training=True)
+        folders.append(tmp_path / f"{len(folders)}")
+        folders[-1].mkdir()
+        save_portable(models[-1], folders[-1] / "model.keras", **ARGUMENTS, normalization=normalization)
+        assert [entry.name for entry in folders[-1].iterdir()] == ["model.keras"]
+    command = [sys.executable, "-I", "-c", PLAIN_KERAS, tmp_path / "images.npy", *folders]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    expected = keras.ops.convert_to_numpy(model(images))
-    np.testing.assert_allclose(np.load(files[2]), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+    for model, folder in zip(models, folders, strict=True):
+        expected = keras.ops.convert_to_numpy(model(images))
+        tolerance = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(np.load(folder / "logits.npy"), expected, rtol=1e-6, atol=tolerance)
 
 
 def test_the_portable_file_is_float32_after_mixed_precision(tmp_path):
