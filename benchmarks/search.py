@@ -6,7 +6,7 @@
 cost: a trial of one step against the loop that one would write with Keras for the same network, data and batch. Both
 run in one process and take turns after a warm-up of each; medians. The trial writes what every run writes:
 configuration, logs, a checkpoint that is flushed to the disk, the network. The loop builds, trains, evaluates, saves
-and clears. `--profile` prints in which functions a trial spends its time.
+and clears Keras's state. `--profile` prints in which functions a trial spends its time.
 
 memory: one search of many trials of one step in one process; the memory of the process at the end of each trial, and
 the disk that the search takes at its end.
@@ -23,7 +23,6 @@ without a score.
 
 import argparse
 import cProfile
-import gc
 import math
 import multiprocessing
 import os
@@ -175,7 +174,6 @@ def make_variants(work: str, folder: Path) -> tuple[Callable[[], None], Callable
         model.save(folder / "bare.keras")
         del model
         keras.backend.clear_session()
-        gc.collect()
 
     return trial, bare
 

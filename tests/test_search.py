@@ -669,13 +669,22 @@ def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
         assert (code, err.startswith("--workers, --new: expected neither where KERASTUNER_TUNER_ID says")) == (2, True)
 
 
-def test_an_error_in_the_chiefs_report_is_its_own(kpipe, experiment, worker_says, monkeypatch):
+def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkeypatch):
     """Not one of the worker, and not one of the protocol."""
-
-    monkeypatch.setattr(Report, "has_changed", lambda self, records: 1 / 0)
+    monkeypatch.setattr("kpipe.search._Tuner.search", lambda tuner: 1 / 0)
     worker_says("sleep 60")
     with pytest.raises(ZeroDivisionError):
         kpipe("search", experiment, "--workers", "2")
+
+
+def test_a_worker_that_comes_too_late_is_not_waited_for(kpipe, experiment, worker_says, monkeypatch):
+    """keras-tuner's chief has told all that it knew to stop; another would wait for it an hour."""
+    monkeypatch.setattr("kpipe.search._Tuner.search", lambda tuner: None)
+    worker_says("sleep 60")
+    begun = time.monotonic()
+    code, _, err = kpipe("search", experiment, "--workers", "2")
+    assert (code, "not one of 0 trials has a score" in err) == (4, True)
+    assert time.monotonic() - begun < 20
 
 
 def test_an_incomplete_address_of_the_chief(kpipe, experiment, monkeypatch):

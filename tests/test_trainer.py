@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.models.googlenet import WithAuxiliaryHeads
@@ -200,6 +201,16 @@ def test_half_precision_trains():
     records = []
     fit(Trainer(make_model(policy="mixed_bfloat16")), epochs=1, on_log=records.append)
     assert math.isfinite(records[-1]["loss"])
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_nothing_is_left_of_a_training_when_it_is_gone(policy):
+    """TensorFlow keeps each custom gradient for the life of the process, and with it the graph that it is made in."""
+    kept = ops.gradient_registry._registry
+    before = len(kept)
+    fit(Trainer(make_model(policy=policy)), epochs=1)
+    assert hasattr(keras.optimizers.SGD(), "_all_reduce_sum_gradients")  # what the trainer puts its own in the place of
+    assert len(kept) == before
 
 
 def test_there_is_one_strategy():

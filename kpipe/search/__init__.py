@@ -92,10 +92,14 @@ def run_search(
             path, loaded.experiment, job.dimensions, objective=job.objective, total=oracle.total, screen=job.screen
         )
 
+        known = len(oracle.end_order)
+
         def look() -> None:
             """Brings the report up to date when a trial has ended."""
-            records = read_records(path)
-            if report.has_changed(records):
+            nonlocal known
+            if len(oracle.end_order) > known:
+                known = len(oracle.end_order)
+                records = read_records(path)
                 report.trials_ended(records)
                 prune(path, records.values(), job.search, job.objective, oracle.may_go_on)
 

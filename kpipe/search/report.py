@@ -88,22 +88,15 @@ class Report:
         again = f", seed {execution + 1}" if execution else ""
         self._now = f"trial {number}{again}: epoch {epoch}, {self._objective} {logs[self._objective]:.4f}"
 
-    def has_changed(self, records: Mapping[int, Record]) -> bool:
-        """Whether a trial has ended since."""
-        return any(record.has_ended and self._is_new(record) for record in records.values())
-
     def trials_ended(self, records: Mapping[int, Record]) -> None:
         """Shows and writes what has changed."""
-        ended = [record for record in records.values() if record.has_ended and self._is_new(record)]
+        known = {record.number for record in self._records.values() if record.has_ended}
+        ended = [record for record in records.values() if record.has_ended and record.number not in known]
         self._records, self._now = dict(records), ""
         if self._live is None:
             for record in ended:
                 self._screen.line(self._line(record))
         self.write(records)
-
-    def _is_new(self, record: Record) -> bool:
-        before = self._records.get(record.number)
-        return before is None or not before.has_ended
 
     def write(self, records: Mapping[int, Record]) -> None:
         """The files, TensorBoard's included."""
