@@ -55,7 +55,7 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     _quietly(lambda: _import_experiment().train(loaded.experiment, new=new, resume=resume))
 
 
-@cli.command()
+@cli.command(short_help="Search over any key: learning rate, optimizer, ...")
 @click.argument("experiment", metavar="EXPERIMENT.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trials that train at once.")
@@ -63,8 +63,11 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
 def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
     """Search over any key of the file; the best trial is kept as best.yaml, which run takes.
 
-    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. The same
-    command goes on with an interrupted search and reports a finished one.
+    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. Any of it can
+    be overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
+
+    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command goes on with an interrupted search
+    and reports a finished one.
     """
     from kpipe.config import load_search
 
