@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from kpipe.errors import EnvironmentFault
-from kpipe.rundir import open_run, saved_step
+from kpipe.rundir import find_search, open_run, open_search, saved_step, unfinished_searches
 
 IDENTITY = {"name": "x", "seed": 0}
 
@@ -87,7 +87,7 @@ START = """
 import sys, time
 sys.stdin.readline()
 from kpipe.errors import EnvironmentFault
-from kpipe.rundir import open_run, saved_step
+from kpipe.rundir import find_search, open_run, open_search, saved_step, unfinished_searches
 from pathlib import Path
 began = time.monotonic()
 try:
@@ -236,3 +236,48 @@ def test_what_kpipe_has_not_written_is_passed_over(tmp_path, config, summary):
     with open_run(tmp_path, "x", IDENTITY) as run:
         assert run.path != stray
     assert files_of(stray) == before
+
+
+@pytest.mark.parametrize("status", ["interrupted", "finished"])
+def test_a_run_at_a_place_is_gone_on_with_if_it_is_the_same(tmp_path, status):
+    place = tmp_path / "search" / "0001"
+    with open_run(tmp_path, "x", IDENTITY, at=place) as run:
+        assert (run.path, run.resumed) == (place, False)
+        run.write_config(IDENTITY, {"precision": "float32"})
+        commit(run)
+        run.write_json("summary.json", {"status": status})
+    with open_run(tmp_path, "x", IDENTITY, at=place) as again:
+        assert (again.resumed, again.status, again.chosen) == (True, status, {"precision": "float32"})
+    with open_run(tmp_path, "x", IDENTITY | {"seed": 1}, at=place) as other:
+        assert not other.resumed
+        assert {path.name for path in place.iterdir()} == {".lock", ".owner", "config.yaml"}  # nothing of the old one
+    assert not place.exists()  # it has left nothing to keep
+
+
+SEARCH = IDENTITY | {"search": {"method": "random", "trials": 3, "keep": 3, "space": {"seed": {"choice": [0, 1]}}}}
+
+
+def test_a_search_is_found_by_what_it_searches(tmp_path):
+    with open_search(tmp_path, "x", SEARCH, {"name": "x"}) as path:
+        pass
+    assert find_search(tmp_path, "x", SEARCH) == path
+    assert find_search(tmp_path, "x", SEARCH | {"search": SEARCH["search"] | {"trials": 9, "keep": 1}}) == path
+    assert find_search(tmp_path, "x", SEARCH | {"search": SEARCH["search"] | {"space": {}}}) is None
+    assert find_search(tmp_path, "x", SEARCH | {"seed": 1}) is None
+    (path / "config.yaml").write_text("{")  # it is found all the same
+    for _ in range(3):  # within a second: the newest of them is found
+        with open_search(tmp_path, "x", SEARCH, {}, new=True) as new:
+            pass
+        assert find_search(tmp_path, "x", SEARCH) == new != path
+    assert unfinished_searches(tmp_path / "x")[-1] == new
+    (new / "summary.json").write_text('{"status": "finished"}')
+    assert new not in unfinished_searches(tmp_path / "x")
+
+
+def test_a_search_has_one_owner(tmp_path):
+    with open_search(tmp_path, "x", SEARCH, {}):
+        with pytest.raises(EnvironmentFault, match=r"this search is still going on \(process \d+ on "):
+            with open_search(tmp_path, "x", SEARCH, {}):
+                pass
+        with open_search(tmp_path, "x", SEARCH, {}, new=True):
+            pass
