@@ -542,20 +542,27 @@ def test_a_space_smaller_than_the_number_of_trials(kpipe, experiment, search, tr
 # --- what is remembered ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "another format", "not an object"])
-def test_damaged_records_are_found_again(kpipe, experiment, search, trained, damage):
-    kpipe("search", experiment, "search.trials=4")
-    before = {number: (r.score, r.values) for number, r in read_records(search()).items()}
-    for path in (search() / "trials").iterdir():
+METHODS = (["search.trials=5"], ["search.method=hyperband", "search.factor=2", "training.epochs=4"])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["random", "hyperband"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "another format", "not an object", "two of them"])
+def test_damaged_records_are_found_again(kpipe, experiment, search, trained, damage, method):
+    command = ("search", experiment, *method)
+    kpipe(*command)
+    before = {number: replace(record, ended=None) for number, record in read_records(search()).items()}
+    paths = sorted((search() / "trials").iterdir())
+    for path in paths if damage != "two of them" else (paths[2], paths[-2]):
         text = path.read_text()
         new = {"cut": text[: len(text) // 2], "another format": text.replace('"format": 1', '"format": 99')}
         path.unlink() if damage == "gone" else path.write_text(new.get(damage, "[]"))
     for name in ("summary.json", "trials.csv", "config.yaml", "best.yaml"):
         (search() / name).write_text("{")
-    code, out, _ = kpipe("search", experiment, "search.trials=4")
-    assert (code, len(trained)) == (0, 4)  # their runs are finished
-    assert {number: (r.score, r.values) for number, r in read_records(search()).items()} == before
-    assert len(rows_of(search())) == 4
+    done = len(trained)
+    code, out, _ = kpipe(*command)
+    assert (code, len(trained)) == (0, done)  # their runs are finished
+    assert {number: replace(record, ended=None) for number, record in read_records(search()).items()} == before
+    assert len(rows_of(search())) == len(before)
 
 
 def test_records_are_written_and_read(tmp_path):
