@@ -412,7 +412,7 @@ def test_a_pipe_whose_reader_has_gone_ends_nothing():
 
 def test_the_table_on_a_terminal(experiment, tmp_path):
     """What stands there while a search goes on, at 80 columns."""
-    loaded = load_search(experiment, [f"search.space.{NAME}=[sgd,adam]", f"search.space.{PEAK}.log=[0.001,0.1]"])
+    loaded = load_search(experiment, ["search.space.data.augment=[[],[translate]]", f"{PEAKS}.log=[0.001,0.1]"])
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     report = Report(
         tmp_path,
@@ -422,7 +422,7 @@ def test_the_table_on_a_terminal(experiment, tmp_path):
         total=5,
         screen=Screen(console),
     )
-    values = {NAME: "sgd", PEAK: 0.0123456}
+    values = {"data.augment": ["translate"], PEAK: 0.0123456}
     records = {n: Record(n, {}, values, "finished", n / 10, [n / 10], 0.5, 2, 3.25) for n in (1, 2)}
     with report.watching({}):
         report.epoch(3, 0, 1, {"val_accuracy": 0.75})
@@ -430,8 +430,8 @@ def test_the_table_on_a_terminal(experiment, tmp_path):
         report._began -= 60
         console.print(report)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    assert " rank  trial  val_accuracy  optimizer.name  learning_rate.peak  epochs    s" in lines
-    assert "    1      2        0.2000  sgd             0.01235                  2  3.2" in lines
+    assert " rank  trial  val_accuracy  data.augment  learning_rate.peak  epochs    s" in lines
+    assert "    1      2        0.2000  [translate]   0.01235                  2  3.2" in lines
     assert "2 of 5 trials; trial 3: epoch 1, val_accuracy 0.7500; about 90 s left" in lines
 
 
@@ -521,7 +521,11 @@ def test_data_without_a_validation_part(kpipe, experiment, trained, monkeypatch)
     without = lambda *a, **o: replace(real(*a, **o), validation=None)  # noqa: E731
     monkeypatch.setattr("kpipe.search.trials.load_splits", without)
     code, _, err = kpipe("search", experiment)
-    assert (code, err) == (3, "a search needs a validation part, this data has none\n")
+    assert (code, err) == (
+        3,
+        "synthetic: a search needs a validation part, which this data does not give; take a larger "
+        "data.split.validation, or more images a class\n",
+    )
 
 
 def test_a_search_without_one_score(kpipe, experiment, search, fails):

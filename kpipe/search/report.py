@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as session_summary
@@ -177,7 +178,7 @@ class Report:
         table.add_column("epochs", justify="right", no_wrap=True)
         table.add_column("s", justify="right", no_wrap=True)
         for rank, record in enumerate(order[:_SHOWN], 1):
-            values = (_shown(record.values[key]) if key in record.values else "" for key in self._keys)
+            values = (_cell(record.values, key) for key in self._keys)
             numbers = (f"{record.epochs}", f"{record.seconds:.1f}")
             table.add_row(f"{rank}", f"{record.number}", f"{record.score:.4f}", *values, *numbers)
         return table
@@ -190,7 +191,7 @@ class Report:
         for key in keys:
             table.add_column(self._names[key], overflow="fold")
         for rank, group in enumerate(groups[:_SHOWN], 1):
-            values = (_shown(group.values[key]) if key in group.values else "" for key in keys)
+            values = (_cell(group.values, key) for key in keys)
             table.add_row(f"{rank}", f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}", *values)
         return table
 
@@ -311,6 +312,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+
+
+def _cell(values: Mapping[str, Any], key: str) -> Text:
+    """As text, in which rich takes nothing in brackets for markup."""
+    return Text(_shown(values[key]) if key in values else "")
 
 
 def _first_sentence(message: str) -> str:

@@ -134,7 +134,10 @@ class TrialRunner:
             self._data = (key, load_splits(config, progress=self.screen.progress))
         splits = self._data[1]
         if splits.validation is None:
-            raise DataError("a search needs a validation part, this data has none")
+            raise DataError(
+                f"{config.source}: a search needs a validation part, which this data does not give; take a larger "
+                "data.split.validation, or more images a class"
+            )
         return splits
 
     def _constants(self, config: DataConfig) -> Path:
