@@ -63,11 +63,11 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
 def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
     """Search over any key of the file; the best trial is kept as best.yaml, which run takes.
 
-    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. Any of it can
-    be overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
+    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. Any of it
+    can be overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
 
-    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command goes on with an interrupted search
-    and reports a finished one.
+    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command goes on with an interrupted
+    search and reports a finished one.
     """
     from kpipe.config import load_search
 

@@ -111,7 +111,7 @@ def save_portable(
     for layer in portable.layers:
         layer.set_weights(model.get_layer(layer.name).get_weights())
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.keras")
+    temporary = path.with_name(f".{path.stem}.part.keras")  # always the same: what a kill leaves is written over
     try:
         portable.save(temporary)
         os.replace(temporary, path)

@@ -28,6 +28,7 @@ from kpipe.search.records import Group, Record, grouped, ranked, write_groups, w
 from kpipe.tables import SearchOptions
 
 _SHOWN = 10  # trials in the table
+_PART = ".events"  # where TensorBoard's files are written; what a kill leaves there goes at the next or at the end
 BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
 
 
@@ -133,6 +134,7 @@ class Report:
             "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
         }
         write_json(self._search / SUMMARY, summary)
+        shutil.rmtree(self._search / _PART, ignore_errors=True)
         self._show_result(best, order, counts, is_exhausted)
         return summary
 
@@ -346,7 +348,7 @@ def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) ->
         hparams.Metric("epochs"),
         hparams.Metric("seconds"),
     ]
-    with _new_events(path):
+    with _new_events(path, path):
         _write_message(hparams.hparams_config_pb(hparams=domains, metrics=metrics))
 
 
@@ -377,20 +379,20 @@ def _write_session(path: Path, record: Record) -> None:
     values = {key: _plain(value) for key, value in record.values.items()}
     ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
     began = record.ended - record.seconds
-    with _new_events(run):
+    scalars = {"epochs": record.epochs, "seconds": record.seconds}
+    if record.has_score:
+        scalars["score"] = record.score
+    with _new_events(path, run):
         _write_message(hparams.hparams_pb(values, trial_id=record.run(), start_time_secs=began))
         _write_message(session_summary.session_end_pb(ending, end_time_secs=record.ended))
-        scalars = {"epochs": record.epochs, "seconds": record.seconds} | (
-            {"score": record.score} if record.has_score else {}
-        )
         for name, value in scalars.items():
             tf.summary.scalar(name, value, step=record.epochs)
 
 
 @contextmanager
-def _new_events(folder: Path) -> Iterator[None]:
-    """What is written to TensorBoard inside comes to stand in a folder in one step."""
-    part = folder / ".events"
+def _new_events(search: Path, folder: Path) -> Iterator[None]:
+    """What is written to TensorBoard inside comes to stand in a folder of the search in one step."""
+    part = search / _PART
     shutil.rmtree(part, ignore_errors=True)
     with closing(tf.summary.create_file_writer(str(part))) as writer, writer.as_default():
         yield
