@@ -24,7 +24,7 @@ EXACT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
 ):
