@@ -738,6 +738,7 @@ def test_the_portable_file_needs_no_kpipe(tmp_path):
         models[-1](images, training=True)
         folders.append(tmp_path / f"{len(folders)}")
         folders[-1].mkdir()
+        (folders[-1] / ".model.part.keras").write_text("what a kill has left")
         save_portable(models[-1], folders[-1] / "model.keras", **ARGUMENTS, normalization=normalization)
         assert [entry.name for entry in folders[-1].iterdir()] == ["model.keras"]
     command = [sys.executable, "-I", "-c", PLAIN_KERAS, tmp_path / "images.npy", *folders]
