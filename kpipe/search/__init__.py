@@ -10,11 +10,12 @@ import gc
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras_tuner
 from keras_tuner.engine import base_tuner
 
 from kpipe.config import Loaded
@@ -142,11 +143,13 @@ class _Job:
         self.config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
         self.dimensions = make_dimensions(self.search)
 
-    def make_oracle(self, records: Mapping[int, Record]):
+    def make_oracle(self, records: Mapping[int, Record]) -> keras_tuner.Oracle:
         return make_oracle(self.search, self.objective, self.epochs, records)
 
 
-def _finish(job: _Job, path: Path, report: Report, oracle, before: Mapping[int, Record]) -> SearchResult:
+def _finish(
+    job: _Job, path: Path, report: Report, oracle: keras_tuner.Oracle, before: Mapping[int, Record]
+) -> SearchResult:
     """Reports a search that has no more trials to do."""
     records = read_records(path)
     prune(path, records.values(), job.search, job.objective)
@@ -162,7 +165,13 @@ def _finish(job: _Job, path: Path, report: Report, oracle, before: Mapping[int, 
 class _Tuner(base_tuner.BaseTuner):
     """keras-tuner's loop around trials of kpipe; `runner` is None in the chief, which trains nothing."""
 
-    def __init__(self, oracle, folder: Path, runner: TrialRunner | None = None, after_trial=lambda: None):
+    def __init__(
+        self,
+        oracle: keras_tuner.Oracle,
+        folder: Path,
+        runner: TrialRunner | None = None,
+        after_trial: Callable[[], None] = lambda: None,
+    ):
         self._folder = folder
         self._dimensions = oracle.dimensions
         self._after_trial = after_trial

@@ -149,14 +149,14 @@ class _Repeatable:
 class RandomOracle(_Repeatable, oracles.RandomSearchOracle):
     """Independent draws, each combination once."""
 
-    def __init__(self, search, dimensions, epochs, **options):
+    def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
 
 
 class GridOracle(_Repeatable, keras_tuner.Oracle):
     """Every combination, in the order of the space, the last key changing fastest."""
 
-    def __init__(self, search, dimensions, epochs, **options):
+    def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
         self._combinations = list(itertools.islice(combinations(self.dimensions), search.trials))
 
@@ -169,7 +169,7 @@ class GridOracle(_Repeatable, keras_tuner.Oracle):
 class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
     """A Gaussian process over the results so far, and the point whose lower bound is the best."""
 
-    def __init__(self, search, dimensions, epochs, **options):
+    def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
         keys = len({dimension.key for dimension in dimensions})
         points = search.initial_trials or 3 * keys
         super().__init__(search, dimensions, max_trials=search.trials, num_initial_points=points, **options)
@@ -192,7 +192,7 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
     each of its trials has ended, and the best of those that have a score go on.
     """
 
-    def __init__(self, search, dimensions, epochs, **options):
+    def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
         super().__init__(
             search,
             dimensions,

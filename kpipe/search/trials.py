@@ -114,7 +114,16 @@ class TrialRunner:
             summary = self._train(experiment, record, execution, path, epochs, rule)
         return summary, rule is not None and rule.has_stopped(self._curve(record, execution))
 
-    def _train(self, experiment, record, execution, path, epochs, rule) -> dict[str, Any]:
+    def _train(
+        self,
+        experiment: Experiment,
+        record: Record,
+        execution: int,
+        path: Path,
+        epochs: int | None,
+        rule: "StopBelowMedian | None",
+    ) -> dict[str, Any]:
+        """Trains one run to its end; returns its summary."""
         splits = self._load(experiment.data)
         trial = Trial(
             path,
