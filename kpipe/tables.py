@@ -691,7 +691,7 @@ class HyperbandOptions(SearchOptions):
 
 class BayesianOptions(RandomSearchOptions):
     initial_trials: Count | None = None
-    """Drawn at random before the first guess. Default: three for each key, at least 3."""
+    """Drawn at random before the first guess. Default: three for each key."""
 
 
 SEARCH_METHODS = {

@@ -488,10 +488,29 @@ def test_a_loss_of_guessing_ends_a_trial(kpipe, experiment, search, fails):
     fails({1: losses(0.693, 0.693, 0.70), 2: losses(0.693, 0.693, 0.6), 3: losses(0.6, 0.72, 0.68)})
     kpipe("search", experiment, "search.trials=4", "search.stuck_after=30")
     messages = {n: record.message for n, record in read_records(search()).items()}
-    assert messages[1] == "stuck: the training loss is 0.700 after 30 steps, within 2% of 0.693, that of guessing among 2 classes"  # fmt: skip  # noqa: E501
+    assert messages[1] == (
+        "stuck: the training loss is 0.700 after 30 steps, within 2% of 0.693, that of guessing among 2 classes"
+    )
     assert messages[2] == "it was not stuck"
     assert messages[3].startswith("stuck: the training loss is 0.680")
     assert messages[4] is None
+
+
+def test_auxiliary_heads_guess_too(kpipe, experiment, search, fails):
+    """ln 2, and 0.3 times that for each of two heads: 1.109."""
+    guess = {"split": "train", "span": "steps", "step": 100, "loss": 1.11}
+    fails({1: lambda trial: trial.watch(guess)})
+    kpipe(
+        "search",
+        experiment,
+        "search.trials=1",
+        "model.name=googlenet",
+        "model.auxiliary_heads=true",
+        "data.image_size=20",
+    )
+    assert read_records(search())[1].message.startswith(
+        "stuck: the training loss is 1.110 after 100 steps, within 2% of 1.109"
+    )
 
 
 def test_a_loss_that_is_no_cross_entropy_has_no_such_mark(kpipe, experiment, search, fails):
@@ -519,7 +538,10 @@ def test_data_without_a_validation_part(kpipe, experiment, trained, monkeypatch)
     from kpipe.search import trials
 
     real = trials.load_splits
-    without = lambda *a, **o: replace(real(*a, **o), validation=None)  # noqa: E731
+
+    def without(*arguments, **options):
+        return replace(real(*arguments, **options), validation=None)
+
     monkeypatch.setattr("kpipe.search.trials.load_splits", without)
     code, _, err = kpipe("search", experiment)
     assert (code, err) == (

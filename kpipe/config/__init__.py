@@ -91,10 +91,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: with one line per mistake, `file:line: key: what was expected, what came, nearest name`.
     """
-    path = Path(path)
-    document = read_document(path)
-    document.data.setdefault("name", path.stem)
-    return _check(document, overrides)
+    return _check(_read(path), overrides)
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -103,9 +100,7 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: as `load_experiment`, and for what cannot be searched.
     """
-    path = Path(path)
-    document = read_document(path)
-    document.data.setdefault("name", path.stem)
+    document = _read(path)
     if document.data.get("search") is None:
         document.data["search"] = {}
     return _check(document, overrides, for_search=True)
@@ -207,6 +202,12 @@ def _leaves(value: Any, keys: Keys = ()):
             yield from _leaves(child, (*keys, key))
     else:
         yield keys, value
+
+
+def _read(path: str | Path) -> Document:
+    document = read_document(Path(path))
+    document.data.setdefault("name", Path(path).stem)
+    return document
 
 
 def _check(document: Document, overrides: Sequence[str], *, for_search: bool = False) -> Loaded:

@@ -5,6 +5,7 @@ is found again: what was tried follows from the trials before it, and its result
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable
@@ -156,7 +157,7 @@ def write_trials(path: Path, records: Iterable[Record], objective: str, keys: li
             "seconds": round(record.seconds, 2),
             "run": record.run(),
         }
-        | {key: _cell(record.values[key]) for key in keys if key in record.values}
+        | {key: plain(record.values[key]) for key in keys if key in record.values}
         for rank, record in [*enumerate(order, 1), *(("", record) for record in rest)]
     ]
     columns = ["rank", "trial", "status", "score", "epochs", "seconds", "run", *keys]
@@ -167,20 +168,20 @@ def write_groups(path: Path, groups: list[Group], keys: list[str]) -> None:
     """Writes groups.csv: mean and deviation over seeds."""
     rows = [
         {"rank": rank, "trainings": len(group.scores), "mean": group.mean, "deviation": group.deviation}
-        | {key: _cell(value) for key, value in group.values.items()}
+        | {key: plain(value) for key, value in group.values.items()}
         for rank, group in enumerate(groups, 1)
     ]
     _write_csv(path, ["rank", "trainings", "mean", "deviation", *keys], rows)
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, int | float | str) else json.dumps(value)
+def plain(value: Any) -> bool | int | float | str:
+    """A value for what knows no lists: these, and sections, as JSON."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -24,10 +24,11 @@ from kpipe.config.space import Dimension, keys_of
 from kpipe.console import Screen, counted
 from kpipe.rundir import write_json, write_text
 from kpipe.search.oracles import EPOCHS
-from kpipe.search.records import Group, Record, grouped, ranked, write_groups, write_trials
+from kpipe.search.records import Group, Record, grouped, plain, ranked, write_groups, write_trials
 from kpipe.tables import SearchOptions
 
 _SHOWN = 10  # trials in the table
+_ENDINGS = ("finished", "stopped", "failed")
 _PART = ".events"  # where TensorBoard's files are written; what a kill leaves there goes at the next or at the end
 BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
 
@@ -83,7 +84,9 @@ class Report:
                 self._live = None
 
     def __rich__(self) -> Table:
-        return self._table(ranked(self._records.values(), self._objective), caption=self._progress())
+        table = self._table(ranked(self._records.values(), self._objective))
+        table.caption, table.caption_justify = self._progress(), "left"
+        return table
 
     def epoch(self, number: int, execution: int, epoch: int, logs: Mapping[str, float]) -> None:
         """A trial has ended an epoch."""
@@ -104,9 +107,8 @@ class Report:
         """The files, TensorBoard's included."""
         path, ended = self._search, [record for record in records.values() if record.has_ended]
         write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
-        groups = grouped(ended, self._objective)
         if _have_repetitions(self._keys, ended):
-            write_groups(path / GROUPS_CSV, groups, [key for key in self._keys if key != "seed"])
+            write_groups(path / GROUPS_CSV, grouped(ended, self._objective), self._keys_but_seed)
         _write_space(path, self._dimensions, self._objective)
         for record in ended:
             _write_session(path, record)
@@ -122,20 +124,21 @@ class Report:
         self.write(records)
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
         scores = [record.score if record.has_score else None for record in order]
-        figures.write_search(self._search / FIGURE, scores, _times(order, records), objective=self._objective)
+        times = _times(order, records)
+        figures.write_search(self._search / FIGURE, scores, times, objective=self._objective)
         best = ranked(order, self._objective)
-        counts = {status: sum(r.status == status for r in order) for status in ("finished", "stopped", "failed")}
+        counts = {status: sum(record.status == status for record in order) for status in _ENDINGS}
         summary = {
             "status": "finished",
             "objective": self._objective,
             "trials": len(order),
             **counts,
-            "seconds": round(_times(order, records)[-1], 2) if order else 0.0,
+            "seconds": round(max(times, default=0.0), 2),
             "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
         }
         write_json(self._search / SUMMARY, summary)
         shutil.rmtree(self._search / _PART, ignore_errors=True)
-        self._show_result(best, order, counts, is_exhausted)
+        self._show_result(best, order, summary, is_exhausted)
         return summary
 
     # --- on the screen ----------------------------------------------------------------------------------------
@@ -171,46 +174,54 @@ class Report:
         ending = "  best" if best else "  stopped" if record.status == "stopped" else ""
         return text + ending + (f"  ({_first_sentence(record.message)})" if record.message else "")
 
-    def _table(self, order: Sequence[Record], caption: str | None = None) -> Table:
-        table = Table(caption=caption, caption_justify="left", show_edge=False, box=None, header_style="bold")
-        for column in ("rank", "trial", self._objective):
-            table.add_column(column, justify="right", no_wrap=True)
-        for key in self._keys:
-            table.add_column(self._names[key], overflow="fold")
-        table.add_column("epochs", justify="right", no_wrap=True)
-        table.add_column("s", justify="right", no_wrap=True)
-        for rank, record in enumerate(order[:_SHOWN], 1):
-            values = (_cell(record.values, key) for key in self._keys)
-            numbers = (f"{record.epochs}", f"{record.seconds:.1f}")
-            table.add_row(f"{rank}", f"{record.number}", f"{record.score:.4f}", *values, *numbers)
-        return table
+    @property
+    def _keys_but_seed(self) -> list[str]:
+        return [key for key in self._keys if key != "seed"]
+
+    def _table(self, order: Sequence[Record]) -> Table:
+        rows = [
+            ((f"{record.number}", f"{record.score:.4f}"), record.values, (f"{record.epochs}", f"{record.seconds:.1f}"))
+            for record in order[:_SHOWN]
+        ]
+        return self._ranking(("trial", self._objective), self._keys, ("epochs", "s"), rows)
 
     def _group_table(self, groups: Sequence[Group]) -> Table:
+        rows = [
+            ((f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}"), group.values, ())
+            for group in groups[:_SHOWN]
+        ]
+        columns = (f"mean {self._objective}", "deviation", "trainings")
+        return self._ranking(columns, self._keys_but_seed, (), rows)
+
+    def _ranking(
+        self, before: Sequence[str], keys: Sequence[str], after: Sequence[str], rows: Sequence[tuple]
+    ) -> Table:
+        """A table of rows (numbers, values by key, numbers), the best first."""
         table = Table(show_edge=False, box=None, header_style="bold")
-        for column in ("rank", f"mean {self._objective}", "deviation", "trainings"):
-            table.add_column(column, justify="right")
-        keys = [key for key in self._keys if key != "seed"]
+        for column in ("rank", *before):
+            table.add_column(column, justify="right", no_wrap=True)
         for key in keys:
             table.add_column(self._names[key], overflow="fold")
-        for rank, group in enumerate(groups[:_SHOWN], 1):
-            values = (_cell(group.values, key) for key in keys)
-            table.add_row(f"{rank}", f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}", *values)
+        for column in after:
+            table.add_column(column, justify="right", no_wrap=True)
+        for rank, (first, values, last) in enumerate(rows, 1):
+            # As text, in which rich takes nothing in brackets for markup.
+            cells = (Text(_shown(values[key]) if key in values else "") for key in keys)
+            table.add_row(f"{rank}", *first, *cells, *last)
         return table
 
     def _show_result(
-        self, best: Sequence[Record], order: Sequence[Record], counts: Mapping[str, int], is_exhausted: bool
+        self, best: Sequence[Record], order: Sequence[Record], summary: Mapping[str, Any], is_exhausted: bool
     ) -> None:
         line, path = self._screen.line, self._search
         if best:
             self._screen.console.print(self._table(best))
-        groups = grouped(order, self._objective)
         if _have_repetitions(self._keys, order):
             line("")
-            self._screen.console.print(self._group_table(groups))
+            self._screen.console.print(self._group_table(grouped(order, self._objective)))
         line("")
-        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        time = _duration(_times(order, self._records)[-1] if order else 0)
-        line(f"{counted(len(order), 'trial')} ({said}) in {time} of training")
+        said = ", ".join(f"{summary[status]} {status}" for status in _ENDINGS if summary[status])
+        line(f"{counted(len(order), 'trial')} ({said}) in {_duration(summary['seconds'])} of training")
         if is_exhausted:
             line("The space has no more combinations; all have been tried")
         if len(order) < self._total:
@@ -306,7 +317,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         lengths = range(min(2, len(parts)), len(parts) + 1)
         ends = (".".join(parts[-length:]) for length in lengths)
-        names[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+        names[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return names
 
 
@@ -314,11 +325,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
-
-
-def _cell(values: Mapping[str, Any], key: str) -> Text:
-    """As text, in which rich takes nothing in brackets for markup."""
-    return Text(_shown(values[key]) if key in values else "")
 
 
 def _first_sentence(message: str) -> str:
@@ -355,7 +361,7 @@ def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) ->
 def _domain(cases: Sequence[Dimension]) -> Any:
     """Of one key: the union over its cases."""
     if all(case.kind == "choice" for case in cases):
-        values = [_plain(value) for case in cases for value in case.values]
+        values = [plain(value) for case in cases for value in case.values]
         kinds = {type(value) for value in values}
         values = values if len(kinds) == 1 else [str(value) for value in values]
         return hparams.Discrete(list(dict.fromkeys(values)))
@@ -365,18 +371,13 @@ def _domain(cases: Sequence[Dimension]) -> Any:
     return hparams.RealInterval(float(min(numbers)), float(max(numbers)))
 
 
-def _plain(value: Any) -> Any:
-    """What HParams can hold."""
-    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
-
-
 def _write_session(path: Path, record: Record) -> None:
     """A trial's values, score and end, beside the curves of its run, once."""
     run = path / record.run()
     run.mkdir(exist_ok=True)  # one that has failed before its first step has left nothing
     if any(run.glob("events.out.*")):
         return
-    values = {key: _plain(value) for key, value in record.values.items()}
+    values = {key: plain(value) for key, value in record.values.items()}
     ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
     began = record.ended - record.seconds
     scalars = {"epochs": record.epochs, "seconds": record.seconds}

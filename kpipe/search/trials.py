@@ -20,6 +20,7 @@ from kpipe.config import DataConfig, Experiment, Loaded
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.experiment import Trial, load_splits, needs_whole_images, train
+from kpipe.models.googlenet import HEADED, WithAuxiliaryHeads
 from kpipe.rundir import is_run_of, read_json
 from kpipe.search.records import Record, read_records, write_record
 from kpipe.signals import Stop
@@ -160,9 +161,8 @@ class TrialRunner:
         if name != "cross_entropy":
             return lambda record: None
         classes = len(splits.class_names)
-        chance = math.log(classes)
-        heads = 2 if getattr(experiment.model, "auxiliary_heads", False) else 0
-        guessing = chance * (1 + 0.3 * heads)  # the training loss of GoogLeNet counts them
+        heads = len(HEADED) if getattr(experiment.model, "auxiliary_heads", False) else 0
+        guessing = math.log(classes) * (1 + WithAuxiliaryHeads.auxiliary_weight * heads)
         steps_per_epoch = len(splits.train) // experiment.data.batch_size
         after = self.loaded.experiment.search.stuck_after or max(_LEAST_STEPS, steps_per_epoch)
 
