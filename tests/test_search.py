@@ -312,6 +312,8 @@ def test_an_ablation_is_a_grid_over_seeds(kpipe, experiment, search, trained):
     expected = np.std([score(each) for each, _, _ in trained[:4]], ddof=1)
     assert float(groups[0]["deviation"]) == pytest.approx(expected)
     assert re.search(r"^ +1 +0\.9985 +0\.0013 +4 +0\.01", out, re.M)
+    assert "Best: trial 1, val_accuracy 1.0000; with seed 0 alone; groups.csv has the means over the seeds\n" in out
+    assert "# With seed 0 alone; groups.csv has the means over the seeds.\n" in (search() / "best.yaml").read_text()
 
 
 def test_the_objective_decides_the_score_and_the_weights(kpipe, experiment, search, trained):

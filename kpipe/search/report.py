@@ -248,7 +248,7 @@ class Report:
         if len(best.scores) > 1:
             return f"the mean over {len(best.scores)} seeds; best.yaml has the first, with {best.scores[0]:.4f}"
         if "seed" in self._keys:
-            return f"with seed {best.values['seed']} alone; the table above has the means over the seeds"
+            return f"with seed {best.values['seed']} alone; {GROUPS_CSV} has the means over the seeds"
         return ""
 
     def _write_best(self, ended: Sequence[Record]) -> None:
