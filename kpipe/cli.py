@@ -39,7 +39,8 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
 
     --resume RUN goes on with a run by hand; a finished one is extended: kpipe run --resume RUN training.epochs=20
     """
-    from kpipe.config import load_experiment, load_resumed
+    from kpipe.config.loading import load_experiment
+    from kpipe.config.resume import load_resumed
 
     if resume is not None and experiment is not None and "=" in experiment and not os.path.exists(experiment):
         experiment, overrides = None, (experiment, *overrides)
@@ -69,7 +70,7 @@ def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool)
     Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command goes on with an interrupted
     search and reports a finished one.
     """
-    from kpipe.config import load_search
+    from kpipe.config.loading import load_search
 
     loaded = load_search(experiment, overrides)
     _say_what_was_dropped(loaded.dropped)
@@ -95,8 +96,8 @@ def plan(
 
     NETWORK is a name such as vgg16, with its builder's defaults: kpipe plan vgg16 --image-size 64 model.head=gap
     """
-    from kpipe.config import load_experiment, load_network
-    from kpipe.tables import MODELS
+    from kpipe.catalog.networks import MODELS
+    from kpipe.config.loading import load_experiment, load_network
 
     is_network = experiment in MODELS
     if not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
@@ -116,7 +117,7 @@ def plan(
         _say_what_was_dropped(loaded.dropped)
 
     def show() -> None:
-        from kpipe.plan import Assumed, make_plan, show_plan
+        from kpipe.commands.plan import Assumed, make_plan, show_plan
 
         found = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
         click.echo(json.dumps(found, indent=2)) if as_json else show_plan(found)
@@ -150,8 +151,8 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
 
 
 def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, ending: str, verb, **options) -> None:
-    from kpipe.config import load_experiment
-    from kpipe.rundir import worded_write_errors
+    from kpipe.config.loading import load_experiment
+    from kpipe.files import worded_write_errors
 
     loaded = load_experiment(experiment, overrides)
     _say_what_was_dropped(loaded.dropped)
@@ -170,7 +171,7 @@ def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, en
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_names(as_json: bool) -> None:
     """Show the names of networks, sources, augmentations, optimizers and schedules."""
-    from kpipe.tables import TABLES
+    from kpipe.catalog.tables import TABLES
 
     if as_json:
         click.echo(json.dumps({kind: list(table) for kind, table in TABLES.items()}, indent=2))
@@ -185,7 +186,7 @@ def list_names(as_json: bool) -> None:
 @cli.command()
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors that complete and check YAML."""
-    from kpipe.config import json_schema
+    from kpipe.config.loading import json_schema
 
     click.echo(json_schema())
 
@@ -252,12 +253,12 @@ def _import_search():
 
 
 def _import_inspect_data():
-    import kpipe.inspect_data
+    import kpipe.commands.data
 
-    return kpipe.inspect_data
+    return kpipe.commands.data
 
 
 def _import_doctor():
-    import kpipe.doctor
+    import kpipe.commands.doctor
 
-    return kpipe.doctor
+    return kpipe.commands.doctor

@@ -24,18 +24,26 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from kpipe import data, figures
-from kpipe.config import Chosen, DataConfig, Experiment, check_resume, options
+from kpipe.catalog.data import AUGMENTATIONS, WindowRow, wrong_channels
+from kpipe.catalog.rows import resolve
+from kpipe.config.resume import check_resume
+from kpipe.config.schema import Chosen, DataConfig, Experiment, options
 from kpipe.console import Screen, describe_size
+from kpipe.data.reading import worded_reading_errors
 from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
-from kpipe.faults import memory_notes, worded_interruption, worded_reading_errors, worded_tensorflow_errors
-from kpipe.models import build_model, load_portable_weights, save_portable
-from kpipe.normalisation import normalisation
-from kpipe.rundir import Run, open_run, worded_write_errors
+from kpipe.files import worded_write_errors
+from kpipe.memory import memory_notes, worded_tensorflow_errors
+from kpipe.models.building import build_model
+from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.normalization import normalisation
+from kpipe.runs.directory import Run, open_run
+from kpipe.runs.disk import estimate_disk
+from kpipe.runs.environment import describe_environment
+from kpipe.runs.interruption import worded_interruption
+from kpipe.runs.logs import RunLog
 from kpipe.signals import Stop, stop_signals
-from kpipe.tables import AUGMENTATIONS, WindowRow, resolve, wrong_channels
-from kpipe.training.callbacks import RunLog
-from kpipe.training.checkpoints import Checkpoints, estimate_disk
-from kpipe.training.device import describe_device, describe_environment, gpu_hint
+from kpipe.training.checkpoints import Checkpoints
+from kpipe.training.device import describe_device, gpu_hint
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.data import make_pipeline
+from kpipe.data.pipeline import make_pipeline
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,11 +11,11 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
-from kpipe.data import flip_horizontal, pad_crop, translate
-from kpipe.data.augment import cutout, flip_vertical, rotate
-from kpipe.data.color import color_jitter, grayscale, pca_color
-from kpipe.data.rand_augment import OPERATIONS, rand_augment
-from kpipe.tables import AUGMENTATIONS, resolve
+from kpipe.catalog.data import AUGMENTATIONS
+from kpipe.catalog.rows import resolve
+from kpipe.data.augmentations.color import color_jitter, grayscale, pca_color
+from kpipe.data.augmentations.geometric import cutout, flip_horizontal, flip_vertical, pad_crop, rotate, translate
+from kpipe.data.augmentations.rand_augment import OPERATIONS, rand_augment
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(1, 256, (6, 10, 14, 3), np.uint8)  # never 0, which stands for vacated pixels

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
-from kpipe.rundir import saved_step
+from kpipe.runs.directory import saved_step
+from kpipe.runs.disk import estimate_disk
 from kpipe.training import checkpoints as module
-from kpipe.training.checkpoints import Checkpoints, estimate_disk
+from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.precision import precision_scope
 from kpipe.training.trainer import Trainer
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kpipe.config import json_schema, load_experiment, options
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.tables import TABLES
+from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
+from kpipe.config.loading import json_schema, load_experiment
+from kpipe.config.schema import options
 from kpipe.errors import ConfigError
-from kpipe.tables import OPTIMIZERS, SCHEDULES, TABLES, resolve
 
 SHIPPED = sorted(Path(__file__).parents[1].joinpath("experiments").rglob("*.yaml"))
 GOOD = """\
@@ -545,8 +548,8 @@ def test_hostile_files_are_refused_at_the_door_and_leave_nothing_behind(tmp_path
 def test_load_dataset_has_the_defaults_of_the_schema():
     import inspect
 
-    from kpipe.config import DataConfig
-    from kpipe.data import load_dataset
+    from kpipe.config.schema import DataConfig
+    from kpipe.data.loading import load_dataset
 
     defaults = {name: p.default for name, p in inspect.signature(load_dataset).parameters.items()}
     section = DataConfig(source="digits")

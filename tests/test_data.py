@@ -11,8 +11,9 @@ import tensorflow as tf
 from PIL import Image
 from sets import define_set, png_header, tfds_in, write_classes, write_image
 
-from kpipe import data
-from kpipe.data import channel_statistics, load_dataset, mean_image, statistics, whitening
+from kpipe.data import statistics
+from kpipe.data.loading import load_dataset
+from kpipe.data.statistics import channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
@@ -227,7 +228,7 @@ def test_many_broken_files_are_counted(tmp_path):
 
 @pytest.fixture
 def nothing_is_decoded(monkeypatch):
-    monkeypatch.setattr(data, "keep_in_memory", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("kpipe.data.loading.keep_in_memory", lambda *_: pytest.fail("decoded"))
 
 
 TOO_LARGE = (

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from kpipe.runs import environment
 from kpipe.training import device
 
 
@@ -42,7 +43,7 @@ def test_a_limit_of_the_address_space_counts_what_is_taken(monkeypatch):
 
 def test_the_environment_says_what_the_last_bits_depend_on(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
-    found = device.describe_environment()
+    found = environment.describe_environment()
     assert found["versions"]["tensorflow"] == tf.__version__
     assert found["onednn"] == "0"
     assert found["threads"][0] == tf.config.threading.get_intra_op_parallelism_threads()
@@ -53,5 +54,5 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch):
     def missing(*arguments, **options):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(device.subprocess, "run", missing)
-    assert device.describe_environment()["git"] is None
+    monkeypatch.setattr(environment.subprocess, "run", missing)
+    assert environment.describe_environment()["git"] is None

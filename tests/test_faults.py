@@ -34,7 +34,7 @@ def exhaust(message):
 
 
 def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment, logs, monkeypatch):
-    monkeypatch.setattr("kpipe.faults.free_memory", lambda: 3_000_000)
+    monkeypatch.setattr("kpipe.memory.free_memory", lambda: 3_000_000)
     monkeypatch.setattr("kpipe.training.trainer.Trainer.run_steps", exhaust("OOM when allocating tensor"))
     code, out, err = kpipe("run", experiment, "data.batch_size=128")
     assert code == 5
@@ -45,10 +45,10 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
         r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+) should fit", err
     )
     assert 1 <= int(fits[1]) <= 64
-    monkeypatch.setattr("kpipe.faults.free_memory", lambda: None)
+    monkeypatch.setattr("kpipe.memory.free_memory", lambda: None)
     code, _, err = kpipe("run", experiment, "data.batch_size=128")
     assert "(how much was free is not known); data.batch_size=64 should fit" in err
-    monkeypatch.setattr("kpipe.faults.free_memory", lambda: 1000)
+    monkeypatch.setattr("kpipe.memory.free_memory", lambda: 1000)
     assert "not even one image fits: take a smaller data.image_size" in kpipe("run", experiment)[2]
 
     def no_more(*arguments, **options):

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 
+from kpipe.catalog.networks import MODELS
+from kpipe.catalog.rows import resolve
 from kpipe.errors import ConfigError
-from kpipe.models import googlenet, lenet5
 from kpipe.models.geometry import TrainingMemory, count_macs, estimate_training_memory, fitting_batch_size, measure
+from kpipe.models.googlenet import googlenet
+from kpipe.models.lenet import lenet5
 from kpipe.models.preprocessing import Whiten
-from kpipe.tables import MODELS, resolve
 
 
 @functools.cache

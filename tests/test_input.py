@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from runs import assert_same_run, only_run, refuse_to_write
 
-from kpipe.tables import AUGMENTATIONS, WindowRow
+from kpipe.catalog.data import AUGMENTATIONS, WindowRow
 
 CLASSES = ("dark", "light")
 TINY = """\

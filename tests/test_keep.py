@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 from sets import define_set, prepare_set, tfds_in, write_classes, write_image, write_numbered
 
-from kpipe.data import Files, Part, Records, keep, load_dataset
+from kpipe.data import cache
+from kpipe.data.loading import load_dataset
+from kpipe.data.splits import Files, Part, Records
 from kpipe.errors import DataError, EnvironmentFault
 
 IMAGES = np.random.default_rng(4).integers(0, 256, (12, 8, 8, 3), np.uint8)
@@ -35,7 +37,7 @@ def kept(tmp_path, monkeypatch):
 @pytest.fixture
 def nothing_is_decoded(monkeypatch):
     def prevent():
-        monkeypatch.setattr(keep, "read_what_can_be_read", lambda *_: pytest.fail("decoded"))
+        monkeypatch.setattr(cache, "read_what_can_be_read", lambda *_: pytest.fail("decoded"))
 
     return prevent
 
@@ -229,8 +231,8 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(root, kept,
 
 
 def test_of_two_that_start_together_one_decodes(root, kept, monkeypatch):
-    calls, decode = [], keep._decode
-    monkeypatch.setattr(keep, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    calls, decode = [], cache._decode
+    monkeypatch.setattr(cache, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
     with ThreadPoolExecutor(2) as pool:
         for splits in pool.map(lambda _: load(root), range(2)):
             np.testing.assert_array_equal(splits.train.images, IMAGES)

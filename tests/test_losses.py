@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError
-from kpipe.models import googlenet
-from kpipe.models.googlenet import WithAuxiliaryHeads
-from kpipe.tables import LOSSES, resolve
-from kpipe.training.losses import Euclidean, MapCriterion, cross_entropy, euclidean, make_loss, map_criterion
+from kpipe.models.googlenet import WithAuxiliaryHeads, googlenet
+from kpipe.training.losses import (
+    Euclidean,
+    MapCriterion,
+    cross_entropy,
+    euclidean,
+    make_loss,
+    map_criterion,
+)
 from kpipe.training.metrics import Accuracy
 
 OPTIONS = [

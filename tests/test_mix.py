@@ -8,8 +8,8 @@ import tensorflow as tf
 from pydantic import ValidationError
 from scipy import stats
 
-from kpipe.data.mix import cutmix, mixup
-from kpipe.tables import AUGMENTATIONS
+from kpipe.catalog.data import AUGMENTATIONS
+from kpipe.data.augmentations.mix import cutmix, mixup
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (5, 10, 14, 3), np.uint8)

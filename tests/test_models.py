@@ -10,31 +10,26 @@ import pytest
 
 import kpipe.models
 import kpipe.models.layers
+from kpipe.catalog.networks import MODELS
+from kpipe.catalog.rows import resolve
 from kpipe.errors import ConfigError
-from kpipe.models import (
+from kpipe.models.alexnet import alexnet
+from kpipe.models.building import build_model
+from kpipe.models.go import go_policy
+from kpipe.models.googlenet import googlenet
+from kpipe.models.lenet import lenet5
+from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.models.preprocessing import (
     NAMED,
     Normalization,
-    alexnet,
-    build_model,
-    go_policy,
-    googlenet,
-    lenet5,
-    load_portable_weights,
-    save_portable,
-    start_from_net_a,
-    text_cnn,
-    vgg11,
-    vgg16,
-    vgg16_c,
-    zfnet,
-)
-from kpipe.models.preprocessing import (
     Standardize,
     load_normalization,
     make_preprocessing,
     save_normalization,
 )
-from kpipe.tables import MODELS, resolve
+from kpipe.models.text import text_cnn
+from kpipe.models.vgg import start_from_net_a, vgg11, vgg16, vgg16_c
+from kpipe.models.zfnet import zfnet
 from kpipe.training.losses import make_loss
 
 # Keras 3.15 reads TensorFlow's variables with NumPy 2 in a way that NumPy warns of.

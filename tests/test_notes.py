@@ -16,9 +16,12 @@ import tensorflow as tf
 from keras import layers
 
 from kpipe.cli import cli
-from kpipe.models import alexnet, lenet5, mlp, vgg16
+from kpipe.models.alexnet import alexnet
 from kpipe.models.geometry import measure
+from kpipe.models.lenet import lenet5
+from kpipe.models.mlp import mlp
 from kpipe.models.preprocessing import Standardize
+from kpipe.models.vgg import vgg16
 from kpipe.training.losses import make_loss
 
 ROOT = Path(__file__).parents[1]

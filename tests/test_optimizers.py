@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.errors import ConfigError
-from kpipe.tables import OPTIMIZERS, SCHEDULES, resolve
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.schedules import make_schedule
 

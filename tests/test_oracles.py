@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from kpipe.config import Experiment
+from kpipe.config.schema import Experiment
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
 from kpipe.search.records import Record
 

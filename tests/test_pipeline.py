@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 from sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
-from kpipe.data import (
-    Files,
-    Part,
-    Records,
-    cutmix,
-    flip_horizontal,
-    iterate_images,
-    load_dataset,
-    make_evaluation_pipeline,
-    make_pipeline,
-    mixup,
-    pad_crop,
-    random_crop,
-    random_resized_crop,
-)
+from kpipe.data.augmentations.crops import random_crop, random_resized_crop
+from kpipe.data.augmentations.geometric import flip_horizontal, pad_crop
+from kpipe.data.augmentations.mix import cutmix, mixup
+from kpipe.data.loading import load_dataset
+from kpipe.data.pipeline import iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.splits import Files, Part, Records
 from kpipe.errors import ConfigError
 
 # 23 images of 8x8 whose label is their number: 5 batches of 4 an epoch, 3 images left out.

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from kpipe import cli
-from kpipe.config import load_experiment
+from kpipe.catalog.networks import MODELS
+from kpipe.config.loading import load_experiment
 from kpipe.experiment import train
-from kpipe.tables import MODELS
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -113,9 +113,9 @@ def test_the_disk_is_what_a_run_really_takes(plan, experiment):
     ],
 )
 def test_it_says_what_fits_into_the_memory(plan, experiment, monkeypatch, free, said):
-    monkeypatch.setattr("kpipe.plan.free_memory", lambda: free)
+    monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: free)
     assert said in plan(experiment)
-    monkeypatch.setattr("kpipe.plan.free_memory", lambda: None)
+    monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: None)
     assert "free   " not in plan(experiment)
     assert json.loads(plan(experiment, "--json"))["training"]["largest_batch_size"] is None
 

@@ -10,16 +10,11 @@ import tensorflow as tf
 from PIL import Image
 from sets import assert_same_batches, batches, labels_of, png_header, write_numbered
 
-from kpipe.data import (
-    balanced_weights,
-    flip_horizontal,
-    iterate_images,
-    load_dataset,
-    make_evaluation_pipeline,
-    make_pipeline,
-    random_crop,
-    random_resized_crop,
-)
+from kpipe.data.augmentations.crops import random_crop, random_resized_crop
+from kpipe.data.augmentations.geometric import flip_horizontal
+from kpipe.data.loading import load_dataset
+from kpipe.data.pipeline import iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.splitting import balanced_weights
 from kpipe.errors import DataError
 
 IMAGES = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 3), np.uint8)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from runs import assert_same_run, only_run, records_of, timeless
 
-from kpipe.faults import command_again
+from kpipe.runs.interruption import command_again
 
 EXACT = (
     "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
@@ -305,7 +305,7 @@ def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, u
 
 
 def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinished, monkeypatch):
-    from kpipe.data import load_dataset
+    from kpipe.data.loading import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
     monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, **_: fewer)

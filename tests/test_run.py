@@ -15,8 +15,8 @@ import tensorflow as tf
 import yaml
 from runs import only_run, refuse_to_write
 
-from kpipe.config import load_experiment
-from kpipe.data import Part, Splits
+from kpipe.config.loading import load_experiment
+from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, Interrupted
 from kpipe.experiment import prepare
 
@@ -63,7 +63,7 @@ def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
 
 
 def test_the_model_eats_raw_images_and_agrees_with_the_summary(kpipe, experiment, logs):
-    from kpipe.data import load_dataset
+    from kpipe.data.loading import load_dataset
 
     kpipe("run", experiment)
     run = only_run(logs)
@@ -133,7 +133,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        patched.setattr("kpipe.data.whitening", never)
+        patched.setattr("kpipe.data.statistics.whitening", never)
         assert kpipe(*arguments)[0] == 5
     file.write_bytes(before[:100])
     code, out, _ = kpipe(*arguments)
@@ -254,7 +254,7 @@ def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
 
 
 def test_a_doctor_who_finds_something(kpipe, monkeypatch):
-    monkeypatch.setattr("kpipe.doctor._LEAST_ACCURACY", 1.1)
+    monkeypatch.setattr("kpipe.commands.doctor._LEAST_ACCURACY", 1.1)
     code, _, err = kpipe("doctor")
     assert code == 5
     assert "This installation computes wrongly: install kpipe with constraints.txt into a new environment." in err
@@ -264,7 +264,7 @@ def test_the_check_can_be_interrupted(kpipe, monkeypatch):
     def interrupted(*arguments, **options):
         raise Interrupted("the training is saved", 130)
 
-    monkeypatch.setattr("kpipe.doctor.train", interrupted)
+    monkeypatch.setattr("kpipe.commands.doctor.train", interrupted)
     assert kpipe("doctor")[0::2] == (130, "interrupted; nothing is left of the check\n")
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,7 +9,9 @@ import pytest
 from filelock import FileLock
 
 from kpipe.errors import EnvironmentFault
-from kpipe.rundir import find_search, open_run, open_search, saved_step, unfinished_searches
+from kpipe.runs import lock
+from kpipe.runs.directory import open_run, saved_step
+from kpipe.search.directory import find_search, open_search, unfinished_searches
 
 IDENTITY = {"name": "x", "seed": 0}
 
@@ -60,23 +62,21 @@ def test_what_is_resumed(tmp_path, status, resumed):
 def test_a_run_that_finishes_while_it_is_looked_at_is_left_alone(tmp_path, monkeypatch):
     with open_run(tmp_path, "x", IDENTITY) as run:
         commit(run)
-    from kpipe import rundir
-
-    take = rundir._take
+    take = lock.take
 
     def finish_then_take(path):
         if path == run.path:
             (path / "summary.json").write_text(json.dumps({"status": "finished"}))
         return take(path)
 
-    monkeypatch.setattr(rundir, "_take", finish_then_take)
+    monkeypatch.setattr("kpipe.runs.directory.take", finish_then_take)
     with open_run(tmp_path, "x", IDENTITY) as again:
         assert again.path != run.path
 
 
 def test_a_folder_that_is_held(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
-    monkeypatch.setattr("kpipe.rundir._PATIENCE", 0.1)
+    monkeypatch.setattr("kpipe.runs.lock._PATIENCE", 0.1)
     with FileLock(tmp_path / "x" / ".lock"):
         with pytest.raises(EnvironmentFault, match=r"another process has held \.lock for 0\.1 seconds; try again"):
             with open_run(tmp_path, "x", IDENTITY):
@@ -87,7 +87,8 @@ START = """
 import sys, time
 sys.stdin.readline()
 from kpipe.errors import EnvironmentFault
-from kpipe.rundir import find_search, open_run, open_search, saved_step, unfinished_searches
+from kpipe.runs.directory import open_run, saved_step
+from kpipe.search.directory import find_search, open_search, unfinished_searches
 from pathlib import Path
 began = time.monotonic()
 try:
@@ -144,7 +145,7 @@ def test_of_twenty_starts_one_wins_and_the_others_change_nothing(tmp_path, conte
 def test_starts_in_the_same_second_get_different_directories(tmp_path, contenders, monkeypatch):
     _, lines = contenders(5, "--new")
     assert len({line[1] for line in lines if line[0] == "won"}) == 5
-    monkeypatch.setattr("kpipe.rundir.time.strftime", lambda form: "2026-01-01_00-00-00")
+    monkeypatch.setattr("kpipe.runs.directory.time.strftime", lambda form: "2026-01-01_00-00-00")
     paths = []
     for _ in range(12):
         with open_run(tmp_path, "y", {"name": "y"}, new=True) as run:

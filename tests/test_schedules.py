@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from pydantic import BaseModel
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import SCHEDULES
 from kpipe.errors import ConfigError
-from kpipe.tables import SCHEDULES, resolve
 from kpipe.training.schedules import constant, cosine, count_steps, make_schedule, multistep
 
 LENGTH = {"total_steps": 100, "steps_per_epoch": 10}

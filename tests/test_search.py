@@ -23,15 +23,15 @@ from rich.console import Console
 from runs import TINY, assert_same_run, records_of
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from kpipe.config import load_search
+from kpipe.catalog.search import MedianStopping
+from kpipe.config.loading import load_search
 from kpipe.config.space import make_dimensions
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
-from kpipe.rundir import write_config, write_json
+from kpipe.files import write_json, write_yaml
 from kpipe.search.records import Record, read_records, write_record
 from kpipe.search.report import Report
-from kpipe.search.trials import StopBelowMedian
-from kpipe.tables import MedianStopping
+from kpipe.search.stopping import StopBelowMedian
 
 PEAK, NAME = "training.learning_rate.peak", "training.optimizer.name"
 PEAKS = f"search.space.{PEAK}"
@@ -62,7 +62,7 @@ def trained(monkeypatch):
         asked.append((experiment, trial, splits))
         epochs = trial.epochs or experiment.training.epochs
         trial.path.mkdir(exist_ok=True)
-        write_config(trial.path, experiment.identity())
+        write_yaml(trial.path / "config.yaml", experiment.identity())
         (trial.path / "model.keras").write_text("weights")
         (trial.path / "checkpoints").mkdir(exist_ok=True)
         accuracy = score(experiment)
@@ -603,7 +603,7 @@ def test_records_are_written_and_read(tmp_path):
 
 
 def test_two_searches_at_once(kpipe, experiment, trained, logs):
-    from kpipe.rundir import open_search
+    from kpipe.search.directory import open_search
 
     loaded = load_search(experiment, ["search.trials=2"])
     identity = loaded.experiment.identity() | {"search": loaded.experiment.search.model_dump(mode="json")}
@@ -707,7 +707,7 @@ def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
 
 def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkeypatch):
     """Not one of the worker, and not one of the protocol."""
-    monkeypatch.setattr("kpipe.search._Tuner.search", lambda tuner: 1 / 0)
+    monkeypatch.setattr("kpipe.search.tuner._Tuner.search", lambda tuner: 1 / 0)
     worker_says("sleep 60")
     with pytest.raises(ZeroDivisionError):
         kpipe("search", experiment, "--workers", "2")
@@ -715,7 +715,7 @@ def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkey
 
 def test_a_worker_that_comes_too_late_is_not_waited_for(kpipe, experiment, worker_says, monkeypatch):
     """keras-tuner's chief has told all that it knew to stop; another would wait for it an hour."""
-    monkeypatch.setattr("kpipe.search._Tuner.search", lambda tuner: None)
+    monkeypatch.setattr("kpipe.search.tuner._Tuner.search", lambda tuner: None)
     worker_says("sleep 60")
     begun = time.monotonic()
     code, _, err = kpipe("search", experiment, "--workers", "2")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kpipe.config import load_experiment, load_search
+from kpipe.config.loading import load_experiment, load_search
 from kpipe.config.space import combinations, decode, make_dimensions
 from kpipe.errors import ConfigError
 

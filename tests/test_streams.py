@@ -7,9 +7,11 @@ import pytest
 import tensorflow as tf
 from sets import assert_same_batches, batches, define_set, prepare_set, tfds_in
 
-from kpipe.data import balanced_weights, load_dataset, make_evaluation_pipeline
+from kpipe.data.loading import load_dataset
+from kpipe.data.pipeline import make_evaluation_pipeline
+from kpipe.data.reading import worded_reading_errors
+from kpipe.data.splitting import balanced_weights
 from kpipe.errors import DataError
-from kpipe.faults import worded_reading_errors
 
 WHOLE = {"image_size": 8, "validation": 0, "test": 0}
 

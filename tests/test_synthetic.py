@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kpipe.data import load_dataset
-from kpipe.data.synthetic import ALPHABET, KINDS, read_synthetic
+from kpipe.data.loading import load_dataset
+from kpipe.data.sources.synthetic import ALPHABET, KINDS, read_synthetic
 from kpipe.errors import ConfigError
 
 

@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.data import (
-    Part,
-    center_crop,
-    flip_horizontal,
-    make_evaluation_pipeline,
-    make_pipeline,
-    random_crop,
-    random_resized_crop,
-    scale_jitter,
-    ten_crop,
-)
+from kpipe.data.augmentations.crops import center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
+from kpipe.data.augmentations.geometric import flip_horizontal
+from kpipe.data.pipeline import make_evaluation_pipeline, make_pipeline
+from kpipe.data.splits import Part
 from kpipe.errors import ConfigError
 
 LAST = np.nextafter(np.float32(1), np.float32(0))  # the largest uniform

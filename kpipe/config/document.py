@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kpipe.errors import ConfigError
-from kpipe.rundir import LARGEST_CONFIG
+from kpipe.files import LARGEST_CONFIG
 
 Keys = tuple[str | int, ...]
 

@@ -7,10 +7,23 @@ mapping) replaces that section. Options that the new kind also has are kept, the
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from kpipe.config.document import DEEPEST, Document, Keys, Problem, dotted, parse_document, parse_scalar, show
-from kpipe.config.schema import DEPENDENT, Experiment, foreign_options
+from kpipe.catalog.networks import MODELS
+from kpipe.catalog.rows import OneOf, Row, Section
+from kpipe.catalog.search import SEARCH_METHODS, VALUE_KINDS
+from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
+from kpipe.config.document import (
+    DEEPEST,
+    Document,
+    Keys,
+    Problem,
+    dotted,
+    parse_document,
+    parse_scalar,
+    show,
+)
+from kpipe.config.rules import DEPENDENT, foreign_options
+from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
-from kpipe.tables import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, SEARCH_METHODS, VALUE_KINDS, OneOf, Row, Section
 
 WHERE = "command line"
 _SPACE = "search.space."

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kpipe.catalog.search import SPACES, SearchOptions, Values
 from kpipe.config.document import show
 from kpipe.errors import did_you_mean
-from kpipe.tables import SPACES, SearchOptions, Values
 
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "training.deterministic", "training.monitor")
 """Keys, with all below them, that do not make another training or that a search sets itself."""

@@ -15,10 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from kpipe.data.augment import Augmentation, Mix
-from kpipe.data.parts import AnyPart, Part, Progress, Records, no_progress, readable_numbers
+from kpipe.data.augmentations.base import Augmentation, Mix
+from kpipe.data.augmentations.crops import Window, center_crop, take_windows, ten_crop
 from kpipe.data.reading import read_files, read_in_order, read_records, read_what_can_be_read
-from kpipe.data.windows import Window, center_crop, take_windows, ten_crop
+from kpipe.data.splits import (
+    AnyPart,
+    Part,
+    Progress,
+    Records,
+    no_progress,
+    readable_numbers,
+)
 from kpipe.errors import ConfigError, DataError
 
 CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are looked at together for statistics
@@ -91,7 +98,7 @@ def make_evaluation_pipeline(
         part: N images.
         batch_size: at least 1.
         image_size: I: the network sees the middle of each image; None: images are as large as the part keeps them.
-        ten_crops: ten views of each image instead of the middle, see `kpipe.data.windows.ten_crop`; needs `image_size`.
+        ten_crops: ten views of each image instead of the middle, see `ten_crop`; needs `image_size`.
 
     Returns:
         Dataset of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), 1 <= b <= B, with known cardinality; the

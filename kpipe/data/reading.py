@@ -6,14 +6,18 @@ stream, so that a missing one leaves a gap in the places.
 N images, H height, W width, C channels, I pixels a side of what the network sees, n uniforms an image.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
 
+from kpipe.data.augmentations.crops import Window
 from kpipe.data.images import cut, decode_to_form, decode_window, scale, sides_of
-from kpipe.data.parts import Files, Part, Progress, Records, Unreadable, no_progress
-from kpipe.data.windows import Window
+from kpipe.data.splits import AnyPart, Files, Part, Progress, Records, no_progress
+from kpipe.data.unreadable import Unreadable
+from kpipe.errors import DataError
 
 SHUFFLE_BLOCK = 2048
 """Records of a stream that are shuffled together, while they are still encoded."""
@@ -324,3 +328,27 @@ def _note(method: Callable[[np.ndarray], None], condition: tf.Tensor, numbers: C
         return np.int64(0)
 
     return tf.cond(condition, lambda: tf.numpy_function(call, [numbers()], tf.int64), lambda: np.int64(0))
+
+
+@contextmanager
+def worded_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
+    """Turns what TensorFlow makes of an image that cannot be read into the DataError that says which."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        read = [part for part in parts if part.unreadable is not None]
+        if known := next((part.unreadable.error for part in read if part.unreadable.error), None):
+            raise known from None
+        streams = [part for part in read if isinstance(part, Records)]
+        if streams and "IteratorGetNext" in str(error):  # it comes out of a pipeline
+            raise DataError(
+                f"{streams[0].unreadable.where}: expected {len(streams[0]):,} records that can be read, got an error "
+                f"({_reason(error)}). kpipe data check finds them; data.on_error=skip leaves them out"
+            ) from None
+        raise
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, without the operations around it: its last line before the first of them is named."""
+    said = re.split(r"\[\[|\[Op:", str(error))[0].strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\{\{.*?\}\} ?", "", said[-1]).strip()

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from kpipe.catalog.networks import MODELS, Initializer
 from kpipe.errors import ConfigError
-from kpipe.tables import MODELS, Initializer
 
 InputShape = Sequence[int | None]
 
@@ -400,7 +400,7 @@ def _make_codes(shape, dtype=None):
 
 
 def check_arguments(network: str, input_shape: InputShape, classes: int, *, fixed_size: bool) -> None:
-    """Raises ConfigError where `network`, a name of `kpipe.tables.MODELS`, cannot take this input and K.
+    """Raises ConfigError where `network`, a name of `kpipe.catalog.networks.MODELS`, cannot take this input and K.
 
     `fixed_size` says that H and W must be known, because the network ends in dense layers over positions.
     """

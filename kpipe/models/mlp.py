@@ -7,7 +7,14 @@ It forgets which pixels are neighbours and has a weight for each pixel in each u
 import keras
 from keras import layers
 
-from kpipe.models.layers import ACTIVATIONS, InputShape, activated, check_arguments, check_choice, make_logits
+from kpipe.models.layers import (
+    ACTIVATIONS,
+    InputShape,
+    activated,
+    check_arguments,
+    check_choice,
+    make_logits,
+)
 from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 

@@ -18,9 +18,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kpipe.catalog.data import MOST_WHITENED
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape, check_known_size
-from kpipe.tables import MOST_WHITENED
 
 Preprocessing = Callable[[Any], Any]
 """What a network's builder takes: a layer, or layers in a row, that see the raw images first."""

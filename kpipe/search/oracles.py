@@ -20,9 +20,10 @@ from keras_tuner import oracles
 from keras_tuner.engine import trial as engine_trial
 from threadpoolctl import threadpool_limits
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.search import SEARCH_METHODS, SearchOptions
 from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
 from kpipe.search.records import Record
-from kpipe.tables import SEARCH_METHODS, SearchOptions, resolve
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
 """Under what names hyperband says how long a trial trains, and which one it goes on from."""

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from kpipe.rundir import TRIALS, finite_or_null, read_json, write_text
+from kpipe.files import finite_or_null, read_json, write_text
+from kpipe.search.directory import TRIALS
 
 _SCORED = ("finished", "stopped")
 _FORMAT = 1  # of a record: another one is passed over

@@ -1,35 +1,37 @@
 """What a search tells: a table while it goes on, files that other programs read, TensorBoard, and a figure."""
 
 import json
-import os
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from tensorboard.plugins.hparams import api as hparams
-from tensorboard.plugins.hparams import api_pb2
-from tensorboard.plugins.hparams import summary as session_summary
 
 from kpipe import figures
-from kpipe.config import Experiment
+from kpipe.catalog.search import SearchOptions
+from kpipe.config.schema import Experiment
 from kpipe.config.space import Dimension, keys_of
 from kpipe.console import Screen, counted
-from kpipe.rundir import write_json, write_text
+from kpipe.files import write_json, write_text
+from kpipe.search.hparams import PART, write_session, write_space
 from kpipe.search.oracles import EPOCHS
-from kpipe.search.records import Group, Record, grouped, plain, ranked, write_groups, write_trials
-from kpipe.tables import SearchOptions
+from kpipe.search.records import (
+    Group,
+    Record,
+    grouped,
+    ranked,
+    write_groups,
+    write_trials,
+)
 
 _SHOWN = 10  # trials in the table
 _ENDINGS = ("finished", "stopped", "failed")
-_PART = ".events"  # where TensorBoard's files are written; what a kill leaves there goes at the next or at the end
 BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
 
 
@@ -109,9 +111,9 @@ class Report:
         write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
         if _have_repetitions(self._keys, ended):
             write_groups(path / GROUPS_CSV, grouped(ended, self._objective), self._keys_but_seed)
-        _write_space(path, self._dimensions, self._objective)
+        write_space(path, self._dimensions, self._objective)
         for record in ended:
-            _write_session(path, record)
+            write_session(path, record)
         self._write_best(ended)
 
     def finish(self, records: Mapping[int, Record], *, is_exhausted: bool) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class Report:
             "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
         }
         write_json(self._search / SUMMARY, summary)
-        shutil.rmtree(self._search / _PART, ignore_errors=True)
+        shutil.rmtree(self._search / PART, ignore_errors=True)
         self._show_result(best, order, summary, is_exhausted)
         return summary
 
@@ -338,69 +340,3 @@ def _duration(seconds: float) -> str:
 
 
 # --- TensorBoard's HParams ------------------------------------------------------------------------------------------
-
-
-def _write_space(path: Path, dimensions: Sequence[Dimension], objective: str) -> None:
-    """Every key with its domain, and the metrics, once."""
-    if any(path.glob("events.out.*")):
-        return
-    keys = dict.fromkeys(dimension.key for dimension in dimensions)
-    domains = [hparams.HParam(key, _domain([each for each in dimensions if each.key == key])) for key in keys]
-    metrics = [
-        hparams.Metric("score", display_name=f"{objective} (score)"),
-        hparams.Metric("epoch_accuracy", group="validation", display_name="val_accuracy, last epoch"),
-        hparams.Metric("epoch_loss", group="validation", display_name="val_loss, last epoch"),
-        hparams.Metric("epoch_loss", group="train", display_name="loss, last epoch"),
-        hparams.Metric("epochs"),
-        hparams.Metric("seconds"),
-    ]
-    with _new_events(path, path):
-        _write_message(hparams.hparams_config_pb(hparams=domains, metrics=metrics))
-
-
-def _domain(cases: Sequence[Dimension]) -> Any:
-    """Of one key: the union over its cases."""
-    if all(case.kind == "choice" for case in cases):
-        values = [plain(value) for case in cases for value in case.values]
-        kinds = {type(value) for value in values}
-        values = values if len(kinds) == 1 else [str(value) for value in values]
-        return hparams.Discrete(list(dict.fromkeys(values)))
-    numbers = [n for case in cases for n in (case.values if case.kind == "choice" else (case.low, case.high))]
-    if all(case.kind == "int" for case in cases):
-        return hparams.IntInterval(int(min(numbers)), int(max(numbers)))
-    return hparams.RealInterval(float(min(numbers)), float(max(numbers)))
-
-
-def _write_session(path: Path, record: Record) -> None:
-    """A trial's values, score and end, beside the curves of its run, once."""
-    run = path / record.run()
-    run.mkdir(exist_ok=True)  # one that has failed before its first step has left nothing
-    if any(run.glob("events.out.*")):
-        return
-    values = {key: plain(value) for key, value in record.values.items()}
-    ending = api_pb2.STATUS_FAILURE if record.status == "failed" else api_pb2.STATUS_SUCCESS
-    began = record.ended - record.seconds
-    scalars = {"epochs": record.epochs, "seconds": record.seconds}
-    if record.has_score:
-        scalars["score"] = record.score
-    with _new_events(path, run):
-        _write_message(hparams.hparams_pb(values, trial_id=record.run(), start_time_secs=began))
-        _write_message(session_summary.session_end_pb(ending, end_time_secs=record.ended))
-        for name, value in scalars.items():
-            tf.summary.scalar(name, value, step=record.epochs)
-
-
-@contextmanager
-def _new_events(search: Path, folder: Path) -> Iterator[None]:
-    """What is written to TensorBoard inside comes to stand in a folder of the search in one step."""
-    part = search / _PART
-    shutil.rmtree(part, ignore_errors=True)
-    with closing(tf.summary.create_file_writer(str(part))) as writer, writer.as_default():
-        yield
-    for file in part.iterdir():
-        os.replace(file, folder / file.name)
-    part.rmdir()
-
-
-def _write_message(message: Any) -> None:
-    tf.summary.experimental.write_raw_pb(message.SerializeToString(), step=0)

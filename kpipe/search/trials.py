@@ -6,28 +6,28 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import keras
 from rich.console import Console
 
 from kpipe import data
-from kpipe.config import DataConfig, Experiment, Loaded
+from kpipe.config.loading import Loaded
+from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.experiment import Trial, load_splits, needs_whole_images, train
+from kpipe.files import read_json
 from kpipe.models.googlenet import HEADED, WithAuxiliaryHeads
-from kpipe.rundir import is_run_of, read_json
+from kpipe.runs.directory import is_run_of
 from kpipe.search.records import Record, read_records, write_record
+from kpipe.search.stopping import _LEAST_STEPS, _NEAR_CHANCE, StopBelowMedian
 from kpipe.signals import Stop
-from kpipe.tables import MedianStopping
 
-_NEAR_CHANCE = 0.02
-_LEAST_STEPS = 100  # before a trial counts as stuck, where stuck_after is not given
 _AFTER_READING = {"batch_size", "augment", "class_weights"}  # keys of `data` about what is done with what was read
 
 
@@ -193,43 +193,6 @@ class TrialRunner:
             return []
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [line[self.objective.removeprefix("val_")] for line in lines if line["split"] == "validation"]
-
-
-class StopBelowMedian(keras.callbacks.Callback):
-    """Ends a training whose best epoch so far is worse than the median of the others' running means (the median
-    stopping rule of Golovin et al. 2017, section 3.2.1).
-
-    Args:
-        rule: from when on it is asked.
-        objective: val_accuracy or val_loss.
-        curves: the objective of each epoch of the trials before.
-        epochs: of the training; at the end of the last there is nothing to stop.
-    """
-
-    def __init__(self, rule: MedianStopping, objective: str, curves: Sequence[list[float]], epochs: int):
-        super().__init__()
-        self.rule = rule
-        self.objective = objective
-        self.sign = 1 if objective == "val_accuracy" else -1
-        self.curves = list(curves)
-        self.epochs = epochs
-        self.scores: list[float] = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.scores = [*self.scores, float(logs[self.objective])]
-        if self._condemns(self.scores):
-            self.model.stop_training = True
-
-    def has_stopped(self, scores: Sequence[float]) -> bool:
-        """Whether it has ended the training with this objective at each of its epochs."""
-        return bool(scores) and self._condemns(scores)
-
-    def _condemns(self, scores: Sequence[float]) -> bool:
-        number = len(scores)
-        best = max(self.sign * score for score in scores)
-        means = [mean(self.sign * value for value in curve[:number]) for curve in self.curves if len(curve) >= number]
-        is_asked = self.rule.epochs <= number < self.epochs and len(means) >= self.rule.trials
-        return is_asked and best < median(means)
 
 
 class _Told(Screen):

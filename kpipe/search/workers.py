@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 
-from kpipe.config import Loaded
+from kpipe.config.loading import Loaded
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError
 from kpipe.signals import Stop

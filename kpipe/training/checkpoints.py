@@ -18,12 +18,11 @@ checksums; a damaged checkpoint is named, and the one before it is taken.
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,13 +32,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
-from kpipe.rundir import remedy
+from kpipe.files import remedy
+from kpipe.training.variables import NETWORK, named_variables
 
 FORMAT = 2  # of what a directory holds, `state.json` included: another one is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
-_NETWORK = ("trainable_variables", "non_trainable_variables")
-_GROUPS = (*_NETWORK, "optimizer_variables", "metrics_variables")
 _DIRECTORY = re.compile(r"step-(\d{8,})\Z")
 _CAN_SYNC_DIRECTORIES = os.name == "posix"  # Windows has no such call
 _ARRAY = "__array__"  # stands in state.json for an array of training.npz
@@ -121,9 +119,9 @@ class Checkpoints:
         """
         if step == self._committed:
             return
-        arrays = {name: variable.numpy() for name, variable in _named_variables(model).items()}
+        arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
         _check_finite(arrays)
-        weights = {name: array for name, array in arrays.items() if name.startswith(_NETWORK)}
+        weights = {name: array for name, array in arrays.items() if name.startswith(NETWORK)}
         training = {name: array for name, array in arrays.items() if name not in weights}
         text = json.dumps(_without_arrays(dict(state), training)).encode()
         path = self._path(step)
@@ -214,7 +212,7 @@ class Checkpoints:
             arrays = _read_arrays(path / WEIGHTS)
         except _Damaged as damage:
             raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to go on") from None
-        _assign(path, arrays, _named_variables(model, _NETWORK))
+        _assign(path, arrays, named_variables(model, NETWORK))
 
     def finish(self, *, keep_last: bool) -> None:
         """Removes all but the newest, or that one too."""
@@ -254,43 +252,6 @@ class Checkpoints:
             if path not in kept:
                 _remove(path)
         self._stale = set()
-
-
-@dataclass(frozen=True)
-class DiskNeed:
-    """Bytes that a run takes; logs and figures are small beside them.
-
-    Attributes:
-        checkpoint: one checkpoint; the arrays that a callback keeps come on top.
-        most: all checkpoints and the saved network, while the next checkpoint is written.
-        finished: what is left at the end.
-    """
-
-    checkpoint: int
-    most: int
-    finished: int
-
-
-def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
-    """What the checkpoints of `model`, compiled and its optimizer built, and its saved network will take.
-
-    Args:
-        model: as `Checkpoints.commit` takes it.
-        keep: the newest checkpoints that stay, beside the best.
-        keep_last: whether the last one stays at the end.
-    """
-    checkpoint, network = _bytes_of(_named_variables(model)), _bytes_of(_named_variables(model, _NETWORK))
-    # The newest and the best, while the next is written beside them.
-    return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
-
-
-def count_values(variables: Iterable[keras.Variable]) -> int:
-    """The numbers in some variables."""
-    return sum(math.prod(variable.shape) for variable in variables)
-
-
-def _bytes_of(variables: Mapping[str, keras.Variable]) -> int:
-    return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables.values())
 
 
 def _name_of(step: int) -> str:
@@ -437,7 +398,7 @@ def _load(path: Path, model: keras.Model) -> dict[str, Any]:
         )
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _Damaged(f"{STATE}: {error}") from None
-    _assign(path, arrays, _named_variables(model))
+    _assign(path, arrays, named_variables(model))
     return state
 
 
@@ -463,36 +424,6 @@ def _describe(shape_and_dtype: tuple[tuple[int, ...], str] | None) -> str:
 
 
 # --- a model's variables --------------------------------------------------------------------------------------------
-
-
-def _named_variables(model: keras.Model, groups: tuple[str, ...] = _GROUPS) -> dict[str, keras.Variable]:
-    """Every variable of the training, by group and path."""
-    variables = {
-        "trainable_variables": model.trainable_variables,
-        "non_trainable_variables": model.non_trainable_variables,
-        "optimizer_variables": model.optimizer.variables,
-        "metrics_variables": model.metrics_variables,
-    }
-    named = {}
-    for group in groups:
-        roots = {layer.name: layer.name for layer in model.layers}
-        for variable in variables[group]:
-            root, _, rest = variable.path.partition("/")
-            named[f"{group}/{_stable_root(root, roots)}/{rest}"] = variable
-    return named
-
-
-def _stable_root(root: str, seen: dict[str, str]) -> str:
-    """`root` with Keras's automatic number counted anew; the names of layers, `conv1_2`, are in `seen` already.
-
-    Keras numbers optimizers and seed generators over the whole process, so the second model of a process
-    would not know its own checkpoint.
-    """
-    if root not in seen:
-        stem = re.sub(r"_\d+$", "", root)
-        rank = sum(re.sub(r"_\d+$", "", other) == stem for other in seen)
-        seen[root] = f"{stem}_{rank}" if rank else stem
-    return seen[root]
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:

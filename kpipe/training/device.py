@@ -1,13 +1,9 @@
 """What this machine trains on, and with what."""
 
 import os
-import platform
 import re
 import shutil
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -21,20 +17,6 @@ def describe_device() -> str:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
     return f"CPU, {os.cpu_count()} cores"
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, device and all else that numbers depend on, down to the last bit, and the commit of the code."""
-    packages = ("kpipe", "tensorflow", "keras", "numpy")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "platform": platform.platform(),
-        "device": describe_device(),
-        # Sums are taken in another order by other threads or kernels.
-        "threads": [tf.config.threading.get_intra_op_parallelism_threads(), os.cpu_count()],
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        "git": _git_state(),
-    }
 
 
 def free_memory() -> int | None:
@@ -86,17 +68,3 @@ def gpu_hint() -> str | None:
             'Install its CUDA libraries: pip install -e ".[gpu]"'
         )
     return None
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the code, and whether it was changed since; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -3,7 +3,7 @@
 All take logits float32 [B, K] and labels in either of two forms: classes int32 [B], or shares float32 [B, K] that add
 up to 1, which a batch has whose images are mixed. They give float32 [B], of which training takes the mean, weighted
 where the batch says how. Which form it is, the shape says when the loss is traced, so that a compiled model trains on
-shares and is evaluated on classes. The signatures of the three functions are the options of `kpipe.tables.LOSSES`.
+shares and is evaluated on classes. The signatures of the three functions are the options of `LOSSES` in the catalog.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.tables import LOSSES, resolve
 
 
 def make_loss(name: str, options: Mapping[str, Any] | None = None) -> keras.losses.Loss:
-    """A loss of the table `kpipe.tables.LOSSES`.
+    """A loss of the table `kpipe.catalog.training.LOSSES`.
 
     Raises:
         ConfigError: the name is not known.

@@ -12,8 +12,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import OPTIMIZERS
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.tables import OPTIMIZERS, resolve
 
 # The last part of the name only: the kernel of a network called `beta` still decays. TensorFlow appends `:0`,
 # and under several replicas the replica.
@@ -27,7 +28,7 @@ def make_optimizer(
     *,
     weight_decay: Mapping[str, Any] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """An optimizer of the table `kpipe.tables.OPTIMIZERS`.
+    """An optimizer of the table `kpipe.catalog.training.OPTIMIZERS`.
 
     Args:
         name: a name of the table.

@@ -1,7 +1,7 @@
 """Learning rate schedules: a float32 function of the step, usable inside a compiled training step.
 
 Each begins with an optional warm-up, in which step s of n (from 0) has the rate peak x (s + 1) / n.
-The signatures of `constant`, `multistep` and `cosine` are the options of `kpipe.tables.SCHEDULES`.
+The signatures of `constant`, `multistep` and `cosine` are the options of `kpipe.catalog.training.SCHEDULES`.
 """
 
 import math
@@ -11,8 +11,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from kpipe.catalog.rows import resolve
+from kpipe.catalog.training import SCHEDULES
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.tables import SCHEDULES, resolve
 
 HALF_AND_THREE_QUARTERS: Mapping[str, Sequence[float]] = {"percent": [50, 75]}
 
@@ -20,7 +21,7 @@ HALF_AND_THREE_QUARTERS: Mapping[str, Sequence[float]] = {"percent": [50, 75]}
 def make_schedule(
     name: str, options: Mapping[str, Any], *, total_steps: int, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A schedule of the table `kpipe.tables.SCHEDULES`.
+    """A schedule of the table `kpipe.catalog.training.SCHEDULES`.
 
     Raises:
         ConfigError: the name is not known, or the warm-up is longer than the training.

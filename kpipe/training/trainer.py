@@ -6,7 +6,6 @@ How the training is cut into chunks never changes a number: weights, metrics, op
 variables.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
+from kpipe.training.callback_state import remember_callbacks, restore_callbacks
 from kpipe.training.distribution import make_strategy
+from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 
 Metrics = dict[str, float]
 
@@ -109,7 +109,7 @@ class Trainer:
             _sum_over_one_replica(model.optimizer)
         self._run_steps = tf.function(self._steps)
         self._run_evaluation = tf.function(self._evaluation)
-        self._are_finite = tf.function(_are_finite)
+        self._are_finite = tf.function(are_finite)
 
     def fit(
         self,
@@ -215,7 +215,7 @@ class Trainer:
         finite = self._are_finite([variable.value for variable in variables]).numpy()
         if not finite.all():
             variable = variables[int(finite.argmin())]
-            raise Diverged(f"{variable.path} is no longer finite {_where(first, last)}; {_LIKELY_CAUSES}")
+            raise Diverged(f"{variable.path} is no longer finite {where(first, last)}; {LIKELY_CAUSES}")
 
     def run_steps(self, iterator, num_steps: int) -> Metrics:
         """Trains `num_steps` steps; returns the metrics since their last reset, when the device is done."""
@@ -307,7 +307,7 @@ class _Loop:
         state, logs = self.state, {}
         self.model.stop_training = False
         self.callback_list.on_train_begin()
-        _restore_callbacks(self.callbacks, state.callbacks)
+        restore_callbacks(self.callbacks, state.callbacks)
         self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
         if self.validation is not None:
             self.trainer.trace_evaluation(self.validation)
@@ -335,20 +335,20 @@ class _Loop:
             if state.step < end and not self.model.stop_training:
                 self.save_if_due()
                 if self.hooks.should_stop():
-                    state.callbacks = _remember_callbacks(self.callbacks)
+                    state.callbacks = remember_callbacks(self.callbacks)
                     state.interrupted = True
                     return
         if state.step > state.line_step:
             self.close_line(self.trainer.read_metrics())
         state.ending, state.stopped = True, bool(self.model.stop_training)
-        state.callbacks = _remember_callbacks(self.callbacks)
+        state.callbacks = remember_callbacks(self.callbacks)
 
     def save_if_due(self) -> None:
         state, now = self.state, time.monotonic()
         if (
             self.cadence.save_every and state.step % self.cadence.save_every == 0
         ) or now - self.saved_at >= self.cadence.save_seconds:
-            state.callbacks = _remember_callbacks(self.callbacks)
+            state.callbacks = remember_callbacks(self.callbacks)
             self.trainer.check_finite(state.line_step + 1, state.step)
             self.hooks.on_save(state)
             self.saved_at = time.monotonic()
@@ -360,7 +360,7 @@ class _Loop:
         start = time.perf_counter()
         metrics = self.trainer.run_steps(iterator, num_steps)
         seconds = time.perf_counter() - start
-        _check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
+        check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
         self.state.step += num_steps
         self.seconds_per_step = seconds / num_steps
         for speed in (self.line_speed, self.epoch_speed):
@@ -412,7 +412,7 @@ class _Loop:
                 state.interrupted = True
                 return {}
             del scores["images"]
-            _check_loss(scores["loss"], state.step, state.step, "validation loss")
+            check_loss(scores["loss"], state.step, state.step, "validation loss")
             self.callback_list.on_test_end(scores)
         means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
         self.line_speed.take()
@@ -424,7 +424,7 @@ class _Loop:
         self.callback_list.on_epoch_end(epoch, logs)
         state.epoch_steps, state.epoch_sums, state.ending = 0, {}, False
         state.stopped = state.stopped or bool(self.model.stop_training)
-        state.callbacks = _remember_callbacks(self.callbacks)
+        state.callbacks = remember_callbacks(self.callbacks)
         self.hooks.on_epoch(state, logs)
         self.save_if_due()
         return logs
@@ -471,58 +471,6 @@ def _batch_size(batches: tf.data.Dataset, num_steps: int) -> int:
     return size
 
 
-_LIKELY_CAUSES = (
-    "likely causes: the learning rate is too high (try a tenth of it, or a warm-up), the images are not normalized, "
-    "or a network without batch normalisation is too deep for its initial weights"
-)
-
-
-def _check_loss(loss: float, first: int, last: int, name: str = "loss") -> None:
-    if not math.isfinite(loss):
-        raise Diverged(f"the {name} became {loss} {_where(first, last)}; {_LIKELY_CAUSES}")
-
-
-def _where(first: int, last: int) -> str:
-    return f"at step {last}" if first >= last else f"between steps {first} and {last}"
-
-
-def _are_finite(values):
-    return tf.stack([tf.reduce_all(tf.math.is_finite(value)) for value in values])
-
-
 def _fitting(seconds: float, seconds_per_step: float) -> int:
     """The steps that fit into a time, at least 1."""
     return max(1, int(seconds / max(seconds_per_step, 1e-9)))
-
-
-def _callback_keys(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
-    return [f"{index} {type(callback).__name__}" for index, callback in enumerate(callbacks)]
-
-
-# Keras sets the epochs and steps of this `fit`, and turns the sign of an option when the first epoch ends.
-_GIVEN_ANEW = ("params", "min_delta")
-
-
-def _remember_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, dict[str, Any]]:
-    """Of each callback the attributes that JSON can hold, NumPy arrays (EarlyStopping's weights) included."""
-    return {
-        key: {
-            name: copy.deepcopy(value)
-            for name, value in vars(callback).items()
-            if name not in _GIVEN_ANEW and _can_be_kept(value)
-        }
-        for key, callback in zip(_callback_keys(callbacks), callbacks, strict=True)
-    }
-
-
-def _can_be_kept(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _can_be_kept(child) for key, child in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_can_be_kept, value))
-    return isinstance(value, int | float | str | np.generic | np.ndarray | None)
-
-
-def _restore_callbacks(callbacks: Sequence[keras.callbacks.Callback], memory: dict[str, dict]) -> None:
-    for key, callback in zip(_callback_keys(callbacks), callbacks, strict=True):
-        vars(callback).update(memory.get(key, {}))

@@ -1,0 +1,184 @@
+"""The networks by name, and their options."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from kpipe.catalog.rows import Count, Row, Section, Share
+
+Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
+
+
+Pooling = Literal["max", "average"]
+
+
+Initializer = Literal["paper", "he", "glorot"]
+
+
+class NetworkOptions(Section):
+    """What a network's builder takes besides its input, classes and preprocessing."""
+
+    belongs: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
+    """Option -> (another option, the values of it with which the first means something)."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Options that the network which is kept for prediction does not need."""
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the network ends in a global average, and so takes images of any size."""
+        return False
+
+    @property
+    def own_loss(self) -> str:
+        """The name in `LOSSES` that the network is trained with where the experiment names none."""
+        return "cross_entropy"
+
+
+class LeNet5Options(NetworkOptions):
+    variant: Literal["modern", "original", "concept"] = "modern"
+    """`modern`: 61,706 parameters, softmax; `original`: the paper's, 60,000; `concept`: three sigmoid filters."""
+    activation: Activation = "relu"
+    pooling: Pooling = "max"
+
+    belongs = {"activation": ("variant", ("modern",)), "pooling": ("variant", ("modern",))}
+
+    @property
+    def own_loss(self) -> str:
+        return "map" if self.variant == "original" else "cross_entropy"
+
+
+class AlexNetOptions(NetworkOptions):
+    variant: Literal["paper", "single_tower", "one_weird_trick", "notes"] = "paper"
+    """`paper`: two groups; `single_tower`: none; `one_weird_trick`: Krizhevsky 2014; `notes`: without conv5."""
+    activation: Activation = "relu"
+    pooling: Pooling = "max"
+    overlapping: bool = True
+    """Pooling windows of 3x3 every 2 pixels; false: 2x2."""
+    lrn: bool = True
+    """Local response normalisation after conv1 and conv2."""
+    width: Count = 4096
+    """Units of fc6 and fc7."""
+    dropout: Share = 0.5
+    initializer: Initializer = "paper"
+
+    belongs = {"lrn": ("variant", ("paper", "single_tower"))}
+
+
+class ZFNetOptions(NetworkOptions):
+    variant: Literal["paper", "wide"] = "paper"
+    """`wide`: 512, 1024 and 512 maps in the last three convolutions."""
+    activation: Activation = "relu"
+    pooling: Pooling = "max"
+    lrn: bool = True
+    """Contrast normalisation across maps after pool1 and pool2."""
+    width: Count = 4096
+    """Units of fc6 and fc7."""
+    dropout: Share = 0.5
+    initializer: Initializer = "paper"
+
+
+class GoogLeNetOptions(NetworkOptions):
+    variant: Literal["paper", "batch_norm"] = "paper"
+    """`batch_norm`: torchvision's form, with 3x3 where the paper has 5x5."""
+    auxiliary_heads: bool = False
+    """Two more classifiers, after inception 4a and 4d, with weight 0.3 in the training loss."""
+    lrn: bool = True
+    """Local response normalisation in the stem."""
+    dropout: Share = 0.4
+    """Before the last layer."""
+    initializer: Initializer = "paper"
+
+    belongs = {"lrn": ("variant", ("paper",))}
+    training_only = ("auxiliary_heads",)
+
+    @property
+    def any_size(self) -> bool:
+        return True
+
+
+class VGGOptions(NetworkOptions):
+    batch_norm: bool = False
+    """Batch normalisation between each convolution and its activation."""
+    head: Literal["fc", "gap"] = "fc"
+    """`fc`: two hidden fully connected layers as in the paper; `gap`: global average pooling."""
+    width: Count = 4096
+    """Units of each hidden layer of the `fc` head; 512 suits images of 32 pixels."""
+    dropout: Share = 0.5
+    """After each hidden layer of the `fc` head."""
+    activation: Activation = "relu"
+    pooling: Pooling = "max"
+    initializer: Initializer = "he"
+    """Of the convolutions; `paper`: a normal distribution of variance 0.01, for the dense layers too."""
+
+    belongs = {"width": ("head", ("fc",)), "dropout": ("head", ("fc",))}
+
+    @property
+    def any_size(self) -> bool:
+        return self.head == "gap"
+
+
+class VGG11Options(VGGOptions):
+    lrn: bool = False
+    """Local response normalisation after conv1_1: net A-LRN."""
+
+
+class MLPOptions(NetworkOptions):
+    depth: Count = 2
+    """Hidden layers."""
+    width: Count = 512
+    """Units of each."""
+    activation: Activation = "relu"
+    dropout: Share = 0.0
+    """After each hidden layer."""
+
+
+class GoPolicyOptions(NetworkOptions):
+    depth: Count = 12
+    """Hidden convolutions: one of 5x5, the others of 3x3."""
+    width: Count = 192
+    """Maps of each."""
+
+
+class SpeechCNNOptions(NetworkOptions):
+    width: Count = 64
+    """Maps of each convolution."""
+    hidden: Count = 128
+    """Units of the dense layer before the last."""
+    dropout: Share = 0.0
+    """Before the last layer."""
+
+
+class TextCNNOptions(NetworkOptions):
+    width: Count = 256
+    """Maps of each convolution."""
+    hidden: Count = 1024
+    """Units of the two dense layers."""
+    dropout: Share = 0.5
+    """After each of them."""
+
+
+@dataclass(frozen=True)
+class ModelRow(Row):
+    smallest_size: tuple[int, int]
+    """The smallest height and width that the builder takes: below, a convolution or pooling would have nothing to look
+    at, or the last pooling only one pixel."""
+
+
+MODELS = {
+    "lenet5": ModelRow("kpipe.models:lenet5", LeNet5Options, "LeNet-5: modern, the paper's, a first concept", (12, 12)),
+    "alexnet": ModelRow("kpipe.models:alexnet", AlexNetOptions, "AlexNet: 5 convolutions, 3 dense layers", (25, 25)),
+    "zfnet": ModelRow("kpipe.models:zfnet", ZFNetOptions, "ZFNet: AlexNet with a finer first layer", (21, 21)),
+    "googlenet": ModelRow("kpipe.models:googlenet", GoogLeNetOptions, "GoogLeNet: 9 inception blocks", (17, 17)),
+    "vgg11": ModelRow("kpipe.models:vgg11", VGG11Options, "VGG net A: 8 convolutions, 3 dense layers", (17, 17)),
+    "vgg13": ModelRow("kpipe.models:vgg13", VGGOptions, "VGG net B: 10 convolutions, 3 dense layers", (17, 17)),
+    "vgg16": ModelRow("kpipe.models:vgg16", VGGOptions, "VGG net D: 13 convolutions, 3 dense layers", (17, 17)),
+    "vgg16_c": ModelRow("kpipe.models:vgg16_c", VGGOptions, "VGG net C: as D, three convolutions are 1x1", (17, 17)),
+    "vgg19": ModelRow("kpipe.models:vgg19", VGGOptions, "VGG net E: 16 convolutions, 3 dense layers", (17, 17)),
+    "mlp": ModelRow("kpipe.models:mlp", MLPOptions, "fully connected layers alone, to compare with", (1, 1)),
+    "go_policy": ModelRow(
+        "kpipe.models:go_policy", GoPolicyOptions, "AlphaGo's policy: no pooling, one class a point", (5, 5)
+    ),
+    "speech_cnn": ModelRow(
+        "kpipe.models:speech_cnn", SpeechCNNOptions, "spectrograms: pooling along frequency only", (19, 29)
+    ),
+    "text_cnn": ModelRow("kpipe.models:text_cnn", TextCNNOptions, "one-hot characters: 1-D convolutions", (123, 1)),
+}

@@ -1,0 +1,129 @@
+"""Optimizers, learning rate schedules and losses by name, and their options."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kpipe.catalog.rows import (
+    Duration,
+    Milestones,
+    NonNegative,
+    NoOptions,
+    OneOf,
+    Positive,
+    Row,
+    Section,
+    Share,
+)
+
+
+class WeightDecay(Section):
+    value: NonNegative
+    kind: Literal["l2", "decoupled"] = "l2"
+    """`l2`: value x weight is added to the gradient (the papers); `decoupled`: the weight shrinks by
+    learning rate x value at each step (AdamW). Never on biases and batch normalisation."""
+
+
+class OptimizerOptions(Section):
+    weight_decay: WeightDecay | None = None
+
+
+class SGDOptions(OptimizerOptions):
+    momentum: Share = 0.0
+    nesterov: bool = False
+
+
+class AdagradOptions(OptimizerOptions):
+    initial_accumulator_value: NonNegative = 0.1
+    epsilon: Positive = 1e-7
+
+
+class RMSpropOptions(OptimizerOptions):
+    rho: Share = 0.9
+    momentum: Share = 0.0
+    epsilon: Positive = 1e-7
+    centered: bool = False
+
+
+class AdadeltaOptions(OptimizerOptions):
+    rho: Share = 0.95
+    epsilon: Positive = 1e-7
+
+
+class AdamOptions(OptimizerOptions):
+    beta_1: Share = 0.9
+    beta_2: Share = 0.999
+    epsilon: Positive = 1e-7
+    amsgrad: bool = False
+
+
+class AdamWDecay(WeightDecay):
+    kind: Literal["l2", "decoupled"] = "decoupled"
+
+
+class AdamWOptions(AdamOptions):
+    weight_decay: AdamWDecay | None = AdamWDecay(value=0.004)
+
+
+OPTIMIZERS = {
+    "sgd": Row("keras.optimizers:SGD", SGDOptions, "stochastic gradient descent, with momentum if given"),
+    "adagrad": Row("keras.optimizers:Adagrad", AdagradOptions, "Duchi et al. 2011"),
+    "rmsprop": Row("keras.optimizers:RMSprop", RMSpropOptions, "Hinton 2012, lecture 6e"),
+    "adadelta": Row("keras.optimizers:Adadelta", AdadeltaOptions, "Zeiler 2012"),
+    "adam": Row("keras.optimizers:Adam", AdamOptions, "Kingma and Ba 2015"),
+    "adamw": Row("keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"),
+}
+
+
+class ScheduleOptions(Section):
+    peak: Positive = 1e-3
+    """The highest learning rate, after the warm-up."""
+    warmup: Duration | None = None
+    """A straight line from 0 up to the peak."""
+
+    @property
+    def looks_at_end(self) -> bool:
+        """Whether the rates of the first epochs would be others if there were more epochs."""
+        lengths = [value for value in vars(self).values() if isinstance(value, OneOf)]
+        return any(length.chosen[0] == "percent" for length in lengths)
+
+
+class MultistepOptions(ScheduleOptions):
+    milestones: Milestones = Milestones(percent=[50, 75])
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """At each milestone the rate is multiplied by this."""
+
+
+class CosineOptions(ScheduleOptions):
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The rate at the end, as a share of the peak."""
+
+    @property
+    def looks_at_end(self) -> bool:
+        return True
+
+
+SCHEDULES = {
+    "constant": Row("kpipe.training.schedules:constant", ScheduleOptions, "the peak, all along"),
+    "multistep": Row("kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"),
+    "cosine": Row("kpipe.training.schedules:cosine", CosineOptions, "falls along half a cosine to the end"),
+}
+
+
+class EuclideanOptions(Section):
+    output: Literal["tanh", "linear"] = "tanh"
+    """What the logits pass before they are compared with the coded label."""
+
+
+class MapOptions(Section):
+    j: Positive = 1.0
+    """The penalty of the class that is none of the K; the paper gives no value."""
+
+
+LOSSES = {
+    "cross_entropy": Row("kpipe.training.losses:cross_entropy", NoOptions, "softmax and -log of the true class"),
+    "euclidean": Row("kpipe.training.losses:euclidean", EuclideanOptions, "half the squared distance to coded labels"),
+    "map": Row("kpipe.training.losses:map_criterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
+}
+
+# --- search -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""The self-check: versions, devices, and a tiny network that is trained to its end on synthetic data."""
+
+import platform
+import tempfile
+from importlib.metadata import version
+
+from rich.console import Console
+
+from kpipe.config.schema import Experiment
+from kpipe.console import Screen
+from kpipe.errors import EnvironmentFault, Interrupted
+from kpipe.experiment import train
+from kpipe.training.device import describe_device, gpu_hint
+from kpipe.training.precision import resolve_precision
+
+_PACKAGES = ("tensorflow", "keras", "keras-tuner", "tensorboard", "tensorflow-datasets", "numpy", "pydantic")
+_TINY = {
+    "name": "doctor",
+    "data": {"source": "synthetic", "image_size": 16, "synthetic": {"classes": 2, "images": 400}},
+    "model": {"name": "lenet5"},
+    "training": {"epochs": 5},
+}
+_LEAST_ACCURACY = 0.8  # chance is 0.5
+
+
+def examine(screen: Screen | None = None) -> None:
+    """Reports on this installation.
+
+    Raises:
+        EnvironmentFault: the tiny network did not learn.
+    """
+    screen = screen or Screen()
+    rows = {"kpipe": version("kpipe"), "python": f"{platform.python_version()}, {platform.platform()}"}
+    rows |= {name: version(name) for name in _PACKAGES}
+    rows |= {"device": describe_device(), "precision": f"auto is {resolve_precision('auto')} here"}
+    screen.header("kpipe doctor", rows)
+    if hint := gpu_hint():
+        screen.line(hint)
+    with tempfile.TemporaryDirectory() as logs:
+        experiment = Experiment.model_validate({**_TINY, "logs": logs})
+        try:
+            result = train(experiment, screen=Screen(Console(quiet=True)))
+        except Interrupted as stop:
+            raise Interrupted("interrupted; nothing is left of the check", stop.exit_code) from None
+    accuracy, seconds = result.summary["test"]["accuracy"], result.summary["seconds"]
+    if accuracy < _LEAST_ACCURACY:
+        raise EnvironmentFault(
+            f"A tiny network on synthetic data reached {accuracy:.2f} accuracy, expected at least {_LEAST_ACCURACY}. "
+            "This installation computes wrongly: install kpipe with constraints.txt into a new environment."
+        )
+    screen.line(
+        f"A tiny network was trained, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}. All is well."
+    )

@@ -1,0 +1,198 @@
+"""From a YAML file and overrides to a checked `Experiment`; no import of TensorFlow or NumPy on the way."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kpipe.catalog.networks import MODELS
+from kpipe.catalog.search import SearchOptions
+from kpipe.config.document import Document, Keys, Problem, dotted, read_document
+from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
+from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
+from kpipe.config.rules import impossible
+from kpipe.config.schema import Experiment
+from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
+from kpipe.errors import ConfigError, did_you_mean
+
+_SHOWN = 20  # mistakes in one message
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment, where each of its values came from, and what an override has dropped."""
+
+    experiment: Experiment
+    document: Document
+    dropped: tuple[str, ...]
+    overrides: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """For the user, about what a search will try."""
+
+    @property
+    def origins(self) -> dict[Keys, str]:
+        return self.document.origins
+
+    def vary(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment with other values, by dotted key, as if they stood on the command line; without its search.
+
+        Raises:
+            ConfigError: they cannot be meant together.
+        """
+        experiment, problems, _ = _varied(self.document, values)
+        if problems or experiment is None:
+            raise ConfigError("\n".join(str(problem) for problem in problems))
+        return experiment
+
+    def describe(self) -> str:
+        """The resolved experiment as YAML, each value followed by where it came from."""
+        lines = list(annotated_lines(self.experiment.model_dump(mode="json"), (), self.origins))
+        width = max(len(line) for line, _ in lines)
+        return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Reads, overrides and checks an experiment file.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted keys, `training.epochs=5` each.
+
+    Raises:
+        ConfigError: with one line per mistake, `file:line: key: what was expected, what came, nearest name`.
+    """
+    return _check(_read(path), overrides)
+
+
+def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """`load_experiment` for a search: without a section `search`, learning rate and optimizer are tried at random.
+
+    Raises:
+        ConfigError: as `load_experiment`, and for what cannot be searched.
+    """
+    document = _read(path)
+    if document.data.get("search") is None:
+        document.data["search"] = {}
+    return _check(document, overrides, for_search=True)
+
+
+def load_network(name: str, image_size: int | None = None, overrides: Sequence[str] = ()) -> Loaded:
+    """An experiment that says nothing but the name of its network; its images come from nowhere.
+
+    Args:
+        name: a name of `kpipe.catalog.networks.MODELS`.
+        image_size: pixels a side; None: whatever the network takes.
+        overrides: as for `load_experiment`.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
+    data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
+    document = Document({"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): WHERE})
+    return _check(document, overrides)
+
+
+def _read(path: str | Path) -> Document:
+    document = read_document(Path(path))
+    document.data.setdefault("name", Path(path).stem)
+    return document
+
+
+def _check(document: Document, overrides: Sequence[str], *, for_search: bool = False) -> Loaded:
+    dropped = apply_overrides(document, overrides)
+    experiment, problems = _validated(document)
+    notes: list[str] = []
+    if for_search and (search := experiment.search if experiment else _section_alone(document)) is not None:
+        found, notes = _search_problems(document, search, is_whole=not problems)
+        problems += found
+    if problems or experiment is None:
+        lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=by_line)))
+        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise ConfigError("\n".join(lines[:_SHOWN] + more))
+    return Loaded(experiment, document, tuple(dropped), tuple(overrides), tuple(notes))
+
+
+def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
+    problems = list(document.problems)
+    experiment = None
+    try:
+        experiment = Experiment.model_validate(document.data)
+    except ValidationError as error:
+        found = [problem_of(document, details) for details in error.errors(include_url=False)]
+        unreadable = {problem.keys for problem in problems}
+        problems += [problem for problem in found if problem.keys not in unreadable]
+    reported = {problem.keys for problem in problems}
+    problems += [
+        Problem(origin_of(document, keys), keys, message)
+        for keys, message in impossible(document.data)
+        if keys not in reported
+    ]
+    return experiment, problems
+
+
+def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem], list[str]]:
+    """The experiment with other values, what is wrong with it, and the keys of the file that it drops."""
+    data = copy.deepcopy({key: value for key, value in document.data.items() if key != "search"})
+    varied = Document(data, document.name)
+    dropped = override(varied, {split_keys(key): copy.deepcopy(value) for key, value in values.items()})
+    experiment, problems = _validated(varied)
+    # What was not varied has no line of its own here; the key says it.
+    return experiment, [Problem("", problem.keys, problem.message) for problem in problems], dropped
+
+
+def _section_alone(document: Document) -> SearchOptions | None:
+    """The section `search` of an experiment with mistakes elsewhere."""
+    stand_in = {"name": "x", "data": {"source": "digits"}, "model": {"name": "mlp"}, "search": document.data["search"]}
+    try:
+        return Experiment.model_validate(stand_in).search
+    except ValidationError:
+        return None
+
+
+def _search_problems(document: Document, search: SearchOptions, *, is_whole: bool) -> tuple[list[Problem], list[str]]:
+    """What is wrong with a search, and notes about it; `is_whole`: nothing is wrong with the rest."""
+
+    def try_(values: Mapping[str, Any]) -> Tried:
+        _, problems, dropped = _varied(document, values)
+        return Tried(str(problems[0]) if problems else None, tuple(dropped))
+
+    wrong, notes = list(space_mistakes(search, _unknown_key)), []
+    if is_whole and not wrong:
+        wrong, notes = try_values(search, try_)
+    found = [(("search", "space", key) if key else ("search", "space"), message) for key, message in wrong]
+    for key in keys_of(search):
+        if document.origins.get(split_keys(key)) == WHERE:
+            found.append((split_keys(key), f"is searched; to fix it, give search.space.{key}=[...] with one value"))
+    section = document.data.get("data")
+    if isinstance(section, dict) and section.get("source") in ("digits", "synthetic"):
+        if isinstance(section.get("split"), dict) and section["split"].get("validation") == 0:
+            found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
+    training = document.data.get("training")
+    monitor = training.get("monitor") if isinstance(training, dict) else None
+    if search.objective and monitor not in (None, search.objective):
+        found.append((("search", "objective"), "differs from training.monitor; leave one of them out"))
+    return [Problem(origin_of(document, keys), keys, message) for keys, message in found], notes
+
+
+def _unknown_key(key: str) -> str | None:
+    """What there is to say about a dotted key that no experiment has; None for one that it may have."""
+    keys = split_keys(key)
+    for depth in range(len(keys)):
+        if isinstance(keys[depth], int):  # an entry of a list; whether it is there is seen when it is tried
+            continue
+        known = {name for section in sections_at(keys[:depth]) for name in section.model_fields}
+        if keys[depth] not in known:
+            nearest = did_you_mean(keys[depth], sorted(known)) if known else f", {dotted(keys[:depth])} has no keys"
+            return f"unknown key '{keys[depth]}'{nearest}"
+    return None
+
+
+def json_schema() -> str:
+    """The JSON schema of an experiment file, for editors that complete and check YAML."""
+    schema = Experiment.model_json_schema()
+    schema["required"].remove("name")  # the file's name stands in
+    return json.dumps(schema, indent=2)

@@ -1,0 +1,93 @@
+"""What may differ when a run is resumed by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kpipe.config.document import Keys, dotted, show
+from kpipe.config.loading import Loaded, load_experiment
+from kpipe.config.schema import Experiment, TrainingConfig
+from kpipe.errors import ConfigError
+from kpipe.runs.directory import read_status, saved_step
+
+
+def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
+    """The experiment with which a run goes on: its own, or the one in `path`, with overrides.
+
+    Args:
+        run: a run directory.
+        path: the YAML file; None: the run's own config.yaml.
+        overrides: as for `load_experiment`.
+
+    Raises:
+        ConfigError: as `load_experiment`, and as `check_resume`.
+    """
+    if any(text.startswith("logs=") for text in overrides):
+        raise ConfigError("logs: expected none under --resume, a run stays where it is")
+    if not (Path(run) / "config.yaml").is_file():
+        raise ConfigError(f"{run}: expected a run directory with a config.yaml, found none there{_nearest_run(run)}")
+    loaded = load_experiment(path or Path(run) / "config.yaml", overrides)
+    check_resume(run, loaded.experiment)
+    return loaded
+
+
+def check_resume(run: str | Path, experiment: Experiment) -> None:
+    """Refuses to go on with a run in a way that would have changed what it has computed so far.
+
+    Raises:
+        ConfigError: with one line per key that differs from the run's config.yaml, unless it concerns only when
+            something is logged or saved, or adds epochs to a schedule that does not look at the end.
+    """
+    before = load_experiment(Path(run) / "config.yaml").experiment
+    if saved_step(Path(run)) is None:
+        dropped = "" if before.training.checkpoint.keep_last else ": training.checkpoint.keep_last is false"
+        raise ConfigError(f"{run}: expected a run with a checkpoint to go on from, found none{dropped}")
+    theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
+    changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
+    kinds = {keys[:-1] for keys in changed if keys[1:] and keys[-1] in ("name", "schedule")}
+    # Of a section of another kind, the options are others as well.
+    changed = [keys for keys in changed if keys[:-1] not in kinds or keys[-1] in ("name", "schedule")]
+    problems = [
+        f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
+        for keys in changed
+        if (reason := _forbidden(keys, before.training, experiment.training)) is not None
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint and more "
+            "training.epochs may differ; without it the command starts another run."
+        )
+    if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
+        rate = before.training.learning_rate
+        way = "a larger training.epochs extends it"
+        if rate.looks_at_end:
+            way = f"its schedule '{rate.schedule}' looks at the end, so it cannot be extended"
+        raise ConfigError(f"{run}: is finished after {before.training.epochs} epochs; {way}")
+
+
+def _nearest_run(path: str | Path) -> str:
+    """A run that `path` lies in, or the newest that lies in `path`."""
+    runs = [parent for parent in Path(path).parents if (parent / "config.yaml").is_file()]
+    runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
+    return f", did you mean {runs[0]}?" if runs else ""
+
+
+def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str | None:
+    """None for a key that may differ, else what there is to say about it."""
+    if keys[:2] in (("training", "log_every"), ("training", "checkpoint")):
+        return None
+    if keys != ("training", "epochs"):
+        return ""
+    if now.epochs < before.epochs:
+        return "; it can only grow"
+    if before.learning_rate.looks_at_end:
+        return f"; the schedule '{before.learning_rate.schedule}' looks at the end, its rates would have been others"
+    return None
+
+
+def _leaves(value: Any, keys: Keys = ()):
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves(child, (*keys, key))
+    else:
+        yield keys, value

@@ -1,0 +1,1 @@
+"""What training does to images: one module a family."""

@@ -1,0 +1,158 @@
+"""Decodes a part once and keeps its pixels, in memory or on the disk.
+
+N images, H height, W width, C channels.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from filelock import FileLock
+
+from kpipe.console import describe_size
+from kpipe.data.reading import read_what_can_be_read
+from kpipe.data.splits import (
+    Files,
+    Part,
+    Progress,
+    Records,
+    allocate,
+    no_progress,
+)
+from kpipe.errors import DataError, EnvironmentFault
+
+CHUNK = 256  # images that are copied at a time
+VERSION = 1  # of `kpipe.data.images`: another one gives other pixels of the same file
+
+
+def count_bytes(part: Files | Records) -> int | None:
+    """What the decoded images fill; None: their size is known only when they are read."""
+    return None if None in part.shape else len(part) * int(np.prod(part.shape))
+
+
+def keep_in_memory(part: Files | Records, progress: Progress = no_progress, *, most: float | None = None) -> Part:
+    """Decodes the whole part.
+
+    Args:
+        part: of images of known size, or all of one size.
+        progress: shows how far it is.
+        most: bytes that it may fill.
+
+    Raises:
+        DataError: an image cannot be read and may not be left out; images differ in size where no size is given; more
+            than `most` would be needed.
+    """
+
+    def make(shape):
+        if most is not None and np.prod(shape) > most:
+            raise DataError(
+                f"{part.unreadable.where}: {shape[0]:,} images of {shape[1]}x{shape[2]} do not fit into "
+                "data.cache_gigabytes, and to be decoded each time they need a data.image_size. Set one of them"
+            )
+        return allocate(shape)
+
+    return _decode(part, make, progress)
+
+
+def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_progress) -> Part:
+    """Decodes the whole part into a file and maps it; one that was kept before is mapped at once.
+
+    Args:
+        part: of images of known size.
+        folder: of all sets. Each has a folder of its own in it, named by all that its pixels depend on; it is
+            complete or not there.
+
+    Raises:
+        DataError: as `keep_in_memory`.
+        EnvironmentFault: the disk is too small.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / _fingerprint(part)
+    with FileLock(folder / f".{place.name}.lock"):  # of two that start together, one decodes and the other waits
+        for debris in folder.glob(f".{place.name}-*"):
+            shutil.rmtree(debris)
+        kept = _map(part, place)
+        if kept is None:
+            shutil.rmtree(place, ignore_errors=True)
+            _write(part, place, progress)
+            kept = _map(part, place)
+    images, labels, unreadable = kept
+    part.unreadable.add(unreadable)
+    # Files may have other labels than when they were kept: a new class moves the numbers of those behind it.
+    return Part(images, part.labels if isinstance(part, Files) else labels, part.unreadable)
+
+
+def _map(part: Files | Records, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
+    """Images, labels and numbers of the unreadable, or None where they are not there or damaged."""
+    try:
+        images, labels = np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy")
+        unreadable = json.loads((place / "unreadable.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return (images, labels, unreadable) if images.shape == (len(part), *part.shape) else None
+
+
+def _decode(part: Files | Records, make: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
+    images, labels = None, np.zeros(len(part), np.int32)
+    # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
+    chunk = 1 if None in part.shape else CHUNK
+    for numbers, batch, batch_labels in read_what_can_be_read(part, chunk, "decoding", progress):
+        if images is None:
+            images = make((len(part), *batch.shape[1:]))
+        if batch.shape[1:] != images.shape[1:]:
+            sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
+            raise DataError(f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
+        images[numbers], labels[numbers] = batch, batch_labels
+    if images is None:
+        raise DataError(f"{part.unreadable.where}: expected images, got none that can be read")
+    return Part(images, part.labels if isinstance(part, Files) else labels, part.unreadable)
+
+
+def _write(part: Files | Records, place: Path, progress: Progress) -> None:
+    need, free = count_bytes(part), shutil.disk_usage(place.parent).free
+    too_small = EnvironmentFault(
+        f"{place.parent}: the decoded images of {part.unreadable.where} need {describe_size(need)} of disk, "
+        f"{describe_size(free)} are free. Make room, set KPIPE_CACHE to another folder, or set data.cache=none"
+    )
+    if need > free:
+        raise too_small
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+    try:
+
+        def make(shape):
+            images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
+            # A page that the disk has no room for would end the process when it is written to.
+            if hasattr(os, "posix_fallocate"):
+                with open(temporary / "images.npy", "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, images.offset + images.nbytes)
+            return images
+
+        kept = _decode(part, make, progress)
+        kept.pixels.images.flush()
+        np.save(temporary / "labels.npy", kept.labels)
+        (temporary / "unreadable.json").write_text(json.dumps(sorted(part.unreadable.numbers)))
+        os.rename(temporary, place)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise too_small from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fingerprint(part: Files | Records) -> str:
+    """Of all that the pixels depend on: this code, TensorFlow's, the form, the files, their sizes and times."""
+    digest = hashlib.sha256(repr((VERSION, tf.__version__, part.form)).encode())
+    paths = part.paths if isinstance(part, Files) else [os.fsencode(shard.path) for shard in part.shards]
+    ranges = [()] * len(paths) if isinstance(part, Files) else [(shard.skip, shard.count) for shard in part.shards]
+    for path, taken in zip(paths, ranges, strict=True):
+        stat = os.stat(path) if path and os.path.exists(path) else None
+        digest.update(path + repr((taken, stat and (stat.st_size, stat.st_mtime_ns))).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,193 @@
+"""The sets of TensorFlow Datasets as a source: TFRecord files, prepared beforehand or downloaded now.
+
+N images.
+"""
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.data.images import Form
+from kpipe.data.sources.forms import PART_FOLDERS, check_channels
+from kpipe.data.splits import Records, Shard, Source
+from kpipe.data.unreadable import Unreadable
+from kpipe.errors import DataError, first_line, some
+
+FRAME = 16  # bytes that a TFRecord file adds to each record
+
+
+def read_tfds(name: str, form: Form, *, download: bool = True, skip_limit: float | None = None) -> Source:
+    """An image classification set of TensorFlow Datasets.
+
+    Args:
+        name: `<name>` or `<name>/<config>`.
+        form: of the images.
+        download: False takes what is prepared, or raises.
+        skip_limit: share of a part's records that may be lost or unreadable; None: not one.
+
+    Returns:
+        The parts train, validation and test as far as the set has them with labels.
+
+    Raises:
+        DataError: unknown name, not an image classification, neither prepared nor to be downloaded, or records are
+            lost.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    where = f"tfds:{name}"
+    builder = _tfds_builder(name, where)
+    image_key, label_key = _tfds_keys(builder, where)
+    present = builder.info.features[image_key].shape[-1]
+    if present not in (1, 3):
+        raise DataError(f"{where}: expected images of 1 or 3 channels, got {present}. Choose another set")
+    check_channels(present, form.channels, where)
+    if not download and not builder.is_prepared():
+        raise DataError(f"{where}: is not prepared in {builder.data_path}; a run would download it")
+    _tfds_prepare(builder, name, where)
+    parts, notes = {}, []
+    for split in builder.info.splits:
+        if split not in PART_FOLDERS:
+            notes.append(f"ignored the split {split}")
+            continue
+        part = _tfds_part(builder, split, form, where, skip_limit)
+        if _has_labels(part):
+            parts[PART_FOLDERS[split]] = part
+        else:
+            notes.append(f"ignored the split {split}, which has no labels")
+    if "train" not in parts:
+        raise DataError(f"{where}: expected a split called train, got {some(list(builder.info.splits))}")
+    return Source(parts, tuple(builder.info.features[label_key].names), tuple(notes))
+
+
+def _tfds_part(builder, split: str, form: Form, where: str, skip_limit: float | None) -> Records:
+    info, features = builder.info.splits[split], builder.info.features
+    image_key, label_key = builder.info.supervised_keys
+    decoders = {image_key: _skip_decoding()}
+
+    def parse(record):
+        example = features.deserialize_example(record, decoders=decoders)
+        return example[image_key], tf.cast(example[label_key], tf.int32)
+
+    shards = tuple(Shard(each.filename, each.skip, each.examples_in_shard) for each in info.file_instructions)
+    height, width, channels = features[image_key].shape
+    shape = (form.size or height, form.size or width, form.channels or channels)
+    firsts = np.cumsum([shard.count for shard in shards]) - [shard.count for shard in shards]
+
+    def name(number):
+        shard = np.searchsorted(firsts, number, side="right") - 1
+        return f"{shards[shard].path}, record {number - firsts[shard]}"
+
+    unreadable = Unreadable(f"{where}, {split}", info.num_examples, name, skip_limit)
+    is_in_form = (height, width) == shape[:2] and height is not None
+    part = Records(shards, parse, replace(form, channels=shape[-1]), shape, unreadable, is_in_form)
+    size = sum(os.path.getsize(shard.path) for shard in shards if os.path.exists(shard.path))
+    if size == info.num_bytes + FRAME * info.num_examples:
+        return part
+    return _without_lost(part, builder.data_path, skip_limit)
+
+
+def _skip_decoding():
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()
+
+
+def _without_lost(part: Records, folder, skip_limit: float | None) -> Records:
+    """The part as far as its files can be read; called when their size says that something is wrong."""
+    declared = len(part)
+    shards = tuple(replace(shard, count=_count_records(shard)) for shard in part.shards)
+    lost = declared - sum(shard.count for shard in shards)
+    if lost > (skip_limit or 0) * declared:
+        cut = [shard.path for shard, now in zip(part.shards, shards, strict=True) if now.count < shard.count]
+        allowed = "" if skip_limit is None else f" and at most {100 * skip_limit:.3g} % of them lost (data.skip_limit)"
+        hint = ", or go on with what is left with data.on_error=skip" if skip_limit is None else ""
+        raise DataError(
+            f"{part.unreadable.where}: expected {declared:,} records{allowed}, got {declared - lost:,}: {some(cut)} "
+            f"cannot be read to the end. Remove {folder} and prepare the set again{hint}"
+        )
+    return replace(part, shards=tuple(shard for shard in shards if shard.count), lost=lost)
+
+
+def _count_records(shard: Shard) -> int:
+    """Records up to the end or the first damage."""
+    records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.count)
+    # Behind a damage TensorFlow reads nothing more of the file.
+    return int(records.ignore_errors().reduce(np.int64(0), lambda count, record: count + 1))
+
+
+def _has_labels(part: Records) -> bool:
+    """Some sets keep the labels of a split secret: all of them are -1."""
+    try:
+        first = next(iter(tf.data.TFRecordDataset(part.shards[0].path).take(1)))
+    except (StopIteration, IndexError, tf.errors.OpError):
+        return True  # a damaged file is reported where it is read
+    return int(part.parse(first)[1]) >= 0
+
+
+def _tfds_builder(name: str, where: str):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        nearest = difflib.get_close_matches(name.partition("/")[0], known, n=1)
+        hint = f", did you mean '{nearest[0]}'?" if nearest else ""
+    except ValueError:
+        hint = ", which has no such config or version"
+    # Outside the handlers, whose errors print a screenful of names.
+    raise DataError(f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got '{name}'{hint}")
+
+
+def _tfds_keys(builder, where: str) -> tuple[str, str]:
+    """The names of the image and of the label."""
+    import tensorflow_datasets as tfds
+
+    keys, features = builder.info.supervised_keys, builder.info.features
+    if keys and len(keys) == 2 and all(isinstance(key, str) for key in keys):
+        image, label = (features[key] for key in keys)
+        is_image = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
+        if is_image and isinstance(label, tfds.features.ClassLabel):
+            return keys
+    raise DataError(
+        f"{where}: expected an image classification (an 8-bit image and a class label), "
+        f"got supervised keys {keys}. Choose another set"
+    )
+
+
+def _tfds_prepare(builder, name: str, where: str) -> None:
+    if builder.is_prepared():
+        return
+    try:
+        with _no_retries():
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads
+                builder.download_and_prepare()
+    except Exception as error:  # any download, disk or format error: the remedy is the same
+        raise DataError(
+            f"{where}: expected it prepared in {builder.data_path}, got nothing there, "
+            f"and it could not be downloaded ({first_line(error)}). "
+            "Set TFDS_DATA_DIR to the folder that has it, or prepare it on a machine with a network "
+            f'(python -c "import tensorflow_datasets as tfds; tfds.load({name!r})") and copy it there, '
+            "or use data.source=digits or data.source=synthetic"
+        ) from error
+
+
+@contextmanager
+def _no_retries() -> Iterator[None]:
+    """Without a network the downloader would try for minutes."""
+    from tensorflow_datasets.core.download import downloader
+
+    retries = downloader.MAX_RETRIES
+    downloader.MAX_RETRIES = 0
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = retries

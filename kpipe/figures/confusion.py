@@ -1,0 +1,106 @@
+"""The confusion matrix.
+
+N images, K classes.
+"""
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from kpipe.figures.style import (
+    FAINT,
+    INK,
+    make_layout,
+    save,
+    shorten,
+    style_axes,
+)
+
+_POINTS_PER_INCH = 72
+
+
+_MOST_WRITTEN = 20  # classes; above, neither counts nor all names are readable
+
+
+def write_confusion_matrix(
+    path: str | PathLike, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Draw how often each class was taken for which, coloured by the share of the true class.
+
+    Args:
+        path: the PNG file to write; its folder exists.
+        labels: int [N], 0..K-1, the true classes.
+        predictions: int [N], 0..K-1.
+        class_names: K names. Up to 20 classes all names and counts are written, above only some names.
+
+    Raises:
+        ValueError: labels and predictions differ in length, or one is no class.
+        OSError: the file cannot be written.
+    """
+    check_classes("write_confusion_matrix", class_names, labels=labels, predictions=predictions)
+    save(_draw_confusion_matrix(labels, predictions, class_names), path)
+
+
+def check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
+    if len(labels) != len(predictions):
+        raise ValueError(f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}.")
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if len(classes) and not 0 <= np.min(classes) <= np.max(classes) < len(class_names):
+            raise ValueError(
+                f"{where}: expected {name} in 0..{len(class_names) - 1}, got {np.min(classes)}..{np.max(classes)}."
+            )
+
+
+def _draw_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:
+    classes = len(class_names)
+    counts = _count_pairs(labels, predictions, classes)
+    # A class without images has no shares; its row stays empty.
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(0.45, 4 / classes) if classes <= _MOST_WRITTEN else 9 / classes  # inches
+    figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.0), layout=make_layout())
+    axes = figure.subplots()
+    right = f", {np.trace(counts) / len(labels):.1%} right" if len(labels) else ""
+    style_axes(axes, title=f"Confusion matrix: {len(labels):,} images{right}", grid=False)
+    # Where no count is written, the square root makes mistakes of a few percent visible.
+    norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=norm)
+    _label_classes(axes, class_names)
+    if classes <= _MOST_WRITTEN:
+        _write_counts(axes, counts, shares, cell)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    bar.set_label("share of the true class", color=INK, fontsize=9)
+    return figure
+
+
+def _count_pairs(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """int [K, K]: row = true class, column = predicted class."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (np.asarray(labels, np.int64), np.asarray(predictions, np.int64)), 1)
+    return counts
+
+
+def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    shown = range(0, len(class_names), math.ceil(len(class_names) / _MOST_WRITTEN))
+    names = [shorten(class_names[index], 20) for index in shown]
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+    axes.set_xticks(shown, names, parse_math=False, **slanted)
+    axes.set_yticks(shown, names, parse_math=False)
+    axes.set_xlabel("predicted", color=INK, fontsize=9)
+    axes.set_ylabel("true", color=INK, fontsize=9)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, cell: float) -> None:
+    digits = len(str(counts.max()))
+    # A digit is 0.64 em wide in the default font; the number fills at most 85% of its cell.
+    size = min(9.0, 0.85 * cell * _POINTS_PER_INCH / (0.64 * digits))
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.65 else INK if count else FAINT
+        axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)

@@ -1,0 +1,76 @@
+"""How the pictures look: colors, fonts and margins, and how they are saved."""
+
+import warnings
+from os import PathLike
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+_DPI = 150
+
+
+INK, FAINT, GRID = "#222222", "#9a9a9a", "#e6e6e6"
+
+
+# Blue and vermilion of Okabe and Ito's palette: told apart under every common colour blindness.
+BLUE, VERMILION = "#0072B2", "#D55E00"
+
+
+# Red alone says nothing to some readers, so a wrong prediction also gets a frame.
+RED = "#C1121F"
+
+
+def save(figure: Figure, path: str | PathLike) -> None:
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes: no reason to trouble the screen.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
+
+
+def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
+    pixels = _displayable(image)
+    height, width = pixels.shape[:2]
+    # A long sequence, drawn in square pixels, would be a hairline.
+    aspect = "equal" if max(height, width) <= 4 * min(height, width) else "auto"
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=aspect)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(visible=framed, color=RED, linewidth=2)
+
+
+def _displayable(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; the missing third of two channels is black.
+
+    A sequence of one-hot characters, [L, 1, V], becomes the gray picture [L, V].
+    """
+    if image.shape[-1] == 1:
+        return image[..., 0]
+    if image.shape[1] == 1 and image.shape[-1] > 3:
+        return image[:, 0, :]
+    channels = image[..., :3]
+    return np.pad(channels, ((0, 0), (0, 0), (0, 3 - channels.shape[-1])))
+
+
+def shorten(name: str, most: int) -> str:
+    """On one line, at most `most` characters; both ends stay, for names often differ in the last word."""
+    name = " ".join(str(name).split())
+    if len(name) <= most:
+        return name
+    head, tail = most // 2, most - most // 2 - 1
+    return f"{name[:head].rstrip()}…{name[-tail:].lstrip()}"
+
+
+def make_layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is a hair
+
+
+def style_axes(axes: Axes, *, title: str, grid: bool) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    if grid:
+        axes.spines["bottom"].set(visible=True, color=FAINT)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)

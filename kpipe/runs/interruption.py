@@ -1,0 +1,45 @@
+"""What is said when a signal ends a run: what is saved, and the command that resumes it."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kpipe.errors import Interrupted
+from kpipe.runs.directory import Run, saved_step
+from kpipe.signals import Stop
+
+
+@contextmanager
+def worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
+    """Turns an interruption into Interrupted, which says what is saved and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if not (isinstance(error, KeyboardInterrupt) or stop.raised):
+            raise
+        step = saved_step(run.path)
+        if step is None:
+            said = (
+                f"{stop.word} before the first step was saved: there is nothing to keep. The same command starts again"
+            )
+        else:
+            said = f"{stop.word}; the training is saved up to step {step:,}. The same command goes on from there"
+        raise Interrupted(f"{said}:\n  {command_again(resumes=step is not None)}", stop.exit_code) from None
+
+
+def command_again(*, resumes: bool) -> str:
+    """The command line of this process, to be pasted; one that resumes must not ask for a new run."""
+    script = os.path.basename(sys.argv[0])
+    modules = {"run.py": "kpipe.run", "__main__.py": "kpipe"}
+    program = [_typed(sys.executable, "python"), "-m", modules[script]] if script in modules else [_typed(sys.argv[0])]
+    arguments = [argument for argument in sys.argv[1:] if not (resumes and argument == "--new")]
+    return shlex.join([*program, *arguments])
+
+
+def _typed(path: str, name: str = "kpipe") -> str:
+    """`name` where the shell finds it beside `path`, else `path`."""
+    found = shutil.which(name)
+    return name if found and os.path.dirname(found) == os.path.dirname(path) else path

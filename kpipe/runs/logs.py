@@ -1,0 +1,100 @@
+"""The logs of a run: metrics.jsonl and TensorBoard, which are appended to together and cut back together."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from kpipe.errors import EnvironmentFault
+from kpipe.files import finite_or_null
+
+_SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
+
+
+class RunLog:
+    """Writes the records of a run.
+
+    Args:
+        path: the run directory; `metrics.jsonl`, `train/` and `validation/` are made in it.
+        lengths: bytes that each log had at the checkpoint from which the run is resumed (see `lengths`); what was
+            written after it is cut off. None for a new run.
+
+    Attributes:
+        lost: a line about each log that is shorter than it was at that checkpoint.
+
+    Raises:
+        EnvironmentFault: a log is a symbolic link; what it leads to may be no log.
+    """
+
+    def __init__(self, path: Path, lengths: dict[str, int] | None = None):
+        self._path = path
+        self.lost = [] if lengths is None else self._cut_back(lengths)
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
+        self._writers = {
+            "train": tf.summary.create_file_writer(str(path / "train")),
+            "validation": tf.summary.create_file_writer(str(path / "validation")),
+        }
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds one record: a line of metrics.jsonl, and scalars at its step.
+
+        In TensorBoard `loss` and the rest are means over the steps of each log line, `epoch_loss` and the rest over
+        whole epochs, where training and validation share a chart. The test part is a number, not a curve, and
+        stands in metrics.jsonl alone. What is not finite is null there, and no point here.
+        """
+        record = finite_or_null(record)
+        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+        if record["split"] not in self._writers:
+            return
+        prefix = "epoch_" if record["span"] == "epoch" else ""
+        with self._writers[record["split"]].as_default(step=record["step"]):
+            for name in _SCALARS:
+                if record.get(name) is not None:
+                    tf.summary.scalar(prefix + name, record[name])
+
+    def write_text(self, name: str, text: str) -> None:
+        with self._writers["train"].as_default(step=0):
+            tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
+
+    def write_graph(self, graph: tf.Graph) -> None:
+        with self._writers["train"].as_default(step=0):
+            tf.summary.graph(graph)
+
+    def lengths(self) -> dict[str, int]:
+        """The bytes of every log, by its path relative to the run; so much of each is on the disk."""
+        self._metrics.flush()
+        for writer in self._writers.values():
+            writer.flush()
+        return {file.relative_to(self._path).as_posix(): _synced_length(file) for file in self._files()}
+
+    def close(self) -> None:
+        self._metrics.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _files(self) -> list[Path]:
+        return [p for p in (self._path / "metrics.jsonl", *self._path.glob("*/events.out.*")) if p.exists()]
+
+    def _cut_back(self, lengths: dict[str, int]) -> list[str]:
+        lost = []
+        for file in self._files():
+            if file.is_symlink() or file.parent.is_symlink():
+                raise EnvironmentFault(f"{file}: expected a log of this run, found a symbolic link; remove it")
+            length = lengths.get(file.relative_to(self._path).as_posix())
+            if length is None:
+                file.unlink()
+            elif length < (size := file.stat().st_size):
+                os.truncate(file, length)
+            elif length > size:
+                lost.append(f"{file} has lost its last {length - size:,} bytes")
+                if file.name == "metrics.jsonl":
+                    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next line begins on its own
+        return lost + [f"{name} is gone" for name in lengths if not (self._path / name).exists()]
+
+
+def _synced_length(file: Path) -> int:
+    with open(file, "rb+") as handle:
+        os.fsync(handle.fileno())
+        return os.fstat(handle.fileno()).st_size
