@@ -152,7 +152,7 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
 
 def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, ending: str, verb, **options) -> None:
     from kpipe.config.loading import load_experiment
-    from kpipe.files import worded_write_errors
+    from kpipe.files import translate_write_errors
 
     loaded = load_experiment(experiment, overrides)
     _say_what_was_dropped(loaded.dropped)
@@ -161,7 +161,7 @@ def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, en
         raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
 
     def look() -> None:
-        with worded_write_errors(path.parent):
+        with translate_write_errors(path.parent):
             verb()(loaded.experiment, path, **options)
 
     _quietly(look)

@@ -24,22 +24,21 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from kpipe import data, figures
-from kpipe.catalog.data import AUGMENTATIONS, WindowRow, wrong_channels
-from kpipe.catalog.rows import resolve
+from kpipe.catalog.data import AUGMENTATIONS, ImageFacts
 from kpipe.config.resume import check_resume
-from kpipe.config.schema import Chosen, DataConfig, Experiment, options
+from kpipe.config.schema import DataConfig, Experiment, Resolved, options
 from kpipe.console import Screen, describe_size
-from kpipe.data.reading import worded_reading_errors
+from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import ConfigError, DataError, Diverged, EnvironmentFault
-from kpipe.files import worded_write_errors
-from kpipe.memory import memory_notes, worded_tensorflow_errors
+from kpipe.files import translate_write_errors
+from kpipe.memory import memory_notes, translate_tensorflow_errors
 from kpipe.models.building import build_model
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.normalization import normalisation
 from kpipe.runs.directory import Run, open_run
 from kpipe.runs.disk import estimate_disk
 from kpipe.runs.environment import describe_environment
-from kpipe.runs.interruption import worded_interruption
+from kpipe.runs.interruption import translate_interruption
 from kpipe.runs.logs import RunLog
 from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
@@ -201,15 +200,15 @@ def train(
     logs = logs_of(experiment)
     with (
         stop_signals() as stop,
-        worded_write_errors(resume or logs),
+        translate_write_errors(resume or logs),
         open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume, at=trial and trial.path) as run,
-        worded_interruption(run, stop),
+        translate_interruption(run, stop),
     ):
         chosen = choose(experiment, _chosen_before(run) or experiment.chosen)
         experiment = experiment.model_copy(update={"chosen": chosen})
         seed_everything(experiment.seed, chosen.deterministic)
         batch_size = experiment.data.batch_size
-        with worded_tensorflow_errors(run, batch_size):
+        with translate_tensorflow_errors(run, batch_size):
             kept = run.path / "normalization.npz"
             constants = trial.constants if trial and trial.constants else kept
             prepared = prepare(experiment, splits=splits, constants=constants, progress=screen.progress)
@@ -225,8 +224,8 @@ def train(
         notes += _record_environment(run, experiment)
         notes += memory_notes(prepared.model, batch_size)
         with (
-            worded_tensorflow_errors(run, batch_size, prepared.model),
-            worded_reading_errors(prepared.splits.parts.values()),
+            translate_tensorflow_errors(run, batch_size, prepared.model),
+            translate_reading_errors(prepared.splits.parts.values()),
             closing(RunLog(run.path, log_lengths)) as log,
         ):
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
@@ -270,8 +269,7 @@ def load_splits(config: DataConfig, *, ahead: bool = True, progress: data.Progre
 
 def needs_whole_images(config: DataConfig) -> bool:
     """Whether an augmentation looks at the images as they are in their files."""
-    rows = [AUGMENTATIONS[entry.chosen[0]] for entry in config.augment]
-    return any(isinstance(row, WindowRow) and row.whole_image for row in rows)
+    return any(AUGMENTATIONS[entry.chosen[0]].reads_whole_image for entry in config.augment)
 
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
@@ -289,24 +287,24 @@ def count_images(splits: data.Splits) -> dict[str, int]:
     return {name: len(part) for name, part in splits.parts.items()}
 
 
-def choose(experiment: Experiment, before: Chosen | None = None) -> Chosen:
+def choose(experiment: Experiment, before: Resolved | None = None) -> Resolved:
     """What `auto` means: what it meant before, in the run that is resumed or repeated, else what suits this machine."""
     precision, deterministic = experiment.training.precision, experiment.training.deterministic
     if before:
         precision = before.precision if precision == "auto" else precision
         deterministic = before.deterministic if deterministic == "auto" else deterministic
     on_cpu = not tf.config.list_physical_devices("GPU")
-    return Chosen(
+    return Resolved(
         precision=resolve_precision(precision),
         deterministic=on_cpu if deterministic == "auto" else deterministic,
     )
 
 
-def _chosen_before(run: Run) -> Chosen | None:
+def _chosen_before(run: Run) -> Resolved | None:
     if not run.chosen:
         return None
     try:
-        return Chosen.model_validate(run.chosen)
+        return Resolved.model_validate(run.chosen)
     except ValidationError:
         raise ConfigError(
             f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
@@ -328,11 +326,15 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 
 def make_augmentations(config: DataConfig, channels: int) -> list[data.Augmentation | data.Window | data.Mix]:
     """What the section asks for, for `make_pipeline`; ConfigError if images of so many channels do not suit it."""
-    chosen = [entry.chosen for entry in config.augment]
-    for name, _ in chosen:
-        if message := wrong_channels(name, channels):
-            raise ConfigError(f"data.augment: {message}")
-    return [resolve(AUGMENTATIONS[name])(**options(chosen_options)) for name, chosen_options in chosen]
+    made = []
+    for place, entry in enumerate(config.augment):
+        name, chosen_options = entry.chosen
+        row = AUGMENTATIONS[name]
+        images = ImageFacts(config.image_size, config.stored_size, channels)
+        for message in row.conflicts_with(name, chosen_options, images, place):
+            raise ConfigError(f"data.augment.{place}: {message}")
+        made.append(row.load()(**options(chosen_options)))
+    return made
 
 
 def _training_batches(experiment: Experiment, splits: data.Splits, last_step: int) -> Callable[[int], tf.data.Dataset]:
@@ -372,7 +374,7 @@ def _optimizer(training, steps_per_epoch: int) -> keras.optimizers.Optimizer:
 def _loss(experiment: Experiment) -> keras.losses.Loss:
     chosen_loss = experiment.training.loss
     if chosen_loss is None:
-        return make_loss(experiment.model.own_loss)
+        return make_loss(experiment.model.default_loss)
     return make_loss(chosen_loss.name, options(chosen_loss))
 
 

@@ -65,7 +65,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def worded_write_errors(folder: Path) -> Iterator[None]:
+def translate_write_errors(folder: Path) -> Iterator[None]:
     """Turns what a file system refuses in the middle of a run into an EnvironmentFault with path and free bytes.
 
     Args:

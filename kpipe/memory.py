@@ -18,7 +18,7 @@ from kpipe.training.variables import count_values
 
 
 @contextmanager
-def worded_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
+def translate_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
     """Turns too little memory, and a disk that refuses TensorFlow's logs, into an OutOfMemory or an
     EnvironmentFault.
 

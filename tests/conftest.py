@@ -16,7 +16,7 @@ from pathlib import Path
 
 import keras
 import pytest
-from runs import TINY, only_run, refuse_to_write
+from tiny_runs import TINY, only_run, refuse_to_write
 
 from kpipe import cli
 
@@ -24,16 +24,21 @@ from kpipe import cli
 def pytest_collection_modifyitems(items):
     """The longest files first, so that both workers end at the same time."""
     longest = (
-        "test_resume",
-        "test_models",
-        "test_search",
-        "test_input",
-        "test_run",
-        "test_pipeline",
-        "test_augment",
-        "test_trainer",
+        "runs/test_resume",
+        "models/test_models",
+        "search/test_search",
+        "runs/test_input",
+        "runs/test_run",
+        "data/test_pipeline",
+        "data/test_augmentations",
+        "training/test_trainer",
     )
-    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+
+    def place(item):
+        name = "/".join(item.path.with_suffix("").parts[-2:])
+        return longest.index(name) if name in longest else len(longest)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +56,7 @@ def keras_as_it_was():
 @pytest.fixture(autouse=True)
 def pictures_are_drawn_where_they_are_looked_at(request, monkeypatch):
     """Half a second of each run goes into its pictures."""
-    if request.module.__name__ not in ("test_figures", "test_run", "test_inspect_data"):
+    if request.path.parent.name not in ("figures", "commands") and request.path.stem != "test_run":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 

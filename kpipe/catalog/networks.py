@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from kpipe.catalog.rows import Count, Row, Section, Share
+from kpipe.catalog.rows import Count, Fraction, Row, Section
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
 
@@ -17,8 +17,6 @@ Initializer = Literal["paper", "he", "glorot"]
 class NetworkOptions(Section):
     """What a network's builder takes besides its input, classes and preprocessing."""
 
-    belongs: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
-    """Option -> (another option, the values of it with which the first means something)."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Options that the network which is kept for prediction does not need."""
 
@@ -28,7 +26,7 @@ class NetworkOptions(Section):
         return False
 
     @property
-    def own_loss(self) -> str:
+    def default_loss(self) -> str:
         """The name in `LOSSES` that the network is trained with where the experiment names none."""
         return "cross_entropy"
 
@@ -39,10 +37,10 @@ class LeNet5Options(NetworkOptions):
     activation: Activation = "relu"
     pooling: Pooling = "max"
 
-    belongs = {"activation": ("variant", ("modern",)), "pooling": ("variant", ("modern",))}
+    applies_when = {"activation": ("variant", ("modern",)), "pooling": ("variant", ("modern",))}
 
     @property
-    def own_loss(self) -> str:
+    def default_loss(self) -> str:
         return "map" if self.variant == "original" else "cross_entropy"
 
 
@@ -57,10 +55,10 @@ class AlexNetOptions(NetworkOptions):
     """Local response normalisation after conv1 and conv2."""
     width: Count = 4096
     """Units of fc6 and fc7."""
-    dropout: Share = 0.5
+    dropout: Fraction = 0.5
     initializer: Initializer = "paper"
 
-    belongs = {"lrn": ("variant", ("paper", "single_tower"))}
+    applies_when = {"lrn": ("variant", ("paper", "single_tower"))}
 
 
 class ZFNetOptions(NetworkOptions):
@@ -72,7 +70,7 @@ class ZFNetOptions(NetworkOptions):
     """Contrast normalisation across maps after pool1 and pool2."""
     width: Count = 4096
     """Units of fc6 and fc7."""
-    dropout: Share = 0.5
+    dropout: Fraction = 0.5
     initializer: Initializer = "paper"
 
 
@@ -83,11 +81,11 @@ class GoogLeNetOptions(NetworkOptions):
     """Two more classifiers, after inception 4a and 4d, with weight 0.3 in the training loss."""
     lrn: bool = True
     """Local response normalisation in the stem."""
-    dropout: Share = 0.4
+    dropout: Fraction = 0.4
     """Before the last layer."""
     initializer: Initializer = "paper"
 
-    belongs = {"lrn": ("variant", ("paper",))}
+    applies_when = {"lrn": ("variant", ("paper",))}
     training_only = ("auxiliary_heads",)
 
     @property
@@ -102,14 +100,14 @@ class VGGOptions(NetworkOptions):
     """`fc`: two hidden fully connected layers as in the paper; `gap`: global average pooling."""
     width: Count = 4096
     """Units of each hidden layer of the `fc` head; 512 suits images of 32 pixels."""
-    dropout: Share = 0.5
+    dropout: Fraction = 0.5
     """After each hidden layer of the `fc` head."""
     activation: Activation = "relu"
     pooling: Pooling = "max"
     initializer: Initializer = "he"
     """Of the convolutions; `paper`: a normal distribution of variance 0.01, for the dense layers too."""
 
-    belongs = {"width": ("head", ("fc",)), "dropout": ("head", ("fc",))}
+    applies_when = {"width": ("head", ("fc",)), "dropout": ("head", ("fc",))}
 
     @property
     def any_size(self) -> bool:
@@ -127,7 +125,7 @@ class MLPOptions(NetworkOptions):
     width: Count = 512
     """Units of each."""
     activation: Activation = "relu"
-    dropout: Share = 0.0
+    dropout: Fraction = 0.0
     """After each hidden layer."""
 
 
@@ -143,7 +141,7 @@ class SpeechCNNOptions(NetworkOptions):
     """Maps of each convolution."""
     hidden: Count = 128
     """Units of the dense layer before the last."""
-    dropout: Share = 0.0
+    dropout: Fraction = 0.0
     """Before the last layer."""
 
 
@@ -152,7 +150,7 @@ class TextCNNOptions(NetworkOptions):
     """Maps of each convolution."""
     hidden: Count = 1024
     """Units of the two dense layers."""
-    dropout: Share = 0.5
+    dropout: Fraction = 0.5
     """After each of them."""
 
 
@@ -161,6 +159,8 @@ class ModelRow(Row):
     smallest_size: tuple[int, int]
     """The smallest height and width that the builder takes: below, a convolution or pooling would have nothing to look
     at, or the last pooling only one pixel."""
+    takes_vectors: bool = False
+    """Whether its input may be vectors, [1, 1, D], in which no pixel has neighbors."""
 
 
 MODELS = {
@@ -173,7 +173,7 @@ MODELS = {
     "vgg16": ModelRow("kpipe.models:vgg16", VGGOptions, "VGG net D: 13 convolutions, 3 dense layers", (17, 17)),
     "vgg16_c": ModelRow("kpipe.models:vgg16_c", VGGOptions, "VGG net C: as D, three convolutions are 1x1", (17, 17)),
     "vgg19": ModelRow("kpipe.models:vgg19", VGGOptions, "VGG net E: 16 convolutions, 3 dense layers", (17, 17)),
-    "mlp": ModelRow("kpipe.models:mlp", MLPOptions, "fully connected layers alone, to compare with", (1, 1)),
+    "mlp": ModelRow("kpipe.models:mlp", MLPOptions, "fully connected layers alone, to compare with", (1, 1), True),
     "go_policy": ModelRow(
         "kpipe.models:go_policy", GoPolicyOptions, "AlphaGo's policy: no pooling, one class a point", (5, 5)
     ),

@@ -5,15 +5,30 @@ A row says where the thing is built (`"module:function"`, imported only when it 
 """
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+from kpipe.catalog.wording import describe_error
+from kpipe.errors import ConfigError
+
+OptionsType = TypeVar("OptionsType", bound="Section")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -24,9 +39,26 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the experiment: frozen, no unknown keys, no silent conversion (`"3"` is not 3)."""
+    """A section of the experiment: frozen, no unknown keys, no silent conversion (`"3"` is not 3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    applies_when: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
+    """Option -> (another option, the values of it with which the first means something)."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Combinations of these options that cannot work, as (option, message)."""
+        return self.inapplicable_options()
+
+    def inapplicable_options(self) -> Iterator[tuple[str, str]]:
+        """Options that mean nothing beside the others, as (option, message): a width in a head without one.
+
+        A default is never in the way: the resolved experiment of a run holds the defaults too.
+        """
+        for option, (chooser, values) in self.applies_when.items():
+            chosen = getattr(self, chooser)
+            if chosen not in values and getattr(self, option) not in (None, type(self).model_fields[option].default):
+                yield option, f"applies only when {chooser} is {' or '.join(map(repr, values))}, it is {chosen!r}"
 
     @model_serializer(mode="wrap")
     def _name_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -77,23 +109,54 @@ class Milestones(OneOf):
     percent: list[Annotated[float, Field(gt=0, le=100)]] | None = None
 
 
+class NoOptions(Section):
+    """What a name takes that has no options."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One name: where it is built, what options it takes, and a line for `kpipe list`."""
 
     target: str
+    """`module:name`, imported only when it is needed."""
     options: type[Section]
     summary: str
 
-
-class NoOptions(Section):
-    pass
-
-
-ClosedShare = Annotated[float, Field(ge=0, le=1)]
+    def load(self) -> Any:
+        """Import and return the target."""
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)
 
 
-def resolve(row: Row) -> Any:
-    """Imports and returns what the row's target names."""
-    module, name = row.target.split(":")
-    return getattr(importlib.import_module(module), name)
+def check_options(where: str, options: type[OptionsType], **values: Any) -> OptionsType:
+    """Check arguments that were given from Python by the rules that an experiment file is checked by.
+
+    Args:
+        where: what the arguments are for, at the beginning of the message: `cutout`.
+        options: the model of the options.
+        values: the arguments, by option.
+
+    Returns:
+        The options, defaults filled in.
+
+    Raises:
+        ConfigError: `cutout.size: expected at least 1, got 0`, with a line for each mistake.
+    """
+    try:
+        checked = options(**{name: _as_plain(value) for name, value in values.items()})
+    except ValidationError as error:
+        mistakes = [
+            (".".join(map(str, details["loc"])), describe_error(details)) for details in error.errors(include_url=False)
+        ]
+    else:
+        mistakes = list(checked.conflicts())
+    if mistakes:
+        raise ConfigError("\n".join(f"{where}.{option}: {message}" for option, message in mistakes))
+    return checked
+
+
+def _as_plain(value: Any) -> Any:
+    """A NumPy number as Python's own, a tuple as a list."""
+    if isinstance(value, tuple):
+        return [_as_plain(each) for each in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value

@@ -1,11 +1,13 @@
 """Optimizers, learning rate schedules and losses by name, and their options."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kpipe.catalog.rows import (
     Duration,
+    Fraction,
     Milestones,
     NonNegative,
     NoOptions,
@@ -13,7 +15,6 @@ from kpipe.catalog.rows import (
     Positive,
     Row,
     Section,
-    Share,
 )
 
 
@@ -29,8 +30,12 @@ class OptimizerOptions(Section):
 
 
 class SGDOptions(OptimizerOptions):
-    momentum: Share = 0.0
+    momentum: Fraction = 0.0
     nesterov: bool = False
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.nesterov and not self.momentum:
+            yield "nesterov", "needs a momentum above 0"
 
 
 class AdagradOptions(OptimizerOptions):
@@ -39,20 +44,20 @@ class AdagradOptions(OptimizerOptions):
 
 
 class RMSpropOptions(OptimizerOptions):
-    rho: Share = 0.9
-    momentum: Share = 0.0
+    rho: Fraction = 0.9
+    momentum: Fraction = 0.0
     epsilon: Positive = 1e-7
     centered: bool = False
 
 
 class AdadeltaOptions(OptimizerOptions):
-    rho: Share = 0.95
+    rho: Fraction = 0.95
     epsilon: Positive = 1e-7
 
 
 class AdamOptions(OptimizerOptions):
-    beta_1: Share = 0.9
-    beta_2: Share = 0.999
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
     epsilon: Positive = 1e-7
     amsgrad: bool = False
 
@@ -81,8 +86,14 @@ class ScheduleOptions(Section):
     warmup: Duration | None = None
     """A straight line from 0 up to the peak."""
 
+    def conflicts_with(self, epochs: int) -> Iterator[tuple[str, str]]:
+        """What cannot work in a training of so many epochs, as (option, message)."""
+        unit, length = self.warmup.chosen if self.warmup else ("epochs", 0)
+        if unit == "epochs" and length > epochs:
+            yield "warmup", f"{length:g} epochs of warm-up do not fit into {epochs} epochs of training"
+
     @property
-    def looks_at_end(self) -> bool:
+    def depends_on_total_steps(self) -> bool:
         """Whether the rates of the first epochs would be others if there were more epochs."""
         lengths = [value for value in vars(self).values() if isinstance(value, OneOf)]
         return any(length.chosen[0] == "percent" for length in lengths)
@@ -99,7 +110,7 @@ class CosineOptions(ScheduleOptions):
     """The rate at the end, as a share of the peak."""
 
     @property
-    def looks_at_end(self) -> bool:
+    def depends_on_total_steps(self) -> bool:
         return True
 
 
@@ -125,5 +136,3 @@ LOSSES = {
     "euclidean": Row("kpipe.training.losses:euclidean", EuclideanOptions, "half the squared distance to coded labels"),
     "map": Row("kpipe.training.losses:map_criterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
 }
-
-# --- search -----------------------------------------------------------------------------------------------------

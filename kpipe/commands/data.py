@@ -9,7 +9,7 @@ import tensorflow as tf
 from kpipe import data, figures
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
-from kpipe.data.reading import worded_reading_errors
+from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import DataError
 from kpipe.experiment import find_source, load_splits, make_augmentations, write_names
 
@@ -30,7 +30,7 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
     """
     config, screen = experiment.data, screen or Screen()
     splits = load_splits(config, ahead=False)
-    with worded_reading_errors(splits.parts.values()):
+    with translate_reading_errors(splits.parts.values()):
         part, raw = _choose(config, splits.train, min(images, len(splits.train)))
         kept = list(data.read_images(part))
         names = [splits.class_names[label] for _, label in kept]

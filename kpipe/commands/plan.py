@@ -11,7 +11,6 @@ from rich import box
 from rich.table import Table
 
 from kpipe.catalog.networks import MODELS
-from kpipe.catalog.rows import resolve
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_size
 from kpipe.data.splits import Part, Splits
@@ -82,7 +81,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
 
 def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     """One batch of nothing in the shape that the images would have."""
-    parameters = inspect.signature(resolve(MODELS[experiment.model.name])).parameters
+    parameters = inspect.signature(MODELS[experiment.model.name].load()).parameters
     height, width, depth = parameters["input_shape"].default
     classes = parameters["classes"].default
     a_class_a_point = classes == height * width
@@ -126,7 +125,7 @@ def _describe_training(experiment: Experiment, prepared: Prepared, splits: Split
     steps = prepared.steps_per_epoch * training.epochs if splits else None
     return {
         "optimizer": training.optimizer.name,
-        "loss": training.loss.name if training.loss else experiment.model.own_loss,
+        "loss": training.loss.name if training.loss else experiment.model.default_loss,
         "precision": prepared.precision,
         "batch_size": batch_size,
         "epochs": training.epochs,

@@ -3,17 +3,17 @@
 from kpipe.config.loading import Loaded, json_schema, load_experiment, load_network, load_search
 from kpipe.config.resume import check_resume, load_resumed
 from kpipe.config.schema import (
-    Chosen,
     DataConfig,
     Experiment,
     MeanStd,
     Projection,
+    Resolved,
     TrainingConfig,
     options,
 )
 
 __all__ = [
-    "Chosen",
+    "Resolved",
     "DataConfig",
     "Experiment",
     "Loaded",

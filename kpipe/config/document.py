@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError
 from kpipe.files import LARGEST_CONFIG
 
@@ -112,16 +113,6 @@ def parse_document(text: str, name: str) -> Document:
     if root is not None:
         document.data = _convert(root, (), document, set())
     return document
-
-
-def show(value: Any) -> str:
-    """A value as it is named in a message, short."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a mapping" if len(str(value)) > 60 else str(value)
-    text = repr(value) if isinstance(value, str) else str(value).replace("True", "true").replace("False", "false")
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) -> Any:

@@ -14,7 +14,7 @@ from kpipe.catalog.search import SearchOptions
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
 from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
 from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
-from kpipe.config.rules import impossible
+from kpipe.config.rules import conflicts
 from kpipe.config.schema import Experiment
 from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
@@ -128,7 +128,7 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
     reported = {problem.keys for problem in problems}
     problems += [
         Problem(origin_of(document, keys), keys, message)
-        for keys, message in impossible(document.data)
+        for keys, message in conflicts(document.data)
         if keys not in reported
     ]
     return experiment, problems

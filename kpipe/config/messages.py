@@ -4,7 +4,8 @@ from typing import Any
 
 import yaml
 
-from kpipe.config.document import Document, Keys, Problem, show
+from kpipe.catalog.wording import describe_error, show
+from kpipe.config.document import Document, Keys, Problem
 from kpipe.config.overrides import WHERE, sections_at
 from kpipe.errors import did_you_mean
 
@@ -27,7 +28,7 @@ def problem_of(document: Document, details: dict[str, Any]) -> Problem:
     keys = _present(document.data, details["loc"])
     if details["type"] == "union_tag_invalid":
         keys = (*keys, details["ctx"]["discriminator"].strip("'"))
-    return Problem(origin_of(document, keys), keys, _wording(keys, details))
+    return Problem(origin_of(document, keys), keys, _describe(keys, details))
 
 
 def _present(data: Any, location: tuple[str | int, ...]) -> Keys:
@@ -44,55 +45,16 @@ def _present(data: Any, location: tuple[str | int, ...]) -> Keys:
     return tuple(keys)
 
 
-def _wording(keys: Keys, details: dict[str, Any]) -> str:
-    kind, value, context = details["type"], details["input"], details.get("ctx", {})
-    got = f", got {show(value)}"
-    expected = {
-        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-        "bool_type": "true or false", "string_type": "text", "list_type": "a list",
-        "finite_number": "a finite number", "model_type": "a mapping", "model_attributes_type": "a mapping",
-        "dict_type": "a mapping",
-    }  # fmt: skip
-    bounds = {
-        "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
-        "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt"),
-    }  # fmt: skip
-    if kind == "extra_forbidden":
-        parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
-        sections = sections_at(parent)
-        # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
-        sections = {section for section in sections if section.__name__ in details["loc"]} or sections
-        known = {name for section in sections for name in section.model_fields}
-        bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
-        return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(
-            details["loc"][-1], sorted(known)
-        )
-    if kind == "missing":
-        return "is required"
-    if kind in expected:
-        return f"expected {expected[kind]}{got}"
-    if kind in ("too_short", "too_long"):
-        word, key = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
-        return f"expected {word} {context[key]} {'entry' if context[key] == 1 else 'entries'}{got}"
-    if kind in bounds:
-        word, key = bounds[kind]
-        bound = f"{context[key]:,}" if isinstance(context[key], int) else f"{context[key]:g}"
-        return f"expected {word} {bound}{got}"
-    if kind == "literal_error":
-        names = [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")]
-        names = [{"True": "true", "False": "false"}.get(name, name) for name in names]
-        nearest = did_you_mean(value, names) if isinstance(value, str) else ""
-        return f"expected one of {', '.join(names)}{got}" + (nearest if "did you" in nearest else "")
-    if kind == "union_tag_invalid":
-        names = [name.strip("'") for name in context["expected_tags"].split(", ")]
-        return f"unknown name {show(context['tag'])}" + did_you_mean(context["tag"], names)
-    if kind == "union_tag_not_found":
-        return f"expected a key {context['discriminator'].strip(chr(39))}{got}"
-    if kind == "source":
-        return details["msg"]
-    if kind == "string_pattern_mismatch":
-        return f"expected letters, digits, spaces and . _ + - only, not at the start{got}"
-    return f"{details['msg']}{got}"
+def _describe(keys: Keys, details: dict[str, Any]) -> str:
+    if details["type"] != "extra_forbidden":
+        return describe_error(details)
+    parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
+    sections = sections_at(parent)
+    # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
+    sections = {section for section in sections if section.__name__ in details["loc"]} or sections
+    known = {name for section in sections for name in section.model_fields}
+    bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
+    return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
 
 
 def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]):

@@ -7,10 +7,12 @@ mapping) replaces that section. Options that the new kind also has are kept, the
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from kpipe.catalog.data import SOURCES
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import OneOf, Row, Section
 from kpipe.catalog.search import SEARCH_METHODS, VALUE_KINDS
 from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
+from kpipe.catalog.wording import show
 from kpipe.config.document import (
     DEEPEST,
     Document,
@@ -19,9 +21,8 @@ from kpipe.config.document import (
     dotted,
     parse_document,
     parse_scalar,
-    show,
 )
-from kpipe.config.rules import DEPENDENT, foreign_options
+from kpipe.config.rules import valid_part
 from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
 
@@ -160,15 +161,27 @@ def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, A
     if keys in _KINDS and value != before and isinstance(value, str) and value in _KINDS[keys]:
         kept = _KINDS[keys][value].options.model_fields
         return [child for child in from_file(parent) if child[-1] not in kept]
-    if keys == ("data", "source") and value != "synthetic":
-        return [child for child in from_file(parent) if child[-1] == "synthetic"]
+    if keys == ("data", "source"):
+        kind = str(value).partition(":")[0]
+        return [child for child in from_file(parent) if child[-1] in SOURCES and child[-1] != kind]
     if keys[:2] == ("data", "normalize") and keys[2:]:
         kept = ("pca",) if keys[2] == "pca" else ("mean", "std")
         return [child for child in from_file(keys[:2]) if child[-1] not in kept]
-    if keys in DEPENDENT and value != DEPENDENT[keys][0]:
-        return [child for child in from_file(parent) if child[-1] == DEPENDENT[keys][1]]
-    if keys[:1] == ("model",):
-        foreign = [key for key, _ in foreign_options(_find(document.data, parent))]
-        return [child for child in from_file(parent) if child[-1] in foreign]
     one_ofs = [keys[:n] for n in range(1, len(keys)) if any(issubclass(s, OneOf) for s in sections_at(keys[:n]))]
-    return [child for section in one_ofs for child in from_file(section)]
+    inapplicable = _inapplicable_options(document.data, parent)
+    return [child for child in from_file(parent) if child[-1] in inapplicable] + [
+        child for section in one_ofs for child in from_file(section)
+    ]
+
+
+def _inapplicable_options(data: Any, keys: Keys) -> set[str]:
+    """The options in the section at `keys` that mean nothing beside the others there."""
+    plain = _find(data, keys)
+    if not isinstance(plain, dict):
+        return set()
+    kinds = {kind: table for (*section, kind), table in _KINDS.items() if tuple(section) == keys}
+    rows = [table.get(str(plain.get(kind))) for kind, table in kinds.items()]
+    classes = [row.options for row in rows if row] if kinds else sections_at(keys)
+    plain = {key: value for key, value in plain.items() if key not in kinds}
+    sections = [valid_part(section, plain) for section in classes]
+    return {option for section in sections if section for option, _ in section.inapplicable_options()}

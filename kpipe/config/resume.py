@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kpipe.config.document import Keys, dotted, show
+from kpipe.catalog.wording import show
+from kpipe.config.document import Keys, dotted
 from kpipe.config.loading import Loaded, load_experiment
 from kpipe.config.schema import Experiment, TrainingConfig
 from kpipe.errors import ConfigError
@@ -60,7 +61,7 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
         rate = before.training.learning_rate
         way = "a larger training.epochs extends it"
-        if rate.looks_at_end:
+        if rate.depends_on_total_steps:
             way = f"its schedule '{rate.schedule}' looks at the end, so it cannot be extended"
         raise ConfigError(f"{run}: is finished after {before.training.epochs} epochs; {way}")
 
@@ -80,7 +81,7 @@ def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str |
         return ""
     if now.epochs < before.epochs:
         return "; it can only grow"
-    if before.learning_rate.looks_at_end:
+    if before.learning_rate.depends_on_total_steps:
         return f"; the schedule '{before.learning_rate.schedule}' looks at the end, its rates would have been others"
     return None
 

@@ -1,5 +1,6 @@
 """The experiment: every key, its type, its range and its default, once. The names come from `kpipe.catalog`."""
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,12 +12,12 @@ from kpipe.catalog.data import AUGMENTATIONS, SyntheticOptions, parse_source
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
+    Fraction,
     NonNegative,
     OneOf,
     Positive,
     Row,
     Section,
-    Share,
 )
 from kpipe.catalog.search import SEARCH_METHODS
 from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
@@ -54,6 +55,13 @@ class MeanStd(Section):
     mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
     std: Annotated[list[Positive], Field(min_length=1)]
 
+    def conflicts_with(self, channels: int | None) -> Iterator[str]:
+        """What cannot work with images of so many channels; None: not known."""
+        if len(self.mean) != len(self.std):
+            yield f"expected as many values of std as of mean, got {len(self.std)} and {len(self.mean)}"
+        elif channels and len(self.mean) not in (1, channels):
+            yield f"expected 1 or {channels} means for images of {channels} channels, got {len(self.mean)}"
+
 
 class PCAOptions(Section):
     components: Count
@@ -79,9 +87,9 @@ Normalize = Literal["none", "unit", "mean", "mean_image", "standardize", "pca_wh
 class SplitConfig(Section):
     """For sets that do not come in parts; counts round up."""
 
-    validation: Share = 0.1
+    validation: Fraction = 0.1
     """Of what the test part leaves."""
-    test: Share = 0.2
+    test: Fraction = 0.2
 
 
 class DataConfig(Section):
@@ -122,10 +130,12 @@ class DataConfig(Section):
     on_error: Literal["fail", "skip"] = "fail"
     """What happens at an image that cannot be read. skip: in training the next one takes its place, evaluation leaves
     it out."""
-    skip_limit: Share = 0.01
+    skip_limit: Fraction = 0.01
     """Largest share of unreadable images in a part under `on_error: skip`; beyond it the run ends."""
     synthetic: SyntheticOptions | None = None
     """Options of the source `synthetic`."""
+
+    applies_when = {"skip_limit": ("on_error", ("skip",)), "cache_gigabytes": ("cache", ("auto",))}
 
 
 class EarlyStopping(Section):
@@ -172,7 +182,7 @@ class TrainingConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
-class Chosen(Section):
+class Resolved(Section):
     """What a run measured or chose for its machine. Written by kpipe into a run's config.yaml."""
 
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
@@ -192,7 +202,7 @@ class Experiment(Section):
     """What `kpipe search` tries; nothing else looks at it."""
     logs: str | None = None
     """Where runs are kept. Default: $KPIPE_LOGS, else tensorboard_logs."""
-    chosen: Chosen | None = None
+    chosen: Resolved | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs runs of the same experiment: all but where it is kept, what the machine chose, and what a

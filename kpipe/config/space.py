@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kpipe.catalog.search import SPACES, SearchOptions, Values
-from kpipe.config.document import show
+from kpipe.catalog.wording import show
 from kpipe.errors import did_you_mean
 
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "training.deterministic", "training.monitor")

@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kpipe.catalog.data import SOURCES, parse_source
-from kpipe.catalog.rows import resolve
 from kpipe.data.cache import count_bytes, keep_in_memory, keep_on_disk
 from kpipe.data.images import Form
 from kpipe.data.reading import note_unreadable
@@ -117,7 +116,7 @@ def find_source(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    read = resolve(row)
+    read = row.load()
     if row is SOURCES["synthetic"]:
         return read(image_size=form.size, channels=form.channels, **options)
     if row is SOURCES["digits"]:

@@ -15,7 +15,14 @@ import tensorflow as tf
 
 from kpipe.data.augmentations.crops import Window
 from kpipe.data.images import cut, decode_to_form, decode_window, scale, sides_of
-from kpipe.data.splits import AnyPart, Files, Part, Progress, Records, no_progress
+from kpipe.data.splits import (
+    AnyPart,
+    Files,
+    Part,
+    Progress,
+    Records,
+    no_progress,
+)
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError
 
@@ -331,7 +338,7 @@ def _note(method: Callable[[np.ndarray], None], condition: tf.Tensor, numbers: C
 
 
 @contextmanager
-def worded_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
+def translate_reading_errors(parts: Iterable[AnyPart]) -> Iterator[None]:
     """Turns what TensorFlow makes of an image that cannot be read into the DataError that says which."""
     try:
         yield

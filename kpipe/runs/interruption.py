@@ -13,7 +13,7 @@ from kpipe.signals import Stop
 
 
 @contextmanager
-def worded_interruption(run: Run, stop: Stop) -> Iterator[None]:
+def translate_interruption(run: Run, stop: Stop) -> Iterator[None]:
     """Turns an interruption into Interrupted, which says what is saved and how to go on."""
     try:
         yield

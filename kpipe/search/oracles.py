@@ -20,7 +20,6 @@ from keras_tuner import oracles
 from keras_tuner.engine import trial as engine_trial
 from threadpoolctl import threadpool_limits
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.search import SEARCH_METHODS, SearchOptions
 from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
 from kpipe.search.records import Record
@@ -44,7 +43,7 @@ def make_oracle(
         records: of the trials so far, with the numbers from 1 on, none left out.
     """
     direction = "max" if objective == "val_accuracy" else "min"
-    oracle = resolve(SEARCH_METHODS[search.method])(
+    oracle = SEARCH_METHODS[search.method].load()(
         search, make_dimensions(search), epochs, objective=keras_tuner.Objective(objective, direction)
     )
     oracle.verbose = 0

@@ -157,7 +157,7 @@ class TrialRunner:
     def _watch(self, experiment: Experiment, splits: data.Splits) -> Callable[[dict[str, Any]], None]:
         """Ends a training whose loss is that of guessing."""
         loss = experiment.training.loss
-        name = loss.name if loss else experiment.model.own_loss
+        name = loss.name if loss else experiment.model.default_loss
         if name != "cross_entropy":
             return lambda record: None
         classes = len(splits.class_names)

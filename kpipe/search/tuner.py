@@ -23,7 +23,7 @@ from kpipe.config.space import decode, keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.experiment import logs_of
-from kpipe.files import worded_write_errors
+from kpipe.files import translate_write_errors
 from kpipe.runs.interruption import command_again
 from kpipe.search.directory import find_search, open_search, unfinished_searches
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
@@ -38,7 +38,7 @@ from kpipe.search.workers import (
     chief_address,
     die_with_launcher,
     role,
-    worded_protocol_errors,
+    translate_protocol_errors,
 )
 from kpipe.signals import Stop, stop_signals
 
@@ -83,7 +83,7 @@ def run_search(
         return None
     with (
         stop_signals() as stop,
-        worded_write_errors(job.logs),
+        translate_write_errors(job.logs),
         open_search(job.logs, job.name, job.identity, job.config, new=new) as path,
         _worded_interruption(path, stop),
     ):
@@ -223,7 +223,7 @@ def _keras_tuner_held_back() -> contextlib.redirect_stdout:
 def _work(job: _Job) -> None:
     """The life of a worker: trials of the chief's search until it has no more."""
     die_with_launcher()
-    with stop_signals() as stop, worded_write_errors(job.logs), worded_protocol_errors():
+    with stop_signals() as stop, translate_write_errors(job.logs), translate_protocol_errors():
         folder = job.logs / job.name
         tuner = _Tuner(job.make_oracle({}), folder)
         job.screen.line(f"waiting for the chief at {chief_address()}")

@@ -52,7 +52,7 @@ def chief_address() -> str:
 
 
 @contextmanager
-def worded_protocol_errors() -> Iterator[None]:
+def translate_protocol_errors() -> Iterator[None]:
     """Turns what gRPC says when the chief is gone into an EnvironmentFault."""
     try:
         yield

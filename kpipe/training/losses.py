@@ -12,7 +12,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError, did_you_mean
 
@@ -25,7 +24,7 @@ def make_loss(name: str, options: Mapping[str, Any] | None = None) -> keras.loss
     """
     if name not in LOSSES:
         raise ConfigError(f"training.loss: expected a known name, got '{name}'{did_you_mean(name, LOSSES)}")
-    return resolve(LOSSES[name])(**(options or {}))
+    return LOSSES[name].load()(**(options or {}))
 
 
 def cross_entropy() -> keras.losses.Loss:

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import OPTIMIZERS
 from kpipe.errors import ConfigError, did_you_mean
 
@@ -42,7 +41,7 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise ConfigError(f"training.optimizer: expected a known name, got '{name}'{did_you_mean(name, OPTIMIZERS)}")
     value, kind = _split(weight_decay)
-    optimizer_class = resolve(OPTIMIZERS[name])
+    optimizer_class = OPTIMIZERS[name].load()
     if value and kind == "l2":
         optimizer_class = _with_l2(optimizer_class, value)
     arguments = dict(options)

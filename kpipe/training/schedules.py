@@ -11,7 +11,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import SCHEDULES
 from kpipe.errors import ConfigError, did_you_mean
 
@@ -30,7 +29,7 @@ def make_schedule(
         raise ConfigError(
             f"training.learning_rate: expected a known schedule, got '{name}'{did_you_mean(name, SCHEDULES)}"
         )
-    return resolve(SCHEDULES[name])(**options, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    return SCHEDULES[name].load()(**options, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
 
 
 def count_steps(unit: str, length: float, *, total_steps: int, steps_per_epoch: int) -> int:

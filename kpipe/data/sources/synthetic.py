@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kpipe.catalog.data import SYNTHETIC_SIZES
+from kpipe.catalog.data import SyntheticOptions
 from kpipe.data.splits import Part, Source
 from kpipe.errors import ConfigError
 
@@ -40,7 +40,7 @@ def read_synthetic(
     | `text`        | [N, L, 1, 27] | a topic: words of its own among words of all topics                   |
 
     Args:
-        image_size: S, F or L; default: the kind's own in `SYNTHETIC_SIZES`.
+        image_size: S, F or L; default: the kind's own.
         channels: C, for `images` alone; default 3.
         classes: K, default 10; not for `board`, which has S x S.
 
@@ -51,7 +51,7 @@ def read_synthetic(
         ConfigError: fewer images than classes (a board may have fewer), or an argument that the kind does not have.
     """
     _check_arguments(kind, image_size, channels, classes)
-    row, size = KINDS[kind], image_size or SYNTHETIC_SIZES[kind]
+    row, size = KINDS[kind], image_size or SyntheticOptions(kind=kind).native_size
     classes = size * size if kind == "board" else classes or 10
     if kind != "board" and images < classes:
         raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from kpipe.catalog.networks import MODELS
-from kpipe.catalog.rows import resolve
 from kpipe.errors import ConfigError
 from kpipe.models.geometry import TrainingMemory, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.models.googlenet import googlenet
@@ -21,7 +20,7 @@ from kpipe.models.preprocessing import Whiten
 def measured(name, input_shape=None, classes=None, **options):
     """(rows by name, parameters, trainable parameters); the network itself is half a gigabyte and is let go."""
     given = {"input_shape": input_shape, "classes": classes}
-    model = resolve(MODELS[name])(**{key: value for key, value in given.items() if value}, **options)
+    model = MODELS[name].load()(**{key: value for key, value in given.items() if value}, **options)
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     result = {row.name: row for row in measure(model)}, model.count_params(), trainable
     del model

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.errors import ConfigError
 from kpipe.training.optimizers import make_optimizer
@@ -96,7 +95,7 @@ def test_adamw_without_its_own_decay_is_adam(weight_decay):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_options_are_arguments_of_the_keras_class_with_its_defaults(name):
     row = OPTIMIZERS[name]
-    parameters = inspect.signature(resolve(row).__init__).parameters
+    parameters = inspect.signature(row.load().__init__).parameters
     defaults = {key: field.default for key, field in row.options.model_fields.items() if key != "weight_decay"}
     assert defaults == {key: parameters[key].default for key in defaults}
 

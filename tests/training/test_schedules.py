@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 from pydantic import BaseModel
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import SCHEDULES
 from kpipe.errors import ConfigError
 from kpipe.training.schedules import constant, cosine, count_steps, make_schedule, multistep
@@ -26,7 +25,7 @@ def plain(value):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_signatures_equal_the_table(name):
     row = SCHEDULES[name]
-    parameters = inspect.signature(resolve(row)).parameters
+    parameters = inspect.signature(row.load()).parameters
     options = {key: value.default for key, value in parameters.items() if key not in LENGTH}
     assert options == {key: plain(field.default) for key, field in row.options.model_fields.items()}
 

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_sets import assert_same_batches, batches, labels_of, png_header, write_numbered
 from PIL import Image
-from sets import assert_same_batches, batches, labels_of, png_header, write_numbered
 
 from kpipe.data.augmentations.crops import random_crop, random_resized_crop
 from kpipe.data.augmentations.geometric import flip_horizontal

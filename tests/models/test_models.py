@@ -11,7 +11,6 @@ import pytest
 import kpipe.models
 import kpipe.models.layers
 from kpipe.catalog.networks import MODELS
-from kpipe.catalog.rows import resolve
 from kpipe.errors import ConfigError
 from kpipe.models.alexnet import alexnet
 from kpipe.models.building import build_model
@@ -60,7 +59,7 @@ def trainable_parameters(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_options_are_the_builder_s_own_parameters_and_defaults(name):
-    parameters = inspect.signature(resolve(MODELS[name])).parameters
+    parameters = inspect.signature(MODELS[name].load()).parameters
     others = {"input_shape", "classes", "preprocessing", "name"}
     fields = MODELS[name].options.model_fields
     assert {key: field.default for key, field in fields.items()} == {
@@ -168,7 +167,7 @@ def test_batch_norm_adds_two_trained_and_two_moving_numbers_a_channel(name, chan
     ],
 )
 def test_vgg_parameters_on_cifar(name, options, parameters):
-    model = resolve(MODELS[name])((32, 32, 3), 10, **options)
+    model = MODELS[name].load()((32, 32, 3), 10, **options)
     assert trainable_parameters(model) == parameters
 
 
@@ -205,7 +204,7 @@ def test_vgg_with_global_pooling_takes_any_size():
 def test_vgg_equals_the_one_of_keras(name, theirs):
     shape = (32, 32, 3)
     theirs = theirs(weights=None, input_shape=shape, classes=10, classifier_activation=None)
-    ours = resolve(MODELS[name])(shape, 10, preprocessing=Standardize(0.0, 1.0))
+    ours = MODELS[name].load()(shape, 10, preprocessing=Standardize(0.0, 1.0))
     ours.set_weights(theirs.get_weights())
     images = random_images(4, *shape)
     expected = keras.ops.convert_to_numpy(theirs(images))
@@ -379,9 +378,9 @@ def train_one_step(name, options, policy):
     keras.config.set_dtype_policy(policy)
     height, width = (max(2, side) if name == "mlp" else side for side in MODELS[name].smallest_size)
     model = build(name, height, width, options)
-    own_loss = MODELS[name].options(**options).own_loss
+    default_loss = MODELS[name].options(**options).default_loss
     # Eagerly: tracing forty networks would take minutes.
-    model.compile(optimizer=keras.optimizers.SGD(1e-3), loss=make_loss(own_loss), run_eagerly=True)
+    model.compile(optimizer=keras.optimizers.SGD(1e-3), loss=make_loss(default_loss), run_eagerly=True)
     before = [weight.numpy() for weight in model.trainable_variables]
     images = random_images(2, *model.input_shape[1:])
     loss = model.train_on_batch(images, np.array([1, 3]))

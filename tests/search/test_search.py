@@ -20,8 +20,8 @@ import pytest
 import tensorflow as tf
 import yaml
 from rich.console import Console
-from runs import TINY, assert_same_run, records_of
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tiny_runs import TINY, assert_same_run, records_of
 
 from kpipe.catalog.search import MedianStopping
 from kpipe.config.loading import load_search

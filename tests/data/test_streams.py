@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from sets import assert_same_batches, batches, define_set, prepare_set, tfds_in
+from image_sets import assert_same_batches, batches, define_set, prepare_set, tfds_in
 
 from kpipe.data.loading import load_dataset
 from kpipe.data.pipeline import make_evaluation_pipeline
-from kpipe.data.reading import worded_reading_errors
+from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splitting import balanced_weights
 from kpipe.errors import DataError
 
@@ -127,7 +127,7 @@ def test_a_damaged_stream_is_refused(damaged):
         return
     part = stream.load("none").train
     said = f"{stream.source}, train: expected 12 records that can be read, got an error (corrupted record at "
-    with pytest.raises(DataError, match=re.escape(said)), worded_reading_errors([part]):
+    with pytest.raises(DataError, match=re.escape(said)), translate_reading_errors([part]):
         batches(part)
     with pytest.raises(tf.errors.OpError):
         list(make_evaluation_pipeline(part, 4))

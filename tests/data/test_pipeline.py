@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
+from image_sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
 from kpipe.data.augmentations.crops import random_crop, random_resized_crop
 from kpipe.data.augmentations.geometric import flip_horizontal, pad_crop

@@ -12,9 +12,15 @@ from pydantic import ValidationError
 from scipy import ndimage, stats
 
 from kpipe.catalog.data import AUGMENTATIONS
-from kpipe.catalog.rows import resolve
 from kpipe.data.augmentations.color import color_jitter, grayscale, pca_color
-from kpipe.data.augmentations.geometric import cutout, flip_horizontal, flip_vertical, pad_crop, rotate, translate
+from kpipe.data.augmentations.geometric import (
+    cutout,
+    flip_horizontal,
+    flip_vertical,
+    pad_crop,
+    rotate,
+    translate,
+)
 from kpipe.data.augmentations.rand_augment import OPERATIONS, rand_augment
 
 RANDOM = np.random.default_rng(0)
@@ -324,8 +330,8 @@ def test_channels_are_checked(augmentation, channels, expected, run):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_table_has_the_same_options(name):
     row = AUGMENTATIONS[name]
-    parameters = inspect.signature(resolve(row)).parameters.values()
+    parameters = inspect.signature(row.load()).parameters.values()
     fields = row.options.model_fields.items()
     defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
     assert defaults == {key: field.default for key, field in fields}
-    assert resolve(row)().name == name
+    assert row.load()().name == name

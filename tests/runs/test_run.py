@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from runs import only_run, refuse_to_write
+from tiny_runs import only_run, refuse_to_write
 
 from kpipe.config.loading import load_experiment
 from kpipe.data.splits import Part, Splits
@@ -346,7 +346,7 @@ def test_terminal_shows_a_bar_that_is_gone_at_the_end(tmp_path):
 
 
 def test_the_readme_shows_the_shipped_files():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     readme = (root / "README.md").read_text()
     for name in re.findall(r"experiments/[\w/]+\.yaml", readme):
         assert (root / name).exists(), name

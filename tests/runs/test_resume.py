@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from runs import assert_same_run, only_run, records_of, timeless
+from tiny_runs import assert_same_run, only_run, records_of, timeless
 
 from kpipe.runs.interruption import command_again
 

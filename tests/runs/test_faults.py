@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import only_run, refuse_to_write
+from tiny_runs import only_run, refuse_to_write
 
 
 def test_too_little_disk_is_said_before_the_first_step(kpipe, experiment, logs, monkeypatch):

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_sets import define_set, png_header, tfds_in, write_classes, write_image
 from PIL import Image
-from sets import define_set, png_header, tfds_in, write_classes, write_image
 
 from kpipe.data import statistics
 from kpipe.data.loading import load_dataset

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.tables import TABLES
 from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.config.loading import json_schema, load_experiment
 from kpipe.config.schema import options
 from kpipe.errors import ConfigError
 
-SHIPPED = sorted(Path(__file__).parents[1].joinpath("experiments").rglob("*.yaml"))
+SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").rglob("*.yaml"))
 GOOD = """\
 data: {source: digits, image_size: 32}
 model: {name: vgg16, head: fc, width: 512}
@@ -423,7 +422,7 @@ def test_shipped_experiments_take_every_optimizer_and_schedule(path):
 def test_every_row_can_be_resolved():
     for table in TABLES.values():
         for row in table.values():
-            assert callable(resolve(row))
+            assert callable(row.load())
 
 
 def test_the_schema_names_every_choice():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from sets import define_set, prepare_set, tfds_in, write_classes, write_image, write_numbered
+from image_sets import define_set, prepare_set, tfds_in, write_classes, write_image, write_numbered
 
 from kpipe.data import cache
 from kpipe.data.loading import load_dataset

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.catalog.rows import resolve
 from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError
 from kpipe.models.googlenet import WithAuxiliaryHeads, googlenet
@@ -217,7 +216,7 @@ def test_accuracy_is_keras_s_own():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_options_are_the_function_s_own_parameters_and_defaults(name):
-    parameters = inspect.signature(resolve(LOSSES[name])).parameters
+    parameters = inspect.signature(LOSSES[name].load()).parameters
     fields = LOSSES[name].options.model_fields
     assert {key: field.default for key, field in fields.items()} == {
         key: parameter.default for key, parameter in parameters.items()
