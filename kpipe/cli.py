@@ -40,7 +40,7 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     --resume RUN goes on with a run by hand; a finished one is extended: kpipe run --resume RUN training.epochs=20
     """
     from kpipe.config.loading import load_experiment
-    from kpipe.config.resume import load_resumed
+    from kpipe.runs.resume import load_resumed
 
     if resume is not None and experiment is not None and "=" in experiment and not os.path.exists(experiment):
         experiment, overrides = None, (experiment, *overrides)

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -57,6 +57,11 @@ def describe_size(number: int) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 epoch`, `2 epochs`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """`{"train": 1293, "test": 360}` as `1,293 train, 360 test`."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 LONG = 5  # seconds after which somebody wonders what is going on

@@ -27,9 +27,17 @@ class DataError(KpipeError, ValueError):
 
 
 class Diverged(KpipeError):
-    """The loss, a weight or a number of the optimizer is no longer finite."""
+    """The loss, a weight or a value of the optimizer is no longer finite.
+
+    Attributes:
+        reason: the message without what is kept of the run.
+    """
 
     exit_code = 4
+
+    def __init__(self, reason: str, kept: str | None = None):
+        super().__init__(f"{reason}. {kept}" if kept else reason)
+        self.reason = reason
 
 
 class EnvironmentFault(KpipeError):

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,11 @@ def remedy(code: int | None) -> str:
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
     """Replaces a file in one step."""
     write_text(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def write_names(path: Path, names: Iterable[str]) -> None:
+    """Write one file's name a line; names need not be valid text."""
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
 
 
 def read_json(path: Path) -> dict[str, Any]:

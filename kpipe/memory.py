@@ -1,9 +1,10 @@
-"""What is said when something outside the program ends a run: a signal, the memory, the disk."""
+"""What a user reads when a training does not fit into memory, before it starts and after it failed."""
 
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -12,18 +13,16 @@ from kpipe.console import describe_size
 from kpipe.errors import OutOfMemory
 from kpipe.files import REFUSALS, cannot_write
 from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
-from kpipe.runs.directory import Run
 from kpipe.training.device import free_memory
 from kpipe.training.variables import count_values
 
 
 @contextmanager
-def translate_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
-    """Turns too little memory, and a disk that refuses TensorFlow's logs, into an OutOfMemory or an
-    EnvironmentFault.
+def translate_tensorflow_errors(run: Path, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
+    """Turn too little memory into OutOfMemory, and a disk that refuses TensorFlow's logs into EnvironmentFault.
 
     Args:
-        run: what is being written.
+        run: the directory that is being written.
         batch_size: B.
         model: what is trained, compiled and its optimizer built; None while it is made.
     """
@@ -33,30 +32,35 @@ def translate_tensorflow_errors(run: Run, batch_size: int, model: keras.Model | 
     except (MemoryError, tf.errors.OpError) as error:
         # TensorFlow's writer of events reports a full disk as it reports too little memory.
         if code := next((code for code in REFUSALS if os.strerror(code) in str(error)), None):
-            raise cannot_write(run.path, code) from None
+            raise cannot_write(run, code) from None
         if not isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
             raise
         free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
         if model is None:
             raise OutOfMemory(
-                f"out of memory while data and network were made ready ({free}); take a smaller "
+                f"out of memory while data and network were built ({free}); take a smaller "
                 "data.image_size or network, or keep fewer images in memory: data.cache=none or data.cache=disk"
             ) from None
-        fits = _fitting(model, batch_size, available)
-        raise OutOfMemory(f"out of memory with data.batch_size={batch_size} ({free}); {fits}") from None
+        advice = _suggest_batch_size(model, batch_size, available)
+        raise OutOfMemory(f"out of memory with data.batch_size={batch_size} ({free}); {advice}") from None
 
 
 def memory_notes(model: keras.Model, batch_size: int) -> list[str]:
-    """What to say before the first step, when the estimate for a batch is more than what is free."""
+    """Return a line for the user where the training needs more memory than is free.
+
+    Args:
+        model: compiled, its optimizer built.
+        batch_size: B.
+    """
     available = free_memory()
     need = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables)).total
     if available is None or need <= available:
         return []
-    fits = _fitting(model, batch_size, available)
-    return [f"the training needs about {describe_size(need)} of memory, {describe_size(available)} are free; {fits}"]
+    advice = _suggest_batch_size(model, batch_size, available)
+    return [f"the training needs about {describe_size(need)} of memory, {describe_size(available)} are free; {advice}"]
 
 
-def _fitting(model: keras.Model, batch_size: int, available: int | None) -> str:
+def _suggest_batch_size(model: keras.Model, batch_size: int, available: int | None) -> str:
     fits = batch_size // 2  # at most: the estimate was too low, or something else takes memory
     if available is not None:
         memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))

@@ -7,11 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe import data, figures
+from kpipe.assembly import find_source, load_splits, make_augmentations
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import DataError
-from kpipe.experiment import find_source, load_splits, make_augmentations, write_names
+from kpipe.files import write_names
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from kpipe.assembly import Prepared, prepare
 from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_size
 from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, DataError
-from kpipe.experiment import Prepared, count_images, prepare
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.runs.disk import estimate_disk
 from kpipe.training.device import free_memory
@@ -111,7 +111,7 @@ def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missin
         "missing": missing,
         "image": list(shown.image_shape),
         "classes": len(shown.class_names),
-        "images": count_images(splits) if splits else None,
+        "images": splits.counts if splits else None,
     }
 
 

@@ -1,7 +1,6 @@
 """From a YAML file and overrides to a checked `Experiment`; no import of TensorFlow or NumPy on the way."""
 
 from kpipe.config.loading import Loaded, json_schema, load_experiment, load_network, load_search
-from kpipe.config.resume import check_resume, load_resumed
 from kpipe.config.schema import (
     DataConfig,
     Experiment,
@@ -20,11 +19,9 @@ __all__ = [
     "MeanStd",
     "Projection",
     "TrainingConfig",
-    "check_resume",
     "json_schema",
     "load_experiment",
     "load_network",
-    "load_resumed",
     "load_search",
     "options",
 ]

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from kpipe.catalog.data import AUGMENTATIONS, SOURCES, ImageFacts, SourceOptions, SourceRow, whitening_conflict
+from kpipe.catalog.data import (
+    AUGMENTATIONS,
+    SOURCES,
+    ImageFacts,
+    SourceOptions,
+    SourceRow,
+    whitening_conflict,
+)
 from kpipe.catalog.networks import MODELS, ModelRow
 from kpipe.catalog.rows import Section
 from kpipe.config.schema import DataConfig, MeanStd, Projection, TrainingConfig

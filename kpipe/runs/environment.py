@@ -3,12 +3,15 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from kpipe.config.schema import Experiment
+from kpipe.runs.directory import Run
 from kpipe.training.device import describe_device
 
 
@@ -24,6 +27,33 @@ def describe_environment() -> dict[str, Any]:
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "git": _git_state(),
     }
+
+
+def record_environment(run: Run, experiment: Experiment) -> list[str]:
+    """Write environment.json; a resumed run keeps that of its beginning and adds its own.
+
+    Args:
+        run: the run directory.
+        experiment: what is trained, resolved.
+
+    Returns:
+        A line for the user if something has changed since.
+    """
+    now = {
+        **describe_environment(),
+        **experiment.chosen.model_dump(),
+        "command": sys.argv,
+        "seed": experiment.seed,
+    }
+    before = run.read_json("environment.json") if run.resumed else {}
+    if not before:
+        run.write_json("environment.json", now)
+        return []
+    run.write_json("environment.json", before | {"resumed": [*before.get("resumed", []), now]})
+    then, today = ({**each.get("versions", {}), **each} for each in (before, now))
+    names = [*now["versions"], "device", "threads", "onednn"]
+    changed = [f"{name} was {then.get(name)}, is {today[name]}" for name in names if then.get(name) != today[name]]
+    return [f"the last bits may differ from those of an uninterrupted run: {'; '.join(changed)}"] if changed else []
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What is said when a signal ends a run: what is saved, and the command that resumes it."""
+"""What a user reads when a signal ends a run: what is saved, and the command that resumes it."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from kpipe.signals import Stop
 
 @contextmanager
 def translate_interruption(run: Run, stop: Stop) -> Iterator[None]:
-    """Turns an interruption into Interrupted, which says what is saved and how to go on."""
+    """Turn an interruption into Interrupted, which says what is saved and how to resume."""
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
@@ -26,12 +26,12 @@ def translate_interruption(run: Run, stop: Stop) -> Iterator[None]:
                 f"{stop.word} before the first step was saved: there is nothing to keep. The same command starts again"
             )
         else:
-            said = f"{stop.word}; the training is saved up to step {step:,}. The same command goes on from there"
+            said = f"{stop.word}; the training is saved up to step {step:,}. The same command resumes it"
         raise Interrupted(f"{said}:\n  {command_again(resumes=step is not None)}", stop.exit_code) from None
 
 
 def command_again(*, resumes: bool) -> str:
-    """The command line of this process, to be pasted; one that resumes must not ask for a new run."""
+    """Return the command line of this process, to be pasted; one that resumes must not ask for a new run."""
     script = os.path.basename(sys.argv[0])
     modules = {"run.py": "kpipe.run", "__main__.py": "kpipe"}
     program = [_typed(sys.executable, "python"), "-m", modules[script]] if script in modules else [_typed(sys.argv[0])]
@@ -40,6 +40,6 @@ def command_again(*, resumes: bool) -> str:
 
 
 def _typed(path: str, name: str = "kpipe") -> str:
-    """`name` where the shell finds it beside `path`, else `path`."""
+    """Return `name` where the shell finds it beside `path`, else `path`."""
     found = shutil.which(name)
     return name if found and os.path.dirname(found) == os.path.dirname(path) else path

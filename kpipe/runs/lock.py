@@ -13,38 +13,44 @@ from kpipe.errors import EnvironmentFault
 from kpipe.files import read_json, write_text
 
 LOCK, OWNER = ".lock", ".owner"
-
-
-_PATIENCE = 10  # seconds that the short lock of an experiment's folder is waited for
-
-
+PATIENCE = 10  # seconds to wait for the short lock of an experiment's folder
 ELSEWHERE = " Give another folder with logs=FOLDER or KPIPE_LOGS."
 
 
 @contextmanager
 def locked_folder(folder: Path, elsewhere: str) -> Iterator[None]:
-    """Makes a folder of runs and holds its short lock; refusals of the file system become EnvironmentFault."""
+    """Make a folder of runs and hold its short lock.
+
+    Args:
+        folder: of the runs of one experiment.
+        elsewhere: the end of the message where the file system refuses: how to give another folder.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written, or another process does not release the lock.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=_PATIENCE):
+        with FileLock(folder / LOCK, timeout=PATIENCE):
             yield
     except Timeout:
-        raise EnvironmentFault(
-            f"{folder}: another process has held {LOCK} for {_PATIENCE} seconds; try again"
-        ) from None
+        raise EnvironmentFault(f"{folder}: another process has held {LOCK} for {PATIENCE} seconds; try again") from None
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
         ) from None
 
 
-def leave(path: Path, lock: str = LOCK) -> None:
-    with suppress(OSError):  # Windows does not delete what is open
-        (path / OWNER).unlink(missing_ok=True)
-        (path / lock).unlink(missing_ok=True)
-
-
 def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
+    """Take the lock of a run or a search, and write down who has it.
+
+    Args:
+        path: the directory.
+        what: it is, for the message.
+        name: the lock file's name.
+
+    Raises:
+        EnvironmentFault: another process has it.
+    """
     lock = FileLock(path / name)
     try:
         lock.acquire(timeout=0)
@@ -56,3 +62,10 @@ def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
         ) from None
     write_text(path / OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     return lock
+
+
+def leave(path: Path, name: str = LOCK) -> None:
+    """Remove the files of a lock that is about to be released."""
+    with suppress(OSError):  # Windows does not delete what is open
+        (path / OWNER).unlink(missing_ok=True)
+        (path / name).unlink(missing_ok=True)

@@ -16,11 +16,12 @@ import keras
 from rich.console import Console
 
 from kpipe import data
+from kpipe.assembly import load_splits, reads_whole_images
 from kpipe.config.loading import Loaded
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
-from kpipe.experiment import Trial, load_splits, needs_whole_images, train
+from kpipe.experiment import train
 from kpipe.files import read_json
 from kpipe.models.googlenet import HEADED, WithAuxiliaryHeads
 from kpipe.runs.directory import is_run_of
@@ -220,5 +221,5 @@ def _inherit(path: Path, parent: Path) -> None:
 
 def _digest(config: DataConfig) -> str:
     """What tells apart data that are read, kept and normalised differently."""
-    content = [config.model_dump(mode="json", exclude=_AFTER_READING), needs_whole_images(config)]
+    content = [config.model_dump(mode="json", exclude=_AFTER_READING), reads_whole_images(config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

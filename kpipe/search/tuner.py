@@ -22,8 +22,8 @@ from kpipe.config.loading import Loaded
 from kpipe.config.space import decode, keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
-from kpipe.experiment import logs_of
 from kpipe.files import translate_write_errors
+from kpipe.runs.directory import logs_folder
 from kpipe.runs.interruption import command_again
 from kpipe.search.directory import find_search, open_search, unfinished_searches
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
@@ -139,7 +139,7 @@ class _Job:
         self.name = experiment.name
         self.epochs = experiment.training.epochs
         self.objective = self.search.objective or experiment.training.monitor
-        self.logs = logs_of(experiment)
+        self.logs = logs_folder(experiment.logs)
         self.identity = experiment.identity() | {"search": self.search.model_dump(mode="json")}
         self.config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
         self.dimensions = make_dimensions(self.search)

@@ -1,0 +1,293 @@
+"""From an experiment to all that its training needs: data, model, schedule, optimizer, loss. Nothing is trained here.
+
+`train` and `plan` share `prepare`; nowhere else do data, models and training meet. Each part gets its own section of
+the experiment.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from pydantic import ValidationError
+
+from kpipe import data
+from kpipe.catalog.data import AUGMENTATIONS, ImageFacts
+from kpipe.config.schema import DataConfig, Experiment, Resolved, TrainingConfig, options
+from kpipe.console import describe_counts, describe_size
+from kpipe.errors import ConfigError
+from kpipe.models.building import build_model
+from kpipe.normalization import make_normalization
+from kpipe.runs.directory import Run
+from kpipe.training.distribution import make_strategy, workers_of
+from kpipe.training.losses import make_loss
+from kpipe.training.metrics import Accuracy
+from kpipe.training.optimizers import make_optimizer
+from kpipe.training.precision import precision_scope, resolve_precision
+from kpipe.training.schedules import make_schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment, built and not yet trained."""
+
+    splits: data.Splits
+    model: keras.Model
+    """Compiled."""
+    network: dict[str, Any]
+    """Arguments from which `build_model` has built the model."""
+    training_batches: Callable[[int], tf.data.Dataset]
+    """First step -> the batches from there to the end of the training."""
+    batch_size: int
+    steps_per_epoch: int
+
+    def evaluation_batches(self, name: str) -> tf.data.Dataset | None:
+        """Return each image of a split once, in batches; None where there is no such split."""
+        split = self.splits.by_name.get(name)
+        return split and data.make_evaluation_pipeline(split, self.batch_size, image_size=self.splits.image_size)
+
+    def find_unreadable(self) -> dict[str, list[int]]:
+        """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
+        return {name: sorted(split.unreadable.numbers) for name, split in self._broken_splits()}
+
+    def unreadable_names(self) -> dict[str, list[str]]:
+        """Return the names of these images, by split."""
+        return {name: split.unreadable.names() for name, split in self._broken_splits()}
+
+    def note_unreadable(self, numbers: Mapping[str, Sequence[int]]) -> None:
+        """Note images that are known to be unreadable, by split."""
+        for name, split in self.splits.by_name.items():
+            split.unreadable.add(numbers.get(name, ()))
+
+    def _broken_splits(self) -> list[tuple[str, data.Split]]:
+        return [(name, split) for name, split in self.splits.by_name.items() if split.unreadable]
+
+
+def resolve(experiment: Experiment, run: Run | None = None) -> Experiment:
+    """Return the experiment with every `auto` of `training` resolved for this machine.
+
+    A run that is resumed, or repeated from its config.yaml, keeps what it resolved before.
+
+    Args:
+        experiment: as the file says it.
+        run: the run directory, which may hold what an earlier process resolved.
+
+    Raises:
+        ConfigError: this machine cannot do what was asked for, or the run's config.yaml has been changed.
+    """
+    earlier = _read_resolved(run) or experiment.chosen
+    precision, deterministic = experiment.training.precision, experiment.training.deterministic
+    if earlier:
+        precision = earlier.precision if precision == "auto" else precision
+        deterministic = earlier.deterministic if deterministic == "auto" else deterministic
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    resolved = Resolved(
+        precision=resolve_precision(precision),
+        deterministic=on_cpu if deterministic == "auto" else deterministic,
+    )
+    return experiment.model_copy(update={"chosen": resolved})
+
+
+def seed_everything(experiment: Experiment) -> None:
+    """Set Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
+    keras.utils.set_random_seed(experiment.seed)
+    if experiment.chosen.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def prepare(
+    experiment: Experiment,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    splits: data.Splits | None = None,
+    statistics: bool = True,
+    constants: Path | None = None,
+    progress: data.ProgressReporter = data.no_progress,
+) -> Prepared:
+    """Build data, model, schedule, optimizer and loss.
+
+    Args:
+        experiment: what to build.
+        strategy: of this process; default the one that `make_strategy` returns.
+        splits: the data, where it is loaded already.
+        statistics: False leaves out the scan of the training split, and downloads nothing; the first layer then has
+            neutral constants.
+        constants: the file in which a run keeps those of the first layer, see `make_normalization`.
+        progress: shows how far the reading of the data is.
+
+    Raises:
+        ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
+    """
+    config, training = experiment.data, experiment.training
+    strategy = strategy or make_strategy()
+    splits = splits or load_splits(config, ahead=statistics, progress=progress)
+    if training.early_stopping and splits.validation is None:
+        raise ConfigError("training.early_stopping: needs a validation split, this data has none")
+    steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
+    training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
+    images = data.iterate_images(splits.train, splits.image_size, progress) if statistics else None
+    network = {
+        "name": experiment.model.name,
+        "options": options(experiment.model),
+        "input_shape": splits.image_shape,
+        "classes": len(splits.class_names),
+        "normalization": make_normalization(config, splits.image_shape, images, constants),
+    }
+    with strategy.scope(), precision_scope(resolve(experiment).chosen.precision):
+        model = build_model(**network)
+        model.compile(
+            optimizer=_make_optimizer(training, steps_per_epoch),
+            loss=_make_loss(experiment),
+            metrics=[Accuracy()],
+            jit_compile=False,  # on a CPU, XLA makes these networks slower
+        )
+    return Prepared(splits, model, network, training_batches, config.batch_size, steps_per_epoch)
+
+
+def load_splits(
+    config: DataConfig, *, ahead: bool = True, progress: data.ProgressReporter = data.no_progress
+) -> data.Splits:
+    """Call `load_dataset` with the options of the experiment's section.
+
+    Args:
+        config: the section.
+        ahead: False decodes nothing beforehand and downloads nothing, whatever the section says.
+        progress: shows how far the decoding is.
+    """
+    passed_on = ("image_size", "stored_size", "resize", "channels", "cache_gigabytes", "on_error", "skip_limit")
+    return data.load_dataset(
+        config.source,
+        **{name: getattr(config, name) for name in passed_on},
+        cache=config.cache,
+        ahead=ahead,
+        whole_images=reads_whole_images(config),
+        validation=config.split.validation,
+        test=config.split.test,
+        download=ahead,
+        progress=progress,
+        **_source_options(config),
+    )
+
+
+def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
+    """Call `data.find_source` for the experiment's section; nothing is downloaded."""
+    form = data.Form(config.stored_size or config.image_size, config.resize, config.channels)
+    return data.find_source(config.source, form, skip_limit=skip_limit, download=False, **_source_options(config))
+
+
+def reads_whole_images(config: DataConfig) -> bool:
+    """Whether an augmentation reads the images as they are in their files."""
+    return any(AUGMENTATIONS[entry.chosen[0]].reads_whole_image for entry in config.augment)
+
+
+def make_augmentations(config: DataConfig, channels: int) -> list[data.Augmentation | data.Crop | data.Mix]:
+    """Build the augmentations of the section, for `make_pipeline`.
+
+    Raises:
+        ConfigError: images with this number of channels do not suit one of them.
+    """
+    images = ImageFacts(config.image_size, config.stored_size, channels)
+    augmentations = []
+    for place, (name, chosen) in enumerate(entry.chosen for entry in config.augment):
+        row = AUGMENTATIONS[name]
+        for message in row.conflicts_with(name, chosen, images, place):
+            raise ConfigError(f"data.augment.{place}: {message}")
+        augmentations.append(row.load()(**options(chosen)))
+    return augmentations
+
+
+def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
+    """Build the Keras callbacks that the section asks for."""
+    if training.early_stopping is None:
+        return []
+    mode = "min" if training.monitor == "val_loss" else "max"
+    return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
+
+
+def describe(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """Return the lines of a run's header that concern model, data and length of the training."""
+    splits = prepared.splits
+    shape = "x".join(map(str, splits.image_shape))
+    return {
+        "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
+        "data": f"{experiment.data.source}: {describe_counts(splits.counts)}; "
+        f"{len(splits.class_names)} classes; {shape}",
+        "images": _describe_places(splits),
+        "training": f"{experiment.training.epochs} epochs of {prepared.steps_per_epoch:,} steps, "
+        f"batch size {prepared.batch_size}, {experiment.training.optimizer.name}",
+    }
+
+
+def _read_resolved(run: Run | None) -> Resolved | None:
+    if run is None or not run.resolved:
+        return None
+    try:
+        return Resolved.model_validate(run.resolved)
+    except ValidationError:
+        raise ConfigError(
+            f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
+            f"{run.resolved}; start another run with --new"
+        ) from None
+
+
+def _make_training_batches(
+    experiment: Experiment, splits: data.Splits, last_step: int, strategy: tf.distribute.Strategy
+) -> Callable[[int], tf.data.Dataset]:
+    config, classes = experiment.data, len(splits.class_names)
+    augment = make_augmentations(config, splits.image_shape[-1])
+    worker, workers = workers_of(strategy)
+
+    def training_batches(first_step: int) -> tf.data.Dataset:
+        weights = data.balanced_weights(splits.train, classes) if config.class_weights else None
+        return data.make_pipeline(
+            splits.train,
+            config.batch_size,
+            seed=experiment.seed,
+            augment=augment,
+            image_size=splits.image_size,
+            classes=classes,
+            class_weights=weights,
+            first_step=first_step,
+            last_step=last_step,
+            worker=worker,
+            workers=workers,
+        )
+
+    return training_batches
+
+
+def _make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    rate = training.learning_rate
+    schedule = make_schedule(
+        rate.schedule,
+        options(rate, "schedule"),
+        total_steps=steps_per_epoch * training.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    given = options(training.optimizer)
+    decay = given.pop("weight_decay")
+    return make_optimizer(training.optimizer.name, given, schedule, weight_decay=decay)
+
+
+def _make_loss(experiment: Experiment) -> keras.losses.Loss:
+    loss = experiment.training.loss
+    return make_loss(loss.name, options(loss)) if loss else make_loss(experiment.model.default_loss)
+
+
+def _source_options(config: DataConfig) -> dict[str, Any]:
+    section = getattr(config, config.source.partition(":")[0], None)
+    return section.model_dump() if section else {}
+
+
+def _describe_places(splits: data.Splits) -> str:
+    """Where the images of each split lie, the splits that lie at one place together."""
+    places: dict[str, list[str]] = {}
+    for name, split in splits.by_name.items():
+        places.setdefault(split.where_kept, []).append(name)
+    kept = {id(split.kept_pixels): split.kept_pixels for split in splits.by_name.values() if split.kept_pixels}
+    size = f" ({describe_size(sum(pixels.images.nbytes for pixels in kept.values()))} decoded)" if kept else ""
+    if len(places) == 1:
+        return f"{next(iter(places))}{size}"
+    return "; ".join(f"{' and '.join(names)} {place}" for place, names in places.items()) + size

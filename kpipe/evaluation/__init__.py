@@ -1,0 +1,1 @@
+"""What a trained network says of a split: predictions, and the figures drawn from them."""

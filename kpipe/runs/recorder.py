@@ -1,0 +1,126 @@
+"""What a run writes while it trains: records, checkpoints, the best weights so far, summary.json."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kpipe.config.schema import Experiment
+from kpipe.runs.directory import Run
+from kpipe.runs.logs import RunLog
+from kpipe.runs.state import RunState, score_epoch
+from kpipe.training.checkpoints import Checkpoints
+
+
+@dataclass
+class Recorder:
+    """Keeps the directory of a run up to date.
+
+    Attributes:
+        experiment: what is trained, resolved.
+        run, checkpoints, log: where it is written.
+        state: of the run; the trainer moves `state.train`.
+        model: what is trained.
+        steps_per_epoch: full batches in an epoch.
+        find_unreadable: returns the numbers of the images that could not be read so far, by split.
+    """
+
+    experiment: Experiment
+    run: Run
+    checkpoints: Checkpoints
+    log: RunLog
+    state: RunState
+    model: keras.Model
+    steps_per_epoch: int
+    find_unreadable: Callable[[], dict[str, list[int]]]
+    _started_at: float = field(init=False)
+    """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        self._started_at = time.monotonic() - self.state.seconds
+
+    @property
+    def epoch(self) -> int:
+        """Number of whole epochs so far."""
+        return self.state.train.step // self.steps_per_epoch
+
+    def save(self) -> None:
+        """Commit this moment: the run can be resumed from here."""
+        state = self.state
+        self._bring_up_to_date()
+        self.checkpoints.commit(
+            self.model, state.to_dict(), step=state.train.step, best_step=state.best_step, logs=self.log.lengths()
+        )
+
+    def end_epoch(self, logs: Mapping[str, float]) -> bool:
+        """Keep the weights if they are the best so far; return whether they are better than those before."""
+        state = self.state
+        score = score_epoch(self.experiment.training.monitor, logs)
+        is_best = state.best_score is None or score is None or score > state.best_score
+        if is_best:
+            state.best_epoch, state.best_step, state.best_score = self.epoch, state.train.step, score
+            state.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
+            self.save()
+        return is_best and score is not None
+
+    def load_best_weights(self) -> bool:
+        """Load the best weights from their checkpoint; return False where model.keras alone has them."""
+        if not self.checkpoints.has(self.state.best_step):
+            return False
+        self.checkpoints.load_weights(self.state.best_step, self.model)
+        return True
+
+    def log_test(self, scores: Mapping[str, float]) -> None:
+        """Add the record of the test split to metrics.jsonl."""
+        values = {name: scores[name] for name in ("loss", "accuracy")}
+        step = self.state.train.step
+        self.log.write({"step": step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
+
+    def write_summary(self, status: str, scores: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
+        """Write summary.json and return it; `scores`: the numbers of the evaluated splits."""
+        experiment, state = self.experiment, self.state
+        images = state.train.step * experiment.data.batch_size
+        summary = {
+            "status": status,
+            "experiment": experiment.name,
+            "model": experiment.model.name,
+            "parameters": self.model.count_params(),
+            "epochs": self.epoch,
+            "best_epoch": state.best_epoch,
+            "stopped_early": state.train.stopped,
+            "steps": state.train.step,
+            "seconds": round(state.seconds, 2),
+            "images_per_second": round(images / state.seconds, 1) if state.seconds else None,
+            "precision": experiment.chosen.precision,
+            "seed": experiment.seed,
+            "unreadable": {name: len(numbers) for name, numbers in self.find_unreadable().items()},
+            "train": state.train_metrics,
+            **(scores or {}),
+        }
+        self.run.write_json("summary.json", summary)
+        return summary
+
+    def finish(self, scores: Mapping[str, Mapping], *, keep_last: bool | None = None) -> dict[str, Any]:
+        """Write the summary of a finished run and return it; remove the checkpoints but, if it is kept, the last.
+
+        Args:
+            scores: the numbers of the evaluated splits.
+            keep_last: None: as `training.checkpoint.keep_last` says.
+        """
+        summary = self.write_summary("finished", scores)
+        configured = self.experiment.training.checkpoint.keep_last
+        self.checkpoints.finish(keep_last=configured if keep_last is None else keep_last)
+        return summary
+
+    def diverged(self) -> Path | None:
+        """Write that the training has diverged; return the last good checkpoint."""
+        self._bring_up_to_date()
+        self.write_summary("diverged")
+        return self.checkpoints.latest
+
+    def _bring_up_to_date(self) -> None:
+        self.state.seconds = time.monotonic() - self._started_at
+        self.state.unreadable = self.find_unreadable()
