@@ -49,7 +49,7 @@ from kpipe.training.trainer import Cadence, Hooks, Trainer
 
 def train(
     experiment: Experiment,
-    options: RunOptions = RunOptions(),
+    options: RunOptions | None = None,
     *,
     splits: data.Splits | None = None,
     screen: Screen | None = None,
@@ -68,7 +68,8 @@ def train(
         Diverged: the loss or a weight is no longer finite.
         Interrupted: by SIGINT or SIGTERM; the same command resumes the run.
     """
-    screen, resume = screen or Screen(), options.resume and Path(options.resume).resolve()
+    screen, options = screen or Screen(), options or RunOptions()
+    resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)
     opened = open_run(
