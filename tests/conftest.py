@@ -93,7 +93,7 @@ def kpipe(capfd):
 @pytest.fixture
 def first_epoch_is_best(monkeypatch):
     scores = itertools.count(0, -1)
-    monkeypatch.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
+    monkeypatch.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, logs: [next(scores)])
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def made_once(tmp_path_factory):
         patched.setenv("KPIPE_LOGS", str(folder / "logs"))
         patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         scores = itertools.count(0, -1)  # the first epoch is the best
-        patched.setattr("kpipe.experiment._score", lambda monitor, logs: [next(scores)])
+        patched.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, logs: [next(scores)])
         assert cli.main(["run", str(folder / "tiny.yaml")]) == 5
     return folder / "logs"
 

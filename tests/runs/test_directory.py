@@ -30,7 +30,7 @@ def test_a_second_start_sees_the_first_before_it_has_trained(tmp_path):
             assert beside.path != run.path
         with open_run(tmp_path, "x", IDENTITY | {"seed": 1}) as other:
             said = f"{run.path} is unfinished and has another config (seed: 0 there, 1 here); kpipe run --resume "
-            assert other.note == f"{said}{run.path} goes on with it"
+            assert other.note == f"{said}{run.path} resumes it"
 
 
 def test_a_run_without_a_checkpoint_leaves_nothing(tmp_path):
@@ -56,7 +56,7 @@ def test_what_is_resumed(tmp_path, status, resumed):
         run.write_json("summary.json", {"status": status})
     with open_run(tmp_path, "x", IDENTITY) as again:
         assert (again.path == run.path) == again.resumed == resumed
-        assert again.chosen == ({"precision": "float32"} if resumed else None)
+        assert again.resolved == ({"precision": "float32"} if resumed else None)
 
 
 def test_a_run_that_finishes_while_it_is_looked_at_is_left_alone(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_run_that_finishes_while_it_is_looked_at_is_left_alone(tmp_path, monke
 
 def test_a_folder_that_is_held(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
-    monkeypatch.setattr("kpipe.runs.lock._PATIENCE", 0.1)
+    monkeypatch.setattr("kpipe.runs.lock.PATIENCE", 0.1)
     with FileLock(tmp_path / "x" / ".lock"):
         with pytest.raises(EnvironmentFault, match=r"another process has held \.lock for 0\.1 seconds; try again"):
             with open_run(tmp_path, "x", IDENTITY):
@@ -248,7 +248,7 @@ def test_a_run_at_a_place_is_gone_on_with_if_it_is_the_same(tmp_path, status):
         commit(run)
         run.write_json("summary.json", {"status": status})
     with open_run(tmp_path, "x", IDENTITY, at=place) as again:
-        assert (again.resumed, again.status, again.chosen) == (True, status, {"precision": "float32"})
+        assert (again.resumed, again.status, again.resolved) == (True, status, {"precision": "float32"})
     with open_run(tmp_path, "x", IDENTITY | {"seed": 1}, at=place) as other:
         assert not other.resumed
         assert {path.name for path in place.iterdir()} == {".lock", ".owner", "config.yaml"}  # nothing of the old one

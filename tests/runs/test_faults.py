@@ -54,8 +54,8 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
     def no_more(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("kpipe.experiment.load_splits", no_more)
-    assert "out of memory while data and network were made ready (1 kB were free before)" in kpipe("run", experiment)[2]
+    monkeypatch.setattr("kpipe.assembly.load_splits", no_more)
+    assert "out of memory while data and network were built (1 kB were free before)" in kpipe("run", experiment)[2]
 
 
 def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, monkeypatch):
@@ -113,7 +113,7 @@ def test_divergence_keeps_the_last_good_checkpoint(kpipe, experiment, logs, monk
                 kernel = self.model.get_layer("c1").kernel
                 kernel.assign(np.full(kernel.shape, np.inf))
 
-    monkeypatch.setattr("kpipe.experiment._callbacks", lambda training: [Poison()])
+    monkeypatch.setattr("kpipe.experiment.make_callbacks", lambda training: [Poison()])
     code, out, err = kpipe("run", experiment, "training.checkpoint.every.steps=1")
     assert code == 4
     run = only_run(logs)

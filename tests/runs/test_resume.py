@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted, damaged or extended goes on as if nothing had happened."""
+"""A run that is killed, interrupted, damaged or extended is resumed as if nothing had happened."""
 
 import json
 import os
@@ -46,14 +46,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
 TRAINER, CHECKPOINTS = "kpipe.training.trainer", "kpipe.training.checkpoints"
 PHASES = [
     # where the signal strikes, which, the exit code, and how the message begins
-    (("kpipe.experiment", "data", "load_dataset", 1), signal.SIGTERM, 143, "terminated before the first step"),
+    (("kpipe.assembly", "data", "load_dataset", 1), signal.SIGTERM, 143, "terminated before the first step"),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGINT, 130, "interrupted before the first step was saved: "),
     ((TRAINER, "_Loop", "run_chunk", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 1."),
     ((TRAINER, "_Loop", "run_chunk", 4), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
     ((TRAINER, "Trainer", "evaluate", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 18."),
     ((CHECKPOINTS, "Checkpoints", "commit", 1), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step "),
-    (("kpipe.experiment", "figures", "write_curves", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
+    (("kpipe.experiment", None, "write_figures", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
 ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, l
     assert (
         f"note: {old} is unfinished and has another config (data.synthetic.images: 1000 there, 200 here; train" in out
     )
-    assert f"); kpipe run --resume {old} goes on with it\n" in out
+    assert f"); kpipe run --resume {old} resumes it\n" in out
 
 
 # --- resuming by hand -----------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinish
     from kpipe.data.loading import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
-    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, **_: fewer)
+    monkeypatch.setattr("kpipe.assembly.load_splits", lambda config, **_: fewer)
     code, _, err = kpipe("run", experiment)
     assert code == 3
     said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"

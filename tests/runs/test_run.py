@@ -18,7 +18,7 @@ from tiny_runs import only_run, refuse_to_write
 from kpipe.config.loading import load_experiment
 from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, Interrupted
-from kpipe.experiment import prepare
+from kpipe.assembly import prepare
 
 
 def test_a_run_from_file_to_model(kpipe, experiment, logs):
@@ -231,7 +231,7 @@ def test_a_name_that_looks_like_a_number_survives(kpipe, experiment, logs):
     assert kpipe("run", str(only_run(logs, "1e3") / "config.yaml"), "--print-config")[0] == 0
 
 
-def test_early_stopping_needs_a_validation_part(kpipe, tmp_path):
+def test_early_stopping_needs_a_validation_split(kpipe, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         pixels = np.full((12, 12, 3), 90 * len(name), np.uint8)
@@ -242,7 +242,7 @@ def test_early_stopping_needs_a_validation_part(kpipe, tmp_path):
     )
     code, _, err = kpipe("run", str(tmp_path / "few.yaml"))
     assert code == 2
-    assert "training.early_stopping: needs a validation part, this data has none" in err
+    assert "training.early_stopping: needs a validation split, this data has none" in err
 
 
 def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
