@@ -21,7 +21,7 @@ from kpipe.errors import ConfigError
 from kpipe.models.building import build_model
 from kpipe.normalization import make_normalization
 from kpipe.runs.directory import Run
-from kpipe.training.distribution import make_strategy, workers_of
+from kpipe.training.distribution import workers_of
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
@@ -99,8 +99,8 @@ def seed_everything(experiment: Experiment) -> None:
 
 def prepare(
     experiment: Experiment,
+    strategy: tf.distribute.Strategy,
     *,
-    strategy: tf.distribute.Strategy | None = None,
     splits: data.Splits | None = None,
     statistics: bool = True,
     constants: Path | None = None,
@@ -110,7 +110,7 @@ def prepare(
 
     Args:
         experiment: what to build.
-        strategy: of this process; default the one that `make_strategy` returns.
+        strategy: of this process, see `make_strategy`.
         splits: the data, where it is loaded already.
         statistics: False leaves out the scan of the training split, and downloads nothing; the first layer then has
             neutral constants.
@@ -121,7 +121,6 @@ def prepare(
         ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
     """
     config, training = experiment.data, experiment.training
-    strategy = strategy or make_strategy()
     splits = splits or load_splits(config, ahead=statistics, progress=progress)
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")

@@ -72,33 +72,23 @@ def train(
     resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)
-    opened = open_run(
-        logs_folder(experiment.logs),
-        experiment.name,
-        experiment.identity(),
-        new=options.new,
-        resume=resume,
-        at=options.path,
-    )
-    with stop_signals() as stop, opened as run, translate_interruption(run, stop):
-        # Assemble.
+    logs, which = logs_folder(experiment.logs), {"new": options.new, "resume": resume, "at": options.path}
+    with (
+        stop_signals() as stop,
+        open_run(logs, experiment.name, experiment.identity(), **which) as run,
+        translate_interruption(run, stop),
+    ):
         experiment = resolve(experiment, run)
         seed_everything(experiment)
         batch_size, keep = experiment.data.batch_size, experiment.training.checkpoint.keep
-        constants = run.path / "normalization.npz"
         with translate_tensorflow_errors(run.path, batch_size):
+            constants = options.constants or run.constants
             prepared = prepare(
-                experiment,
-                strategy=make_strategy(),
-                splits=splits,
-                constants=options.constants or constants,
-                progress=screen.progress,
+                experiment, make_strategy(), splits=splits, constants=constants, progress=screen.progress
             )
-        if options.constants:
-            shutil.copy(options.constants, constants)
+            if constants != run.constants:
+                shutil.copy(constants, run.constants)
         trainer, checkpoints = Trainer(prepared.model), Checkpoints(run.checkpoints, keep)
-
-        # Restore.
         restored = restore_state(run, checkpoints, prepared.model, prepared.splits.counts, prepared.steps_per_epoch)
         prepared.note_unreadable(restored.state.unreadable)
         check_disk(run.path, run.checkpoints, estimate_disk(prepared.model, keep), keep)
@@ -110,16 +100,7 @@ def train(
             translate_reading_errors(prepared.splits.by_name.values()),
             closing(RunLog(run.path, restored.log_lengths)) as log,
         ):
-            recorder = Recorder(
-                experiment,
-                run,
-                checkpoints,
-                log,
-                restored.state,
-                prepared.model,
-                prepared.steps_per_epoch,
-                prepared.find_unreadable,
-            )
+            recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared)
             _show_header(screen, experiment, prepared, recorder, [*notes, *log.lost])
             if not run.resumed:
                 log.write_start(run.path / "config.yaml", prepared.model if options.draw else None)

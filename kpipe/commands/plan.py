@@ -19,6 +19,7 @@ from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.runs.disk import estimate_disk
 from kpipe.training.device import free_memory
+from kpipe.training.distribution import make_strategy
 from kpipe.training.variables import count_values
 
 _CURVE_POINTS = 60
@@ -53,7 +54,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
     missing, splits = None, None
     if with_data:
         try:
-            prepared = prepare(experiment, statistics=False)
+            prepared = prepare(experiment, make_strategy(), statistics=False)
             splits = prepared.splits
         except DataError as error:
             missing = str(error)
@@ -63,7 +64,9 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
                 f"there; {experiment.data.source} is there. Override data.image_size and data.channels instead."
             )
     if splits is None:
-        prepared = prepare(experiment, statistics=False, splits=_stand_in(experiment, assumed or Assumed()))
+        prepared = prepare(
+            experiment, make_strategy(), statistics=False, splits=_stand_in(experiment, assumed or Assumed())
+        )
     model = prepared.model
     rows = measure(model)
     return {

@@ -12,7 +12,14 @@ from typing import Any
 from filelock import FileLock
 
 from kpipe.files import read_json, read_yaml, translate_write_errors, write_json, write_yaml
-from kpipe.runs.lock import ELSEWHERE, LOCK, OWNER, leave, locked_folder, take
+from kpipe.runs.lock import (
+    ELSEWHERE,
+    LOCK,
+    OWNER,
+    leave,
+    locked_folder,
+    take,
+)
 
 SEARCH = "search-"  # begins the name of a search's folder, which lies among the runs
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
@@ -39,6 +46,11 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def constants(self) -> Path:
+        """Constants of the model's first layer."""
+        return self.path / "normalization.npz"
 
     @property
     def model(self) -> Path:

@@ -1,10 +1,10 @@
 """What a run writes while it trains: records, checkpoints, the best weights so far, summary.json."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 
@@ -15,6 +15,16 @@ from kpipe.runs.state import RunState, score_epoch
 from kpipe.training.checkpoints import Checkpoints
 
 
+class Subject(Protocol):
+    """What a recorder has to know of what is trained."""
+
+    model: keras.Model
+    steps_per_epoch: int
+
+    def find_unreadable(self) -> dict[str, list[int]]:
+        """Return the numbers of the images that could not be read so far, by split."""
+
+
 @dataclass
 class Recorder:
     """Keeps the directory of a run up to date.
@@ -23,9 +33,7 @@ class Recorder:
         experiment: what is trained, resolved.
         run, checkpoints, log: where it is written.
         state: of the run; the trainer moves `state.train`.
-        model: what is trained.
-        steps_per_epoch: full batches in an epoch.
-        find_unreadable: returns the numbers of the images that could not be read so far, by split.
+        subject: what is trained, see `kpipe.assembly.Prepared`.
     """
 
     experiment: Experiment
@@ -33,9 +41,7 @@ class Recorder:
     checkpoints: Checkpoints
     log: RunLog
     state: RunState
-    model: keras.Model
-    steps_per_epoch: int
-    find_unreadable: Callable[[], dict[str, list[int]]]
+    subject: Subject
     _started_at: float = field(init=False)
     """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
 
@@ -45,14 +51,18 @@ class Recorder:
     @property
     def epoch(self) -> int:
         """Number of whole epochs so far."""
-        return self.state.train.step // self.steps_per_epoch
+        return self.state.train.step // self.subject.steps_per_epoch
 
     def save(self) -> None:
         """Commit this moment: the run can be resumed from here."""
         state = self.state
         self._bring_up_to_date()
         self.checkpoints.commit(
-            self.model, state.to_dict(), step=state.train.step, best_step=state.best_step, logs=self.log.lengths()
+            self.subject.model,
+            state.to_dict(),
+            step=state.train.step,
+            best_step=state.best_step,
+            logs=self.log.lengths(),
         )
 
     def end_epoch(self, logs: Mapping[str, float]) -> bool:
@@ -70,7 +80,7 @@ class Recorder:
         """Load the best weights from their checkpoint; return False where model.keras alone has them."""
         if not self.checkpoints.has(self.state.best_step):
             return False
-        self.checkpoints.load_weights(self.state.best_step, self.model)
+        self.checkpoints.load_weights(self.state.best_step, self.subject.model)
         return True
 
     def log_test(self, scores: Mapping[str, float]) -> None:
@@ -87,7 +97,7 @@ class Recorder:
             "status": status,
             "experiment": experiment.name,
             "model": experiment.model.name,
-            "parameters": self.model.count_params(),
+            "parameters": self.subject.model.count_params(),
             "epochs": self.epoch,
             "best_epoch": state.best_epoch,
             "stopped_early": state.train.stopped,
@@ -96,7 +106,7 @@ class Recorder:
             "images_per_second": round(images / state.seconds, 1) if state.seconds else None,
             "precision": experiment.chosen.precision,
             "seed": experiment.seed,
-            "unreadable": {name: len(numbers) for name, numbers in self.find_unreadable().items()},
+            "unreadable": {name: len(numbers) for name, numbers in self.subject.find_unreadable().items()},
             "train": state.train_metrics,
             **(scores or {}),
         }
@@ -123,4 +133,4 @@ class Recorder:
 
     def _bring_up_to_date(self) -> None:
         self.state.seconds = time.monotonic() - self._started_at
-        self.state.unreadable = self.find_unreadable()
+        self.state.unreadable = self.subject.find_unreadable()
