@@ -142,7 +142,7 @@ class MapOptions(Section):
 
 
 LOSSES = {
-    "cross_entropy": Row("kpipe.training.losses:cross_entropy", NoOptions, "softmax and -log of the true class"),
-    "euclidean": Row("kpipe.training.losses:euclidean", EuclideanOptions, "half the squared distance to coded labels"),
-    "map": Row("kpipe.training.losses:map_criterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
+    "cross_entropy": Row("kpipe.training.losses:CrossEntropy", NoOptions, "softmax and -log of the true class"),
+    "euclidean": Row("kpipe.training.losses:Euclidean", EuclideanOptions, "half the squared distance to coded labels"),
+    "map": Row("kpipe.training.losses:MapCriterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
 }
