@@ -1,5 +1,6 @@
 """Optimizers, learning rate schedules and losses by name, and their options."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -86,15 +87,24 @@ class ScheduleOptions(Section):
     warmup: Duration | None = None
     """A straight line from 0 up to the peak."""
 
-    def conflicts_with(self, epochs: int) -> Iterator[tuple[str, str]]:
-        """What cannot work in a training of so many epochs, as (option, message)."""
-        unit, length = self.warmup.chosen if self.warmup else ("epochs", 0)
-        if unit == "epochs" and length > epochs:
-            yield "warmup", f"{length:g} epochs of warm-up do not fit into {epochs} epochs of training"
+    def conflicts_with(self, epochs: float, steps_per_epoch: int | None = None) -> Iterator[tuple[str, str]]:
+        """Options that cannot work in a training of this length, as (option, message).
+
+        Args:
+            epochs: epochs of the whole training.
+            steps_per_epoch: steps in one epoch; None before the data is known. A warm-up in steps always fits then.
+        """
+        if self.warmup is None:
+            return
+        unit, length = self.warmup.chosen
+        total_steps = round(epochs * steps_per_epoch) if steps_per_epoch else math.inf
+        most = {"epochs": epochs, "steps": total_steps, "percent": 100}[unit]
+        if length > most:
+            yield "warmup", f"{length:,.12g} {unit} of warm-up do not fit into {most:,.12g} {unit} of training"
 
     @property
     def depends_on_total_steps(self) -> bool:
-        """Whether the rates of the first epochs would be others if there were more epochs."""
+        """Whether more epochs would change the rates of the first ones."""
         lengths = [value for value in vars(self).values() if isinstance(value, OneOf)]
         return any(length.chosen[0] == "percent" for length in lengths)
 
@@ -107,7 +117,7 @@ class MultistepOptions(ScheduleOptions):
 
 class CosineOptions(ScheduleOptions):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The rate at the end, as a share of the peak."""
+    """The rate at the end, as a fraction of the peak."""
 
     @property
     def depends_on_total_steps(self) -> bool:
@@ -115,9 +125,9 @@ class CosineOptions(ScheduleOptions):
 
 
 SCHEDULES = {
-    "constant": Row("kpipe.training.schedules:constant", ScheduleOptions, "the peak, all along"),
-    "multistep": Row("kpipe.training.schedules:multistep", MultistepOptions, "falls by a factor at milestones"),
-    "cosine": Row("kpipe.training.schedules:cosine", CosineOptions, "falls along half a cosine to the end"),
+    "constant": Row("kpipe.training.schedules:Constant", ScheduleOptions, "the peak, all along"),
+    "multistep": Row("kpipe.training.schedules:Multistep", MultistepOptions, "falls by a factor at milestones"),
+    "cosine": Row("kpipe.training.schedules:Cosine", CosineOptions, "falls along half a cosine to the end"),
 }
 
 
@@ -132,7 +142,7 @@ class MapOptions(Section):
 
 
 LOSSES = {
-    "cross_entropy": Row("kpipe.training.losses:cross_entropy", NoOptions, "softmax and -log of the true class"),
-    "euclidean": Row("kpipe.training.losses:euclidean", EuclideanOptions, "half the squared distance to coded labels"),
-    "map": Row("kpipe.training.losses:map_criterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
+    "cross_entropy": Row("kpipe.training.losses:CrossEntropy", NoOptions, "softmax and -log of the true class"),
+    "euclidean": Row("kpipe.training.losses:Euclidean", EuclideanOptions, "half the squared distance to coded labels"),
+    "map": Row("kpipe.training.losses:MapCriterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
 }

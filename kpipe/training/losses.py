@@ -1,9 +1,12 @@
 """Loss functions over logits: softmax cross entropy, and the two of the first convolutional networks.
 
-All take logits float32 [B, K] and labels in either of two forms: classes int32 [B], or shares float32 [B, K] that add
-up to 1, which a batch has whose images are mixed. They give float32 [B], of which training takes the mean, weighted
-where the batch says how. Which form it is, the shape says when the loss is traced, so that a compiled model trains on
-shares and is evaluated on classes. The signatures of the three functions are the options of `LOSSES` in the catalog.
+Each takes logits float32 [B, K] and labels in one of two forms: classes int32 [B], or soft labels float32 [B, K]
+whose rows sum to 1, as mixing images makes them. Each returns float32 [B], of which training takes the mean, weighted
+where a batch has weights. The shape says which form it is when the loss is traced, so a compiled model trains on soft
+labels and is evaluated on classes. The first arguments of the classes are the options of
+`kpipe.catalog.training.LOSSES`.
+
+B batch, K classes.
 """
 
 from collections.abc import Mapping
@@ -12,77 +15,65 @@ from typing import Any
 import keras
 from keras import ops
 
-from kpipe.catalog.training import LOSSES
+from kpipe.catalog.rows import check_options
+from kpipe.catalog.training import LOSSES, EuclideanOptions, MapOptions
 from kpipe.errors import ConfigError, did_you_mean
+
+_WHERE = "training.loss"
 
 
 def make_loss(name: str, options: Mapping[str, Any] | None = None) -> keras.losses.Loss:
-    """A loss of the table `kpipe.catalog.training.LOSSES`.
+    """Return a loss of the table `kpipe.catalog.training.LOSSES`.
+
+    Args:
+        name: a name of the table.
+        options: its options, as in an experiment file.
 
     Raises:
-        ConfigError: the name is not known.
+        ConfigError: the name is not known, or an option is out of range.
     """
     if name not in LOSSES:
-        raise ConfigError(f"training.loss: expected a known name, got '{name}'{did_you_mean(name, LOSSES)}")
+        raise ConfigError(f"{_WHERE}: expected a known name, got '{name}'{did_you_mean(name, LOSSES)}")
     return LOSSES[name].load()(**(options or {}))
-
-
-def cross_entropy() -> keras.losses.Loss:
-    """-log of the probability that a softmax over the logits gives to the true class, weighted by the shares."""
-    return CrossEntropy()
-
-
-def euclidean(output: str = "tanh") -> keras.losses.Loss:
-    """Half the squared distance between the outputs and a label coded as +1 for its class and -1 for the others.
-
-    The code of shares is the mean of the classes' codes, weighted by the shares.
-
-    Args:
-        output: what the logits pass first: "tanh", the squashing of early networks' last layer, or "linear".
-    """
-    return Euclidean(output)
-
-
-def map_criterion(j: float = 1.0) -> keras.losses.Loss:
-    """LeCun et al. 1998, section II.C, equation 9: pulls the true class near and pushes the near others away.
-
-    With penalties y = -logits (squared distances), y_true + log(exp(-j) + sum_i exp(-y_i)). Of shares, y_true is the
-    mean of the penalties, weighted by the shares.
-
-    Args:
-        j: the penalty of an image that is none of the classes, above 0; it limits how far the others are pushed.
-            The paper gives no value.
-    """
-    return MapCriterion(j)
 
 
 @keras.saving.register_keras_serializable("kpipe")
 class CrossEntropy(keras.losses.Loss):
-    """See `cross_entropy`."""
+    """-log of the probability that a softmax over the logits gives to the true class.
 
-    def __init__(self, name: str = "cross_entropy", **options):
-        super().__init__(name=name, **options)
+    With soft labels, the mean over the classes, weighted by the labels.
+    """
+
+    def __init__(self, *, name: str = "cross_entropy", **kwargs):
+        super().__init__(name=name, **kwargs)
 
     def call(self, labels, logits):
-        if are_shares(labels, logits):
+        if are_soft(labels, logits):
             return ops.categorical_crossentropy(labels, logits, from_logits=True)
         # Not by one-hot labels: the sparse form needs no [B, K] of them, and a thousand classes are usual.
-        return ops.sparse_categorical_crossentropy(flat_classes(labels), logits, from_logits=True)
+        return ops.sparse_categorical_crossentropy(class_indices(labels), logits, from_logits=True)
 
 
 @keras.saving.register_keras_serializable("kpipe")
 class Euclidean(keras.losses.Loss):
-    """See `euclidean`."""
+    """Half the squared distance between the outputs and a code of +1 for the true class and -1 for the others.
 
-    def __init__(self, output: str = "tanh", name: str = "euclidean", **options):
-        super().__init__(name=name, **options)
-        if output not in ("tanh", "linear"):
-            raise ConfigError(f"training.loss.output: expected tanh or linear, got {output!r}")
-        self.output = output
+    With soft labels, the code is the mean of the classes' codes, weighted by the labels.
+
+    Args:
+        output: what the logits pass first: "tanh", the squashing of early networks' last layer, or "linear".
+
+    Raises:
+        ConfigError: `output` is neither of these.
+    """
+
+    def __init__(self, output: str = "tanh", *, name: str = "euclidean", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.output = check_options(_WHERE, EuclideanOptions, output=output).output
 
     def call(self, labels, logits):
         outputs = ops.tanh(logits) if self.output == "tanh" else logits
-        codes = 2 * _shares(labels, logits) - 1
+        codes = 2 * _soft_labels(labels, logits) - 1
         return 0.5 * ops.sum(ops.square(outputs - codes), axis=-1)
 
     def get_config(self):
@@ -91,16 +82,26 @@ class Euclidean(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("kpipe")
 class MapCriterion(keras.losses.Loss):
-    """See `map_criterion`."""
+    """Maximum a posteriori criterion: pulls the true class near and pushes the others away, the nearest most.
 
-    def __init__(self, j: float = 1.0, name: str = "map", **options):
-        super().__init__(name=name, **options)
-        if not j > 0:
-            raise ConfigError(f"training.loss.j: expected more than 0, got {j}")
-        self.j = j
+    LeCun et al. 1998, section II.C, equation 9. With penalties y = -logits (squared distances), the loss is
+    y_true + log(exp(-j) + sum_i exp(-y_i)). With soft labels, y_true is the mean of the penalties, weighted by the
+    labels.
+
+    Args:
+        j: penalty of an image that belongs to none of the classes, above 0. It limits how far the others are pushed.
+            The paper gives no value.
+
+    Raises:
+        ConfigError: `j` is not above 0.
+    """
+
+    def __init__(self, j: float = 1.0, *, name: str = "map", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.j = check_options(_WHERE, MapOptions, j=j).j
 
     def call(self, labels, logits):
-        true = ops.sum(_shares(labels, logits) * logits, axis=-1)
+        true = ops.sum(_soft_labels(labels, logits) * logits, axis=-1)
         others = ops.concatenate([logits, ops.full_like(logits[:, :1], -self.j)], axis=-1)
         return ops.logsumexp(others, axis=-1) - true
 
@@ -108,18 +109,18 @@ class MapCriterion(keras.losses.Loss):
         return {**super().get_config(), "j": self.j}
 
 
-def are_shares(labels, logits) -> bool:
-    """Whether the labels are shares [B, K], and not classes of [B] or, as Keras may hand them, [B, 1]."""
+def are_soft(labels, logits) -> bool:
+    """Return whether labels are soft, [B, K], and not classes of [B] or, as Keras may pass them, [B, 1]."""
     return len(labels.shape) == 2 and labels.shape[-1] == logits.shape[-1] > 1
 
 
-def flat_classes(labels):
-    """Classes int32 [B], of any numbers [B] or [B, 1]."""
+def class_indices(labels):
+    """Return classes of any number type, [B] or [B, 1], as int32 [B]."""
     return ops.cast(ops.reshape(labels, (-1,)), "int32")
 
 
-def _shares(labels, logits):
-    """Labels of either form as shares [B, K]."""
-    if are_shares(labels, logits):
+def _soft_labels(labels, logits):
+    """Return labels of either form as soft labels [B, K], in the type of the logits."""
+    if are_soft(labels, logits):
         return ops.cast(labels, logits.dtype)
-    return ops.one_hot(flat_classes(labels), logits.shape[-1], dtype=logits.dtype)
+    return ops.one_hot(class_indices(labels), logits.shape[-1], dtype=logits.dtype)

@@ -1,16 +1,16 @@
-"""The share of right answers, over labels in both of their forms (see `kpipe.training.losses`)."""
+"""Accuracy over labels in both of their forms (see `kpipe.training.losses`)."""
 
 import keras
 from keras import ops
 
-from kpipe.training.losses import are_shares, flat_classes
+from kpipe.training.losses import are_soft, class_indices
 
 
 @keras.saving.register_keras_serializable("kpipe")
 class Accuracy(keras.metrics.MeanMetricWrapper):
-    """How often the largest logit is that of the true class; of shares, the true class is the one with the largest.
+    """Top-1 accuracy for integer or soft labels; the true class of a soft label is its largest entry.
 
-    Keras's "accuracy" settles on the form of the first labels that it sees, and reads those of the other as 0.0.
+    Keras's "accuracy" settles on the form of the first labels that it sees, and scores those of the other as 0.0.
 
     Input: labels int32 [B] or float32 [B, K]; logits float32 [B, K].
     """
@@ -23,5 +23,5 @@ class Accuracy(keras.metrics.MeanMetricWrapper):
 
 
 def _matches(labels, logits):
-    true = ops.argmax(labels, axis=-1) if are_shares(labels, logits) else flat_classes(labels)
+    true = ops.argmax(labels, axis=-1) if are_soft(labels, logits) else class_indices(labels)
     return ops.cast(ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), ops.cast(true, "int32")), "float32")

@@ -9,14 +9,7 @@ import tensorflow as tf
 from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError
 from kpipe.models.googlenet import WithAuxiliaryHeads, googlenet
-from kpipe.training.losses import (
-    Euclidean,
-    MapCriterion,
-    cross_entropy,
-    euclidean,
-    make_loss,
-    map_criterion,
-)
+from kpipe.training.losses import CrossEntropy, Euclidean, MapCriterion, make_loss
 from kpipe.training.metrics import Accuracy
 
 OPTIONS = [
@@ -55,27 +48,27 @@ def value(loss, labels, logits) -> float:
 
 def test_cross_entropy_by_hand():
     logits = np.log([[1.0, 2.0, 5.0]])
-    assert value(cross_entropy(), [2], logits) == pytest.approx(-np.log(5 / 8), rel=1e-6)
-    assert value(cross_entropy(), [0], logits) == pytest.approx(np.log(8), rel=1e-6)
+    assert value(CrossEntropy(), [2], logits) == pytest.approx(-np.log(5 / 8), rel=1e-6)
+    assert value(CrossEntropy(), [0], logits) == pytest.approx(np.log(8), rel=1e-6)
 
 
 def test_euclidean_by_hand():
     logits = [[1.0, -1.0, -1.0]]
-    assert value(euclidean("linear"), [0], logits) == 0.0
-    assert value(euclidean("linear"), [1], logits) == 4.0  # two outputs are off by 2
-    assert value(euclidean("linear"), [1], [[0.0, 3.0, -1.0]]) == 2.5
-    assert value(euclidean(), [0], [[50.0, -50.0, -50.0]]) == pytest.approx(0.0, abs=1e-6)
-    assert value(euclidean(), [1], [[0.0, 0.0, 0.0]]) == 1.5
+    assert value(Euclidean("linear"), [0], logits) == 0.0
+    assert value(Euclidean("linear"), [1], logits) == 4.0  # two outputs are off by 2
+    assert value(Euclidean("linear"), [1], [[0.0, 3.0, -1.0]]) == 2.5
+    assert value(Euclidean(), [0], [[50.0, -50.0, -50.0]]) == pytest.approx(0.0, abs=1e-6)
+    assert value(Euclidean(), [1], [[0.0, 0.0, 0.0]]) == 1.5
 
 
 def test_map_criterion_by_hand():
     penalties = np.array([[1.0, 2.0, 3.0]])
     total = np.exp(-0.5) + np.exp(-1) + np.exp(-2) + np.exp(-3)
-    assert value(map_criterion(0.5), [1], -penalties) == pytest.approx(2.0 + np.log(total), rel=1e-6)
+    assert value(MapCriterion(0.5), [1], -penalties) == pytest.approx(2.0 + np.log(total), rel=1e-6)
     # A true class at no distance with all others far away costs log(1 + exp(-j)): the junk class alone.
-    assert value(map_criterion(2.0), [0], [[0.0, -90.0]]) == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
+    assert value(MapCriterion(2.0), [0], [[0.0, -90.0]]) == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
     # And where everything is far away, the distance to the true class less j.
-    assert value(map_criterion(2.0), [0], [[-1e4, -2e4]]) == pytest.approx(1e4 - 2.0, rel=1e-6)
+    assert value(MapCriterion(2.0), [0], [[-1e4, -2e4]]) == pytest.approx(1e4 - 2.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -123,39 +116,39 @@ def test_gradients_are_the_finite_differences(name, options):
 
 @pytest.mark.parametrize("j", [0.5, 3.0])
 def test_map_criterion_pulls_the_true_class_and_pushes_the_near_others(j):
-    """By the penalties: 1 - share of the true class, minus the share of each other, of all K and the junk class."""
+    """By the penalties: 1 - posterior of the true class, minus that of each other, over all K and the junk class."""
     logits = tf.constant(LOGITS)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        total = tf.reduce_sum(map_criterion(j).call(tf.constant(LABELS), logits))
+        total = tf.reduce_sum(MapCriterion(j).call(tf.constant(LABELS), logits))
     by_penalties = -np.asarray(tape.gradient(total, logits))
     near = np.exp(np.float64(LOGITS))
-    shares = near / (np.exp(-j) + near.sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(by_penalties, np.eye(5)[LABELS] - shares, rtol=1e-4, atol=1e-6)
+    posteriors = near / (np.exp(-j) + near.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(by_penalties, np.eye(5)[LABELS] - posteriors, rtol=1e-4, atol=1e-6)
 
 
-# --- labels as shares ---------------------------------------------------------------------------------------
+# --- soft labels --------------------------------------------------------------------------------------------
 
-SHARES = np.random.default_rng(6).dirichlet(np.ones(5), 4).astype("float32")
+SOFT = np.random.default_rng(6).dirichlet(np.ones(5), 4).astype("float32")
 
 
-def of_shares(name, shares, logits, **options) -> np.ndarray:
+def of_soft_labels(name, labels, logits, **options) -> np.ndarray:
     """float64 [B]. Two of the losses are linear in the label: the mean of what the classes would cost."""
     if name == "euclidean":
         outputs = np.tanh(np.float64(logits)) if options.get("output", "tanh") == "tanh" else np.float64(logits)
-        return ((outputs - (2 * shares - 1)) ** 2).sum(axis=1) / 2
+        return ((outputs - (2 * labels - 1)) ** 2).sum(axis=1) / 2
     costs = [by_numpy(name, np.full(len(logits), k), logits, **options) for k in range(logits.shape[1])]
-    return (shares * np.stack(costs, axis=1)).sum(axis=1)
+    return (labels * np.stack(costs, axis=1)).sum(axis=1)
 
 
 @all_losses
-def test_shares_weigh_the_classes(name, options):
-    losses = make_loss(name, options).call(tf.constant(SHARES), tf.constant(LOGITS))
-    np.testing.assert_allclose(losses, of_shares(name, SHARES, LOGITS, **options), rtol=1e-5)
+def test_soft_labels_weight_the_classes(name, options):
+    losses = make_loss(name, options).call(tf.constant(SOFT), tf.constant(LOGITS))
+    np.testing.assert_allclose(losses, of_soft_labels(name, SOFT, LOGITS, **options), rtol=1e-5)
 
 
 @all_losses
-def test_shares_of_a_single_class_cost_what_the_class_costs(name, options):
+def test_soft_labels_of_a_single_class_cost_what_the_class_costs(name, options):
     loss = make_loss(name, options)
     whole = loss.call(tf.one_hot(LABELS, 5), tf.constant(LOGITS))
     np.testing.assert_allclose(whole, loss.call(tf.constant(LABELS), tf.constant(LOGITS)), rtol=1e-6)
@@ -164,23 +157,23 @@ def test_shares_of_a_single_class_cost_what_the_class_costs(name, options):
 def test_cross_entropy_is_keras_s_own_in_both_forms():
     sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     dense = keras.losses.CategoricalCrossentropy(from_logits=True)
-    assert float(cross_entropy()(LABELS, LOGITS)) == float(sparse(LABELS, LOGITS))
-    assert float(cross_entropy()(SHARES, LOGITS)) == float(dense(SHARES, LOGITS))
+    assert float(CrossEntropy()(LABELS, LOGITS)) == float(sparse(LABELS, LOGITS))
+    assert float(CrossEntropy()(SOFT, LOGITS)) == float(dense(SOFT, LOGITS))
     weights = np.float32([1, 0, 2, 0.5])
-    assert float(cross_entropy()(SHARES, LOGITS, weights)) == float(dense(SHARES, LOGITS, weights))
+    assert float(CrossEntropy()(SOFT, LOGITS, weights)) == float(dense(SOFT, LOGITS, weights))
 
 
 @all_losses
-def test_the_shape_is_looked_at_when_the_loss_is_traced(name, options):
+def test_the_shape_says_which_form_it_is_when_the_loss_is_traced(name, options):
     loss = make_loss(name, options)
     spec = [tf.TensorSpec((None, 5)), tf.TensorSpec((None, 5))]
     traced = tf.function(lambda labels, logits: loss(labels, logits)).get_concrete_function(*spec)
-    expected = of_shares(name, SHARES, LOGITS, **options).mean()
-    np.testing.assert_allclose(traced(tf.constant(SHARES), tf.constant(LOGITS)), expected, rtol=1e-5)
+    expected = of_soft_labels(name, SOFT, LOGITS, **options).mean()
+    np.testing.assert_allclose(traced(tf.constant(SOFT), tf.constant(LOGITS)), expected, rtol=1e-5)
 
 
-def test_a_single_class_is_no_share():
-    assert value(cross_entropy(), [[0], [0]], [[3.0], [-1.0]]) == 0.0
+def test_labels_of_a_single_class_are_not_soft():
+    assert value(CrossEntropy(), [[0], [0]], [[3.0], [-1.0]]) == 0.0
 
 
 # --- accuracy -----------------------------------------------------------------------------------------------
@@ -215,12 +208,10 @@ def test_accuracy_is_keras_s_own():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_options_are_the_function_s_own_parameters_and_defaults(name):
+def test_signatures_equal_the_table(name):
     parameters = inspect.signature(LOSSES[name].load()).parameters
-    fields = LOSSES[name].options.model_fields
-    assert {key: field.default for key, field in fields.items()} == {
-        key: parameter.default for key, parameter in parameters.items()
-    }
+    defaults = {key: value.default for key, value in parameters.items() if key not in ("name", "kwargs")}
+    assert defaults == {key: field.default for key, field in LOSSES[name].options.model_fields.items()}
 
 
 def test_every_loss_is_tested_here():
@@ -257,10 +248,10 @@ def test_the_config_gives_back_the_arguments(loss, own):
             "training.loss: expected a known name, got 'cross_entorpy', did you mean 'cross_entropy'?",
         ),
         ("hinge", {}, "training.loss: expected a known name, got 'hinge' (known: cross_entropy, euclidean, map)"),
-        ("euclidean", {"output": "relu"}, "training.loss.output: expected tanh or linear, got 'relu'"),
+        ("euclidean", {"output": "relu"}, "training.loss.output: expected one of tanh, linear, got 'relu'"),
         ("map", {"j": 0}, "training.loss.j: expected more than 0, got 0"),
         ("map", {"j": -1.5}, "training.loss.j: expected more than 0, got -1.5"),
-        ("map", {"j": float("nan")}, "training.loss.j: expected more than 0, got nan"),
+        ("map", {"j": float("nan")}, "training.loss.j: expected a finite number, got nan"),
     ],
 )
 def test_mistakes(name, options, message):
@@ -311,10 +302,10 @@ def test_heads_count_in_training_only(with_heads, weights):
     assert loss() == pytest.approx(training, rel=1e-5)
 
 
-def test_heads_count_by_shares_and_weights_too(with_heads):
+def test_heads_count_with_soft_labels_and_weights_too(with_heads):
     logits, weights = three_logits(), np.float32([1, 0, 2, 0.5])
-    main, *heads = [(of_shares("cross_entropy", SHARES, each) * weights).mean() for each in logits]
-    loss = with_heads.compute_loss(IMAGES, tf.constant(SHARES), logits, weights, training=True)
+    main, *heads = [(of_soft_labels("cross_entropy", SOFT, each) * weights).mean() for each in logits]
+    loss = with_heads.compute_loss(IMAGES, tf.constant(SOFT), logits, weights, training=True)
     assert float(loss) == pytest.approx(main + 0.3 * sum(heads), rel=1e-5)
 
 

@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import keras
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.errors import ConfigError
-from kpipe.training.optimizers import make_optimizer
+from kpipe.training.optimizers import l2_decay, make_optimizer, with_transforms
 from kpipe.training.schedules import make_schedule
 
 L2 = {"value": 0.1, "kind": "l2"}
@@ -62,7 +63,7 @@ def test_decoupled_decay_shrinks_the_weight_apart_from_the_momentum():
 
 @pytest.mark.parametrize("weight_decay", [L2, DECOUPLED])
 @pytest.mark.parametrize("name", ["bias", "gamma", "beta"])
-def test_biases_and_batch_normalisation_never_decay(name, weight_decay):
+def test_biases_and_batch_normalization_never_decay(name, weight_decay):
     plain = updated(make_optimizer("sgd", {}, 0.1), name=name)
     np.testing.assert_array_equal(updated(make_optimizer("sgd", {}, 0.1, weight_decay=weight_decay), name=name), plain)
 
@@ -94,6 +95,7 @@ def test_adamw_without_its_own_decay_is_adam(weight_decay):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_options_are_arguments_of_the_keras_class_with_its_defaults(name):
+    """A part of its arguments: the rest is for kpipe to set, or has no place in an experiment."""
     row = OPTIMIZERS[name]
     parameters = inspect.signature(row.load().__init__).parameters
     defaults = {key: field.default for key, field in row.options.model_fields.items() if key != "weight_decay"}
@@ -122,6 +124,45 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         make_optimizer("adm", {}, 0.1)
 
 
-def test_an_unknown_kind_of_decay_is_refused():
-    with pytest.raises(ConfigError, match="weight_decay.kind: expected l2 or decoupled, got 'l1'"):
-        make_optimizer("sgd", {}, 0.1, weight_decay={"value": 0.1, "kind": "l1"})
+@pytest.mark.parametrize(
+    ("options", "weight_decay", "message"),
+    [
+        ({}, {"value": 0.1, "kind": "l1"}, "weight_decay.kind: expected one of l2, decoupled, got 'l1'"),
+        ({}, {"value": -0.1, "kind": "l2"}, "weight_decay.value: expected at least 0, got -0.1"),
+        ({"momentum": 1.0}, None, "momentum: expected less than 1, got 1.0"),
+        ({"nesterov": True}, None, "nesterov: needs a momentum above 0"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options, weight_decay, message):
+    with pytest.raises(ConfigError, match=f"^training.optimizer.{message}"):
+        make_optimizer("sgd", options, 0.1, weight_decay=weight_decay)
+
+
+# --- a chain of transforms ----------------------------------------------------------------------------------
+
+
+def test_transforms_are_applied_in_their_order():
+    def halve(gradient, variable):
+        return gradient / 2
+
+    sgd = with_transforms(keras.optimizers.SGD, [l2_decay(0.1), halve])
+    [gradient, _] = GRADIENTS
+    expected = START - 0.5 * (gradient + 0.1 * START) / 2
+    np.testing.assert_allclose(updated(sgd(0.5), gradients=[gradient]), expected, rtol=1e-6)
+    expected = START - 0.5 * (gradient / 2 + 0.1 * START)
+    sgd = with_transforms(keras.optimizers.SGD, [halve, l2_decay(0.1)])
+    np.testing.assert_allclose(updated(sgd(0.5), gradients=[gradient]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_transforms_leave_the_names_of_the_variables(name):
+    plain, transformed = (make_optimizer(name, {}, 0.1, weight_decay=decay) for decay in (None, L2))
+    variable = keras.Variable(START, name="kernel")
+    for optimizer in (plain, transformed):
+        optimizer.build([variable])
+    assert type(transformed).__name__ == type(plain).__name__
+
+    def stems(optimizer):
+        return [re.sub(r"_\d+/", "/", variable.path) for variable in optimizer.variables]
+
+    assert stems(transformed) == stems(plain)
