@@ -645,16 +645,19 @@ def _write_figures(job: _Job) -> None:
     folder = job.run.path / "figures"
     folder.mkdir(exist_ok=True)
     records = [json.loads(line) for line in (job.run.path / "metrics.jsonl").read_text().splitlines()]
-    figures.write_curves(folder / "curves.png", records)
+    figures.save_figure(figures.draw_curves(records), folder / "curves.png")
     batches, names = job.evaluation_batches("test") or job.evaluation_batches("validation"), job.splits.class_names
     if batches is None:
         return
     judged = _judge(job.prepared.model, batches)
-    figures.write_confusion_matrix(folder / "confusion_matrix.png", judged.labels, judged.predictions, names)
+    matrix = figures.draw_confusion_matrix(judged.labels, judged.predictions, names)
+    figures.save_figure(matrix, folder / "confusion_matrix.png")
     wrong = np.count_nonzero(judged.predictions != judged.labels)
-    figures.write_predictions(folder / "predictions.png", *judged.first, names, title="Predictions")
+    first = figures.draw_predictions(*judged.first, names, title="Predictions")
+    figures.save_figure(first, folder / "predictions.png")
     title = f"The surest of {wrong} mistakes" if wrong else "No mistakes"
-    figures.write_predictions(folder / "mistakes.png", *judged.mistakes, names, title=title)
+    mistakes = figures.draw_predictions(*judged.mistakes, names, title=title)
+    figures.save_figure(mistakes, folder / "mistakes.png")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class Report:
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
         scores = [record.score if record.has_score else None for record in order]
         times = _times(order, records)
-        figures.write_search(self._search / FIGURE, scores, times, objective=self._objective)
+        figure = figures.draw_search(scores, times, objective=self._objective)
+        figures.save_figure(figure, self._search / FIGURE)
         best = ranked(order, self._objective)
         counts = {status: sum(record.status == status for record in order) for status in _ENDINGS}
         summary = {

@@ -53,7 +53,7 @@ PHASES = [
     ((TRAINER, "Trainer", "evaluate", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 18."),
     ((CHECKPOINTS, "Checkpoints", "commit", 1), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step "),
-    (("kpipe.experiment", "figures", "write_curves", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
+    (("kpipe.experiment", "figures", "draw_curves", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
 ]  # fmt: skip
 
 
