@@ -75,22 +75,29 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a search asks of a run. Such a run leaves the test part alone and draws no figures.
+class RunOptions:
+    """What a caller may ask of a run, beside the experiment."""
 
-    Attributes:
-        path: the run directory; a run of the same experiment that is there is gone on with.
-        epochs: after which it ends; its schedule is made for all epochs of the experiment. None: after these.
-        constants: the file in which the search keeps those of the first layer.
-        watch: gets each record of metrics.jsonl, and may raise Diverged.
-        callbacks: Keras callbacks besides the experiment's.
-    """
-
-    path: Path
+    new: bool = False
+    """Start another run even if one of this experiment is unfinished."""
+    resume: Path | None = None
+    """The run directory to resume; see `kpipe.config.check_resume` for what may differ from it."""
+    path: Path | None = None
+    """The run directory. An existing run of this experiment is resumed there; anything else is deleted."""
     epochs: int | None = None
+    """Stop after this many epochs; the schedule still spans training.epochs."""
     constants: Path | None = None
-    watch: Callable[[dict[str, Any]], None] = lambda record: None
+    """The file in which a search keeps the first layer's constants."""
+    evaluate: tuple[str, ...] = ("validation", "test")
+    """The splits that are evaluated at the end."""
+    draw: bool = True
+    """Whether to draw the figures and the graph."""
+    keep_last: bool | None = None
+    """Whether to keep the last checkpoint; None: as training.checkpoint.keep_last says."""
     callbacks: Sequence[keras.callbacks.Callback] = ()
+    """Keras callbacks besides the experiment's."""
+    on_record: Callable[[dict[str, Any]], None] = lambda record: None
+    """Gets each record of metrics.jsonl, and may raise Diverged."""
 
 
 @dataclass
@@ -170,22 +177,18 @@ def prepare(
 
 def train(
     experiment: Experiment,
+    options: RunOptions = RunOptions(),
     *,
     splits: data.Splits | None = None,
-    new: bool = False,
-    resume: str | os.PathLike | None = None,
     screen: Screen | None = None,
-    trial: Trial | None = None,
 ) -> Result:
     """Trains, evaluates and saves; resumes the unfinished run of the same experiment by itself.
 
     Args:
         experiment: what to train.
+        options: see `RunOptions`.
         splits: the data, where it is loaded already.
-        new: start another run even if one of this experiment is unfinished.
-        resume: the run directory to go on with; see `kpipe.config.check_resume` for what may differ from it.
         screen: where the user sees it; default standard output.
-        trial: what a search asks of it; it says the run directory.
 
     Raises:
         ConfigError, DataError: nothing was trained.
@@ -194,14 +197,14 @@ def train(
         Interrupted: by SIGINT or SIGTERM; the same command goes on.
     """
     screen = screen or Screen()
+    resume = options.resume and Path(options.resume).resolve()
     if resume is not None:
-        resume = Path(resume).resolve()
         check_resume(resume, experiment)
     logs = logs_of(experiment)
     with (
         stop_signals() as stop,
         translate_write_errors(resume or logs),
-        open_run(logs, experiment.name, experiment.identity(), new=new, resume=resume, at=trial and trial.path) as run,
+        open_run(logs, experiment.name, experiment.identity(), new=options.new, resume=resume, at=options.path) as run,
         translate_interruption(run, stop),
     ):
         chosen = choose(experiment, _chosen_before(run) or experiment.chosen)
@@ -210,7 +213,7 @@ def train(
         batch_size = experiment.data.batch_size
         with translate_tensorflow_errors(run, batch_size):
             kept = run.path / "normalization.npz"
-            constants = trial.constants if trial and trial.constants else kept
+            constants = options.constants or kept
             prepared = prepare(experiment, splits=splits, constants=constants, progress=screen.progress)
             if constants != kept:
                 shutil.copy(constants, kept)
@@ -231,10 +234,12 @@ def train(
             _show_header(screen, experiment, prepared, run, progress, [*notes, *log.lost])
             if not run.resumed:
                 log.write_text("config", (run.path / "config.yaml").read_text(encoding="utf-8"))
-                if trial is None:
+                if options.draw:
                     log.write_graph(_graph(prepared.model))
             started_at = time.monotonic() - progress.seconds
-            job = _Job(experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, started_at, trial)
+            job = _Job(
+                experiment, prepared, trainer, checkpoints, progress, run, log, screen, stop, started_at, options
+            )
             _fit(job)
             return _finish(job)
 
@@ -449,7 +454,7 @@ class _Job:
     stop: Stop
     started_at: float
     """When the training would have started, had it not been interrupted; in seconds of the monotonic clock."""
-    trial: Trial | None
+    options: RunOptions
 
     @property
     def batch_size(self) -> int:
@@ -521,8 +526,8 @@ class _Job:
 
 def _fit(job: _Job) -> None:
     """Trains to the end, with checkpoints on the way, at a stop and at the end."""
-    training, screen, trial = job.experiment.training, job.screen, job.trial
-    epochs = trial.epochs if trial and trial.epochs else training.epochs
+    training, screen, options = job.experiment.training, job.screen, job.options
+    epochs = options.epochs or training.epochs
     state, steps_per_epoch = job.progress.train, job.prepared.steps_per_epoch
     validation = job.evaluation_batches("validation")
     every = training.checkpoint.every
@@ -531,8 +536,7 @@ def _fit(job: _Job) -> None:
         job.log.write(record)
         if record["span"] == "steps":
             screen.log(record)
-        if trial:
-            trial.watch(record)
+        options.on_record(record)
 
     try:
         with screen.training(epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=job.batch_size):
@@ -542,7 +546,7 @@ def _fit(job: _Job) -> None:
                 epochs=epochs,
                 state=state,
                 validation=validation,
-                callbacks=[*_callbacks(training), *(trial.callbacks if trial else ())],
+                callbacks=[*_callbacks(training), *options.callbacks],
                 cadence=Cadence(
                     log_every=job.prepared.log_every,
                     save_every=_count_steps(every, steps_per_epoch),
@@ -561,7 +565,7 @@ def _fit(job: _Job) -> None:
     except Diverged as error:
         job.progress.seconds = time.monotonic() - job.started_at
         job.write_summary("diverged")
-        if trial:  # whose checkpoints the search removes
+        if options.path:  # whoever has named the directory decides what becomes of its checkpoints
             raise
         kept = job.checkpoints.latest
         raise Diverged(
@@ -594,7 +598,7 @@ def _finish(job: _Job) -> Result:
     else:
         load_portable_weights(prepared.model, run.model)
     parts = {}
-    for name in ("validation",) if job.trial else ("validation", "test"):
+    for name in job.options.evaluate:
         if batches := job.evaluation_batches(name):
             parts[name] = job.trainer.evaluate(batches)
     if "test" in parts:
@@ -602,11 +606,13 @@ def _finish(job: _Job) -> Result:
         epoch = progress.train.step // prepared.steps_per_epoch
         job.log.write({"step": progress.train.step, "epoch": epoch, "split": "test", "span": "epoch", **test})
     save_portable(prepared.model, run.model, **prepared.network)
-    if job.trial is None:
+    if job.options.draw:
         _write_figures(job)
     job.stop.defer()  # what is left takes milliseconds, and a finished run is not gone on with
     summary = job.write_summary("finished", parts)
-    keep_last = job.experiment.training.checkpoint.keep_last or job.trial is not None  # hyperband may go on from it
+    keep_last = job.options.keep_last
+    if keep_last is None:
+        keep_last = job.experiment.training.checkpoint.keep_last
     checkpoints.finish(keep_last=keep_last)  # the best weights are in model.keras
     if progress.train_metrics:
         trained_on = progress.train_metrics | {"images": prepared.steps_per_epoch * job.batch_size}

@@ -73,7 +73,7 @@ def test_hyperband_in_a_small_space_promotes_what_there_is():
     records = go_on(search, {})
     assert [record.codes[EPOCHS] for record in records.values()] == [1, 1, 1, 3, 3, 3, 9]
     oracle = make_oracle(search, "val_accuracy", 9, {})
-    assert (oracle.total, oracle.asked_for) == (7, 23)
+    assert (oracle.total, oracle.requested) == (7, 23)
     for killed in range(1, 8):
         assert go_on(search, go_on(search, {}, until=killed)) == records
 
@@ -145,11 +145,11 @@ def test_weights_are_kept_while_another_trial_may_begin_with_them():
     def needed(until):
         records = go_on(search, {}, until=until)
         oracle = make_oracle(search, "val_accuracy", 9, records)
-        return {number for number in records if oracle.may_go_on(number)}
+        return {number for number in records if oracle.weights_may_be_inherited(number)}
 
     assert needed(9) == set(range(1, 10))
     whole = go_on(search, {})
     best = {record.number for record in sorted((whole[n] for n in range(1, 10)), key=lambda r: -r.score)[:3]}
     assert best & needed(12) == {whole[12].parent}  # it may not have copied them yet
     assert needed(13) >= {whole[13].parent}
-    assert not make_oracle(search, "val_accuracy", 9, whole).may_go_on(1)
+    assert not make_oracle(search, "val_accuracy", 9, whole).weights_may_be_inherited(1)
