@@ -1,7 +1,7 @@
 """Figures of runs and searches: learning curves, confusion matrix, grids of images, scores of trials.
 
-Each `draw_*` returns a `matplotlib.figure.Figure`, made without pyplot: no display is needed, no global state is left
-behind, and a notebook that imports kpipe keeps its own settings. `save_figure` writes one to a PNG file.
+Each `draw_*` returns a `matplotlib.figure.Figure`, made without pyplot: it needs no display, and a notebook that
+imports kpipe keeps its own settings. `save_figure` writes a figure to a PNG file.
 """
 
 from kpipe.figures.confusion import draw_confusion_matrix

@@ -1,4 +1,4 @@
-"""How figures look: colors, fonts and margins; and how they are saved."""
+"""The look of figures: colors, fonts and margins. Also how they are saved."""
 
 import warnings
 from os import PathLike

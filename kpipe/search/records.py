@@ -30,7 +30,7 @@ class Record:
 
     Attributes:
         number: 1, 2, ... in the order in which the trials began.
-        codes: what the engine has chosen, by its own names.
+        codes: what the engine suggested, by its own names.
         values: the same as overrides, by dotted key.
         status: running, finished, stopped by the median rule, or failed.
         score: mean of `scores`; None for a trial without a score.

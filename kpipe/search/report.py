@@ -124,7 +124,7 @@ class Report:
         self._show_result(best, order, summary, is_exhausted)
         return summary
 
-    # --- on the screen ----------------------------------------------------------------------------------------
+    # --- on the screen ----------------------------------------------------------------------------------------------
 
     @property
     def _done(self) -> int:
@@ -224,14 +224,14 @@ class Report:
         line(f"Curves and HParams: tensorboard --logdir {shlex.quote(str(path))}")
 
     def _remark(self, best: Record) -> str:
-        """Return what to know before best.yaml is trained; empty where it gives the same score."""
+        """Return what to know before training best.yaml; empty where that reproduces the score."""
         epochs = best.codes.get(EPOCHS, self._epochs)
         if epochs < self._epochs and best.epochs >= epochs:  # else early stopping has ended it, and would again
-            return f"after {epochs} of {self._epochs} epochs: trained in full, it gets another score"
+            return f"after {epochs} of {self._epochs} epochs: trained in full, its score will differ"
         if len(best.scores) > 1:
-            return f"the mean over {len(best.scores)} seeds; best.yaml has the first, with {best.scores[0]:.4f}"
+            return f"the mean over {len(best.scores)} seeds; best.yaml has the first seed, with {best.scores[0]:.4f}"
         if "seed" in self._keys:
-            return f"with seed {best.values['seed']} alone; {GROUPS_CSV} has the means over the seeds"
+            return f"with seed {best.values['seed']} only; {GROUPS_CSV} has the means over the seeds"
         return ""
 
     def _write_best(self, ended: Sequence[Record]) -> None:
@@ -244,7 +244,7 @@ class Report:
             f"The best of {counted(len(ended), 'trial')}: trial {best.number}, {self._objective} {best.scores[0]:.6g}."
         ]
         if best.codes.get(EPOCHS, self._epochs) == self._epochs:
-            lines.append("On the same machine, kpipe run gives this score again, to the last bit.")
+            lines.append("On the same machine, kpipe run reproduces this score to the last bit.")
         if remark := self._remark(best):
             lines.append(f"{remark[0].upper()}{remark[1:]}.")
         head = "".join(f"# {line}\n" for line in lines)

@@ -63,8 +63,8 @@ def loss_of_guessing(experiment: Experiment, classes: int) -> float | None:
     Returns:
         ln K for each classifier, times its weight in the loss. None where the loss is not a cross entropy.
     """
-    chosen, network = experiment.training.loss, experiment.model
-    if (chosen.name if chosen else network.default_loss) != "cross_entropy":
+    loss, network = experiment.training.loss, experiment.model
+    if (loss.name if loss else network.default_loss) != "cross_entropy":
         return None
     return math.log(classes) * (1 + network.auxiliary_loss_weight)
 

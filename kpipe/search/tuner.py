@@ -68,15 +68,15 @@ def run_search(
 
     Raises:
         ConfigError, DataError: nothing can be trained.
-        Diverged: not one trial has a score.
+        Diverged: no trial has a score.
         EnvironmentFault: the machine refuses; the trials so far are kept.
         Interrupted: by SIGINT or SIGTERM; the same command resumes the search.
     """
     role = read_role()
     if role is not None and (workers > 1 or (new and role == "worker")):
         raise ConfigError(
-            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; --new is for the "
-            "chief alone"
+            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; only the chief "
+            "may have --new"
         )
     experiment, screen = loaded.experiment, screen or Screen()
     if role == "worker":
@@ -144,7 +144,7 @@ def _finish(
         extended = ", a larger search.trials extends it" if hasattr(experiment.search, "trials") else ""
         screen.line(f"This search was finished before{extended}; --new starts another")
     if summary["best"] is None:
-        raise Diverged(f"{path}: not one of {summary['trials']} trials has a score; the reasons stand above")
+        raise Diverged(f"{path}: none of {summary['trials']} trials has a score; see the reasons above")
     return SearchResult(path, summary)
 
 

@@ -56,7 +56,7 @@ def test_a_search_from_file_to_best(kpipe, experiment, logs, search):
     kept = {row["run"] for row in rows if (path / row["run"] / "model.keras").exists()}
     assert kept == {rows[0]["run"]}
 
-    # best.yaml gives the score again, and the same weights.
+    # best.yaml reproduces the score, and the same weights.
     code, out, err = kpipe("run", str(path / "best.yaml"))
     assert (code, err) == (0, "")
     [again] = [each for each in (logs / "tiny").iterdir() if each.is_dir() and each != path]
@@ -122,7 +122,7 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     [other] = (tmp_path / "whole" / "tiny").glob("search-*")
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(path)] for path in (there, other)]
     assert timeless[0] == timeless[1]
-    assert len(timeless[0]) == 5  # 2 for one epoch, of which 1 goes on; 2 in full
+    assert len(timeless[0]) == 5  # 2 for one epoch, of which 1 is promoted; 2 in full
 
     # The promoted trial has the weights, the optimizer and the steps of a run that was never interrupted.
     [heir] = [record for record in read_records(there).values() if record.parent]

@@ -41,13 +41,13 @@ def test_executions_have_other_seeds_and_the_score_is_their_mean(kpipe, experime
                                                           f"{each.training.learning_rate.peak:g}" ==
                                                           f"{float(best[PEAK]):g}"]))  # fmt: skip
     assert re.search(
-        r"^Best: trial \d, val_accuracy \d\.\d{4}; the mean over 3 seeds; best.yaml has the first, with", out, re.M
+        r"^Best: trial \d, val_accuracy \d\.\d{4}; the mean over 3 seeds; best.yaml has the first seed, with", out, re.M
     )
     [first, second] = rows_of(search(), "groups.csv")
     assert (first["trainings"], float(first["deviation"])) == ("3", pytest.approx(0.001))
     assert re.search(r"^ rank +mean val_accuracy +std +trainings", out, re.M)
     head = (search() / "best.yaml").read_text().splitlines()
-    assert head[2].startswith("# The mean over 3 seeds; best.yaml has the first, with ")
+    assert head[2].startswith("# The mean over 3 seeds; best.yaml has the first seed, with ")
 
 
 def test_an_ablation_is_a_grid_over_seeds(kpipe, experiment, search, trained):
@@ -64,8 +64,8 @@ def test_an_ablation_is_a_grid_over_seeds(kpipe, experiment, search, trained):
     expected = np.std([score(each) for each, _, _ in trained[:4]], ddof=1)
     assert float(groups[0]["deviation"]) == pytest.approx(expected)
     assert re.search(r"^ +1 +0\.9985 +0\.0013 +4 +0\.01", out, re.M)
-    assert "Best: trial 1, val_accuracy 1.0000; with seed 0 alone; groups.csv has the means over the seeds\n" in out
-    assert "# With seed 0 alone; groups.csv has the means over the seeds.\n" in (search() / "best.yaml").read_text()
+    assert "Best: trial 1, val_accuracy 1.0000; with seed 0 only; groups.csv has the means over the seeds\n" in out
+    assert "# With seed 0 only; groups.csv has the means over the seeds.\n" in (search() / "best.yaml").read_text()
 
 
 def test_the_objective_decides_the_score_and_the_weights(kpipe, experiment, search, trained):
@@ -81,7 +81,7 @@ def test_hyperband_says_when_its_best_was_not_trained_in_full(kpipe, experiment,
     trained.score = lambda experiment: 0.5  # the first of equal ones is the best
     code, out, _ = kpipe("search", experiment, "search.method=hyperband", "search.factor=2")
     assert code == 0
-    assert "after 1 of 2 epochs: trained in full, it gets another score" in out
+    assert "after 1 of 2 epochs: trained in full, its score will differ" in out
     assert {each.training.epochs for each, _, _ in trained} == {2}  # its schedule is that of all epochs
     assert [options.epochs for _, options, _ in trained] == [1, 1, 2, 2, 2]
 
@@ -139,6 +139,6 @@ def test_a_search_without_one_score(kpipe, experiment, search, trained):
     trained.errors = {number: Diverged("the loss became nan at step 3; likely causes: ...") for number in (1, 2)}
     code, out, err = kpipe("search", experiment, "search.trials=2")
     assert code == 4
-    assert err == f"{search()}: not one of 2 trials has a score; the reasons stand above\n"
+    assert err == f"{search()}: none of 2 trials has a score; see the reasons above\n"
     assert "  trial 1, 2: the loss became nan at step 3; likely causes: ..." in out
     assert not (search() / "best.yaml").exists()

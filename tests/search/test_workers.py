@@ -102,7 +102,7 @@ def test_a_worker_that_comes_too_late_is_not_waited_for(kpipe, experiment, worke
     worker_says("sleep 60")
     begun = time.monotonic()
     code, _, err = kpipe("search", experiment, "--workers", "2")
-    assert (code, "not one of 0 trials has a score" in err) == (4, True)
+    assert (code, "none of 0 trials has a score" in err) == (4, True)
     assert time.monotonic() - begun < 20
 
 
