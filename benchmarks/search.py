@@ -147,7 +147,7 @@ def make_variants(work: str, folder: Path) -> tuple[Callable[[], None], Callable
     experiment = loaded.experiment
     (folder / "trials").mkdir(parents=True)
     runner = TrialRunner(loaded, folder, experiment.training.monitor, Stop(), screen=Quiet())
-    splits = runner._load(experiment.data)
+    splits = runner.load_data(experiment.data)
     network = prepare(experiment, splits=splits).network
     batch_size, number = experiment.data.batch_size, 0
     images, labels = splits.train.images[:batch_size], splits.train.labels[:batch_size]

@@ -53,7 +53,12 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     if print_config:
         click.echo(loaded.describe())
         return
-    _quietly(lambda: _import_experiment().train(loaded.experiment, new=new, resume=resume))
+
+    def train() -> None:
+        experiment = _import_experiment()
+        experiment.train(loaded.experiment, experiment.RunOptions(new=new, resume=resume and Path(resume)))
+
+    _quietly(train)
 
 
 @cli.command(short_help="Search over any key: learning rate, optimizer, ...")

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def convolve(image, kernel, **options):
-    """One map of keras.layers.Conv2D without bias: [H, W] and [k, k] to [H', W']."""
+    """One feature map of keras.layers.Conv2D without bias: [H, W] and [k, k] to [H', W']."""
     image, kernel = np.asarray(image, "float32"), np.asarray(kernel, "float32")
     layer = layers.Conv2D(1, kernel.shape, use_bias=False, **options)
     layer.build((None, *image.shape, 1))
@@ -41,7 +41,7 @@ def shape_after(*layers_, size):
 
 
 def gradients_of(layer, inputs, error):
-    """What the layer's input and weights get, when `error` [B, H', W', C] comes back to its output."""
+    """The gradients of the layer's input and weights, where `error` [B, H', W', C] is that of its output."""
     inputs = tf.constant(inputs)
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -110,13 +110,13 @@ def test_ten_pixels_kernel_three_stride_three_give_three():
     assert shape_after(layers.Conv2D(1, 3, 3), size=(10, 10, 1)) == (3, 3, 1)
 
 
-def test_sixty_four_kernels_on_a_colour_image():
+def test_sixty_four_kernels_on_a_color_image():
     layer = layers.Conv2D(64, 5, padding="same")
     assert shape_after(layer, size=(32, 32, 3)) == (32, 32, 64)
     assert layer.count_params() == 4_864
 
 
-def test_maps_are_stacked_and_kernels_are_as_deep_as_their_input():
+def test_feature_maps_are_stacked_and_kernels_are_as_deep_as_their_input():
     assert shape_after(layers.Conv2D(1, 5), size=(32, 32, 3)) == (28, 28, 1)
     six, ten = layers.Conv2D(6, 5), layers.Conv2D(10, 5)
     assert shape_after(six, ten, size=(32, 32, 3)) == (24, 24, 10)
@@ -127,11 +127,11 @@ def test_maps_are_stacked_and_kernels_are_as_deep_as_their_input():
 
 def test_four_kernels_of_three_slices_are_summed_over_the_slices():
     image, layer = random_numbers(1, 6, 6, 3), layers.Conv2D(4, 3, use_bias=False)
-    maps = layer(image).numpy()[0]
+    feature_maps = layer(image).numpy()[0]
     kernel = layer.kernel.numpy()
     for number in range(4):
         slices = [convolve(image[0, ..., c], kernel[..., c, number]) for c in range(3)]
-        np.testing.assert_allclose(maps[..., number], sum(slices), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(feature_maps[..., number], sum(slices), rtol=1e-4, atol=1e-5)
 
 
 def test_valid_loses_the_last_column_and_same_does_not():
@@ -153,7 +153,7 @@ def test_a_kernel_of_three_has_nine_weights_and_a_bias():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_first_layer_of_lenet5_has_kernels_of_five(channels):
     c1 = lenet5((28, 28, channels)).get_layer("c1")
-    assert c1.count_params() == 6 * (25 * channels + 1)  # 156 for grey images, not 54
+    assert c1.count_params() == 6 * (25 * channels + 1)  # 156 for gray images, not 54
 
 
 @pytest.mark.parametrize("depth, single", [(2, 5), (3, 7)])
@@ -179,7 +179,7 @@ def test_full_local_and_shared_connections():
 
 
 def test_more_kernels_make_a_thicker_output_and_more_parameters():
-    counts = [layers.Conv2D(maps, 3) for maps in (4, 8)]
+    counts = [layers.Conv2D(filters, 3) for filters in (4, 8)]
     depths = [shape_after(layer, size=(8, 8, 3))[-1] for layer in counts]
     assert depths == [4, 8]
     assert counts[1].count_params() == 2 * counts[0].count_params()
@@ -222,9 +222,9 @@ def test_overlapping_windows():
 
 
 def test_maximum_and_relu_may_change_places():
-    maps = random_numbers(1, 8, 8, 3)
+    features = random_numbers(1, 8, 8, 3)
     pool = layers.MaxPooling2D(2)
-    np.testing.assert_array_equal(pool(keras.ops.relu(maps)), keras.ops.relu(pool(maps)))
+    np.testing.assert_array_equal(pool(keras.ops.relu(features)), keras.ops.relu(pool(features)))
 
 
 def test_a_maximum_does_not_feel_a_shift_within_its_window():
@@ -260,14 +260,14 @@ def test_fixed_kernels():
     np.testing.assert_allclose(across, 0, atol=1e-5)
 
 
-def test_a_detector_answers_where_its_pattern_is():
+def test_a_detector_responds_where_its_pattern_is():
     tail = np.array([[0, 0, 30, 0], [0, 0, 30, 30], [0, 30, 30, 0], [30, 30, 0, 0]], "float32")
     image = np.zeros((16, 16), "float32")
     image[9:13, 2:6] = tail
     image[0:2, 5:14] = 30  # a back, not a tail
-    answers = convolve(image, tail)
-    assert np.unravel_index(answers.argmax(), answers.shape) == (9, 2)
-    assert answers.max() > 2 * answers[:6].max()
+    response = convolve(image, tail)
+    assert np.unravel_index(response.argmax(), response.shape) == (9, 2)
+    assert response.max() > 2 * response[:6].max()
 
 
 def test_a_convolution_is_a_sparse_dense_layer_with_shared_weights():
@@ -286,7 +286,7 @@ def test_a_convolution_is_a_sparse_dense_layer_with_shared_weights():
     assert len(np.unique(matrix[matrix != 0])) == 9
 
 
-def test_a_shifted_image_gives_a_shifted_map():
+def test_a_shifted_image_gives_a_shifted_feature_map():
     image = np.zeros((1, 20, 20, 1), "float32")
     image[0, 5:9, 5:9, 0] = random_numbers(4, 4)
     layer = layers.Conv2D(3, 5, activation="relu")
@@ -311,13 +311,13 @@ def test_the_kernel_s_gradient_is_the_input_convolved_with_the_error():
     np.testing.assert_allclose(bias_gradient, error.sum(), rtol=1e-4)
 
 
-def test_the_error_goes_back_through_the_turned_kernel():
+def test_the_error_goes_back_through_the_flipped_kernel():
     image, error = random_numbers(1, 6, 6, 1), random_numbers(1, 4, 4, 1)
     layer = layers.Conv2D(1, 3, use_bias=False)
     layer.build(image.shape)
     back, _ = gradients_of(layer, image, error)
-    turned = layer.kernel.numpy()[::-1, ::-1, 0, 0]
-    by_hand = convolve(np.pad(error[0, ..., 0], 2), turned)
+    flipped = layer.kernel.numpy()[::-1, ::-1, 0, 0]
+    by_hand = convolve(np.pad(error[0, ..., 0], 2), flipped)
     np.testing.assert_allclose(back[0, ..., 0], by_hand, rtol=1e-4, atol=1e-5)
 
 
@@ -365,7 +365,7 @@ def test_one_image_needs_a_batch_axis():
     assert model.predict(image[None], verbose=0).argmax(-1).shape == (1,)
 
 
-def test_a_colour_image_of_224_pixels_passes_the_network_of_the_notes():
+def test_a_color_image_of_224_pixels_passes_the_network_of_the_notes():
     assert alexnet(classes=10, variant="notes")(random_numbers(1, 224, 224, 3)).shape == (1, 10)
 
 
@@ -399,7 +399,7 @@ def names_in(path):
 
 
 def check_reference(reference):
-    """A test, an experiment or a file that exists; or a command whose verb and file exist."""
+    """A test, an experiment or a file must exist, and so must the verb and file of a command."""
     path, _, test = reference.partition("::")
     if test:
         assert test in names_in(ROOT / path), reference

@@ -42,7 +42,8 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
             for place, number in enumerate(order):
                 rows[number].append((batch[0][place], _caption(batch[1][place], names)))
     headings = ["raw", f"kept ({config.resize})", *(f"training {view + 1}" for view in range(views))]
-    figures.write_image_grid(path, rows, headings, title=f"{experiment.name}: {config.source}")
+    figure = figures.draw_image_grid(rows, headings, title=f"{experiment.name}: {config.source}")
+    figures.save_figure(figure, path)
     screen.line(f"{len(kept)} of {len(splits.train):,} images of the training part are drawn in {path}")
 
 

@@ -1,12 +1,20 @@
-"""The pictures of a run: learning curves, confusion matrix, predictions. PNG files at 150 dpi.
+"""Figures of runs and searches: learning curves, confusion matrix, grids of images, scores of trials.
 
-Everything is drawn on a `matplotlib.figure.Figure` of its own, never through pyplot: no display is needed, no
-global state is left behind, and a notebook that imports kpipe keeps its own settings.
+Each `draw_*` returns a `matplotlib.figure.Figure`, made without pyplot: it needs no display, and a notebook that
+imports kpipe keeps its own settings. `save_figure` writes a figure to a PNG file.
 """
 
-from kpipe.figures.confusion import write_confusion_matrix
-from kpipe.figures.curves import write_curves
-from kpipe.figures.image_grids import write_image_grid, write_predictions
-from kpipe.figures.search import write_search
+from kpipe.figures.confusion import draw_confusion_matrix
+from kpipe.figures.curves import draw_curves
+from kpipe.figures.image_grids import draw_image_grid, draw_predictions
+from kpipe.figures.search import draw_search
+from kpipe.figures.style import save_figure
 
-__all__ = ["write_confusion_matrix", "write_curves", "write_image_grid", "write_predictions", "write_search"]
+__all__ = [
+    "draw_confusion_matrix",
+    "draw_curves",
+    "draw_image_grid",
+    "draw_predictions",
+    "draw_search",
+    "save_figure",
+]

@@ -1,53 +1,54 @@
-"""The confusion matrix.
-
-N images, K classes.
-"""
+"""The confusion matrix. N images, K classes."""
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from kpipe.figures.style import (
-    FAINT,
-    INK,
-    make_layout,
-    save,
-    shorten,
-    style_axes,
-)
+from kpipe.figures.style import FAINT, INK, make_layout, shorten, style_axes
 
 _POINTS_PER_INCH = 72
-
-
 _MOST_WRITTEN = 20  # classes; above, neither counts nor all names are readable
 
 
-def write_confusion_matrix(
-    path: str | PathLike, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]
-) -> None:
-    """Draw how often each class was taken for which, coloured by the share of the true class.
+def draw_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Draw how often each class was predicted for which, colored by the fraction of the true class.
 
     Args:
-        path: the PNG file to write; its folder exists.
         labels: int [N], 0..K-1, the true classes.
         predictions: int [N], 0..K-1.
         class_names: K names. Up to 20 classes all names and counts are written, above only some names.
 
     Raises:
-        ValueError: labels and predictions differ in length, or one is no class.
-        OSError: the file cannot be written.
+        ValueError: labels and predictions differ in length, or one is not in 0..K-1.
     """
-    check_classes("write_confusion_matrix", class_names, labels=labels, predictions=predictions)
-    save(_draw_confusion_matrix(labels, predictions, class_names), path)
+    check_classes("draw_confusion_matrix", class_names, labels=labels, predictions=predictions)
+    classes = len(class_names)
+    counts = _count_pairs(labels, predictions, classes)
+    # A class without images has no fractions; its row stays empty.
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(0.45, 4 / classes) if classes <= _MOST_WRITTEN else 9 / classes  # inches
+    figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.0), layout=make_layout())
+    axes = figure.subplots()
+    right = f", {np.trace(counts) / len(labels):.1%} right" if len(labels) else ""
+    style_axes(axes, title=f"Confusion matrix: {len(labels):,} images{right}", grid=False)
+    # Where no count is written, the square root makes mistakes of a few percent visible.
+    norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
+    image = axes.imshow(fractions, cmap="Blues", norm=norm)
+    _label_classes(axes, class_names)
+    if classes <= _MOST_WRITTEN:
+        _write_counts(axes, counts, fractions, cell)
+    _add_colorbar(axes, image)
+    return figure
 
 
 def check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
+    """Raise ValueError if labels and predictions differ in length, or one is not in 0..K-1."""
     if len(labels) != len(predictions):
         raise ValueError(f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}.")
     for name, classes in (("labels", labels), ("predictions", predictions)):
@@ -57,34 +58,18 @@ def check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray,
             )
 
 
-def _draw_confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:
-    classes = len(class_names)
-    counts = _count_pairs(labels, predictions, classes)
-    # A class without images has no shares; its row stays empty.
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell = max(0.45, 4 / classes) if classes <= _MOST_WRITTEN else 9 / classes  # inches
-    figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.0), layout=make_layout())
-    axes = figure.subplots()
-    right = f", {np.trace(counts) / len(labels):.1%} right" if len(labels) else ""
-    style_axes(axes, title=f"Confusion matrix: {len(labels):,} images{right}", grid=False)
-    # Where no count is written, the square root makes mistakes of a few percent visible.
-    norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
-    picture = axes.imshow(shares, cmap="Blues", norm=norm)
-    _label_classes(axes, class_names)
-    if classes <= _MOST_WRITTEN:
-        _write_counts(axes, counts, shares, cell)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
-    bar.set_label("share of the true class", color=INK, fontsize=9)
-    return figure
-
-
 def _count_pairs(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """int [K, K]: row = true class, column = predicted class."""
+    """Return int [K, K]: row = true class, column = predicted class."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (np.asarray(labels, np.int64), np.asarray(predictions, np.int64)), 1)
     return counts
+
+
+def _add_colorbar(axes: Axes, image: AxesImage) -> None:
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    bar.set_label("fraction of the true class", color=INK, fontsize=9)
 
 
 def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
@@ -97,10 +82,10 @@ def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     axes.set_ylabel("true", color=INK, fontsize=9)
 
 
-def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, cell: float) -> None:
+def _write_counts(axes: Axes, counts: np.ndarray, fractions: np.ndarray, cell: float) -> None:
     digits = len(str(counts.max()))
     # A digit is 0.64 em wide in the default font; the number fills at most 85% of its cell.
     size = min(9.0, 0.85 * cell * _POINTS_PER_INCH / (0.64 * digits))
     for (row, column), count in np.ndenumerate(counts):
-        color = "white" if shares[row, column] > 0.65 else INK if count else FAINT
+        color = "white" if fractions[row, column] > 0.65 else INK if count else FAINT
         axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)

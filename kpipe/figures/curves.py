@@ -1,29 +1,14 @@
-"""The pictures of a run: learning curves, confusion matrix, predictions. PNG files at 150 dpi.
+"""The learning curves of a run."""
 
-Everything is drawn on a `matplotlib.figure.Figure` of its own, never through pyplot: no display is needed, no
-global state is left behind, and a notebook that imports kpipe keeps its own settings.
-
-N images, H height, W width, C channels, K classes.
-"""
-
-from os import PathLike
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from kpipe.figures.style import (
-    BLUE,
-    FAINT,
-    INK,
-    VERMILION,
-    make_layout,
-    save,
-    style_axes,
-)
+from kpipe.figures.style import BLUE, FAINT, INK, VERMILION, make_layout, style_axes
 
-# split, span, label, look
+# split, span, label, line style
 _CURVES = (
     ("train", "steps", "train, each log line", {"color": BLUE, "linewidth": 0.8, "alpha": 0.45}),
     ("train", "epoch", "train, whole epoch", {"color": BLUE, "linewidth": 1.8}),
@@ -32,21 +17,13 @@ _CURVES = (
 _MOST_MARKERS = 30  # above, the markers of a curve run into a thick band
 
 
-def write_curves(path: str | PathLike, records: list[dict[str, Any]]) -> None:
+def draw_curves(records: list[dict[str, Any]]) -> Figure:
     """Draw loss (left) and accuracy (right) over the steps.
 
     Args:
-        path: the PNG file to write; its folder exists.
         records: the lines of `metrics.jsonl`, each with `step`, `split` and `span`. A line without the drawn
-            value is passed over, and so is the test split, which is one number and no curve.
-
-    Raises:
-        OSError: the file cannot be written.
+            value is skipped, and so is the test split, which is one number and no curve.
     """
-    save(_draw_curves(records), path)
-
-
-def _draw_curves(records: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout=make_layout())
     loss, accuracy = figure.subplots(1, 2)
     for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
@@ -63,8 +40,8 @@ def _draw_curves(records: list[dict[str, Any]]) -> Figure:
 def _draw_metric(axes: Axes, records: list[dict[str, Any]], metric: str) -> None:
     style_axes(axes, title=metric.capitalize(), grid=True)
     axes.set_xlabel("step", color=INK, fontsize=9)
-    last = 0
-    for split, span, label, look in _CURVES:
+    last_step = 0
+    for split, span, label, line_style in _CURVES:
         points = [
             (record["step"], record[metric])
             for record in records
@@ -74,10 +51,10 @@ def _draw_metric(axes: Axes, records: list[dict[str, Any]], metric: str) -> None
             continue
         # One logged value alone makes no line; epochs are few enough to be told apart.
         marked = len(points) == 1 or (span == "epoch" and len(points) <= _MOST_MARKERS)
-        axes.plot(*zip(*points, strict=True), label=label, marker="o" if marked else "", markersize=4, **look)
-        last = max(last, points[-1][0])
-    if not last:
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" if marked else "", markersize=4, **line_style)
+        last_step = max(last_step, points[-1][0])
+    if not last_step:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", color=FAINT)
-    axes.set_xlim(0, max(last, 1) * 1.03)
+    axes.set_xlim(0, max(last_step, 1) * 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

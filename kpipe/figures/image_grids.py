@@ -1,29 +1,19 @@
 """Grids of images with captions: predictions, mistakes, augmented views.
 
-N images, H height, W width, C channels, K classes.
+N images, H height, W width, C channels, K classes, L length of a sequence.
 """
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from kpipe.figures.confusion import check_classes
-from kpipe.figures.style import (
-    FAINT,
-    INK,
-    RED,
-    make_layout,
-    save,
-    shorten,
-    show_image,
-)
+from kpipe.figures.style import FAINT, INK, RED, make_layout, shorten, show_image
 
 
-def write_predictions(
-    path: str | PathLike,
+def draw_predictions(
     images: np.ndarray,
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -32,57 +22,62 @@ def write_predictions(
     *,
     title: str,
     most: int = 25,
-) -> None:
+) -> Figure:
     """Draw a grid of images with their true and predicted classes; wrong ones are titled in red.
 
     Args:
-        path: the PNG file to write; its folder exists.
-        images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, of more than three the first
-            three; a sequence [L, 1, C] as the gray picture [L, C].
+        images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, and of more than three channels the first
+            three. A sequence [L, 1, C] is drawn as the gray image [L, C].
         labels: int [N], 0..K-1, the true classes.
         predictions: int [N], 0..K-1.
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
-        title: of the whole picture.
-        most: images drawn, the first ones. Without any image the picture says "none".
+        title: of the whole figure.
+        most: how many images are drawn, the first ones. Without any image the figure says "none".
 
     Raises:
-        ValueError: the arrays differ in length, or a label or prediction is no class.
-        OSError: the file cannot be written.
+        ValueError: the arrays differ in length, or a label or prediction is not in 0..K-1.
     """
-    check_classes("write_predictions", class_names, labels=labels, predictions=predictions)
+    check_classes("draw_predictions", class_names, labels=labels, predictions=predictions)
     if not len(images) == len(labels) == len(probabilities):
         raise ValueError(
-            f"write_predictions: expected as many images and probabilities as labels ({len(labels)}), "
+            f"draw_predictions: expected as many images and probabilities as labels ({len(labels)}), "
             f"got {len(images)} images and {len(probabilities)} probabilities."
         )
-    drawn = (array[:most] for array in (images, labels, predictions, probabilities))
-    save(_draw_predictions(*drawn, class_names, title=title), path)
+    drawn = min(most, len(images))
+    # Three columns at least: the title needs the width.
+    columns = max(3, math.ceil(math.sqrt(drawn)))
+    rows = max(1, math.ceil(drawn / columns))
+    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.5), layout=make_layout())
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    if not drawn:
+        figure.text(0.5, 0.45, "none", ha="center", va="center", fontsize=12, color=FAINT)
+    grid = figure.add_gridspec(rows, columns)
+    for index in range(drawn):
+        axes = figure.add_subplot(grid[divmod(index, columns)])
+        show_image(axes, images[index], framed=labels[index] != predictions[index])
+        true, predicted = (shorten(class_names[classes[index]], 14) for classes in (labels, predictions))
+        text = f"true: {true}\npredicted: {predicted} ({probabilities[index]:.0%})"
+        color = INK if labels[index] == predictions[index] else RED
+        axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
+    return figure
 
 
-def write_image_grid(
-    path: str | PathLike,
-    rows: Sequence[Sequence[tuple[np.ndarray, str]]],
-    headings: Sequence[str],
-    *,
-    title: str,
-) -> None:
+def draw_image_grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], headings: Sequence[str], *, title: str) -> Figure:
     """Draw rows of images, each with a caption below it.
 
     Args:
-        path: the PNG file to write; its folder exists.
         rows: each as many (image uint8 [H, W, C] or float32 of 0..255, caption) as there are headings; images may
             differ in size, and are drawn equally large.
         headings: of the columns.
-        title: of the whole picture.
+        title: of the whole figure.
 
     Raises:
         ValueError: a row has another length than `headings`.
-        OSError: the file cannot be written.
     """
     if any(len(row) != len(headings) for row in rows):
         lengths = sorted({len(row) for row in rows})
-        raise ValueError(f"write_image_grid: expected {len(headings)} images in each row, got {lengths}.")
+        raise ValueError(f"draw_image_grid: expected {len(headings)} images in each row, got {lengths}.")
     figure = Figure(figsize=(1.9 * len(headings), 2.1 * len(rows) + 0.6), layout=make_layout())
     figure.suptitle(shorten(title, 20 * len(headings)), fontsize=12, fontweight="bold", color=INK, parse_math=False)
     for place, axes in enumerate(figure.subplots(len(rows), len(headings), squeeze=False).flat):
@@ -92,33 +87,4 @@ def write_image_grid(
         if not row:
             axes.set_title(headings[column], fontsize=9, color=INK, parse_math=False)
         axes.set_xlabel(shorten(caption, 30), fontsize=7.5, color=INK, parse_math=False)
-    save(figure, path)
-
-
-def _draw_predictions(
-    images: np.ndarray,
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    title: str,
-) -> Figure:
-    # Three columns at least: the title needs the width.
-    columns = max(3, math.ceil(math.sqrt(len(images))))
-    rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.5), layout=make_layout())
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
-    if not len(images):
-        figure.text(0.5, 0.45, "none", ha="center", va="center", fontsize=12, color=FAINT)
-    grid = figure.add_gridspec(rows, columns)
-    for index, (image, label, prediction, probability) in enumerate(
-        zip(images, labels, predictions, probabilities, strict=True)
-    ):
-        axes = figure.add_subplot(grid[divmod(index, columns)])
-        show_image(axes, image, framed=label != prediction)
-        true, predicted = (shorten(class_names[number], 14) for number in (label, prediction))
-        text = f"true: {true}\npredicted: {predicted} ({probability:.0%})"
-        color = INK if label == prediction else RED
-        axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
     return figure

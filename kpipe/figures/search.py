@@ -2,40 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from kpipe.figures.style import (
-    BLUE,
-    INK,
-    VERMILION,
-    make_layout,
-    save,
-    style_axes,
-)
+from kpipe.figures.style import BLUE, INK, VERMILION, make_layout, style_axes
 
 
-def write_search(
-    path: str | PathLike, scores: Sequence[float | None], seconds: Sequence[float], *, objective: str
-) -> None:
+def draw_search(scores: Sequence[float | None], seconds: Sequence[float], *, objective: str) -> Figure:
     """Draw the scores of a search's trials, and the best so far, against trials (left) and time (right).
 
     Args:
-        path: the PNG file to write; its folder exists.
-        scores: of the trials in the order in which they ended; None: it has none.
+        scores: of the trials in the order in which they ended; None for a trial without a score.
         seconds: when each ended.
-        objective: what the score is; of a loss the smallest is the best.
-
-    Raises:
-        OSError: the file cannot be written.
+        objective: what the score is, val_accuracy or val_loss. The smallest loss is the best.
     """
-    save(_draw_search(scores, seconds, objective), path)
-
-
-def _draw_search(scores: Sequence[float | None], seconds: Sequence[float], objective: str) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout=make_layout())
     best = np.maximum if objective.endswith("accuracy") else np.minimum
     trials = np.arange(1, len(scores) + 1)
@@ -61,8 +43,11 @@ def _draw_search(scores: Sequence[float | None], seconds: Sequence[float], objec
 
 
 def _within_reach(scores: np.ndarray, so_far: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scores that are drawn where they are, and the places of those that would press all others together: more than
-    four times as far from the best as the median, and off the curve."""
+    """Split the scores into those that are drawn in place and those that are drawn at the edge, NaN elsewhere.
+
+    A score more than four times as far from the best as the median, and off the curve of the best, would press all
+    others together.
+    """
     if np.isnan(scores).all():
         return scores, scores
     top = so_far[-1]
@@ -73,7 +58,7 @@ def _within_reach(scores: np.ndarray, so_far: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _accumulate(best: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """The best of all values up to each, those that are no number passed over."""
+    """Return the best of all values up to each, skipping NaN."""
     worst = -math.inf if best is np.maximum else math.inf
     found = best.accumulate(np.where(np.isnan(values), worst, values))
     return np.where(np.isinf(found), math.nan, found)

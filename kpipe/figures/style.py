@@ -1,4 +1,4 @@
-"""How the pictures look: colors, fonts and margins, and how they are saved."""
+"""The look of figures: colors, fonts and margins. Also how they are saved."""
 
 import warnings
 from os import PathLike
@@ -9,27 +9,31 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 _DPI = 150
-
-
 INK, FAINT, GRID = "#222222", "#9a9a9a", "#e6e6e6"
-
-
-# Blue and vermilion of Okabe and Ito's palette: told apart under every common colour blindness.
+# Blue and vermilion of Okabe and Ito's palette: told apart under every common color blindness.
 BLUE, VERMILION = "#0072B2", "#D55E00"
-
-
 # Red alone says nothing to some readers, so a wrong prediction also gets a frame.
 RED = "#C1121F"
 
 
-def save(figure: Figure, path: str | PathLike) -> None:
+def save_figure(figure: Figure, path: str | PathLike) -> None:
+    """Write a figure to a PNG file of 150 dpi.
+
+    Args:
+        figure: what a `draw_*` function returned.
+        path: the file; its folder exists.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes: no reason to trouble the screen.
+        # A class name in a script that the font lacks is drawn as boxes. That is no reason to warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
 
 
 def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
+    """Show uint8 [H, W, C] without ticks, in a red frame if `framed`."""
     pixels = _displayable(image)
     height, width = pixels.shape[:2]
     # A long sequence, drawn in square pixels, would be a hairline.
@@ -41,9 +45,9 @@ def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; the missing third of two channels is black.
+    """Return uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; of two channels, the missing third is black.
 
-    A sequence of one-hot characters, [L, 1, V], becomes the gray picture [L, V].
+    A sequence of one-hot characters, [L, 1, V], becomes the gray image [L, V].
     """
     if image.shape[-1] == 1:
         return image[..., 0]
@@ -54,7 +58,7 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 
 
 def shorten(name: str, most: int) -> str:
-    """On one line, at most `most` characters; both ends stay, for names often differ in the last word."""
+    """Return the name on one line of at most `most` characters; both ends stay, as names often differ at the end."""
     name = " ".join(str(name).split())
     if len(name) <= most:
         return name
@@ -63,10 +67,12 @@ def shorten(name: str, most: int) -> str:
 
 
 def make_layout() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is a hair
+    """Return the layout of a figure; one engine serves one figure."""
+    return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is too narrow
 
 
 def style_axes(axes: Axes, *, title: str, grid: bool) -> None:
+    """Set the title, and leave no more lines than a reader needs."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)

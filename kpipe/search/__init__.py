@@ -1,8 +1,4 @@
-"""`kpipe search`: which values of an experiment's keys train best.
-
-The order of reading: `tuner` (the whole search), `trials` (how one trial is trained), `oracles` (what is tried next),
-`records` (what is remembered), `report`, `workers`.
-"""
+"""`kpipe search`: which values of an experiment's keys train best. `tuner` is the page to read first."""
 
 from kpipe.search.tuner import SearchResult, run_search
 

@@ -1,8 +1,8 @@
-"""keras-tuner's oracles, which say what to try next, without what they lose.
+"""keras-tuner's oracles, which say what to try next, made repeatable.
 
 Each suggestion is a function of the search's seed, the number of the trial and the results of the trials before it. So
-an oracle keeps no state of its own: it is rebuilt from the records of the trials, and a search that was killed goes on
-as it would have gone on. (keras-tuner's state files can be half-written, its grid cannot be resumed, and its Gaussian
+an oracle keeps no state of its own: it is rebuilt from the records of the trials, and a search that was killed tries
+what it would have tried. (keras-tuner's state files can be half-written, its grid cannot be resumed, and its Gaussian
 process begins with other random numbers after each reload.)
 """
 
@@ -25,22 +25,22 @@ from kpipe.config.space import Dimension, combinations, count_combinations, make
 from kpipe.search.records import Record
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
-"""Under what names hyperband says how long a trial trains, and which one it goes on from."""
+"""Hyperband's names for how long a trial trains, and which trial it resumes."""
 _ENDED = ("COMPLETED", "FAILED")
-_MOST_COMBINATIONS = 10_000  # of a finite space that are looked through for those that have not been tried
+_MOST_COMBINATIONS = 10_000  # of a finite space that are searched for those that have not been tried
 _DRAWS = 1_000_000  # more numbers than a trial draws
 
 
 def make_oracle(
     search: SearchOptions, objective: str, epochs: int, records: Mapping[int, Record]
 ) -> keras_tuner.Oracle:
-    """The oracle of a search, as it stands after some trials.
+    """Make the oracle of a search, in its state after some trials.
 
     Args:
         search: the section of the experiment.
         objective: val_accuracy or val_loss.
         epochs: the most that a trial trains.
-        records: of the trials so far, with the numbers from 1 on, none left out.
+        records: of the trials so far, numbered 1, 2, ... without a gap.
     """
     direction = "max" if objective == "val_accuracy" else "min"
     oracle = SEARCH_METHODS[search.method].load()(
@@ -52,36 +52,36 @@ def make_oracle(
 
 
 def number_of(trial_id: str) -> int:
-    """kpipe's number of a trial, from 1 on."""
+    """Return kpipe's number of a trial, from 1 on."""
     return int(trial_id) + 1
 
 
 class _Repeatable:
-    """Mixed into an oracle: suggestions that can be repeated, and a memory of its own.
+    """A mixin for an oracle: suggestions that can be repeated, and a memory made from records.
 
     Attributes:
         dimensions: of the space.
-        asked_for: how many trials the search would have in an endless space; None: all of the space.
+        requested: how many trials the search would have in an infinite space. None: all of the space.
     """
 
-    asked_for: int | None
+    requested: int | None
 
     def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], **options):
         super().__init__(
             hyperparameters=_hyperparameters(dimensions),
             allow_new_entries=False,
             seed=search.seed + 1,  # keras-tuner takes a random seed instead of 0
-            max_consecutive_failed_trials=None,  # the search goes on
+            max_consecutive_failed_trials=None,  # failed trials do not end the search
             **options,
         )
         self.dimensions = list(dimensions)
-        self.asked_for = self.max_trials
+        self.requested = self.max_trials
 
     @property
     def total(self) -> int:
-        """How many trials there will be, at most."""
-        count = count_combinations(self.dimensions, self.asked_for)
-        return self.asked_for if count is None else count
+        """Number of trials that there will be, at most."""
+        count = count_combinations(self.dimensions, self.requested)
+        return self.requested if count is None else count
 
     def populate_space(self, trial_id):
         self._seed_state = (self.seed * 1000 + int(trial_id)) * _DRAWS
@@ -91,7 +91,7 @@ class _Repeatable:
         return super().populate_space(trial_id)
 
     def _random_values(self):
-        """keras-tuner gives up after 20 draws of what has been tried; here each combination comes in the end."""
+        """Draw a combination that has not been tried, while there is one; keras-tuner gives up after 20 draws."""
         values = super()._random_values()
         if values is not None or not all(dimension.is_finite for dimension in self.dimensions):
             return values
@@ -102,11 +102,11 @@ class _Repeatable:
     @keras_tuner.synchronized
     def end_trial(self, trial):
         super().end_trial(trial)
-        if trial.trial_id in self._retry_queue:  # its worker has outlived a chief
+        if trial.trial_id in self._retry_queue:  # its worker has survived the chief that gave it
             self._retry_queue.remove(trial.trial_id)
 
     def remember(self, records: Mapping[int, Record]) -> None:
-        """Takes in the trials so far; those that have not ended come first."""
+        """Restore the trials so far; those that have not ended are given out first."""
         unfinished = []
         for number in sorted(records):
             record = records[number]
@@ -117,7 +117,7 @@ class _Repeatable:
             self.trials[trial_id] = trial
             self.start_order.append(trial_id)
             self._record_values(trial)
-            self._took_in(trial)
+            self._on_remembered(trial)
             if not record.has_ended:
                 trial.status = "INVALID"  # not running yet, and no score
                 unfinished.insert(0, trial_id)
@@ -130,14 +130,14 @@ class _Repeatable:
                 self.score_trial(trial)
         self._retry_queue = unfinished  # taken from its end
 
-    def _took_in(self, trial) -> None:
-        """For oracles that remember more than their trials."""
+    def _on_remembered(self, trial) -> None:
+        """Restore what an oracle remembers beside its trials."""
 
-    def may_go_on(self, number: int) -> bool:
-        """Whether another trial may begin with the weights of this one."""
+    def weights_may_be_inherited(self, number: int) -> bool:
+        """Return whether another trial may begin with the weights of this one."""
         return False
 
-    # The records are written by those who run the trials; keras-tuner's own files are not.
+    # Who runs the trials writes the records. keras-tuner's own files are not written.
 
     def save(self) -> None:
         pass
@@ -186,10 +186,10 @@ class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
 
 
 class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
-    """Brackets of many short trials, of which the best go on (Li et al. 2018).
+    """Brackets of many short trials, of which the best are trained further (Li et al. 2018).
 
     keras-tuner promotes one trial less for each that has failed, and none when a third has. Here a round ends when
-    each of its trials has ended, and the best of those that have a score go on.
+    each of its trials has ended, and the best of those that have a score are promoted.
     """
 
     def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
@@ -202,14 +202,14 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             **options,
         )
 
-        self.asked_for = self._count(math.inf)
+        self.requested = self._count(math.inf)
 
     @property
     def total(self) -> int:
-        return self._count(count_combinations(self.dimensions, self.asked_for) or math.inf)
+        return self._count(count_combinations(self.dimensions, self.requested) or math.inf)
 
     def _count(self, combinations: float) -> int:
-        """The trials of all brackets, with so many combinations to begin with."""
+        """Count the trials of all brackets, with so many combinations to begin with."""
         count = 0
         for bracket in (*reversed(range(self._get_num_brackets())),) * self.hyperband_iterations:
             begin = running = min(combinations, self._get_size(bracket, 0))
@@ -233,17 +233,17 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
         return self._populate(trial_id)
 
     def _has_room(self, bracket: dict[str, Any]) -> bool:
-        """Whether more trials may begin in it."""
+        """Return whether more trials may begin in a bracket."""
         return len(bracket["rounds"][0]) < self._get_size(bracket["bracket_num"], 0)
 
     def _stage(self, bracket: int, number: int) -> dict[str, int]:
-        """What a trial of a round is told, by keras-tuner's names."""
+        """Return what a trial of a round is told, by keras-tuner's names."""
         before = self._get_epochs(bracket, number - 1) if number else 0
         epochs = self._get_epochs(bracket, number)
         return {EPOCHS: epochs, "tuner/initial_epoch": before, "tuner/bracket": bracket, "tuner/round": number}
 
     def _promote(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any] | None:
-        """What the next trial that goes on in a bracket tries; None: none can, yet."""
+        """Return what the next promoted trial of a bracket tries; None where none can be promoted yet."""
         number, rounds = bracket["bracket_num"], bracket["rounds"]
         for before, (entries, following) in enumerate(itertools.pairwise(rounds)):
             trials = [self.trials[entry["id"]] for entry in entries]
@@ -257,7 +257,7 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
                 return best.hyperparameters.values | {PARENT: best.trial_id} | self._stage(number, before + 1)
         return None
 
-    def _took_in(self, trial) -> None:
+    def _on_remembered(self, trial) -> None:
         values = trial.hyperparameters.values
         parent, number = values.get(PARENT), values["tuner/round"]
         if parent is None:
@@ -271,7 +271,7 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             )
         bracket["rounds"][number].append({"past_id": parent, "id": trial.trial_id})
 
-    def may_go_on(self, number: int) -> bool:
+    def weights_may_be_inherited(self, number: int) -> bool:
         for bracket in self._brackets:
             for before, (entries, following) in enumerate(itertools.pairwise(bracket["rounds"])):
                 if all(number_of(entry["id"]) != number for entry in entries):
@@ -284,7 +284,7 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
 
 
 def _hyperparameters(dimensions: Sequence[Dimension]) -> keras_tuner.HyperParameters:
-    """The space as keras-tuner knows it; a choice is one of the indices of its values, whatever these are."""
+    """Return the space as keras-tuner knows it; a choice is an index into its values, whatever these are."""
     space = keras_tuner.HyperParameters()
     for each in dimensions:
         with contextlib.ExitStack() as conditions:
@@ -301,5 +301,5 @@ def _hyperparameters(dimensions: Sequence[Dimension]) -> keras_tuner.HyperParame
 
 
 def codes_of(trial: Any) -> dict[str, Any]:
-    """What a trial tries, by the names of dimensions and those of hyperband."""
+    """Return what a trial tries, by the names of dimensions and those of hyperband."""
     return dict(trial.hyperparameters.values)

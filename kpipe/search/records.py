@@ -1,7 +1,7 @@
-"""What a search knows of its trials: one file a trial, `trials/0007.json`, written by whoever runs it.
+"""What a search knows of its trials: one file per trial, `trials/0007.json`, written by the process that runs it.
 
-These records are the whole memory of a search. The engine's own state is rebuilt from them, and a record that is lost
-is found again: what was tried follows from the trials before it, and its result from its run directory.
+These records are the whole memory of a search. The engine's own state is rebuilt from them. A record that is lost is
+recovered: what was tried follows from the trials before it, and its result from its run directory.
 """
 
 import csv
@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from kpipe.config.schema import Experiment
 from kpipe.files import finite_or_null, read_json, write_text
 from kpipe.search.directory import TRIALS
 
 _SCORED = ("finished", "stopped")
-_FORMAT = 1  # of a record: another one is passed over
+_FORMAT = 1  # of a record; another format is ignored
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Record:
     """One trial.
 
     Attributes:
-        number: from 1 on, in the order in which they began.
-        codes: what the engine has chosen, by its own names.
+        number: 1, 2, ... in the order in which the trials began.
+        codes: what the engine suggested, by its own names.
         values: the same as overrides, by dotted key.
         status: running, finished, stopped by the median rule, or failed.
-        score: mean of `scores`; None: it has none.
+        score: mean of `scores`; None for a trial without a score.
         scores: the objective of the best epoch, of each execution.
         loss: the validation loss of the best epoch of execution 0; it decides between equal scores.
-        epochs: that its run has seen, those of the trial that it has gone on from included.
-        seconds: of training, in the same sense, of all executions.
-        parent: the trial that it has gone on from, under hyperband.
+        epochs: that its run has seen, those of its parent included.
+        seconds: of training of all executions, those of its parent included.
+        parent: the trial whose run it has resumed, under hyperband.
         message: why it failed.
         ended: seconds since 1970.
     """
@@ -64,7 +65,7 @@ class Record:
         return self.status in _SCORED and self.score is not None and math.isfinite(self.score)
 
     def run(self, execution: int = 0) -> str:
-        """The name of its run directory in the search's folder."""
+        """Return the name of its run directory in the search's folder."""
         return f"{self.number:04}" + (f"-seed{execution}" if execution else "")
 
 
@@ -72,13 +73,13 @@ _ADAPTER = TypeAdapter(Record)
 
 
 def write_record(search: Path, record: Record) -> None:
-    """Replaces the file of a trial, in the folder of its search, in one step."""
+    """Replace the file of a trial, in the folder of its search, in one step."""
     content = {"format": _FORMAT, **finite_or_null(asdict(record))}
     write_text(search / TRIALS / f"{record.number:04}.json", json.dumps(content, indent=1) + "\n")
 
 
 def read_records(search: Path) -> dict[int, Record]:
-    """The whole records of a search by number; those that are damaged are left out."""
+    """Read the records of a search, by number, except those that are damaged."""
     found = {}
     for path in sorted((search / TRIALS).glob("*.json")):
         content = read_json(path)
@@ -93,11 +94,14 @@ def read_records(search: Path) -> dict[int, Record]:
     return found
 
 
-def take_up(search: Path) -> tuple[dict[int, Record], list[int]]:
-    """The records from which a search goes on, up to the first that is lost, and the numbers of those behind it.
+def recover_records(search: Path) -> tuple[dict[int, Record], list[int]]:
+    """Read the records from which a search is resumed, and remove those from the first lost one on.
 
-    These are removed. What they tried is suggested again, since it follows from the trials before, and is found in
-    their run directories.
+    What the removed ones tried is suggested again, since it follows from the trials before, and their results are
+    found in their run directories.
+
+    Returns:
+        The records up to the first that is lost or damaged, by number, and the numbers from that one on.
     """
     records = read_records(search)
     whole = next(number for number in range(1, len(records) + 2) if number not in records) - 1
@@ -110,8 +114,13 @@ def take_up(search: Path) -> tuple[dict[int, Record], list[int]]:
     return {number: record for number, record in records.items() if number <= whole}, sorted([*lost, *missing])
 
 
-def ranked(records: Iterable[Record], objective: str) -> list[Record]:
-    """The trials that have a score, best first: by score, then by validation loss, then by number."""
+def objective_of(experiment: Experiment) -> str:
+    """Return what the score of a trial is: val_accuracy or val_loss."""
+    return experiment.search.objective or experiment.training.monitor
+
+
+def rank(records: Iterable[Record], objective: str) -> list[Record]:
+    """Return the trials that have a score, best first: by score, then by validation loss, then by number."""
     sign = -1 if objective == "val_accuracy" else 1
     scored = [record for record in records if record.has_score]
     return sorted(scored, key=lambda r: (sign * r.score, math.inf if r.loss is None else r.loss, r.number))
@@ -119,7 +128,7 @@ def ranked(records: Iterable[Record], objective: str) -> list[Record]:
 
 @dataclass(frozen=True)
 class Group:
-    """Trainings that differ in their seed alone."""
+    """Trainings that differ only in their seed."""
 
     values: dict[str, Any]
     scores: list[float]
@@ -129,13 +138,13 @@ class Group:
         return mean(self.scores)
 
     @property
-    def deviation(self) -> float:
-        """The sample's standard deviation; not a number for one training."""
+    def std(self) -> float:
+        """Standard deviation of the sample; NaN for one training."""
         return stdev(self.scores) if len(self.scores) > 1 else math.nan
 
 
-def grouped(records: Iterable[Record], objective: str) -> list[Group]:
-    """All trainings by the values of the keys other than `seed`, best mean first."""
+def group_over_seeds(records: Iterable[Record], objective: str) -> list[Group]:
+    """Group all trainings by the values of the keys other than `seed`, best mean first."""
     groups: dict[str, Group] = {}
     for record in records:
         if record.has_score:
@@ -145,12 +154,12 @@ def grouped(records: Iterable[Record], objective: str) -> list[Group]:
 
 
 def write_trials(path: Path, records: Iterable[Record], objective: str, keys: list[str]) -> None:
-    """Writes trials.csv: ranked trials first, then those without a score."""
-    order = ranked(records, objective)
+    """Write trials.csv: ranked trials first, then those without a score."""
+    order = rank(records, objective)
     rest = sorted((record for record in records if record not in order), key=lambda record: record.number)
     rows = [
         {
-            "rank": rank,
+            "rank": place,
             "trial": record.number,
             "status": record.status,
             "score": "" if record.score is None else record.score,
@@ -158,19 +167,19 @@ def write_trials(path: Path, records: Iterable[Record], objective: str, keys: li
             "seconds": round(record.seconds, 2),
             "run": record.run(),
         }
-        | {key: plain(record.values[key]) for key in keys if key in record.values}
-        for rank, record in [*enumerate(order, 1), *(("", record) for record in rest)]
+        | {key: to_scalar(record.values[key]) for key in keys if key in record.values}
+        for place, record in [*enumerate(order, 1), *(("", record) for record in rest)]
     ]
     columns = ["rank", "trial", "status", "score", "epochs", "seconds", "run", *keys]
     _write_csv(path, columns, rows)
 
 
 def write_groups(path: Path, groups: list[Group], keys: list[str]) -> None:
-    """Writes groups.csv: mean and deviation over seeds."""
+    """Write groups.csv: mean and standard deviation over seeds."""
     rows = [
-        {"rank": rank, "trainings": len(group.scores), "mean": group.mean, "deviation": group.deviation}
-        | {key: plain(value) for key, value in group.values.items()}
-        for rank, group in enumerate(groups, 1)
+        {"rank": place, "trainings": len(group.scores), "mean": group.mean, "deviation": group.std}
+        | {key: to_scalar(value) for key, value in group.values.items()}
+        for place, group in enumerate(groups, 1)
     ]
     _write_csv(path, ["rank", "trainings", "mean", "deviation", *keys], rows)
 
@@ -183,6 +192,6 @@ def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> No
     write_text(path, text.getvalue())
 
 
-def plain(value: Any) -> bool | int | float | str:
-    """A value for what knows no lists: these, and sections, as JSON."""
+def to_scalar(value: Any) -> bool | int | float | str:
+    """Return a value without structure: lists and sections become JSON."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,10 +1,9 @@
-"""What a search tells: a table while it goes on, files that other programs read, TensorBoard, and a figure."""
+"""The report of a search: a table while it runs, files for other programs, TensorBoard, and a figure."""
 
 import json
 import shlex
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kpipe import figures
-from kpipe.catalog.search import SearchOptions
 from kpipe.config.schema import Experiment
-from kpipe.config.space import Dimension, keys_of
+from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.files import write_json, write_text
-from kpipe.search.hparams import PART, write_session, write_space
+from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
-from kpipe.search.records import (
-    Group,
-    Record,
-    grouped,
-    ranked,
-    write_groups,
-    write_trials,
-)
+from kpipe.search.records import Group, Record, group_over_seeds, objective_of, rank, write_groups, write_trials
 
 _SHOWN = 10  # trials in the table
 _ENDINGS = ("finished", "stopped", "failed")
@@ -36,44 +27,33 @@ BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "grou
 
 
 class Report:
-    """The report of one search, brought up to date whenever a trial has ended.
+    """The report of one search, updated whenever a trial has ended.
 
     Args:
-        search: the search's folder, where it is written.
+        folder: of the search, where the report is written.
         experiment: what is searched.
-        dimensions: of the space.
-        objective: val_accuracy or val_loss.
         total: how many trials there will be, at most.
         screen: where the user sees it.
     """
 
-    def __init__(
-        self,
-        search: Path,
-        experiment: Experiment,
-        dimensions: Sequence[Dimension],
-        *,
-        objective: str,
-        total: int,
-        screen: Screen,
-    ):
-        self._search = search
-        self._dimensions = list(dimensions)
+    def __init__(self, folder: Path, experiment: Experiment, *, total: int, screen: Screen):
+        self._folder = folder
+        self._dimensions = make_dimensions(experiment.search)
         self._keys = keys_of(experiment.search)
-        self._objective = objective
+        self._objective = objective_of(experiment)
         self._total = total
         self._epochs = experiment.training.epochs
         self._screen = screen
         self._names = _short_names(self._keys)
         self._live: Live | None = None
         self._records: dict[int, Record] = {}
-        self._now = ""
+        self._current = ""
         self._began = time.monotonic()
         self._done_before = 0
 
     @contextmanager
     def watching(self, records: Mapping[int, Record]) -> Iterator[None]:
-        """While this is open the table is on the screen, where that is a terminal."""
+        """Show the table on the screen inside the `with`, where that is a terminal."""
         self._records = dict(records)
         self._done_before = self._done
         if not self._screen.console.is_terminal:
@@ -86,49 +66,50 @@ class Report:
                 self._live = None
 
     def __rich__(self) -> Table:
-        table = self._table(ranked(self._records.values(), self._objective))
+        table = self._table(rank(self._records.values(), self._objective))
         table.caption, table.caption_justify = self._progress(), "left"
         return table
 
     def epoch(self, number: int, execution: int, epoch: int, logs: Mapping[str, float]) -> None:
-        """A trial has ended an epoch."""
+        """Show that a trial has ended an epoch."""
         again = f", seed {execution + 1}" if execution else ""
-        self._now = f"trial {number}{again}: epoch {epoch}, {self._objective} {logs[self._objective]:.4f}"
+        self._current = f"trial {number}{again}: epoch {epoch}, {self._objective} {logs[self._objective]:.4f}"
 
     def trials_ended(self, records: Mapping[int, Record]) -> None:
-        """Shows and writes what has changed."""
+        """Show and write what has changed."""
         known = {record.number for record in self._records.values() if record.has_ended}
         ended = [record for record in records.values() if record.has_ended and record.number not in known]
-        self._records, self._now = dict(records), ""
+        self._records, self._current = dict(records), ""
         if self._live is None:
             for record in ended:
                 self._screen.line(self._line(record))
         self.write(records)
 
     def write(self, records: Mapping[int, Record]) -> None:
-        """The files, TensorBoard's included."""
-        path, ended = self._search, [record for record in records.values() if record.has_ended]
+        """Write the files, TensorBoard's included."""
+        path, ended = self._folder, [record for record in records.values() if record.has_ended]
         write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
         if _have_repetitions(self._keys, ended):
-            write_groups(path / GROUPS_CSV, grouped(ended, self._objective), self._keys_but_seed)
+            write_groups(path / GROUPS_CSV, group_over_seeds(ended, self._objective), self._keys_but_seed)
         write_space(path, self._dimensions, self._objective)
         for record in ended:
             write_session(path, record)
         self._write_best(ended)
 
     def finish(self, records: Mapping[int, Record], *, is_exhausted: bool) -> dict[str, Any]:
-        """Draws the figure, writes summary.json, and says the result; returns what summary.json holds.
+        """Draw the figure, write summary.json and show the result; return what summary.json holds.
 
         Args:
             records: of all trials.
-            is_exhausted: the space has fewer combinations than trials were asked for.
+            is_exhausted: the space has fewer combinations than trials were requested.
         """
         self.write(records)
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
         scores = [record.score if record.has_score else None for record in order]
         times = _times(order, records)
-        figures.write_search(self._search / FIGURE, scores, times, objective=self._objective)
-        best = ranked(order, self._objective)
+        figure = figures.draw_search(scores, times, objective=self._objective)
+        figures.save_figure(figure, self._folder / FIGURE)
+        best = rank(order, self._objective)
         counts = {status: sum(record.status == status for record in order) for status in _ENDINGS}
         summary = {
             "status": "finished",
@@ -138,12 +119,12 @@ class Report:
             "seconds": round(max(times, default=0.0), 2),
             "best": {"trial": best[0].number, "score": best[0].score, "values": best[0].values} if best else None,
         }
-        write_json(self._search / SUMMARY, summary)
-        shutil.rmtree(self._search / PART, ignore_errors=True)
+        write_json(self._folder / SUMMARY, summary)
+        remove_unfinished(self._folder)
         self._show_result(best, order, summary, is_exhausted)
         return summary
 
-    # --- on the screen ----------------------------------------------------------------------------------------
+    # --- on the screen ----------------------------------------------------------------------------------------------
 
     @property
     def _done(self) -> int:
@@ -151,15 +132,15 @@ class Report:
 
     def _progress(self) -> str:
         failed = sum(record.status == "failed" for record in self._records.values())
-        parts = [
+        texts = [
             f"{self._done} of {counted(self._total, 'trial')}" + (f", {failed} failed" if failed else ""),
-            self._now,
+            self._current,
             self._time_left(),
         ]
-        return "; ".join(part for part in parts if part)
+        return "; ".join(text for text in texts if text)
 
     def _time_left(self) -> str:
-        """By the trials of this process, however many epochs each had."""
+        """Estimate from the trials of this process, however many epochs each had."""
         done = self._done - self._done_before
         if not done or self._done >= self._total:
             return ""
@@ -169,7 +150,7 @@ class Report:
     def _line(self, record: Record) -> str:
         values = "  ".join(f"{self._names[key]} {_shown(value)}" for key, value in record.values.items())
         result = f"{self._objective} {record.score:.4f}" if record.has_score else record.status
-        best = ranked(self._records.values(), self._objective)[:1] == [record]
+        best = rank(self._records.values(), self._objective)[:1] == [record]
         epochs = counted(record.epochs, "epoch")
         text = f"trial {record.number} of {self._total}  {result}  {values}  {epochs}  {record.seconds:.1f} s"
         text += f"  (from trial {record.parent})" if record.parent else ""
@@ -189,16 +170,16 @@ class Report:
 
     def _group_table(self, groups: Sequence[Group]) -> Table:
         rows = [
-            ((f"{group.mean:.4f}", f"{group.deviation:.4f}", f"{len(group.scores)}"), group.values, ())
+            ((f"{group.mean:.4f}", f"{group.std:.4f}", f"{len(group.scores)}"), group.values, ())
             for group in groups[:_SHOWN]
         ]
-        columns = (f"mean {self._objective}", "deviation", "trainings")
+        columns = (f"mean {self._objective}", "std", "trainings")
         return self._ranking(columns, self._keys_but_seed, (), rows)
 
     def _ranking(
         self, before: Sequence[str], keys: Sequence[str], after: Sequence[str], rows: Sequence[tuple]
     ) -> Table:
-        """A table of rows (numbers, values by key, numbers), the best first."""
+        """Make a table of rows (numbers, values by key, numbers), the best first."""
         table = Table(show_edge=False, box=None, header_style="bold")
         for column in ("rank", *before):
             table.add_column(column, justify="right", no_wrap=True)
@@ -206,21 +187,21 @@ class Report:
             table.add_column(self._names[key], overflow="fold")
         for column in after:
             table.add_column(column, justify="right", no_wrap=True)
-        for rank, (first, values, last) in enumerate(rows, 1):
-            # As text, in which rich takes nothing in brackets for markup.
+        for place, (first, values, last) in enumerate(rows, 1):
+            # As Text, in which rich does not read brackets as markup.
             cells = (Text(_shown(values[key]) if key in values else "") for key in keys)
-            table.add_row(f"{rank}", *first, *cells, *last)
+            table.add_row(f"{place}", *first, *cells, *last)
         return table
 
     def _show_result(
         self, best: Sequence[Record], order: Sequence[Record], summary: Mapping[str, Any], is_exhausted: bool
     ) -> None:
-        line, path = self._screen.line, self._search
+        line, path = self._screen.line, self._folder
         if best:
             self._screen.console.print(self._table(best))
         if _have_repetitions(self._keys, order):
             line("")
-            self._screen.console.print(self._group_table(grouped(order, self._objective)))
+            self._screen.console.print(self._group_table(group_over_seeds(order, self._objective)))
         line("")
         said = ", ".join(f"{summary[status]} {status}" for status in _ENDINGS if summary[status])
         line(f"{counted(len(order), 'trial')} ({said}) in {_duration(summary['seconds'])} of training")
@@ -228,7 +209,7 @@ class Report:
             line("The space has no more combinations; all have been tried")
         if len(order) < self._total:
             left = counted(self._total - len(order), "trial")
-            line(f"{left} could not go on from another: too few of the others have a score")
+            line(f"{left} could not resume another: too few of the others have a score")
         if not best:
             for message in dict.fromkeys(record.message for record in order):
                 numbers = ", ".join(str(record.number) for record in order if record.message == message)
@@ -243,62 +224,35 @@ class Report:
         line(f"Curves and HParams: tensorboard --logdir {shlex.quote(str(path))}")
 
     def _remark(self, best: Record) -> str:
-        """What there is to know before best.yaml is trained; empty where it gives the same score."""
+        """Return what to know before training best.yaml; empty where that reproduces the score."""
         epochs = best.codes.get(EPOCHS, self._epochs)
         if epochs < self._epochs and best.epochs >= epochs:  # else early stopping has ended it, and would again
-            return f"after {epochs} of {self._epochs} epochs: trained in full it gets another score"
+            return f"after {epochs} of {self._epochs} epochs: trained in full, its score will differ"
         if len(best.scores) > 1:
-            return f"the mean over {len(best.scores)} seeds; best.yaml has the first, with {best.scores[0]:.4f}"
+            return f"the mean over {len(best.scores)} seeds; best.yaml has the first seed, with {best.scores[0]:.4f}"
         if "seed" in self._keys:
-            return f"with seed {best.values['seed']} alone; {GROUPS_CSV} has the means over the seeds"
+            return f"with seed {best.values['seed']} only; {GROUPS_CSV} has the means over the seeds"
         return ""
 
     def _write_best(self, ended: Sequence[Record]) -> None:
-        best = next(iter(ranked(ended, self._objective)), None)
-        config = best and self._search / best.run() / "config.yaml"
-        if config is None or not config.exists():  # a person has taken it away
-            (self._search / BEST).unlink(missing_ok=True)
+        best = next(iter(rank(ended, self._objective)), None)
+        config = best and self._folder / best.run() / "config.yaml"
+        if config is None or not config.exists():  # somebody has removed it
+            (self._folder / BEST).unlink(missing_ok=True)
             return
         lines = [
             f"The best of {counted(len(ended), 'trial')}: trial {best.number}, {self._objective} {best.scores[0]:.6g}."
         ]
         if best.codes.get(EPOCHS, self._epochs) == self._epochs:
-            lines.append("On the same machine, kpipe run gives this score again, to the last bit.")
+            lines.append("On the same machine, kpipe run reproduces this score to the last bit.")
         if remark := self._remark(best):
             lines.append(f"{remark[0].upper()}{remark[1:]}.")
         head = "".join(f"# {line}\n" for line in lines)
-        write_text(self._search / BEST, head + config.read_text(encoding="utf-8"))
-
-
-def prune(
-    search: Path,
-    records: Iterable[Record],
-    options: SearchOptions,
-    objective: str,
-    may_go_on: Callable[[int], bool] = lambda number: False,
-) -> None:
-    """Removes the weights of trials that have ended, but of the best ones and of those that others may begin with.
-
-    Args:
-        search: the search's folder.
-        records: of the trials.
-        options: how many of the best keep their weights, and how often each trial is trained.
-        objective: of the search.
-        may_go_on: of a trial's number: whether its weights may still be needed.
-    """
-    records = list(records)
-    kept = {record.number for record in ranked(records, objective)[: options.keep]}
-    for record in records:
-        if not record.has_ended or record.number in kept or may_go_on(record.number):
-            continue
-        for execution in range(options.executions_per_trial):
-            run = search / record.run(execution)
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
-            (run / "model.keras").unlink(missing_ok=True)
+        write_text(self._folder / BEST, head + config.read_text(encoding="utf-8"))
 
 
 def _times(order: Sequence[Record], records: Mapping[int, Record]) -> list[float]:
-    """When each trial ended, in seconds of training, those of all workers one after the other."""
+    """Return when each trial ended, in seconds of training, as if all workers were one."""
     total, times = 0.0, []
     for record in order:
         parent = records.get(record.parent)
@@ -308,17 +262,17 @@ def _times(order: Sequence[Record], records: Mapping[int, Record]) -> list[float
 
 
 def _have_repetitions(keys: Sequence[str], records: Iterable[Record]) -> bool:
-    """Whether trainings differ in their seed alone."""
+    """Return whether some trainings differ only in their seed."""
     return "seed" in keys or any(len(record.scores) > 1 for record in records)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The end of each dotted key that no other has, at least two parts of it."""
+    """Return the shortest unique end of each dotted key, of at least two words."""
     names = {}
     for key in keys:
-        parts = key.split(".")
-        lengths = range(min(2, len(parts)), len(parts) + 1)
-        ends = (".".join(parts[-length:]) for length in lengths)
+        words = key.split(".")
+        lengths = range(min(2, len(words)), len(words) + 1)
+        ends = (".".join(words[-length:]) for length in lengths)
         names[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return names
 
@@ -330,13 +284,10 @@ def _shown(value: Any) -> str:
 
 
 def _first_sentence(message: str) -> str:
-    return message.split("; ")[0].splitlines()[0].removesuffix(".")
+    return message.splitlines()[0].split("; ")[0].split(". ")[0].removesuffix(".")
 
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-# --- TensorBoard's HParams ------------------------------------------------------------------------------------------

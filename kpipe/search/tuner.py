@@ -1,6 +1,6 @@
 """`kpipe search`: which values of an experiment's keys train best.
 
-keras-tuner says what to try next and speaks with the workers; a trial is an ordinary run in the search's folder, made
+keras-tuner says what to try next and speaks with the workers. A trial is an ordinary run in the search's folder, made
 by the same overrides that a person would type. The order of reading: this page, `trials` (how one trial is trained),
 `oracles` (what is tried next), `records` (what is remembered), `report`, `workers`.
 """
@@ -19,17 +19,18 @@ import keras_tuner
 from keras_tuner.engine import base_tuner
 
 from kpipe.config.loading import Loaded
-from kpipe.config.space import decode, keys_of, make_dimensions
+from kpipe.config.schema import Experiment
+from kpipe.config.space import decode, keys_of
 from kpipe.console import Screen, counted
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.files import translate_write_errors
 from kpipe.runs.directory import logs_folder
 from kpipe.runs.interruption import command_again
-from kpipe.search.directory import find_search, open_search, unfinished_searches
+from kpipe.search.directory import find_search, identity_of, open_search, unfinished_searches
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
-from kpipe.search.records import Record, read_records, take_up
-from kpipe.search.report import Report, prune
-from kpipe.search.trials import TrialRunner
+from kpipe.search.records import Record, objective_of, read_records, recover_records
+from kpipe.search.report import Report
+from kpipe.search.trials import TrialRunner, prune_weights
 from kpipe.search.workers import (
     FOLDER,
     Server,
@@ -37,7 +38,7 @@ from kpipe.search.workers import (
     as_chief,
     chief_address,
     die_with_launcher,
-    role,
+    read_role,
     translate_protocol_errors,
 )
 from kpipe.signals import Stop, stop_signals
@@ -54,7 +55,7 @@ class SearchResult:
 def run_search(
     loaded: Loaded, *, new: bool = False, workers: int = 1, screen: Screen | None = None
 ) -> SearchResult | None:
-    """Searches; goes on with the same search where it stood, and reports a finished one.
+    """Search, resume the same search where it stopped, or report a finished one.
 
     Args:
         loaded: the experiment and its section `search`, see `kpipe.config.load_search`.
@@ -67,104 +68,95 @@ def run_search(
 
     Raises:
         ConfigError, DataError: nothing can be trained.
-        Diverged: not one trial has a score.
+        Diverged: no trial has a score.
         EnvironmentFault: the machine refuses; the trials so far are kept.
-        Interrupted: by SIGINT or SIGTERM; the same command goes on.
+        Interrupted: by SIGINT or SIGTERM; the same command resumes the search.
     """
-    part = role()
-    if part is not None and (workers > 1 or (new and part == "worker")):
+    role = read_role()
+    if role is not None and (workers > 1 or (new and role == "worker")):
         raise ConfigError(
-            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; --new is for the "
-            "chief alone"
+            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; only the chief "
+            "may have --new"
         )
-    job = _Job(loaded, screen or Screen())
-    if part == "worker":
-        _work(job)
+    experiment, screen = loaded.experiment, screen or Screen()
+    if role == "worker":
+        _work(loaded, screen)
         return None
+    config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
+    logs, objective = logs_folder(experiment.logs), objective_of(experiment)
     with (
         stop_signals() as stop,
-        translate_write_errors(job.logs),
-        open_search(job.logs, job.name, job.identity, job.config, new=new) as path,
-        _worded_interruption(path, stop),
+        translate_write_errors(logs),
+        open_search(logs, experiment.name, identity_of(experiment), config, new=new) as path,
+        _translate_interruption(path, stop),
     ):
-        before, lost = take_up(path)
-        oracle = job.make_oracle(before)
-        _show_header(job, path, oracle.total, before, lost, workers)
-        report = Report(
-            path, loaded.experiment, job.dimensions, objective=job.objective, total=oracle.total, screen=job.screen
-        )
-
-        known = len(oracle.end_order)
-
-        def look() -> None:
-            """Brings the report up to date when a trial has ended."""
-            nonlocal known
-            if len(oracle.end_order) > known:
-                known = len(oracle.end_order)
-                records = read_records(path)
-                report.trials_ended(records)
-                prune(path, records.values(), job.search, job.objective, oracle.may_go_on)
-
-        with report.watching(before), _keras_tuner_held_back():
-            if part == "chief":
-                Server(_Tuner(oracle, path).search).wait(look)
+        before, lost = recover_records(path)
+        oracle = make_oracle(experiment.search, objective, experiment.training.epochs, before)
+        screen.header(f"kpipe search: {experiment.name}", _describe(experiment, path, oracle.total, before, workers))
+        for note in _notes(loaded, path, before, lost):
+            screen.line(f"  note: {note}")
+        report = Report(path, experiment, total=oracle.total, screen=screen)
+        update = _make_update(experiment, path, oracle, report)
+        with report.watching(before), _keras_tuner_silenced():
+            if role == "chief":
+                Server(Tuner(oracle, path).search).wait(update)
             elif workers > 1:
                 with as_chief():
-                    server = Server(_Tuner(oracle, path).search)
-                    Workers(loaded, workers, path, job.screen).supervise(server, stop, look)
+                    server = Server(Tuner(oracle, path).search)
+                    Workers(loaded, workers, path, screen).supervise(server, stop, update)
             else:
-                runner = TrialRunner(loaded, path, job.objective, stop, screen=job.screen, on_epoch=report.epoch)
-                _Tuner(oracle, path, runner, look).search()
-        return _finish(job, path, report, oracle, before)
+                runner = TrialRunner(loaded, path, objective, stop, screen=screen, on_epoch=report.epoch)
+                Tuner(oracle, path, runner, update).search()
+        return _finish(experiment, path, oracle, report, before, screen)
 
 
-class _Job:
-    """What is searched, and under which names.
+def _make_update(experiment: Experiment, path: Path, oracle: keras_tuner.Oracle, report: Report) -> Callable[[], None]:
+    """Make a function that updates the report, and removes weights, when a trial has ended since its last call."""
+    ended = len(oracle.end_order)
 
-    Attributes:
-        loaded, search: the experiment, and its section.
-        name, logs: of the experiment.
-        epochs: the most that a trial trains.
-        objective: val_accuracy or val_loss.
-        identity: what makes two searches the same.
-        config: the experiment as it was given.
-        dimensions: of the space.
-    """
+    def update() -> None:
+        nonlocal ended
+        if len(oracle.end_order) == ended:
+            return
+        ended = len(oracle.end_order)
+        records = read_records(path)
+        report.trials_ended(records)
+        prune_weights(
+            path, records.values(), experiment.search, objective_of(experiment), oracle.weights_may_be_inherited
+        )
 
-    def __init__(self, loaded: Loaded, screen: Screen):
-        self.loaded = loaded
-        self.screen = screen
-        experiment = loaded.experiment
-        self.search = experiment.search
-        self.name = experiment.name
-        self.epochs = experiment.training.epochs
-        self.objective = self.search.objective or experiment.training.monitor
-        self.logs = logs_folder(experiment.logs)
-        self.identity = experiment.identity() | {"search": self.search.model_dump(mode="json")}
-        self.config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
-        self.dimensions = make_dimensions(self.search)
-
-    def make_oracle(self, records: Mapping[int, Record]) -> keras_tuner.Oracle:
-        return make_oracle(self.search, self.objective, self.epochs, records)
+    return update
 
 
 def _finish(
-    job: _Job, path: Path, report: Report, oracle: keras_tuner.Oracle, before: Mapping[int, Record]
+    experiment: Experiment,
+    path: Path,
+    oracle: keras_tuner.Oracle,
+    report: Report,
+    before: Mapping[int, Record],
+    screen: Screen,
 ) -> SearchResult:
-    """Reports a search that has no more trials to do."""
+    """Report a search that has no more trials to run; `before`: the records that this process began with."""
     records = read_records(path)
-    prune(path, records.values(), job.search, job.objective)
-    summary = report.finish(records, is_exhausted=oracle.total < (oracle.asked_for or 0))
+    prune_weights(path, records.values(), experiment.search, objective_of(experiment))
+    summary = report.finish(records, is_exhausted=oracle.total < (oracle.requested or 0))
     if before and sum(record.has_ended for record in before.values()) == len(records):
-        more = ", more search.trials go on with it" if hasattr(job.search, "trials") else ""
-        job.screen.line(f"It was finished before{more}; --new starts another")
+        extended = ", a larger search.trials extends it" if hasattr(experiment.search, "trials") else ""
+        screen.line(f"This search was finished before{extended}; --new starts another")
     if summary["best"] is None:
-        raise Diverged(f"{path}: not one of {summary['trials']} trials has a score; the reasons stand above")
+        raise Diverged(f"{path}: none of {summary['trials']} trials has a score; see the reasons above")
     return SearchResult(path, summary)
 
 
-class _Tuner(base_tuner.BaseTuner):
-    """keras-tuner's loop around trials of kpipe; `runner` is None in the chief, which trains nothing."""
+class Tuner(base_tuner.BaseTuner):
+    """keras-tuner's loop around trials of kpipe.
+
+    Args:
+        oracle: what says what to try next.
+        folder: of the search.
+        runner: trains the trials; None in the chief, which trains nothing.
+        after_trial: is called when a trial has ended.
+    """
 
     def __init__(
         self,
@@ -184,7 +176,7 @@ class _Tuner(base_tuner.BaseTuner):
         return str(self._folder)
 
     def search(self):
-        gc.freeze()  # what is there now stays; looking at it after each trial would take longer than a small trial
+        gc.freeze()  # what exists now stays; checking it after each trial would take longer than a small trial
         super().search()
 
     def _try_run_and_update_trial(self, trial):
@@ -215,60 +207,71 @@ class _Tuner(base_tuner.BaseTuner):
         pass
 
 
-def _keras_tuner_held_back() -> contextlib.redirect_stdout:
-    """keras-tuner prints the conditions of the space whenever it sends one; a Screen has the true standard output."""
+def _keras_tuner_silenced() -> contextlib.redirect_stdout:
+    """Drop keras-tuner's prints: the conditions of the space whenever it sends one. A Screen keeps the true output."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def _work(job: _Job) -> None:
-    """The life of a worker: trials of the chief's search until it has no more."""
+def _work(loaded: Loaded, screen: Screen) -> None:
+    """Run trials of the chief's search until it has no more."""
     die_with_launcher()
-    with stop_signals() as stop, translate_write_errors(job.logs), translate_protocol_errors():
-        folder = job.logs / job.name
-        tuner = _Tuner(job.make_oracle({}), folder)
-        job.screen.line(f"waiting for the chief at {chief_address()}")
+    experiment = loaded.experiment
+    logs, objective = logs_folder(experiment.logs), objective_of(experiment)
+    with stop_signals() as stop, translate_write_errors(logs), translate_protocol_errors():
+        oracle = make_oracle(experiment.search, objective, experiment.training.epochs, {})
+        tuner = Tuner(oracle, logs / experiment.name)
+        screen.line(f"waiting for the chief at {chief_address()}")
         tuner.oracle.get_space()
-        launched = os.environ.get(FOLDER)
-        path = Path(launched) if launched else find_search(job.logs, job.name, job.identity)
-        if path is None:
-            raise EnvironmentFault(
-                f"{folder}: expected the folder of the chief's search, found none of this experiment. Workers need the "
-                "chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS)."
-            )
-        job.screen.line(f"working on {path}")
-        tuner.runner = TrialRunner(job.loaded, path, job.objective, stop, worker=tuner.tuner_id, screen=job.screen)
-        with _keras_tuner_held_back():
+        path = _find_chief_search(experiment, logs)
+        screen.line(f"working on {path}")
+        tuner.runner = TrialRunner(loaded, path, objective, stop, worker=tuner.tuner_id, screen=screen)
+        with _keras_tuner_silenced():
             tuner.search()
 
 
-def _show_header(
-    job: _Job, path: Path, total: int, before: Mapping[int, Record], lost: Sequence[int], workers: int
-) -> None:
+def _find_chief_search(experiment: Experiment, logs: Path) -> Path:
+    """Return the folder of the chief's search, which has made it before it answers."""
+    launched = os.environ.get(FOLDER)
+    path = Path(launched) if launched else find_search(logs, experiment.name, identity_of(experiment))
+    if path is None:
+        raise EnvironmentFault(
+            f"{logs / experiment.name}: expected the folder of the chief's search, found none of this experiment. "
+            "Workers need the chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS)."
+        )
+    return path
+
+
+def _describe(
+    experiment: Experiment, path: Path, total: int, before: Mapping[int, Record], workers: int
+) -> dict[str, str]:
+    """Return the rows of the header, by name."""
     done = [record for record in before.values() if record.has_ended]
     begun = [str(record.number) for record in before.values() if not record.has_ended]
     resumed = f", resumed after {counted(len(done), 'trial')}" if before else ""
     resumed += f"; {', '.join(begun)} begun" if begun else ""
-    epochs = f"{'at most ' if job.search.method == 'hyperband' else ''}{counted(job.epochs, 'epoch')}"
-    rows = {
-        "search": f"{job.search.method}, {counted(total, 'trial')} of {epochs}, by {job.objective}"
+    search = experiment.search
+    epochs = f"{'at most ' if search.method == 'hyperband' else ''}{counted(experiment.training.epochs, 'epoch')}"
+    return {
+        "search": f"{search.method}, {counted(total, 'trial')} of {epochs}, by {objective_of(experiment)}"
         + (f", {workers} workers" if workers > 1 else ""),
-        "space": ", ".join(keys_of(job.search)),
+        "space": ", ".join(keys_of(search)),
         "folder": f"{path}{resumed}",
     }
-    job.screen.header(f"kpipe search: {job.name}", rows)
-    notes = list(job.loaded.notes)
+
+
+def _notes(loaded: Loaded, path: Path, before: Mapping[int, Record], lost: Sequence[int]) -> Iterator[str]:
+    """Yield what the user should know before the first trial."""
+    yield from loaded.notes
     if lost:
         numbers = ", ".join(map(str, lost))
-        notes.append(f"a record is lost or damaged; these trials are looked up in their runs again: {numbers}")
+        yield f"a record is lost or damaged; these trials are looked up in their runs again: {numbers}"
     if not before and (others := [other for other in unfinished_searches(path.parent) if other != path]):
-        notes.append(f"{others[-1]} is unfinished; it has another space or another experiment")
-    for note in notes:
-        job.screen.line(f"  note: {note}")
+        yield f"{others[-1]} is unfinished; it has another space or another experiment"
 
 
 @contextlib.contextmanager
-def _worded_interruption(path: Path, stop: Stop) -> Iterator[None]:
-    """Says how many trials are done, and how to go on."""
+def _translate_interruption(path: Path, stop: Stop) -> Iterator[None]:
+    """Turn an interruption into Interrupted, which says how many trials are done and how to resume."""
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
@@ -276,7 +279,7 @@ def _worded_interruption(path: Path, stop: Stop) -> Iterator[None]:
             raise
         done = sum(record.has_ended for record in read_records(path).values())
         raise Interrupted(
-            f"{stop.word}; {counted(done, 'trial')} done. The same command goes on from there:\n"
+            f"{stop.word}; {counted(done, 'trial')} done. The same command resumes the search:\n"
             f"  {command_again(resumes=True)}",
             stop.exit_code,
         ) from None

@@ -1,7 +1,7 @@
 """Several workers on one machine: processes that ask this one, keras-tuner's chief, what to try next.
 
-keras-tuner's chief waits for ever when a worker is gone. Here a worker that was killed is started again with its name,
-which is given its trial again, a few times; any other end of a worker ends the search.
+keras-tuner's chief waits forever when a worker is gone. Here a worker that was killed is started again, a few times,
+under the same name, and is given its trial again. Any other end of a worker ends the search.
 """
 
 import os
@@ -27,13 +27,13 @@ LAUNCHER = "KPIPE_LAUNCHER"  # the process that a worker is not to outlive
 FOLDER = "KPIPE_SEARCH"  # the folder of the launcher's search
 IP, PORT, ID = _ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID")
 _RESTARTS = 3  # of each worker
-_PATIENCE = 60  # seconds that a worker has to save what it does
+_PATIENCE = 60  # seconds that a worker has to save its trial
 _LAST_LINES = 100
-_PAUSE = 0.2  # seconds between two looks
+_PAUSE = 0.2  # seconds between two polls
 
 
-def role() -> str | None:
-    """What keras-tuner's environment variables say that this process is: chief, worker, or None: it is alone.
+def read_role() -> str | None:
+    """Return what this process is by keras-tuner's environment variables: chief, worker, or None if it is alone.
 
     Raises:
         ConfigError: some of them are missing.
@@ -47,26 +47,26 @@ def role() -> str | None:
 
 
 def chief_address() -> str:
-    """Where a worker looks for the chief."""
+    """Return the address at which a worker expects the chief."""
     return f"{os.environ[IP]}:{os.environ[PORT]}"
 
 
 @contextmanager
 def translate_protocol_errors() -> Iterator[None]:
-    """Turns what gRPC says when the chief is gone into an EnvironmentFault."""
+    """Turn gRPC's error when the chief is gone into an EnvironmentFault."""
     try:
         yield
     except grpc.RpcError as error:
         said = f"{error.code().name}: {error.details()}"
         raise EnvironmentFault(
-            f"the chief at {chief_address()} has gone or does not answer ({said}). Start it again, and this worker: "
-            "the search goes on"
+            f"the chief at {chief_address()} is gone or does not answer ({said}). Start it again, and then this "
+            "worker: the search resumes"
         ) from None
 
 
 @contextmanager
 def as_chief() -> Iterator[None]:
-    """Makes this process the chief, at a free port of this machine that workers find which are started meanwhile."""
+    """Make this process the chief, at a free port that workers find which are started inside the `with`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -79,7 +79,7 @@ def as_chief() -> Iterator[None]:
 
 
 def die_with_launcher() -> None:
-    """Ends this worker, what it does saved, when the process that has started it is gone."""
+    """End this worker, its trial saved, when the process that has started it is gone."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
@@ -93,13 +93,13 @@ def die_with_launcher() -> None:
 
 
 class Server(threading.Thread):
-    """The chief's loop, beside the main thread.
+    """The chief's loop, in a thread of its own.
 
     Args:
         search: does not return before every worker that it knows has been told to stop.
 
     Attributes:
-        error: what ended it, if it failed.
+        error: what ended the loop, if it failed.
     """
 
     def __init__(self, search: Callable[[], None]):
@@ -111,14 +111,14 @@ class Server(threading.Thread):
     def run(self) -> None:
         try:
             self._search()
-        except Exception as error:  # raised again by who waits for it
+        except Exception as error:  # raised again in the main thread
             self.error = error
 
-    def wait(self, look: Callable[[], None]) -> None:
-        """Until it has ended; `look` is called several times a second."""
+    def wait(self, poll: Callable[[], None]) -> None:
+        """Wait until the loop has ended, and call `poll` several times a second."""
         while self.is_alive():
             self.join(_PAUSE)
-            look()
+            poll()
         if self.error is not None:
             raise self.error
 
@@ -129,8 +129,8 @@ class _Worker:
     log: Path
     process: subprocess.Popen | None = None
     starts: int = 0
-    began: int = 0
-    """Where in the log its last start stands."""
+    log_begin: int = 0
+    """Offset in the log at which its last start begins."""
     has_ended: bool = False
 
 
@@ -139,10 +139,10 @@ class Workers:
     """The workers of a search on this machine.
 
     Args:
-        loaded: what they search.
-        count: how many.
-        folder: of the search, where each writes its log.
-        screen: is told of workers that are started again.
+        loaded: what is searched.
+        count: number of workers.
+        folder: of the search, where each worker writes its log.
+        screen: shows which workers are started again.
     """
 
     loaded: Loaded
@@ -151,54 +151,58 @@ class Workers:
     screen: Screen
     _workers: list[_Worker] = field(default_factory=list)
 
-    def supervise(self, server: Server, stop: Stop, look: Callable[[], None]) -> None:
-        """Until all have ended by themselves, or the chief has no more for them; `look` is called several times a
-        second.
+    def supervise(self, server: Server, stop: Stop, poll: Callable[[], None]) -> None:
+        """Run the workers until all have ended by themselves, or the chief has no more trials for them.
+
+        Args:
+            server: the chief's loop.
+            stop: the signals.
+            poll: is called several times a second.
 
         Raises:
-            KeyboardInterrupt: a signal came; the workers have saved what they did.
+            KeyboardInterrupt: a signal came; the workers have saved their trials.
             EnvironmentFault: a worker was killed too often.
-            KpipeError: what a worker says.
+            KpipeError: what a worker has reported.
         """
         self._workers = [_Worker(f"worker-{i}", self.folder / f"worker-{i}.log") for i in range(1, self.count + 1)]
         stop.defer()
         try:
             for worker in self._workers:
                 self._start(worker)
-            # A worker that comes when the chief has ended would wait for it.
+            # A worker that starts when the chief has ended would wait for it.
             while server.is_alive() and not all(worker.has_ended for worker in self._workers):
                 time.sleep(_PAUSE)
                 if stop.number is not None:
                     self._end_all()
                     stop.obey()
                 for worker in self._workers:
-                    self._look_after(worker)
-                look()
+                    self._check(worker)
+                poll()
             if server.error is not None:
                 raise server.error
         finally:
             self._end_all()
-        look()
+        poll()
 
     def _start(self, worker: _Worker) -> None:
         command = [sys.executable, "-m", "kpipe", "search", self.loaded.document.name, *self.loaded.overrides]
         environment = {**os.environ, ID: worker.name, LAUNCHER: str(os.getpid()), FOLDER: str(self.folder)}
         worker.starts += 1
         with open(worker.log, "ab") as log:
-            worker.began = log.tell()
+            worker.log_begin = log.tell()
             # A session of its own: Ctrl-C reaches this process, which then tells the workers.
             worker.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
-    def _look_after(self, worker: _Worker) -> None:
+    def _check(self, worker: _Worker) -> None:
         code = None if worker.has_ended else worker.process.poll()
         if code is None:
             return
         if code == 0:
             worker.has_ended = True
         elif 0 < code < 128:
-            raise _as_said(worker, code)
+            raise _error_of(worker, code)
         elif worker.starts <= _RESTARTS:
             self.screen.line(
                 f"{worker.name} was killed (exit code {code}) and is started again, {worker.starts} of {_RESTARTS}"
@@ -207,7 +211,7 @@ class Workers:
         else:
             raise EnvironmentFault(
                 f"{worker.name} was killed {worker.starts} times (exit code {code}), so the search ends here; "
-                f"is the memory too small for {self.count} workers? Its log: {worker.log}. The same command goes on."
+                f"is the memory too small for {self.count} workers? Its log: {worker.log}. The same command resumes."
             )
 
     def _end_all(self) -> None:
@@ -223,10 +227,10 @@ class Workers:
                 process.wait()
 
 
-def _as_said(worker: _Worker, code: int) -> Exception:
-    """The error of a worker, from its exit code and the end of its log."""
+def _error_of(worker: _Worker, code: int) -> Exception:
+    """Return the error of a worker, from its exit code and the end of its log."""
     with open(worker.log, encoding="utf-8", errors="replace") as log:
-        log.seek(worker.began)
+        log.seek(worker.log_begin)
         said = "\n".join(log.read().splitlines()[-_LAST_LINES:])
     kinds: Mapping[int, type[KpipeError]] = {
         kind.exit_code: kind for kind in (ConfigError, DataError, EnvironmentFault)

@@ -35,16 +35,15 @@ def photos(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What `write_image_grid` was asked to draw."""
+    """What `draw_image_grid` was asked to draw."""
     calls = []
-    real = figures.write_image_grid
-    monkeypatch.setattr(
-        "kpipe.figures.write_image_grid",
-        lambda path, rows, headings, *, title: (
-            calls.append((rows, headings, title)),
-            real(path, rows, headings, title=title),
-        ),
-    )
+    real = figures.draw_image_grid
+
+    def draw_image_grid(rows, headings, *, title):
+        calls.append((rows, headings, title))
+        return real(rows, headings, title=title)
+
+    monkeypatch.setattr("kpipe.figures.draw_image_grid", draw_image_grid)
     return calls
 
 
@@ -134,5 +133,5 @@ def test_a_mistake_in_the_file_is_found_first(kpipe, experiment):
 
 
 def test_rows_of_another_length():
-    with pytest.raises(ValueError, match=r"write_image_grid: expected 2 images in each row, got \[1\]\."):
-        figures.write_image_grid("x.png", [[(np.zeros((2, 2, 1), np.uint8), "")]], ["a", "b"], title="t")
+    with pytest.raises(ValueError, match=r"draw_image_grid: expected 2 images in each row, got \[1\]\."):
+        figures.draw_image_grid([[(np.zeros((2, 2, 1), np.uint8), "")]], ["a", "b"], title="t")

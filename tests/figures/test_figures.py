@@ -12,18 +12,21 @@ LONG_NAMES = [f"a rather long class name, number {number}" for number in range(1
 
 
 def png_size(path):
-    """Width and height in pixels, and dots per metre, from the header of a PNG file."""
+    """Width and height in pixels, and dots per meter, from the header of a PNG file."""
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     start = content.index(b"pHYs") + 4
     return struct.unpack(">II", content[16:24]), struct.unpack(">I", content[start : start + 4])[0]
 
 
-def assert_picture(path):
-    (width, height), dots_per_metre = png_size(path)
+def assert_saved(figure, folder):
+    """As a PNG file of 150 dpi and a size that fits a screen."""
+    path = folder / "figure.png"
+    figures.save_figure(figure, path)
+    (width, height), dots_per_meter = png_size(path)
     assert 300 < width < 4000
     assert 300 < height < 4000
-    assert dots_per_metre == round(150 / 0.0254)
+    assert dots_per_meter == round(150 / 0.0254)
 
 
 def record(step, split, span, loss, accuracy):
@@ -51,7 +54,7 @@ def texts_of(axes):
 
 
 def test_curves_hold_the_records():
-    loss, accuracy = figures.curves._draw_curves(ONE_EPOCH).axes
+    loss, accuracy = figures.draw_curves(ONE_EPOCH).axes
     assert loss.get_title("left") == "Loss"
     assert drawn_lines(loss) == {
         "train, each log line": [[5, 2.5], [10, 1.5]],
@@ -64,7 +67,7 @@ def test_curves_hold_the_records():
 
 
 def test_a_single_epoch_is_marked():
-    loss, _ = figures.curves._draw_curves(ONE_EPOCH).axes
+    loss, _ = figures.draw_curves(ONE_EPOCH).axes
     markers = {line.get_label(): line.get_marker() for line in loss.get_lines()}
     assert markers["train, whole epoch"] == markers["validation"] == "o"
     assert markers["train, each log line"] == ""
@@ -72,11 +75,11 @@ def test_a_single_epoch_is_marked():
 
 def test_many_epochs_have_no_markers():
     records = [record(step, "validation", "epoch", 1.0, 0.5) for step in range(1, 41)]
-    assert figures.curves._draw_curves(records).axes[0].get_lines()[0].get_marker() == ""
+    assert figures.draw_curves(records).axes[0].get_lines()[0].get_marker() == ""
 
 
 def test_accuracy_has_no_room_above_one():
-    _, accuracy = figures.curves._draw_curves([record(10, "train", "epoch", 0.1, 1.0)]).axes
+    _, accuracy = figures.draw_curves([record(10, "train", "epoch", 0.1, 1.0)]).axes
     assert 1 < accuracy.get_ylim()[1] < 1.01
 
 
@@ -91,13 +94,12 @@ def test_accuracy_has_no_room_above_one():
     ],
     ids=["one epoch", "no record", "no accuracy", "diverged", "only nan"],
 )
-def test_write_curves(tmp_path, records):
-    figures.write_curves(tmp_path / "curves.png", records)
-    assert_picture(tmp_path / "curves.png")
+def test_curves_are_saved(tmp_path, records):
+    assert_saved(figures.draw_curves(records), tmp_path)
 
 
 def test_axes_without_values_say_none():
-    loss, accuracy = figures.curves._draw_curves([{"step": 1, "split": "train", "span": "epoch", "loss": 1.0}]).axes
+    loss, accuracy = figures.draw_curves([{"step": 1, "split": "train", "span": "epoch", "loss": 1.0}]).axes
     assert texts_of(loss) == []
     assert texts_of(accuracy) == ["none"]
 
@@ -106,7 +108,7 @@ def test_axes_without_values_say_none():
 
 
 def test_a_search_is_drawn_against_trials_and_time():
-    figure = figures.search._draw_search([0.5, None, 0.4, 0.8, 0.7], [10, 20, 30, 40, 50], "val_accuracy")
+    figure = figures.draw_search([0.5, None, 0.4, 0.8, 0.7], [10, 20, 30, 40, 50], objective="val_accuracy")
     trials, seconds = figure.axes
     assert (trials.get_title("left"), seconds.get_xlabel()) == ("val_accuracy against trials", "seconds")
     nan = pytest.approx(math.nan, nan_ok=True)
@@ -115,7 +117,7 @@ def test_a_search_is_drawn_against_trials_and_time():
 
 
 def test_the_best_loss_is_the_smallest_and_a_hopeless_trial_presses_nothing_together():
-    trials, minutes = figures.search._draw_search([0.5, 0.4, 0.6, 9.0], [100, 200, 300, 400], "val_loss").axes
+    trials, minutes = figures.draw_search([0.5, 0.4, 0.6, 9.0], [100, 200, 300, 400], objective="val_loss").axes
     assert minutes.get_xlabel() == "minutes"
     assert [y for _, y in drawn_lines(trials)["the best so far"]] == [0.5, 0.4, 0.4, 0.4]
     # Four times as far from the best, 0.4, as the median, 0.55.
@@ -124,23 +126,22 @@ def test_the_best_loss_is_the_smallest_and_a_hopeless_trial_presses_nothing_toge
 
 
 @pytest.mark.parametrize("scores", [[], [None], [None, None], [0.5], [0.5, 0.5]])
-def test_write_search(tmp_path, scores):
-    figures.write_search(tmp_path / "search.png", scores, [0.0] * len(scores), objective="val_accuracy")
-    assert_picture(tmp_path / "search.png")
+def test_searches_are_saved(tmp_path, scores):
+    assert_saved(figures.draw_search(scores, [0.0] * len(scores), objective="val_accuracy"), tmp_path)
 
 
 # Confusion matrix.
 
 
-def test_confusion_matrix_counts_and_shares():
+def test_confusion_matrix_counts_and_fractions():
     # Class 2 is never predicted, class 3 has no images.
     labels, predictions = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 0])
-    axes = figures.confusion._draw_confusion_matrix(labels, predictions, ["a", "b", "c", "d"]).axes[0]
+    axes = figures.draw_confusion_matrix(labels, predictions, ["a", "b", "c", "d"]).axes[0]
     cells = {(round(text.get_position()[1]), round(text.get_position()[0])): text for text in axes.texts}
     counts = [[int(cells[row, column].get_text()) for column in range(4)] for row in range(4)]
     assert counts == [[3, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    shares = [[0.75, 0.25, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(axes.images[0].get_array(), shares)
+    fractions = [[0.75, 0.25, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(axes.images[0].get_array(), fractions)
     assert axes.get_title("left") == "Confusion matrix: 6 images, 66.7% right"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     assert to_hex(cells[0, 0].get_color()) == "#ffffff"  # on dark blue
@@ -149,7 +150,7 @@ def test_confusion_matrix_counts_and_shares():
 def test_twenty_classes_are_written_and_more_are_not():
     def draw(classes):
         labels = np.arange(classes)
-        return figures.confusion._draw_confusion_matrix(labels, labels, [f"c{label}" for label in labels]).axes[0]
+        return figures.draw_confusion_matrix(labels, labels, [f"c{label}" for label in labels]).axes[0]
 
     few, many = draw(20), draw(100)
     assert len(few.texts) == 400
@@ -160,7 +161,7 @@ def test_twenty_classes_are_written_and_more_are_not():
 
 
 def test_long_class_names_are_shortened_at_the_ticks():
-    axes = figures.confusion._draw_confusion_matrix(np.arange(10), np.arange(10), LONG_NAMES).axes[0]
+    axes = figures.draw_confusion_matrix(np.arange(10), np.arange(10), LONG_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert all("…" in name and len(name) <= 20 for name in names)
     assert len(set(names)) == 10
@@ -169,7 +170,7 @@ def test_long_class_names_are_shortened_at_the_ticks():
 @pytest.mark.parametrize("names", [LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["10", "100"])
 def test_nothing_is_clipped(names):
     labels = np.arange(len(names))
-    figure = figures.confusion._draw_confusion_matrix(labels, labels, names)
+    figure = figures.draw_confusion_matrix(labels, labels, names)
     figure.draw_without_rendering()
     inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 <= outside.x0 and inside.y0 <= outside.y0
@@ -180,16 +181,15 @@ def test_nothing_is_clipped(names):
     ("images", "names"),
     [(0, ["a", "b"]), (50, LONG_NAMES), (300, list(map(str, range(150)))), (5, ["$a$", "猫"])],
 )
-def test_write_confusion_matrix(tmp_path, images, names):
+def test_confusion_matrices_are_saved(tmp_path, images, names):
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, len(names), (2, images), dtype=np.int32)
-    figures.write_confusion_matrix(tmp_path / "matrix.png", labels, predictions, names)
-    assert_picture(tmp_path / "matrix.png")
+    assert_saved(figures.draw_confusion_matrix(labels, predictions, names), tmp_path)
 
 
 def test_large_counts_fit_their_cell():
     labels = np.repeat(np.arange(20), 12345)
-    axes = figures.confusion._draw_confusion_matrix(labels, labels, list(map(str, range(20)))).axes[0]
+    axes = figures.draw_confusion_matrix(labels, labels, list(map(str, range(20)))).axes[0]
     axes.figure.draw_without_rendering()
     cell = axes.get_window_extent().width / 20
     assert all(text.get_window_extent().width < cell for text in axes.texts)
@@ -198,7 +198,7 @@ def test_large_counts_fit_their_cell():
 # Predictions.
 
 
-def draw_predictions(count, *, channels=1, names=("cat", "dog")):
+def rows_of_predictions(count, *, channels=1, names=("cat", "dog")):
     images = np.full((count, 8, 8, channels), 200, np.uint8)
     labels = np.arange(count) % 2
     predictions = np.zeros(count, np.int32)
@@ -206,7 +206,7 @@ def draw_predictions(count, *, channels=1, names=("cat", "dog")):
 
 
 def test_predictions_are_titled_and_mistakes_are_red():
-    figure = figures.image_grids._draw_predictions(*draw_predictions(2), title="Predictions")
+    figure = figures.draw_predictions(*rows_of_predictions(2), title="Predictions")
     right, wrong = figure.axes
     assert figure.get_suptitle() == "Predictions"
     assert right.get_title() == "true: cat\npredicted: cat (100%)"
@@ -217,77 +217,79 @@ def test_predictions_are_titled_and_mistakes_are_red():
 
 
 def test_long_class_names_are_shortened_in_titles():
-    figure = figures.image_grids._draw_predictions(*draw_predictions(1, names=LONG_NAMES), title="")
+    figure = figures.draw_predictions(*rows_of_predictions(1, names=LONG_NAMES), title="")
     assert figure.axes[0].get_title() == "true: a rathe…mber 0\npredicted: a rathe…mber 0 (100%)"
+
+
+def drawn_image(image):
+    """What a figure shows of one image."""
+    figure = figures.draw_predictions(image[None], [0], [0], [1.0], ["cat"], title="")
+    [shown] = figure.axes[0].images
+    return np.asarray(shown.get_array())
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (8, 8)), (2, (8, 8, 3)), (3, (8, 8, 3)), (5, (8, 8, 3))])
 def test_channels(channels, shape):
     image = np.arange(64 * channels, dtype=np.uint8).reshape(8, 8, channels)
-    shown = figures.style._displayable(image)
+    shown = drawn_image(image)
     assert shown.shape == shape and shown.dtype == np.uint8
     expected = np.zeros((8, 8, 3), np.uint8)
     expected[..., : min(channels, 3)] = image[..., :3]
     np.testing.assert_array_equal(shown, image[..., 0] if channels == 1 else expected)
 
 
-def test_a_sequence_of_characters_is_drawn_as_what_stands_where():
+def test_a_sequence_of_characters_is_drawn_as_one_image():
     text = np.zeros((128, 1, 27), np.uint8)
     text[np.arange(128), 0, np.arange(128) % 27] = 255
-    np.testing.assert_array_equal(figures.style._displayable(text), text[:, 0])
+    np.testing.assert_array_equal(drawn_image(text), text[:, 0])
 
 
 def test_gray_is_not_stretched():
-    figure = figures.image_grids._draw_predictions(*draw_predictions(1), title="")
+    figure = figures.draw_predictions(*rows_of_predictions(1), title="")
     [shown] = figure.axes[0].images
     assert shown.get_clim() == (0, 255)
     assert shown.get_cmap().name == "gray"
 
 
 def test_no_image_says_none():
-    figure = figures.image_grids._draw_predictions(*draw_predictions(0), title="Mistakes")
+    figure = figures.draw_predictions(*rows_of_predictions(0), title="Mistakes")
     assert not figure.axes
     assert "none" in texts_of(figure)
 
 
 @pytest.mark.parametrize(("count", "most", "drawn"), [(0, 25, 0), (3, 25, 3), (9, 4, 4)])
-def test_write_predictions(tmp_path, monkeypatch, count, most, drawn):
-    saved = []
-    save = figures.image_grids.save
-    monkeypatch.setattr(figures.image_grids, "save", lambda figure, path: (saved.append(figure), save(figure, path)))
-    figures.write_predictions(tmp_path / "p.png", *draw_predictions(count, channels=4), title="P", most=most)
-    assert_picture(tmp_path / "p.png")
-    assert len(saved[0].axes) == drawn
+def test_predictions_are_drawn_as_a_grid(tmp_path, count, most, drawn):
+    figure = figures.draw_predictions(*rows_of_predictions(count, channels=4), title="P", most=most)
+    assert len(figure.axes) == drawn
+    assert_saved(figure, tmp_path)
 
 
 def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
-    columns = draw_predictions(2, names=("$x_1$", "猫\n犬"))
-    figures.write_predictions(tmp_path / "p.png", *columns, title="50 $ of $")
-    figure = figures.image_grids._draw_predictions(*columns, title="50 $ of $")
+    columns = rows_of_predictions(2, names=("$x_1$", "猫\n犬"))
+    figure = figures.draw_predictions(*columns, title="50 $ of $")
     assert figure.axes[1].get_title() == "true: 猫 犬\npredicted: $x_1$ (60%)"
-    assert_picture(tmp_path / "p.png")
+    assert_saved(figure, tmp_path)
 
 
 # Mistakes of the caller, and manners.
 
 
-def test_unknown_classes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"write_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."):
-        figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, 1]), np.array([0, 2]), ["a", "b"])
-    with pytest.raises(ValueError, match=r"write_confusion_matrix: expected labels in 0\.\.1, got -1\.\.0\."):
-        figures.write_confusion_matrix(tmp_path / "m.png", np.array([0, -1]), np.array([0, 1]), ["a", "b"])
-    assert not list(tmp_path.iterdir())
+def test_unknown_classes_are_refused():
+    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."):
+        figures.draw_confusion_matrix(np.array([0, 1]), np.array([0, 2]), ["a", "b"])
+    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected labels in 0\.\.1, got -1\.\.0\."):
+        figures.draw_confusion_matrix(np.array([0, -1]), np.array([0, 1]), ["a", "b"])
 
 
-def test_different_lengths_are_refused(tmp_path):
-    images, labels, predictions, probabilities, names = draw_predictions(3)
+def test_different_lengths_are_refused():
+    images, labels, predictions, probabilities, names = rows_of_predictions(3)
     with pytest.raises(ValueError, match="expected as many predictions as labels, got 2 and 3"):
-        figures.write_confusion_matrix(tmp_path / "m.png", labels, predictions[:2], names)
+        figures.draw_confusion_matrix(labels, predictions[:2], names)
     with pytest.raises(ValueError, match=r"as labels \(3\), got 2 images and 3 probabilities"):
-        figures.write_predictions(tmp_path / "p.png", images[:2], labels, predictions, probabilities, names, title="P")
+        figures.draw_predictions(images[:2], labels, predictions, probabilities, names, title="P")
 
 
 def test_global_settings_stay(tmp_path):
     before = dict(matplotlib.rcParams)
-    figures.write_curves(tmp_path / "curves.png", ONE_EPOCH)
+    figures.save_figure(figures.draw_curves(ONE_EPOCH), tmp_path / "curves.png")
     assert dict(matplotlib.rcParams) == before

@@ -15,10 +15,10 @@ import tensorflow as tf
 import yaml
 from tiny_runs import only_run, refuse_to_write
 
+from kpipe.assembly import prepare
 from kpipe.config.loading import load_experiment
 from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, Interrupted
-from kpipe.assembly import prepare
 
 
 def test_a_run_from_file_to_model(kpipe, experiment, logs):

@@ -34,7 +34,7 @@ def score(codes):
     return random.Random(str(sorted((k, v) for k, v in codes.items() if "/" not in k))).random()
 
 
-def go_on(search, records, *, until=None, failing=(), epochs=9):
+def run_trials(search, records, *, until=None, failing=(), epochs=9):
     """Runs a search with made-up scores from where it stands; to the middle of trial `until`."""
     records = dict(records)
     oracle = make_oracle(search, "val_accuracy", epochs, records)
@@ -59,42 +59,42 @@ def go_on(search, records, *, until=None, failing=(), epochs=9):
 @pytest.mark.parametrize("method", SEARCHES)
 def test_a_search_that_is_killed_anywhere_tries_what_it_would_have_tried(method):
     search = section(method, **SEARCHES[method])
-    whole = go_on(search, {}, failing=(2,))
+    whole = run_trials(search, {}, failing=(2,))
     assert list(whole) == list(range(1, len(whole) + 1))
     for killed in range(1, len(whole) + 1, 2):
-        half = go_on(search, {}, until=killed, failing=(2,))
-        assert go_on(search, half, failing=(2,)) == whole
-    assert go_on(search, whole) == whole  # a finished search has nothing left to do
+        half = run_trials(search, {}, until=killed, failing=(2,))
+        assert run_trials(search, half, failing=(2,)) == whole
+    assert run_trials(search, whole) == whole  # a finished search has nothing left to do
 
 
 def test_hyperband_in_a_small_space_promotes_what_there_is():
-    """Three combinations instead of nine: one of them goes on twice; nothing is left for the other brackets."""
+    """Three combinations instead of nine: one of them is promoted twice; nothing is left for the other brackets."""
     search = section("hyperband", space={NAME: ["sgd", "rmsprop", "adam"]})
-    records = go_on(search, {})
+    records = run_trials(search, {})
     assert [record.codes[EPOCHS] for record in records.values()] == [1, 1, 1, 3, 3, 3, 9]
     oracle = make_oracle(search, "val_accuracy", 9, {})
-    assert (oracle.total, oracle.asked_for) == (7, 23)
+    assert (oracle.total, oracle.requested) == (7, 23)
     for killed in range(1, 8):
-        assert go_on(search, go_on(search, {}, until=killed)) == records
+        assert run_trials(search, run_trials(search, {}, until=killed)) == records
 
 
 @pytest.mark.parametrize("method", ["random", "bayesian"])
 def test_every_trial_is_another_one_to_the_last_of_the_space(method):
     space = {NAME: ["sgd", "rmsprop", "adam"], "data.batch_size": {"int": [8, 32], "step": 8}}
     for trials, expected in ((12, 12), (40, 12), (7, 7)):
-        records = go_on(section(method, trials=trials, space=space), {})
+        records = run_trials(section(method, trials=trials, space=space), {})
         assert len({str(record.codes) for record in records.values()}) == len(records) == expected
 
 
-def test_more_trials_go_on_with_the_same_search():
+def test_more_trials_extend_the_same_search():
     for method in ("random", "bayesian"):
-        first = go_on(section(method, trials=5), {})
-        assert go_on(section(method, trials=8), first) == go_on(section(method, trials=8), {})
+        first = run_trials(section(method, trials=5), {})
+        assert run_trials(section(method, trials=8), first) == run_trials(section(method, trials=8), {})
 
 
 def test_seeds_differ_and_zero_is_one_of_them():
     def of(seed):
-        return [record.codes for record in go_on(section("random", trials=4, seed=seed), {}).values()]
+        return [record.codes for record in run_trials(section("random", trials=4, seed=seed), {}).values()]
 
     assert of(0) == of(0)
     assert len({str(of(seed)) for seed in range(4)}) == 4
@@ -109,7 +109,7 @@ def test_a_bayesian_search_finds_the_best_of_a_smooth_function_sooner(monkeypatc
     monkeypatch.setattr(f"{__name__}.score", parabola)
     errors = {
         method: statistics.median(
-            1 - max(r.score for r in go_on(section(method, trials=8, seed=seed, space=space), {}).values())
+            1 - max(r.score for r in run_trials(section(method, trials=8, seed=seed, space=space), {}).values())
             for seed in range(3)
         )
         for space in ({PEAK: {"log": [1e-4, 1.0]}},)
@@ -120,7 +120,7 @@ def test_a_bayesian_search_finds_the_best_of_a_smooth_function_sooner(monkeypatc
 
 def test_hyperband_trains_as_its_brackets_say():
     """Sizes and epochs for at most 9 epochs and factor 3; Li et al. 2018, table 1, has its first bracket."""
-    records = go_on(section("hyperband"), {})
+    records = run_trials(section("hyperband"), {})
     brackets = {}
     for record in records.values():
         brackets.setdefault(record.codes["tuner/bracket"], []).append(record.codes[EPOCHS])
@@ -134,7 +134,7 @@ def test_hyperband_trains_as_its_brackets_say():
 
 @pytest.mark.parametrize(("failing", "heirs"), [((1, 2, 3, 4), 3), ((1, 2, 3, 4, 5, 6, 7), 2), (range(1, 10), 0)])
 def test_hyperband_promotes_the_best_of_those_that_have_not_failed(failing, heirs):
-    records = go_on(section("hyperband"), {}, failing=failing)
+    records = run_trials(section("hyperband"), {}, failing=failing)
     parents = [r.parent for r in records.values() if r.codes["tuner/bracket"] == 2 and r.codes[EPOCHS] == 3]
     assert len(parents) == heirs and not set(parents) & set(failing)
 
@@ -143,13 +143,13 @@ def test_weights_are_kept_while_another_trial_may_begin_with_them():
     search = section("hyperband")
 
     def needed(until):
-        records = go_on(search, {}, until=until)
+        records = run_trials(search, {}, until=until)
         oracle = make_oracle(search, "val_accuracy", 9, records)
-        return {number for number in records if oracle.may_go_on(number)}
+        return {number for number in records if oracle.weights_may_be_inherited(number)}
 
     assert needed(9) == set(range(1, 10))
-    whole = go_on(search, {})
+    whole = run_trials(search, {})
     best = {record.number for record in sorted((whole[n] for n in range(1, 10)), key=lambda r: -r.score)[:3]}
     assert best & needed(12) == {whole[12].parent}  # it may not have copied them yet
     assert needed(13) >= {whole[13].parent}
-    assert not make_oracle(search, "val_accuracy", 9, whole).may_go_on(1)
+    assert not make_oracle(search, "val_accuracy", 9, whole).weights_may_be_inherited(1)
