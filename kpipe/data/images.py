@@ -46,8 +46,8 @@ def decode_to_form(contents: tf.Tensor, form: Form) -> tf.Tensor:
     return to_form(tf.cond(tf.io.is_jpeg(contents), from_jpeg, lambda: decode(contents)), form)
 
 
-def decode_window(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | None = None) -> tf.Tensor:
-    """Decodes the part of an image that a window shows, and scales it to uint8 [I, I, C].
+def decode_crop(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | None = None) -> tf.Tensor:
+    """Decodes the part of an image that a crop shows, and scales it to uint8 [I, I, C].
 
     Of a JPEG only the box is decoded. Up to two pixels from the edge of the box its colours may differ a little from
     those of the whole image, since the decoder interpolates them from what it has decoded.
@@ -66,8 +66,8 @@ def decode_window(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int 
     branches.append(lambda: scale(cut(decode(contents), box), size, antialias=True))  # scaled once more it stays so
     number = _ratio_number(tf.reduce_min(box[2:]) // size)
     # One choice with little in it: the operations that are not chosen cost time as well.
-    window = tf.switch_case(tf.where(tf.io.is_jpeg(contents), number, len(RATIOS)), branches)
-    image = scale(tf.ensure_shape(window, [None, None, 3]), size, antialias=False)
+    crop = tf.switch_case(tf.where(tf.io.is_jpeg(contents), number, len(RATIOS)), branches)
+    image = scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=False)
     return to_channels(image, channels)
 
 

@@ -6,7 +6,7 @@ readable one, which then appears twice: of the batch's order, or, from files wit
 rows.
 
 B batch, b rows of one worker, H height, W width, C channels, I pixels a side of what the network sees, K classes, N
-images of the part, n uniforms an image.
+images of the split, n uniforms an image.
 """
 
 import functools
@@ -16,27 +16,20 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.augmentations.base import Augmentation, Mix
-from kpipe.data.augmentations.crops import Window, center_crop, take_windows, ten_crop
-from kpipe.data.reading import read_files, read_in_order, read_records, read_what_can_be_read
-from kpipe.data.splits import (
-    AnyPart,
-    Part,
-    Progress,
-    Records,
-    no_progress,
-    readable_numbers,
-)
-from kpipe.errors import ConfigError, DataError
+from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
+from kpipe.data.order import Drawing
+from kpipe.data.splits import ProgressReporter, Split, no_progress
+from kpipe.errors import ConfigError
 
-CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are looked at together for statistics
+CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are read together for statistics
 
 
 def make_pipeline(
-    part: AnyPart,
+    split: Split,
     batch_size: int,
     *,
     seed: int = 0,
-    augment: Sequence[Augmentation | Window | Mix] = (),
+    augment: Sequence[Augmentation | Crop | Mix] = (),
     image_size: int | None = None,
     classes: int | None = None,
     class_weights: np.ndarray | None = None,
@@ -45,17 +38,17 @@ def make_pipeline(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Training batches of the steps `first_step` up to, not including, `last_step`.
+    """Return the training batches of the steps `first_step` up to, not including, `last_step`.
 
-    An epoch has floor(N / B) steps and sees every image at most once; the N mod B images that do not fill a
-    batch are others in each epoch. `Records` are shuffled by file and within blocks, all others wholly.
+    An epoch has floor(N / B) steps and shows every image at most once; the N mod B images that do not fill a
+    batch are others in each epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
 
     Args:
-        part: N images.
+        split: N images.
         batch_size: images a batch over all workers, at most N.
         seed: of the order and of the augmentations.
-        augment: applied in this order; a window, if there is one, first. Without one the network sees the middle.
-        image_size: I; None: images are as large as the part keeps them.
+        augment: applied in this order; a crop, if there is one, first. Without one the network sees the center.
+        image_size: I; None: images are as large as the split keeps them.
         classes: K; needed by augmentations that mix labels.
         class_weights: float [K]; a batch then has the weight of each image, of mixed ones the mean by their labels.
         first_step: counted from the start of training, over all epochs.
@@ -68,107 +61,84 @@ def make_pipeline(
         images may be float32.
 
     Raises:
-        ConfigError: the batch is larger than the part or not at least 1, or cannot be divided among the workers; the
-            window is larger than the image, or not the first.
+        ConfigError: the batch is larger than the split or not at least 1, or cannot be divided among the workers; the
+            crop is larger than the image, or not the first.
     """
-    window, changes = _split(augment)
-    size = _window_size(part, window, image_size)
-    rows = _Rows(part, batch_size, seed, sum(entry.uniforms for entry in augment), worker, workers)
-    _check_mixing(changes, classes, rows.count, workers)
+    crop, changes = _separate_crop(augment)
+    size = _crop_size(split, crop, image_size)
+    drawing = Drawing(
+        len(split),
+        batch_size,
+        count_steps_per_epoch(split, batch_size),
+        seed=seed,
+        uniforms=sum(entry.uniforms for entry in augment),
+        worker=worker,
+        workers=workers,
+        unreadable=split.unreadable.numbers if split.kept_pixels else (),  # others are replaced when they are met
+    )
+    _check_mixing(changes, classes, drawing.count, workers)
     if last_step is None:
-        last_step = first_step + rows.steps_per_epoch
-    num_steps = max(0, last_step - first_step)
-    make_batch = _make_batcher(window, size, changes, classes, class_weights)
-    if isinstance(part, Part) and not (window and window.resamples):
-        batches = _gather(part, tf.data.Dataset.range(first_step, last_step).map(rows.draw), make_batch)
-    else:
-        batches = _read(part, rows, window, size, first_step).take(num_steps)
-        batches = batches.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
-    return _known_length(batches, num_steps)
+        last_step = first_step + drawing.steps_per_epoch
+    last_step = max(first_step, last_step)
+    make_batch = _make_batcher(crop, size, changes, classes, class_weights)
+    batches = split.training_batches(drawing, crop, size, first_step, last_step, make_batch)
+    return _with_cardinality(batches, last_step - first_step)
 
 
 def make_evaluation_pipeline(
-    part: AnyPart, batch_size: int, *, image_size: int | None = None, ten_crops: bool = False
+    split: Split, batch_size: int, *, image_size: int | None = None, ten_crops: bool = False
 ) -> tf.data.Dataset:
-    """Each image once, in the order of the part; the last batch may be smaller.
+    """Return each image once, in the order of the split; the last batch may be smaller.
 
     Images that are known to be unreadable are left out.
 
     Args:
-        part: N images.
+        split: N images.
         batch_size: at least 1.
-        image_size: I: the network sees the middle of each image; None: images are as large as the part keeps them.
-        ten_crops: ten views of each image instead of the middle, see `ten_crop`; needs `image_size`.
+        image_size: I: the network sees the center of each image; None: images are as large as the split keeps them.
+        ten_crops: ten views of each image instead of the center, see `ten_crop`; needs `image_size`.
 
     Returns:
         Dataset of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), 1 <= b <= B, with known cardinality; the
         images of ten crops are [b, 10, I, I, C].
 
     Raises:
-        ConfigError: `batch_size` is not at least 1, or the window is larger than the image.
+        ConfigError: `batch_size` is not at least 1, or the crop is larger than the image.
     """
     _check_batch_size(batch_size)
-    numbers = readable_numbers(part)
-    size = _window_size(part, center_crop() if ten_crops else None, image_size)
+    size = _crop_size(split, center_crop() if ten_crops else None, image_size)
 
     def see(images, labels):
-        return ten_crop(images, size) if ten_crops else _middle(images, size), labels
+        return ten_crop(images, size) if ten_crops else _center(images, size), labels
 
-    if isinstance(part, Part):
-        labels = tf.constant(part.labels)
-        places = tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size)
-        batches = places.map(lambda wanted: see(part.fetch(wanted), tf.gather(labels, wanted)), tf.data.AUTOTUNE)
-    else:
-        batches = read_in_order(part, numbers).batch(batch_size).map(see, tf.data.AUTOTUNE)
-    return _known_length(batches, -(-len(numbers) // batch_size))
+    numbers = split.readable_numbers()
+    return _with_cardinality(split.evaluation_batches(numbers, batch_size, see), -(-len(numbers) // batch_size))
 
 
 def iterate_images(
-    part: AnyPart, image_size: int | None = None, progress: Progress = no_progress
+    split: Split, image_size: int | None = None, progress: ProgressReporter = no_progress
 ) -> Iterator[np.ndarray]:
-    """Each readable image once, as evaluation sees it: batches uint8 [b, I, I, C]; the others are noted.
+    """Yield each readable image once, as evaluation sees it: batches uint8 [b, I, I, C]; the others are noted.
 
     Raises:
         DataError: more images than allowed cannot be read.
     """
-    chunk = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // int(np.prod(part.shape))))
-    if isinstance(part, Part):
-        numbers = readable_numbers(part)
-        for start in range(0, len(numbers), chunk):
-            yield _middle(part.take(numbers[start : start + chunk]), image_size)
-        return
-    for _, images, _ in read_what_can_be_read(part, chunk, "measuring", progress):
-        yield _middle(images, image_size)
+    chunk = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // int(np.prod(split.shape))))
+    for images in split.iterate(chunk, progress):
+        yield _center(images, image_size)
 
 
-def read_images(part: AnyPart) -> Iterator[tuple[np.ndarray, int]]:
-    """(image uint8 [H, W, C] as the part keeps it, label) of each image that is not known to be unreadable.
-
-    Raises:
-        DataError: one cannot be read.
-    """
-    if isinstance(part, Part):
-        for number in readable_numbers(part):
-            yield part.take(number), int(part.labels[number])
-        return
-    try:
-        for image, label in read_in_order(part, readable_numbers(part)).as_numpy_iterator():
-            yield image, int(label)
-    except tf.errors.OpError:
-        raise part.unreadable.error or DataError(f"{part.unreadable.where}: its records cannot be read") from None
-
-
-def count_steps_per_epoch(part: AnyPart, batch_size: int) -> int:
-    """Full batches in an epoch of training.
+def count_steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Return the number of full batches in an epoch of training.
 
     Raises:
         ConfigError: there is not one, or `batch_size` is not at least 1.
     """
     _check_batch_size(batch_size)
-    images = len(readable_numbers(part)) if isinstance(part, Records) else len(part)
+    images = split.images_per_epoch
     if batch_size > images:
         raise ConfigError(
-            f"data.batch_size: expected at most the {images:,} images of the training part, got {batch_size:,}"
+            f"data.batch_size: expected at most the {images:,} images of the training split, got {batch_size:,}"
         )
     return images // batch_size
 
@@ -178,25 +148,25 @@ def _check_batch_size(batch_size: int) -> None:
         raise ConfigError(f"data.batch_size: expected at least 1, got {batch_size}")
 
 
-def _split(augment: Sequence) -> tuple[Window | None, list[Augmentation | Mix]]:
-    """The window, if there is one, and the rest."""
-    for number, entry in enumerate(augment):
-        if not isinstance(entry, Augmentation | Window | Mix):
+def _separate_crop(augment: Sequence) -> tuple[Crop | None, list[Augmentation | Mix]]:
+    """Return the crop, if there is one, and the rest."""
+    for place, entry in enumerate(augment):
+        if not isinstance(entry, Augmentation | Crop | Mix):
             raise ConfigError(f"augment: expected augmentations such as flip_horizontal(), got {entry!r}")
-        if isinstance(entry, Window) and number:
-            raise ConfigError(f"augment: expected {entry.name} as the first entry, it chooses what the others see")
-    has_window = bool(augment) and isinstance(augment[0], Window)
-    return (augment[0] if has_window else None), list(augment[has_window:])
+        if isinstance(entry, Crop) and place:
+            raise ConfigError(f"augment: expected {entry.name} as the first entry: it chooses what the others see")
+    has_crop = bool(augment) and isinstance(augment[0], Crop)
+    return (augment[0] if has_crop else None), list(augment[has_crop:])
 
 
-def _window_size(part: AnyPart, window: Window | None, image_size: int | None) -> int | None:
-    """Pixels a side of what the network sees; None: images as they are kept."""
-    height, width, _ = part.shape
+def _crop_size(split: Split, crop: Crop | None, image_size: int | None) -> int | None:
+    """Return pixels a side of what the network sees; None: images as they are kept."""
+    height, width, _ = split.shape
     if image_size is None:
-        if window and (not window.resamples or height is None or height != width):
-            raise ConfigError(f"{window.name}: expected image_size, the size of the window, got none")
-        return height if window else None
-    if height and not (window and window.resamples) and image_size > min(height, width):
+        if crop and (not crop.resamples or height is None or height != width):
+            raise ConfigError(f"{crop.name}: expected image_size, the size of the crop, got none")
+        return height if crop else None
+    if height and not (crop and crop.resamples) and image_size > min(height, width):
         raise ConfigError(
             f"data.image_size: expected at most the {min(height, width)} pixels of the kept images, got {image_size}"
         )
@@ -213,97 +183,8 @@ def _check_mixing(changes: Sequence[Augmentation | Mix], classes: int | None, ro
         )
 
 
-PAD = 498247692  # what TensorFlow's wrapper of `index_shuffle` puts in front of a seed of two numbers
-
-
-class _Rows:
-    """Which images a worker's rows of a batch show, and the random numbers of these rows.
-
-    Stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
-    """
-
-    def __init__(self, part: AnyPart, batch_size: int, seed: int, uniforms: int, worker: int, workers: int):
-        self.steps_per_epoch = count_steps_per_epoch(part, batch_size)
-        if batch_size % workers:
-            raise ConfigError(f"data.batch_size: expected a multiple of the {workers} workers, got {batch_size}")
-        self.images, self.batch_size, self.seed = len(part), batch_size, seed
-        self.uniforms = max(1, uniforms)  # TensorFlow 2.21 crashes where a batch of empty tensors is taken apart
-        self.count = batch_size // workers
-        self.offset = worker * self.count
-        unreadable = part.unreadable.numbers if isinstance(part, Part) and part.unreadable else ()
-        self.unreadable = tf.constant(sorted(unreadable), tf.int64)
-
-    def draw(self, step):
-        """Step int64 [] -> numbers of the images int64 [b], uniforms float32 [b, n]."""
-        places = step * self.batch_size + self.offset + tf.range(self.count, dtype=tf.int64)
-        return self.numbers(places), self.draw_uniforms(step)
-
-    def draw_uniforms(self, step):
-        step_seed = tf.stack([tf.constant(self.seed, tf.int64), step])
-        uniforms = tf.random.stateless_uniform([self.batch_size, self.uniforms], seed=step_seed)
-        return uniforms[self.offset : self.offset + self.count]
-
-    def numbers(self, places):
-        """Places counted over all epochs, int64 [m] -> numbers of images int64 [m]."""
-        numbers = self._order(places)
-        if not len(self.unreadable):
-            return numbers
-
-        def is_unreadable(places, numbers):
-            return tf.reduce_any(numbers[:, None] == self.unreadable, axis=1)
-
-        def move_on(places, numbers):
-            places += tf.cast(is_unreadable(places, numbers), tf.int64)
-            return places, self._order(places)
-
-        return tf.while_loop(lambda *state: tf.reduce_any(is_unreadable(*state)), move_on, (places, numbers))[1]
-
-    def _order(self, places):
-        per_epoch = self.steps_per_epoch * self.batch_size
-        epochs = places // per_epoch
-        # `tf.random.experimental.index_shuffle` with a seed for each index, as its wrapper should pass it on.
-        seeds = tf.stack([tf.fill(tf.shape(places), np.int64(each)) for each in (PAD, self.seed)] + [epochs], axis=1)
-        return tf.raw_ops.RandomIndexShuffle(
-            index=places % per_epoch, seed=seeds, max_index=np.int64(self.images - 1), rounds=4
-        )
-
-
-def _gather(part: Part, drawn: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
-    """Batches of images that have one size already; those in memory are taken inside the function compiled by XLA."""
-    labels = tf.constant(part.labels)
-    labeled = drawn.map(lambda numbers, uniforms: (numbers, tf.gather(labels, numbers), uniforms))
-    if part.pixels.is_mapped:
-        labeled = labeled.map(lambda numbers, *rest: (part.fetch(numbers), *rest), num_parallel_calls=tf.data.AUTOTUNE)
-        return labeled.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
-    return labeled.map(make_batch(part.fetch), num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _read(part: AnyPart, rows: _Rows, window: Window | None, size: int | None, first_step: int) -> tf.data.Dataset:
-    """Batches from `first_step` on without an end: (images, labels, uniforms)."""
-    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    resampling = window if window and window.resamples else None
-    if isinstance(part, Records):
-        singles = read_records(
-            part,
-            steps.map(rows.draw_uniforms),
-            seed=rows.seed,
-            per_epoch=rows.steps_per_epoch * rows.batch_size,
-            first=first_step * rows.batch_size,
-            is_ours=lambda place: (place % rows.batch_size) // rows.count == rows.offset // rows.count,
-            window=resampling,
-            size=size,
-        )
-        return singles.batch(rows.count, drop_remainder=True)
-
-    def number_of(places):
-        steps, places = first_step + places // rows.count, places % rows.count
-        return rows.numbers(steps * rows.batch_size + rows.offset + places)
-
-    return read_files(part, steps.map(rows.draw), number_of, resampling, size, rows.count)
-
-
 def _make_batcher(
-    window: Window | None,
+    crop: Crop | None,
     size: int | None,
     changes: Sequence[Augmentation | Mix],
     classes: int | None,
@@ -311,17 +192,17 @@ def _make_batcher(
 ) -> Callable:
     """Returns a function that makes of `fetch`, which takes images by their numbers inside XLA, one that gives a batch
     of numbers (without `fetch`: of images), labels and uniforms."""
-    first, *others = _group(changes, window.uniforms if window else 0)
+    first, *others = _group(changes, crop.uniforms if crop else 0)
     mixes = any(isinstance(entry, Mix) for entry in changes)
 
     def make_batch(fetch=lambda images: images):
         def begin(numbers, uniforms):
             images = fetch(numbers)
-            if window and not window.resamples:
-                images = take_windows(images, window, uniforms[:, : window.uniforms], size)
-            return first(_middle(images, size), None, uniforms)[0]
+            if crop and not crop.resamples:
+                images = take_crops(images, crop, uniforms[:, : crop.uniforms], size)
+            return first(_center(images, size), None, uniforms)[0]
 
-        # The labels stay outside: taken in the same function, they make XLA's gather of a window three times as slow.
+        # The labels stay outside: taken in the same function, they make XLA's gather of a crop three times as slow.
         compiled = tf.function(begin, jit_compile=True)
         later = [tf.function(change, jit_compile=True) for change in others]
 
@@ -364,7 +245,7 @@ def _change(group: list[tuple[Augmentation | Mix, slice]], images, labels, unifo
     return images, labels
 
 
-def _middle(images: tf.Tensor, size: int | None) -> tf.Tensor:
+def _center(images: tf.Tensor, size: int | None) -> tf.Tensor:
     height, width = images.shape[1:3]
     if size is None or (height, width) == (size, size):
         return images
@@ -372,7 +253,7 @@ def _middle(images: tf.Tensor, size: int | None) -> tf.Tensor:
     return images[:, top : top + size, left : left + size]
 
 
-def _known_length(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
+def _with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
     """Keras counts steps and losses wrongly, without a word, where the cardinality is unknown."""
     # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
     options = tf.data.Options()

@@ -1,231 +1,176 @@
-"""The parts of a set, in the three ways in which their images can lie: as pixels, as files, as records of a stream.
+"""The splits of a set: train, validation and test, however their images lie.
 
-N images, H height, W width, C channels.
+A `Split` has one interface and three forms: decoded arrays (`arrays.ArraySplit`), image files (`files.FileSplit`) and
+records of a stream (`records.RecordSplit`).
+
+N images of the split, H height, W width, C channels, I pixels a side of what the network sees, K classes.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+import abc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from kpipe.data.images import Form
+from kpipe.data.augmentations.crops import Crop
+from kpipe.data.order import Drawing
+from kpipe.data.pixels import Pixels
+from kpipe.data.stratify import divide_by_class
 from kpipe.data.unreadable import Unreadable
 
 Shape = tuple[int | None, int | None, int]
 
-
-class Pixels:
-    """Decoded images, once, however many parts share them: uint8 [M, H, W, C], in memory or mapped from a file."""
-
-    def __init__(self, images: np.ndarray):
-        self.images = images
-        self.is_mapped = isinstance(images, np.memmap)
-
-    @functools.cached_property
-    def resident(self) -> tf.Tensor:
-        """The images in main memory, where tf.data works: from a GPU every batch would be copied back."""
-        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
-            if _can_be_shared(self.images):
-                return tf.experimental.dlpack.from_dlpack(self.images.__dlpack__())
-            tensor = tf.identity(self.images)  # `tf.constant` of TensorFlow 2.21 holds two copies
-        self.images = np.asarray(tensor)  # a view: one copy is enough
-        return tensor
-
-
-ALIGNMENT = 64  # bytes; TensorFlow ends the process when it meets a tensor at another address
-
-
-def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 zeros which TensorFlow can share: a large set would else be in memory three times while it is copied."""
-    size = int(np.prod(shape))
-    memory = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].reshape(shape)
-
-
-def _can_be_shared(images: np.ndarray) -> bool:
-    flags = images.flags
-    return images.size > 0 and flags.c_contiguous and flags.writeable and images.ctypes.data % ALIGNMENT == 0
-
-
-class Part:
-    """Decoded images, 0..255, and their labels.
-
-    Args:
-        images: uint8 [N, H, W, C], or `Pixels` that other parts have as well.
-        labels: int32 [N].
-        unreadable: images whose pixels are all 0 because their file could not be read; training and evaluation leave
-            them out.
-        numbers: which of the pixels these are, int64 [N]; None: all.
-    """
-
-    def __init__(
-        self,
-        images: np.ndarray | Pixels,
-        labels: np.ndarray,
-        unreadable: Unreadable | None = None,
-        numbers: np.ndarray | None = None,
-    ):
-        self.pixels = images if isinstance(images, Pixels) else Pixels(images)
-        self.labels, self.unreadable, self.numbers = labels, unreadable, numbers
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        return f"Part({_described(self)})"
-
-    @property
-    def shape(self) -> Shape:
-        return self.pixels.images.shape[1:]
-
-    @property
-    def images(self) -> np.ndarray:
-        """uint8 [N, H, W, C]; a copy, where the part has not all of its pixels."""
-        return self.pixels.images if self.numbers is None else self.pixels.images[self.numbers]
-
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        """The images of these numbers, int64 [n]: uint8 [n, H, W, C]."""
-        return self.pixels.images[numbers if self.numbers is None else self.numbers[numbers]]
-
-    def fetch(self, numbers: tf.Tensor) -> tf.Tensor:
-        """The same inside a graph; numbers int64 [] or [n]."""
-        if self.pixels.is_mapped:
-            images = tf.numpy_function(self.take, [numbers], tf.uint8)
-            return tf.ensure_shape(images, [*numbers.shape, *self.shape])
-        if self.numbers is not None:
-            numbers = tf.gather(tf.constant(self.numbers), numbers)
-        return tf.gather(self.pixels.resident, numbers)
-
-    def subset(self, numbers: np.ndarray) -> "Part":
-        """The images of these numbers, int64 [n], in this order."""
-        unreadable = None if self.unreadable is None else self.unreadable.subset(numbers)
-        chosen = numbers if self.numbers is None else self.numbers[numbers]
-        return Part(self.pixels, self.labels[numbers], unreadable, chosen)
-
-    def with_labels(self, labels: np.ndarray) -> "Part":
-        """The same images with other labels."""
-        return Part(self.pixels, labels, self.unreadable, self.numbers)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Files:
-    """Image files, read when they are needed."""
-
-    paths: np.ndarray
-    """bytes [N]: file names need not be valid text."""
-    labels: np.ndarray
-    """int32 [N]"""
-    sides: np.ndarray
-    """Height and width, int32 [N, 2]; 1 and 1 where the header could not be read."""
-    form: Form
-    """The form that an image is brought to, unless a window takes its part of the image as it is in the file."""
-    shape: Shape
-    """Of an image in this form."""
-    unreadable: Unreadable
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __repr__(self) -> str:
-        return f"Files({_described(self)})"
-
-    def subset(self, numbers: np.ndarray) -> "Files":
-        """The files of these numbers, int64 [n], in this order."""
-        chosen = (array[numbers] for array in (self.paths, self.labels, self.sides))
-        return Files(*chosen, self.form, self.shape, self.unreadable.subset(numbers))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A piece of a TFRecord file: `count` records behind the first `skip`."""
-
-    path: str
-    skip: int
-    count: int
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Records:
-    """TFRecord files, which can only be read in their order."""
-
-    shards: tuple[Shard, ...]
-    parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    """A record, string [] -> the encoded image, string [], and its label, int32 []."""
-    form: Form
-    shape: Shape
-    unreadable: Unreadable
-    is_in_form: bool = False
-    """All images have this form already."""
-    lost: int = 0
-    """Records that were declared and are not there."""
-
-    def __len__(self) -> int:
-        return sum(shard.count for shard in self.shards)
-
-    def __repr__(self) -> str:
-        return f"Records({_described(self)})"
-
-    def slice(self, start: int, stop: int) -> "Records":
-        """Records `start` up to, not including, `stop`."""
-        shards, first = [], 0
-        for shard in self.shards:
-            low, high = max(start - first, 0), min(stop - first, shard.count)
-            if low < high:
-                shards.append(Shard(shard.path, shard.skip + low, high - low))
-            first += shard.count
-        return replace(self, shards=tuple(shards), unreadable=self.unreadable.subset(np.arange(start, stop)))
-
-
-AnyPart = Part | Files | Records
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+ProgressReporter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """(what is done, how many images) -> a context, in which a function takes how many more are done."""
 
 
 @contextmanager
 def no_progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """A `Progress` that shows nothing."""
+    """Show nothing: a `ProgressReporter`."""
     yield lambda more: None
 
 
-def readable_numbers(part: AnyPart) -> np.ndarray:
-    """Numbers of the images that are not known to be unreadable: int64 [n], n at most N."""
-    return np.setdiff1d(np.arange(len(part)), list(part.unreadable.numbers if part.unreadable else ()))
+class Split(abc.ABC):
+    """N labeled images.
 
+    Attributes:
+        shape: (H, W, C) of an image in the form in which the split gives it; H and W are None where they differ.
+        unreadable: the images that could not be read so far.
+        lost: records that were declared and are not there.
+        kept_pixels: the decoded images, which several splits may share; None where they are decoded each time.
+        is_stream: the images can only be read in their order.
+    """
 
-def _described(part: AnyPart) -> str:
-    return f"{len(part)} images of {'x'.join('?' if side is None else str(side) for side in part.shape)}"
+    shape: Shape
+    unreadable: Unreadable
+    lost: int = 0
+    kept_pixels: Pixels | None = None
+    is_stream: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """N."""
+
+    def __repr__(self) -> str:
+        sides = "x".join("?" if side is None else str(side) for side in self.shape)
+        return f"{type(self).__name__}({len(self)} images of {sides})"
+
+    @property
+    @abc.abstractmethod
+    def where_kept(self) -> str:
+        """Where the images are when a batch asks for them, for the user: "in memory"."""
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images that an epoch of training can show; unreadable ones are replaced by others."""
+        return len(self)
+
+    def readable_numbers(self) -> np.ndarray:
+        """Return the numbers of the images that are not known to be unreadable: int64 [n], n at most N."""
+        return np.setdiff1d(np.arange(len(self)), list(self.unreadable.numbers))
+
+    @abc.abstractmethod
+    def count_labels(self, classes: int) -> np.ndarray:
+        """Return how many readable images each of K classes has: int64 [K]."""
+
+    @abc.abstractmethod
+    def spread(self, images: int) -> np.ndarray:
+        """Return the numbers of some images, spread over the classes where that is possible: int64 [images]."""
+
+    @abc.abstractmethod
+    def select(self, numbers: np.ndarray) -> "Split":
+        """Return the split of the images with these numbers, int64 [n], in this order."""
+
+    @abc.abstractmethod
+    def numbered(self) -> "Split":
+        """Return the same images with their numbers as labels."""
+
+    def divide(self, fractions: Mapping[str, float]) -> "tuple[dict[str, Split], list[int], str | None]":
+        """Cut named fractions off the split, one after the other; "train" is what is left.
+
+        Returns:
+            The splits, as far as they have images; the classes that were too small to be divided and are whole in
+            train; and a line for the user, or None.
+        """
+        numbers, small = divide_by_class(self.labels, fractions)
+        return {name: self.select(chosen) for name, chosen in numbers.items() if len(chosen)}, small, None
+
+    @abc.abstractmethod
+    def training_batches(
+        self, drawing: Drawing, crop: Crop | None, size: int | None, first_step: int, last_step: int, make_batch: Callable
+    ) -> tf.data.Dataset:
+        """Return the training batches of some steps.
+
+        Args:
+            drawing: which images a step shows, and with which uniforms.
+            crop: None or what chooses the part of an image that the network sees.
+            size: I; None: images as the split gives them.
+            first_step, last_step: the last one is not included.
+            make_batch: as `pipeline` makes it: a function of (images, labels, uniforms), and of a way to fetch images
+                by their numbers inside XLA.
+        """
+
+    @abc.abstractmethod
+    def evaluation_batches(self, numbers: np.ndarray, batch_size: int, see: Callable) -> tf.data.Dataset:
+        """Return batches of the images with these numbers, int64 [n], ascending.
+
+        Args:
+            numbers: of readable images.
+            batch_size: B; the last batch may be smaller.
+            see: (images uint8 [b, H, W, C], labels int32 [b]) -> what the batch holds.
+        """
+
+    @abc.abstractmethod
+    def iterate(self, batch_size: int, progress: ProgressReporter = no_progress) -> Iterator[np.ndarray]:
+        """Yield each readable image once: batches uint8 [b, H, W, C]; the others are noted.
+
+        Raises:
+            DataError: more images than allowed cannot be read.
+        """
+
+    @abc.abstractmethod
+    def read(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield (image uint8 [H, W, C], label) of each image that is not known to be unreadable.
+
+        Raises:
+            DataError: one cannot be read.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader found: `parts` has "train" and perhaps "validation" and "test"."""
+    """What a reader found: `splits` has "train" and perhaps "validation" and "test"."""
 
-    parts: dict[str, AnyPart]
+    splits: dict[str, Split]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A whole set. A part that does not exist is None; `notes` are lines for the user."""
+    """A whole set. A split that does not exist is None; `notes` are lines for the user."""
 
-    train: AnyPart
-    validation: AnyPart | None
-    test: AnyPart | None
+    train: Split
+    validation: Split | None
+    test: Split | None
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     image_size: int | None = None
     """Pixels a side of what the network sees; None: images are as large as they are kept."""
 
     @property
-    def parts(self) -> dict[str, AnyPart]:
-        """Those that there are, by name."""
+    def by_name(self) -> dict[str, Split]:
+        """The splits that there are."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: part for name, part in named.items() if part is not None}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split that there is."""
+        return {name: len(split) for name, split in self.by_name.items()}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

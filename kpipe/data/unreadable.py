@@ -14,7 +14,7 @@ class Unreadable:
         where: the source and the part, for messages.
         total: images of the part.
         name: what image number i is called.
-        share: of the images that may be left out; None: not one, and the message says how to allow it. Parts that are
+        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Parts that are
             cut out of one share its limit.
         are_files: the names are paths.
     """
@@ -24,11 +24,11 @@ class Unreadable:
         where: str,
         total: int,
         name: Callable[[int], str],
-        share: float | None = None,
+        limit: float | None = None,
         *,
         are_files: bool = False,
     ):
-        self.where, self.total, self.name, self.share, self.are_files = where, total, name, share, are_files
+        self.where, self.total, self.name, self.limit, self.are_files = where, total, name, limit, are_files
         self.numbers: set[int] = set()
         self.error: DataError | None = None
         """What `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
@@ -58,7 +58,7 @@ class Unreadable:
         numbers = [int(number) for number in numbers]
         for number in numbers:
             self._check_access(number)
-        if self.share is None:
+        if self.limit is None:
             self._raise(self._message(numbers))
         self._raise(
             f"{self.where}: expected images that could be read before, got {_files(numbers)} that cannot be decoded "
@@ -75,10 +75,10 @@ class Unreadable:
     def names(self) -> list[str]:
         return [self.name(number) for number in sorted(self.numbers)]
 
-    def subset(self, numbers: np.ndarray) -> "Unreadable":
+    def select(self, numbers: np.ndarray) -> "Unreadable":
         """Of the images of these numbers, which are then called 0, 1, ..."""
         chosen = numbers.tolist()
-        part = Unreadable(self.where, len(chosen), lambda i: self.name(chosen[i]), self.share, are_files=self.are_files)
+        part = Unreadable(self.where, len(chosen), lambda i: self.name(chosen[i]), self.limit, are_files=self.are_files)
         part.numbers = {i for i, number in enumerate(chosen) if number in self.numbers}
         part._note_at_source = lambda new: self.add([chosen[i] for i in new])
         return part
@@ -86,7 +86,7 @@ class Unreadable:
     def _judge(self, new: set[int]) -> None:
         for number in new:
             self._check_access(number)
-        if len(self) > (self.share or 0) * self.total:
+        if len(self) > (self.limit or 0) * self.total:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
@@ -112,13 +112,13 @@ class Unreadable:
 
     def _message(self, numbers: list[int]) -> str:
         shown, them = some([self.name(number) for number in numbers]), "it" if len(numbers) == 1 else "them"
-        if self.share is None:
+        if self.limit is None:
             return (
                 f"{self.where}: expected images, got {_files(numbers)} that cannot be decoded: {shown}. Replace or "
                 f"remove {them}, or leave such files out with data.on_error=skip"
             )
         return (
-            f"{self.where}: expected at most {100 * self.share:.3g} % of {self.total:,} files to be unreadable "
+            f"{self.where}: expected at most {100 * self.limit:.3g} % of {self.total:,} files to be unreadable "
             f"(data.skip_limit), got {len(numbers):,}: {shown}. Replace or remove {them}, or raise data.skip_limit"
         )
 

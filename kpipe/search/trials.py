@@ -72,7 +72,7 @@ class TrialRunner:
         try:
             record = self._run_executions(record, epochs)
         except (Diverged, ConfigError, OutOfMemory) as error:
-            record = self._fail(record, str(error))
+            record = self._fail(record, error.reason if isinstance(error, Diverged) else str(error))
         finally:
             keras.backend.clear_session()  # collects the garbage, too
         record = replace(record, ended=time.time())

@@ -1,6 +1,6 @@
-"""Which part of an image the network sees: windows of training, and the ten crops of evaluation.
+"""Which part of an image the network sees: crops of training, and the ten crops of evaluation.
 
-A window never draws: it gets its uniforms, as an augmentation does.
+A crop never draws: it gets its uniforms, as an augmentation does.
 
 B batch, H height, W width, C channels, S pixels a side of the kept image, I of what the network sees, n uniforms.
 """
@@ -15,8 +15,8 @@ TRIES = 10  # of random_resized_crop before it takes the middle, as in torchvisi
 
 
 @dataclass(frozen=True)
-class Window:
-    """What `make_pipeline` needs to know about a window."""
+class Crop:
+    """What `make_pipeline` needs to know about a crop."""
 
     name: str
     uniforms: int
@@ -28,31 +28,31 @@ class Window:
     """Whether the box has another size than I x I, and is scaled to it."""
 
 
-def random_crop() -> Window:
-    """A window of I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
+def random_crop() -> Crop:
+    """A crop of I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
 
     def boxes(sides, uniforms, size):
-        windows = tf.fill(tf.shape(sides), size)
-        return tf.concat([_whole(uniforms, sides - windows), windows], axis=1)
+        crops = tf.fill(tf.shape(sides), size)
+        return tf.concat([_whole(uniforms, sides - crops), crops], axis=1)
 
-    return Window("random_crop", 2, boxes, resamples=False)
+    return Crop("random_crop", 2, boxes, resamples=False)
 
 
-def center_crop() -> Window:
+def center_crop() -> Crop:
     """The middle I x I of the kept image, as in evaluation (no uniforms)."""
 
     def boxes(sides, uniforms, size):
-        windows = tf.fill(tf.shape(sides), size)
-        return tf.concat([(sides - windows) // 2, windows], axis=1)
+        crops = tf.fill(tf.shape(sides), size)
+        return tf.concat([(sides - crops) // 2, crops], axis=1)
 
-    return Window("center_crop", 0, boxes, resamples=False)
+    return Crop("center_crop", 0, boxes, resamples=False)
 
 
-def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Window:
-    """A window of random area and aspect, scaled to I x I. Szegedy et al. 2015, section 6.
+def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Crop:
+    """A crop of random area and aspect, scaled to I x I. Szegedy et al. 2015, section 6.
 
-    As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the window fits into
-    the image; else the largest window in the middle whose aspect is allowed (22 uniforms).
+    As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the crop fits into
+    the image; else the largest crop in the middle whose aspect is allowed (22 uniforms).
 
     Args:
         area: the smallest and the largest share of the image, in (0, 1].
@@ -75,14 +75,14 @@ def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[fl
         first = tf.gather(tried, tf.argmax(tf.cast(fits, tf.int32), axis=1), axis=1, batch_dims=1)
         widest = tf.reverse(floats, axis=[1]) * tf.constant([1 / aspect[0], aspect[1]], tf.float32)
         middle = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
-        windows = tf.where(found, first, middle)
-        free = sides - windows
-        return tf.concat([tf.where(found, _whole(uniforms[:, -2:], free), free // 2), windows], axis=1)
+        crops = tf.where(found, first, middle)
+        free = sides - crops
+        return tf.concat([tf.where(found, _whole(uniforms[:, -2:], free), free // 2), crops], axis=1)
 
-    return Window("random_resized_crop", 2 * TRIES + 2, boxes, resamples=True)
+    return Crop("random_resized_crop", 2 * TRIES + 2, boxes, resamples=True)
 
 
-def scale_jitter(low: int = 256, high: int = 512) -> Window:
+def scale_jitter(low: int = 256, high: int = 512) -> Crop:
     """Scales the shorter side to `low` to `high` pixels, all equally likely, and takes I x I anywhere (3 uniforms).
 
     Simonyan and Zisserman 2015, section 3.1, multi-scale training. The uniforms are for the side, the row, the column.
@@ -98,14 +98,14 @@ def scale_jitter(low: int = 256, high: int = 512) -> Window:
 
     def boxes(sides, uniforms, size):
         if size > low:
-            raise ValueError(f"scale_jitter.low: expected at least the {size} pixels of the window, got {low}")
+            raise ValueError(f"scale_jitter.low: expected at least the {size} pixels of the crop, got {low}")
         scaled = low + _whole(uniforms[:, :1], high - low)
         # I pixels of the scaled image are so many of the image as it is.
-        window = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
-        windows = tf.repeat(tf.maximum(window, 1), 2, axis=1)
-        return tf.concat([_whole(uniforms[:, 1:], sides - windows), windows], axis=1)
+        crop = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
+        crops = tf.repeat(tf.maximum(crop, 1), 2, axis=1)
+        return tf.concat([_whole(uniforms[:, 1:], sides - crops), crops], axis=1)
 
-    return Window("scale_jitter", 3, boxes, resamples=True)
+    return Crop("scale_jitter", 3, boxes, resamples=True)
 
 
 def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
@@ -119,7 +119,7 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
         [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, middle, then mirrored.
 
     Raises:
-        ValueError: the window is larger than the images.
+        ValueError: the crop is larger than the images.
     """
     height, width = images.shape[1:3]
     if not 1 <= size <= min(height, width):
@@ -130,11 +130,11 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.concat([crops, tf.reverse(crops, axis=[3])], axis=1)
 
 
-def take_windows(images: tf.Tensor, window: Window, uniforms: tf.Tensor, size: int) -> tf.Tensor:
-    """[B, S, S, C] -> [B, I, I, C], for a window that does not resample."""
+def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) -> tf.Tensor:
+    """[B, S, S, C] -> [B, I, I, C], for a crop that does not resample."""
     height, width = images.shape[1:3]
     sides = tf.tile(tf.constant([[height, width]]), [tf.shape(images)[0], 1])
-    top, left = tf.unstack(window.boxes(sides, uniforms, size)[:, :2, None], axis=1)
+    top, left = tf.unstack(crop.boxes(sides, uniforms, size)[:, :2, None], axis=1)
     images = tf.gather(images, top + tf.range(size), axis=1, batch_dims=1)
     return tf.gather(images, left + tf.range(size), axis=2, batch_dims=1)
 

@@ -1,0 +1,194 @@
+"""A split of image files, read when they are needed.
+
+TensorFlow's own way to leave out a broken image drops it without a word. Here each image carries its place in the
+stream, so that a missing one leaves a gap in the places, which the next image fills.
+
+N images, H height, W width, C channels, I pixels a side of what the network sees, b images of a batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.data.arrays import spread_over_classes
+from kpipe.data.images import Form, decode_crop, decode_to_form
+from kpipe.data.reading import (
+    batch_in_order,
+    locate,
+    note,
+    read_in_order,
+    read_what_can_be_read,
+    with_uniforms,
+)
+from kpipe.data.splits import Shape, Split, no_progress
+from kpipe.data.unreadable import Unreadable
+
+FURTHEST = 10_000
+"""Images in a row of which not one can be read, before nobody looks for the next one."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FileSplit(Split):
+    """Image files and their labels.
+
+    Attributes:
+        paths: bytes [N]: file names need not be valid text.
+        labels: int32 [N].
+        sides: height and width, int32 [N, 2]; 1 and 1 where the header could not be read.
+        form: the form that an image is brought to, unless a crop takes its part of the image as it is in the file.
+        shape: (H, W, C) in this form.
+        unreadable: the files that could not be read so far.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray
+    sides: np.ndarray
+    form: Form
+    shape: Shape
+    unreadable: Unreadable
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def where_kept(self) -> str:
+        return "decoded each time"
+
+    def count_labels(self, classes: int) -> np.ndarray:
+        return np.bincount(self.labels[self.readable_numbers()], minlength=classes)
+
+    def spread(self, images: int) -> np.ndarray:
+        return spread_over_classes(self.labels, images)
+
+    def select(self, numbers: np.ndarray) -> "FileSplit":
+        chosen = (array[numbers] for array in (self.paths, self.labels, self.sides))
+        return FileSplit(*chosen, self.form, self.shape, self.unreadable.select(numbers))
+
+    def numbered(self) -> "FileSplit":
+        return replace(self, labels=np.arange(len(self), dtype=np.int32))
+
+    def as_stored(self) -> "FileSplit":
+        """Return the same images in the size that they have in their files."""
+        return replace(self, form=Form(channels=self.form.channels), shape=(None, None, self.shape[2]))
+
+    def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
+        """Yield the path of each file, and what is taken of it."""
+        for path in self.paths:
+            yield path, ()
+
+    def labels_when_kept(self, labels: np.ndarray) -> np.ndarray:
+        """Return the labels of images that were decoded before.
+
+        Files may have other labels than then: a new class moves the numbers of those after it.
+        """
+        return self.labels
+
+    def attempt(self, numbers: np.ndarray) -> tf.data.Dataset:
+        """Return (number, image, label) of those of `numbers` that can be read."""
+        read, labels = self._reader(), tf.constant(self.labels)
+        wanted = tf.data.Dataset.from_tensor_slices(numbers.astype(np.int64))
+        attempts = wanted.map(
+            lambda number: (number, read(number, None), labels[number]), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return attempts.ignore_errors()
+
+    def training_batches(self, drawing, crop, size, first_step, last_step, make_batch) -> tf.data.Dataset:
+        resampling = crop if crop and crop.resamples else None
+        batches = self._read(drawing, resampling, size, first_step).take(last_step - first_step)
+        return batches.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
+
+    def evaluation_batches(self, numbers, batch_size, see) -> tf.data.Dataset:
+        return batch_in_order(self, numbers, batch_size, see)
+
+    def iterate(self, batch_size, progress=no_progress) -> Iterator[np.ndarray]:
+        for _, images, _ in read_what_can_be_read(self, batch_size, "measuring", progress):
+            yield images
+
+    def read(self) -> Iterator[tuple[np.ndarray, int]]:
+        return read_in_order(self)
+
+    def _read(self, drawing, crop, size, first_step) -> tf.data.Dataset:
+        """Return batches from a step on without an end: (images, labels, uniforms).
+
+        An image that cannot be read is replaced by the next. More unreadable images than allowed end the stream with
+        an error; `unreadable.error` says which.
+        """
+        drawn = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw)
+        read, count, lead = self._reader(crop, size), drawing.count, _Lead(self.unreadable)
+
+        def decode(place, row):
+            number, label, box = row
+            return place, read(number, box), label
+
+        looked = locate(drawn, self.labels, self.sides, crop, size).enumerate()
+        looked = looked.take_while(lambda index, row: tf.numpy_function(lead.goes_on, [index * count], tf.bool))
+        rows = looked.map(lambda index, row: row).unbatch().enumerate()
+        found = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        found = found.batch(count, drop_remainder=True)
+        images = _fill_gaps(found, self.unreadable, drawing.numbers_from(first_step), lead)
+        return with_uniforms(images.rebatch(count, drop_remainder=True), drawn)
+
+    def _reader(self, crop=None, size: int | None = None) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        """Return a function (number int64 [], box int32 [4]) -> image."""
+        paths = tf.constant(self.paths)
+        if crop is None:
+            return lambda number, box: decode_to_form(tf.io.read_file(paths[number]), self.form)
+        return lambda number, box: decode_crop(tf.io.read_file(paths[number]), box, size, self.form.channels)
+
+
+def _fill_gaps(
+    found: tf.data.Dataset, unreadable: Unreadable, number_of: Callable[[tf.Tensor], tf.Tensor], lead: "_Lead"
+) -> tf.data.Dataset:
+    """Turn (places, images, labels) of what could be read into (images, labels) of all places, in batches of any size.
+
+    By batch: image by image it would take a twentieth of the decoding.
+
+    Args:
+        found: the batches.
+        unreadable: gets the numbers of the images that are missing.
+        number_of: the numbers of the images at places of this stream, int64 [m] -> int64 [m].
+        lead: is told of the last place that arrived.
+    """
+
+    def fill(place, batch):
+        arrived, images, labels = batch
+        copies = arrived - tf.concat([[place - 1], arrived[:-1]], axis=0)
+        complete = tf.reduce_all(copies == 1)
+
+        def missing():
+            places = tf.range(place, arrived[-1])
+            return number_of(tf.boolean_mask(places, tf.reduce_all(places[:, None] != arrived, axis=1)))
+
+        def repeat(column):
+            return tf.cond(complete, lambda: column, lambda: tf.repeat(column, copies, axis=0))
+
+        noted = note(unreadable.add, ~complete, missing)
+        with tf.control_dependencies([noted, tf.numpy_function(lead.arrive, [arrived[-1]], tf.int64)]):
+            return arrived[-1] + 1, (repeat(images), repeat(labels))
+
+    return found.scan(np.int64(0), fill)
+
+
+class _Lead:
+    """How far the reading is ahead of the last image that could be read.
+
+    Where nothing can be read any more, as of a disk that is gone, tf.data would look for the next image for ever.
+    """
+
+    def __init__(self, unreadable: Unreadable):
+        self.unreadable, self.arrived = unreadable, 0
+
+    def goes_on(self, place: np.int64) -> bool:
+        """Whether the image at this place is still to be read."""
+        if not place:  # another pass
+            self.arrived = 0
+        if place - self.arrived > FURTHEST:
+            self.unreadable.give_up(FURTHEST)
+            return False
+        return True
+
+    def arrive(self, place: np.int64) -> np.int64:
+        self.arrived = place
+        return place

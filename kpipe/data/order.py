@@ -1,0 +1,109 @@
+"""Which images a training step shows, and its random numbers: both follow from seed and step.
+
+B batch, b rows of one worker, N images of the split, n uniforms an image.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.errors import ConfigError
+
+PAD = 498247692  # what TensorFlow's wrapper of `index_shuffle` puts in front of a seed of two numbers
+
+
+class Drawing:
+    """What a worker's rows of each batch show, and the random numbers of these rows.
+
+    Stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
+
+    Args:
+        images: N.
+        batch_size: B, over all workers.
+        steps_per_epoch: full batches in an epoch.
+        seed: of the order and of the uniforms.
+        uniforms: n.
+        worker, workers: this worker's rows are B / workers from `worker` x B / workers on.
+        unreadable: numbers of images whose place is given to the next one of the order.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the workers.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        *,
+        seed: int,
+        uniforms: int,
+        worker: int = 0,
+        workers: int = 1,
+        unreadable: Iterable[int] = (),
+    ):
+        if batch_size % workers:
+            raise ConfigError(f"data.batch_size: expected a multiple of the {workers} workers, got {batch_size}")
+        self.images, self.batch_size, self.steps_per_epoch, self.seed = images, batch_size, steps_per_epoch, seed
+        self.uniforms = max(1, uniforms)  # TensorFlow 2.21 crashes where a batch of empty tensors is taken apart
+        self.count = batch_size // workers
+        self.offset = worker * self.count
+        self.unreadable = tf.constant(sorted(unreadable), tf.int64)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch shows, over all workers."""
+        return self.steps_per_epoch * self.batch_size
+
+    def draw(self, step):
+        """Return the numbers of a step's images, int64 [b], and its uniforms, float32 [b, n]; step int64 []."""
+        places = step * self.batch_size + self.offset + tf.range(self.count, dtype=tf.int64)
+        return self.numbers(places), self.draw_uniforms(step)
+
+    def draw_uniforms(self, step):
+        step_seed = tf.stack([tf.constant(self.seed, tf.int64), step])
+        uniforms = tf.random.stateless_uniform([self.batch_size, self.uniforms], seed=step_seed)
+        return uniforms[self.offset : self.offset + self.count]
+
+    def numbers(self, places):
+        """Return the numbers of the images at places counted over all epochs: int64 [m] -> int64 [m]."""
+        numbers = self._order(places)
+        if not len(self.unreadable):
+            return numbers
+
+        def is_unreadable(places, numbers):
+            return tf.reduce_any(numbers[:, None] == self.unreadable, axis=1)
+
+        def move_on(places, numbers):
+            places += tf.cast(is_unreadable(places, numbers), tf.int64)
+            return places, self._order(places)
+
+        return tf.while_loop(lambda *state: tf.reduce_any(is_unreadable(*state)), move_on, (places, numbers))[1]
+
+    def numbers_from(self, first_step: int):
+        """Return the same as a function of this worker's places, counted from a step on."""
+
+        def numbers(places):
+            steps, places = first_step + places // self.count, places % self.count
+            return self.numbers(steps * self.batch_size + self.offset + places)
+
+        return numbers
+
+    def is_ours(self, place):
+        """Whether this worker shows the image at a place counted over all workers: int64 [] -> bool []."""
+        return (place % self.batch_size) // self.count == self.offset // self.count
+
+    def _order(self, places):
+        epochs = places // self.images_per_epoch
+        # `tf.random.experimental.index_shuffle` with a seed for each index, as its wrapper should pass it on.
+        seeds = tf.stack([tf.fill(tf.shape(places), np.int64(each)) for each in (PAD, self.seed)] + [epochs], axis=1)
+        return tf.raw_ops.RandomIndexShuffle(
+            index=places % self.images_per_epoch, seed=seeds, max_index=np.int64(self.images - 1), rounds=4
+        )
+
+
+def shuffle(seed: tf.Tensor, count) -> tf.Tensor:
+    """Return 0, 1, ... count - 1 in an order that depends on `seed`, int64 [2]."""
+    count = tf.cast(count, tf.int64)
+    return tf.random.experimental.index_shuffle(tf.range(count), seed=seed, max_index=count - 1)

@@ -1,0 +1,42 @@
+"""Decoded images that several splits share, where TensorFlow can use them without a copy.
+
+M images, H height, W width, C channels.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+ALIGNMENT = 64  # bytes; TensorFlow ends the process when it meets a tensor at another address
+
+
+class Pixels:
+    """Decoded images, once, however many splits share them: uint8 [M, H, W, C], in memory or mapped from a file."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+        self.is_mapped = isinstance(images, np.memmap)
+
+    @functools.cached_property
+    def resident(self) -> tf.Tensor:
+        """Images in main memory, where tf.data works: from a GPU every batch would be copied back."""
+        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
+            if _can_be_shared(self.images):
+                return tf.experimental.dlpack.from_dlpack(self.images.__dlpack__())
+            tensor = tf.identity(self.images)  # `tf.constant` of TensorFlow 2.21 holds two copies
+        self.images = np.asarray(tensor)  # a view: one copy is enough
+        return tensor
+
+
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """Return uint8 zeros that TensorFlow can share; else a large set would be in memory three times while copied."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].reshape(shape)
+
+
+def _can_be_shared(images: np.ndarray) -> bool:
+    flags = images.flags
+    return images.size > 0 and flags.c_contiguous and flags.writeable and images.ctypes.data % ALIGNMENT == 0
