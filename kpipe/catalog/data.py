@@ -49,10 +49,10 @@ def whitening_conflict(shape: Sequence[int | None], components: int | None = Non
     if values > MOST_WHITENED:
         return (
             f"expected images of at most {MOST_WHITENED:,} values to whiten, got {size} = {values:,}. "
-            "Take smaller images, or normalize each channel"
+            "Take a smaller image_size, or normalize each channel"
         )
     if components is not None and not 1 <= components <= values:
-        return f"expected 1 to {values:,} components of images of {size}, got {components:,}"
+        return f"expected 1 to {values:,} components for images of {size}, got {components:,}"
     return None
 
 

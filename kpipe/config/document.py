@@ -54,6 +54,25 @@ def dotted(keys: Keys) -> str:
     return ".".join(str(key) for key in keys)
 
 
+def keys_of_error(data: Any, details: dict[str, Any]) -> Keys:
+    """Return the path in `data` of one entry of `pydantic.ValidationError.errors()`.
+
+    The location that Pydantic gives also names the members of unions, which no file has.
+    """
+    location, keys = details["loc"], []
+    for depth, key in enumerate(location):
+        if isinstance(data, dict) and (key in data or depth == len(location) - 1):
+            data = data.get(key)  # the last may be a required key that is missing
+        elif isinstance(data, list) and isinstance(key, int):
+            data = data[key]
+        else:
+            continue
+        keys.append(key)
+    if details["type"] == "union_tag_invalid":
+        keys.append(details["ctx"]["discriminator"].strip("'"))
+    return tuple(keys)
+
+
 def parse_scalar(text: str) -> None | bool | int | float | str:
     """A plain (unquoted) scalar by YAML 1.2's core schema."""
     if _NULL.match(text):

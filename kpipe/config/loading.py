@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,12 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
         found = [problem_of(document, details) for details in error.errors(include_url=False)]
         unreadable = {problem.keys for problem in problems}
         problems += [problem for problem in found if problem.keys not in unreadable]
-    reported = {problem.keys for problem in problems}
+    # A conflict with a key that has a mistake of its own would judge a default that nobody has asked for.
+    reported, wrong = {problem.keys for problem in problems}, {key for problem in problems for key in problem.keys[-1:]}
     problems += [
         Problem(origin_of(document, keys), keys, message)
         for keys, message in conflicts(document.data)
-        if keys not in reported
+        if keys not in reported and wrong.isdisjoint(re.findall(r"\w+", message))
     ]
     return experiment, problems
 

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from kpipe.catalog.wording import describe_error, show
-from kpipe.config.document import Document, Keys, Problem
+from kpipe.config.document import Document, Keys, Problem, keys_of_error
 from kpipe.config.overrides import WHERE, sections_at
 from kpipe.errors import did_you_mean
 
@@ -25,24 +25,8 @@ def origin_of(document: Document, keys: Keys) -> str:
 
 
 def problem_of(document: Document, details: dict[str, Any]) -> Problem:
-    keys = _present(document.data, details["loc"])
-    if details["type"] == "union_tag_invalid":
-        keys = (*keys, details["ctx"]["discriminator"].strip("'"))
+    keys = keys_of_error(document.data, details)
     return Problem(origin_of(document, keys), keys, _describe(keys, details))
-
-
-def _present(data: Any, location: tuple[str | int, ...]) -> Keys:
-    """The error's place as a path in the file: pydantic also names the member of a union, which no file has."""
-    keys: list[str | int] = []
-    for i, key in enumerate(location):
-        if isinstance(data, dict) and (key in data or i == len(location) - 1):
-            data = data.get(key)  # the last may be a required key that is missing
-        elif isinstance(data, list) and isinstance(key, int):
-            data = data[key]
-        else:
-            continue
-        keys.append(key)
-    return tuple(keys)
 
 
 def _describe(keys: Keys, details: dict[str, Any]) -> str:
