@@ -34,7 +34,7 @@ from kpipe.files import translate_write_errors
 from kpipe.memory import memory_notes, translate_tensorflow_errors
 from kpipe.models.building import build_model
 from kpipe.models.portable import load_portable_weights, save_portable
-from kpipe.normalization import normalisation
+from kpipe.normalization import make_normalization
 from kpipe.runs.directory import Run, open_run
 from kpipe.runs.disk import estimate_disk
 from kpipe.runs.environment import describe_environment
@@ -135,7 +135,7 @@ def prepare(
         splits: the data, where it is loaded already.
         statistics: False leaves the scan of the training part out, and downloads nothing; the first layer then has
             neutral constants.
-        constants: the file in which a run keeps those of the first layer, see `normalisation`.
+        constants: the file in which a run keeps those of the first layer, see `make_normalization`.
         progress: shows how far the reading of the data is.
 
     Raises:
@@ -153,7 +153,7 @@ def prepare(
         "options": options(experiment.model),
         "input_shape": splits.image_shape,
         "classes": len(splits.class_names),
-        "normalization": normalisation(config, splits.image_shape, images, constants),
+        "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
     precision = choose(experiment, experiment.chosen).precision
     with make_strategy().scope(), precision_scope(precision):

@@ -15,7 +15,7 @@ from kpipe.catalog.search import SearchOptions
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
 from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
 from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
-from kpipe.config.rules import conflicts
+from kpipe.config.rules import conflicts, lacks_validation
 from kpipe.config.schema import Experiment
 from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
@@ -169,10 +169,8 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
     for key in keys_of(search):
         if document.origins.get(split_keys(key)) == WHERE:
             found.append((split_keys(key), f"is searched; to fix it, give search.space.{key}=[...] with one value"))
-    section = document.data.get("data")
-    if isinstance(section, dict) and section.get("source") in ("digits", "synthetic"):
-        if isinstance(section.get("split"), dict) and section["split"].get("validation") == 0:
-            found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
+    if lacks_validation(document.data):
+        found.append((("data", "split", "validation"), "a search needs a validation split, got 0"))
     training = document.data.get("training")
     monitor = training.get("monitor") if isinstance(training, dict) else None
     if search.objective and monitor not in (None, search.objective):

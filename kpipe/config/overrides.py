@@ -63,7 +63,7 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
     before = {keys: _find(document.data, keys) for keys in given}
     for keys, value in given.items():
         _write(document, keys, value)
-    dropped = [gone for keys in given for gone in _foreign(document, keys, before[keys], given)]
+    dropped = [gone for keys in given for gone in _left_out(document, keys, before[keys], given)]
     dropped = list(dict.fromkeys(dropped))
     for keys in dropped:
         del _find(document.data, keys[:-1])[keys[-1]]
@@ -147,9 +147,8 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
     document.origins[keys] = WHERE
 
 
-def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
-    """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
-
+def _left_out(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
+    """Return the keys from the file that mean nothing beside the override at `keys`."""
     reached = {dotted(g[:n]) for g in given for n in range(1, len(g) + 1)}
 
     def from_file(section: Keys) -> list[Keys]:
@@ -164,14 +163,26 @@ def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, A
     if keys == ("data", "source"):
         kind = str(value).partition(":")[0]
         return [child for child in from_file(parent) if child[-1] in SOURCES and child[-1] != kind]
-    if keys[:2] == ("data", "normalize") and keys[2:]:
-        kept = ("pca",) if keys[2] == "pca" else ("mean", "std")
-        return [child for child in from_file(keys[:2]) if child[-1] not in kept]
-    one_ofs = [keys[:n] for n in range(1, len(keys)) if any(issubclass(s, OneOf) for s in sections_at(keys[:n]))]
     inapplicable = _inapplicable_options(document.data, parent)
-    return [child for child in from_file(parent) if child[-1] in inapplicable] + [
-        child for section in one_ofs for child in from_file(section)
-    ]
+    found = [child for child in from_file(parent) if child[-1] in inapplicable]
+    for depth in range(1, len(keys)):
+        compatible = _compatible_keys(keys[:depth], keys[depth])
+        found += [child for child in from_file(keys[:depth]) if compatible is not None and child[-1] not in compatible]
+    return found
+
+
+def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
+    """Return the keys that may stand beside `key`, where the key decides what the section is; None: it does not.
+
+    Of a one-of mapping no other key may. Of a union without a name, such as `data.normalize`, those of its member may.
+    """
+    members = sections_at(section)
+    if any(issubclass(member, OneOf) for member in members):
+        return set()
+    chosen = [member for member in members if key in member.model_fields]
+    if not 0 < len(chosen) < len(members) or any(kind[:-1] == section for kind in _KINDS):
+        return None
+    return {name for member in chosen for name in member.model_fields}
 
 
 def _inapplicable_options(data: Any, keys: Keys) -> set[str]:

@@ -45,11 +45,16 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
         found += _below(options, "model")
     if training:
         found += _training_conflicts(training)
-    if config and _get(data, "training", "early_stopping") is not None:
-        row, _ = _source_of(config)
-        if row and row.is_embedded and config.split.validation == 0:
-            found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
+    if _get(data, "training", "early_stopping") is not None and lacks_validation(data):
+        found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
     return found
+
+
+def lacks_validation(data: dict[str, Any]) -> bool:
+    """Return whether an experiment, given as plain data, is known to have no validation split."""
+    config = valid_part(_DataOfAnySource, data.get("data"))
+    row = _source_of(config)[0] if config else None
+    return bool(row and row.is_embedded and config.split.validation == 0)
 
 
 def valid_part(section: type[SectionType], plain: Any) -> SectionType | None:

@@ -150,7 +150,7 @@ def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
     part = Part(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
     expected = {
         "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
-        "zca": "data.normalize: expected images of at most 4,096 numbers to whiten, got 65x65x1 = 4,225",
+        "zca": "data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225",
     }
     for statistics in (True, False):
         with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
