@@ -94,14 +94,15 @@ def _data_conflicts(config: DataConfig, plain: dict, name: Any, network: ModelRo
     if row:
         yield from _source_conflicts(config, row, options)
     yield from _below(config, "data")
-    pixels, channels = config.image_size or options.native_size, config.channels or options.native_channels
+    native = options.native
+    pixels, channels = config.image_size or native.size, config.channels or native.channels
     if network and pixels:
-        yield from _size_conflicts(config, pixels, name, network, is_square=options.is_square)
-    images = ImageFacts(config.image_size, config.stored_size, channels, options.is_square)
+        yield from _size_conflicts(config, pixels, name, network, is_square=native.is_square)
+    images = ImageFacts(config.image_size, config.stored_size, channels, native.is_square)
     for key, message in images.conflicts():
         yield ("data", key), message
     yield from _augment_conflicts(plain.get("augment"), images)
-    shape = (pixels, pixels, channels) if options.is_square else (None, None, channels)
+    shape = (pixels, pixels, channels) if native.is_square else (None, None, channels)
     for message in normalize_conflicts(config.normalize, shape):
         yield ("data", "normalize"), message
     if isinstance(config.normalize, Projection) and network and not network.takes_vectors:
@@ -119,8 +120,8 @@ def _source_conflicts(config: DataConfig, row: SourceRow, options: SourceOptions
             yield ("data", other), f"belongs to the source {other!r}, the source is {config.source!r}"
     if row.channels and config.channels not in (None, *row.channels):
         yield ("data", "channels"), f"expected 1 (gray) or 3 (color), got {config.channels}"
-    if options.has_fixed_channels and config.channels is not None:
-        yield ("data", "channels"), f"is always {options.native_channels} for these images; leave it out"
+    if options.native.has_fixed_channels and config.channels is not None:
+        yield ("data", "channels"), f"is always {options.native.channels} for these images; leave it out"
     yield from _below(options, "data", kind)
 
 

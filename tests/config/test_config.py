@@ -229,7 +229,7 @@ REPLACED = [
     ("digits, image_size: 32", "synthetic, image_size: 32, channels: 1, synthetic: {kind: text}",
      "exp.yaml:1: data.channels: is always 27 for these images; leave it out"),
     ("digits, image_size: 32", "synthetic, image_size: 19, synthetic: {kind: board, classes: 5}",
-     "exp.yaml:1: data.synthetic.classes: a board has one class a point; leave it out"),
+     "exp.yaml:1: data.synthetic.classes: a board has one class for each point; leave it out"),
     ("digits, image_size: 32", "synthetic, synthetic: {kind: txt}",
      "data.synthetic.kind: expected one of images, board, spectrogram, text, got 'txt', did you mean 'text'?"),
     ("32}\nmodel: {name: vgg16, head: fc, width: 512", "20}\nmodel: {name: speech_cnn",
