@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,14 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
             missing = str(error)
         if splits and assumed not in (None, Assumed()):
             raise ConfigError(
-                "--image-size, --channels, --classes: expected only with the name of a network or data that are not "
-                f"there; {experiment.data.source} is there. Override data.image_size and data.channels instead."
+                "--image-size, --channels, --classes: expected only with the name of a network or missing data, but "
+                f"{experiment.data.source} is there. Override data.image_size and data.channels instead."
             )
     if splits is None:
-        prepared = prepare(experiment, statistics=False, splits=_stand_in(experiment, assumed or Assumed()))
+        assumed = assumed or Assumed()
+        if with_data and assumed.image_size is None:
+            assumed = replace(assumed, image_size=experiment.data.image_size)
+        prepared = prepare(experiment, statistics=False, splits=_stand_in(experiment, assumed))
     model = prepared.model
     rows = measure(model)
     return {
@@ -85,8 +88,7 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     height, width, depth = parameters["input_shape"].default
     classes = parameters["classes"].default
     a_class_a_point = classes == height * width
-    size = assumed.image_size or (None if experiment.data.source == "synthetic" else experiment.data.image_size)
-    if size:  # a text stays one pixel wide
+    if size := assumed.image_size:  # a text stays one pixel wide
         height, width = size, size if height == width else width
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
     classes = assumed.classes or (height * width if a_class_a_point else classes)

@@ -92,6 +92,13 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
     Raises:
         ConfigError: as `load_experiment`.
     """
+    keys = [text.partition("=")[0] for text in overrides]
+    if any(key.startswith("data.") and key != "data.batch_size" for key in keys):
+        raise ConfigError(
+            f"{name}: expected no data.* but data.batch_size with the name of a network, which has no data. "
+            "Use --image-size, --channels and --classes, or the file of an experiment."
+        )
+    # A source whose images may have any size and number of channels.
     data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
     document = Document({"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): WHERE})
     return _check(document, overrides)

@@ -190,7 +190,7 @@ def test_a_board_has_a_class_a_point(plan):
 
 
 def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
-    message = "--image-size, --channels, --classes: expected only with the name of a network or data that are not there"
+    message = "expected only with the name of a network or missing data, but synthetic is there. Override data.image"
     assert message in plan(experiment, "--classes", "5", code=2)
 
 

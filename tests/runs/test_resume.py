@@ -363,7 +363,7 @@ sys.exit(main(["run", {experiment!r}]))
             "kpipe.training.trainer.Trainer.run_steps",
             "terminated before the first step was saved: there is nothing to keep",
         ),
-        ("kpipe.cli._import_experiment", "terminated before another step was done; what was saved is still there"),
+        ("kpipe.experiment.train", "terminated before another step was done; what was saved is still there"),
     ],
 )
 def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experiment, logs, monkeypatch, place, said):
