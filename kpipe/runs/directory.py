@@ -134,7 +134,7 @@ def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[
     note, others = None, []
     for path in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(SEARCH)), reverse=True):
         config = _read_config(path)
-        if config is None and all(file.name in (LOCK, OWNER, "config.yaml.tmp") for file in path.iterdir()):
+        if config is None and all(file.name[0] == "." or file.suffix == ".tmp" for file in path.iterdir()):
             shutil.rmtree(path)  # killed when it was being made
         if new or config is None:
             continue
