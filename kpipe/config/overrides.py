@@ -1,7 +1,7 @@
 """Overrides: `training.optimizer.name=adam` on the command line, or a value that a search has sampled.
 
-One rule: an override that changes the kind of a section (its `name` or `schedule`, or the one key of a one-of
-mapping) replaces that section. Options that the new kind also has are kept, the others fall back to its defaults.
+There is one rule. An override that changes the kind of a section (its `name` or `schedule`, or the one key of a
+one-of mapping) replaces that section. Options that the new kind also has are kept; the others get its defaults.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +38,14 @@ _KINDS: dict[Keys, dict[str, Row]] = {
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides of a command line into the document's data.
+    """Write the overrides of a command line into the document's data.
 
     Args:
         document: changed in place: data, origins and problems.
-        overrides: `key=value` each; a value is a YAML scalar or list and is never evaluated.
+        overrides: `key=value` each. A value is a YAML scalar or list; it is never evaluated.
 
     Returns:
-        The dotted keys that the file gave and that a change of kind has dropped.
+        The dotted keys of the file that do not apply any more and were dropped.
     """
     given: dict[Keys, Any] = {}
     for text in overrides:
@@ -59,7 +59,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
 
 
 def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
-    """`apply_overrides` for values that need not be parsed."""
+    """Do the same as `apply_overrides` with values that need not be parsed."""
     before = {keys: _find(document.data, keys) for keys in given}
     for keys, value in given.items():
         _write(document, keys, value)
@@ -71,7 +71,7 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
 
 
 def sections_at(keys: Keys) -> set[type[Section]]:
-    """The section classes that may stand at a key path, all members of a union included."""
+    """Return the section classes that may stand at a path of keys, with all members of a union."""
     found: set[type[Section]] = {Experiment}
     for depth, key in enumerate(keys):
         if isinstance(key, int) or keys[:depth] == ("search", "space"):  # an entry of a list, a key of the space
@@ -103,7 +103,7 @@ def _parse(text: str) -> tuple[Keys, Any]:
 
 
 def split_keys(text: str) -> Keys:
-    """`data.augment.0` as the path of keys; what stands behind search.space. is one key of it, dots included."""
+    """Return `data.augment.0` as a path of keys. What stands after `search.space.` is one key, dots included."""
     if text.startswith(_SPACE):
         key, _, last = text.removeprefix(_SPACE).rpartition(".")
         return ("search", "space", *((key, last) if key and last in VALUE_KINDS else (text.removeprefix(_SPACE),)))
@@ -186,7 +186,7 @@ def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
 
 
 def _inapplicable_options(data: Any, keys: Keys) -> set[str]:
-    """The options in the section at `keys` that mean nothing beside the others there."""
+    """Return the options in the section at `keys` that mean nothing beside the others there."""
     plain = _find(data, keys)
     if not isinstance(plain, dict):
         return set()

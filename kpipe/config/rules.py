@@ -1,7 +1,7 @@
 """Combinations of keys that cannot work, though each key alone can.
 
-Options know their own rules (`conflicts` of a section, `conflicts_with` of what it depends on). This page brings them
-together for an experiment file, where they are reported beside the mistakes of single keys, and holds those that
+Options know their own rules: `conflicts` of a section, and `conflicts_with` of what it depends on. This module collects
+them for an experiment file, where they are reported beside the mistakes of single keys. It also holds the rules that
 concern several sections.
 """
 
