@@ -93,8 +93,8 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
     classes = assumed.classes or (height * width if has_class_for_each_point else classes)
     batch = experiment.data.batch_size
-    part = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
-    return Splits(part, part, None, tuple(map(str, range(classes))))
+    split = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
+    return Splits(split, split, None, tuple(map(str, range(classes))))
 
 
 def _row(row: LayerGeometry) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def _sections_in(annotation: Any) -> set[type[Section]]:
 
 def _parse(text: str) -> tuple[Keys, Any]:
     left, equals, right = text.partition("=")
-    parts = left.split(".")
-    if not equals or not all(parts) or len(parts) > DEEPEST:
+    keys = left.split(".")
+    if not equals or not all(keys) or len(keys) > DEEPEST:
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
         return split_keys(left), parse_scalar(right.strip())
@@ -179,10 +179,10 @@ def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
     members = sections_at(section)
     if any(issubclass(member, OneOf) for member in members):
         return set()
-    chosen = [member for member in members if key in member.model_fields]
-    if not 0 < len(chosen) < len(members) or any(kind[:-1] == section for kind in _KINDS):
+    fitting = [member for member in members if key in member.model_fields]
+    if not 0 < len(fitting) < len(members) or any(kind[:-1] == section for kind in _KINDS):
         return None
-    return {name for member in chosen for name in member.model_fields}
+    return {name for member in fitting for name in member.model_fields}
 
 
 def _inapplicable_options(data: Any, keys: Keys) -> set[str]:

@@ -99,6 +99,8 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
+    """Images: where they come from, and how they are resized, split, augmented and kept."""
+
     source: Annotated[str, BeforeValidator(_known_source)]
     """Source of the images: digits, synthetic, folder:<path> or tfds:<name>[/<config>]."""
     image_size: Count | None = None
@@ -151,6 +153,8 @@ class DataConfig(Section):
 
 
 class EarlyStopping(Section):
+    """When training ends early."""
+
     patience: Count
     """Number of epochs without improvement after which training ends."""
     min_delta: NonNegative = 0.0
@@ -173,6 +177,8 @@ class SaveEvery(OneOf):
 
 
 class CheckpointConfig(Section):
+    """When checkpoints are saved, and which are kept."""
+
     every: SaveEvery = SaveEvery(epochs=1)
     """How often the state of the training is saved. The best weights are saved at the end of their epoch as well."""
     keep: Count = 2
@@ -182,6 +188,8 @@ class CheckpointConfig(Section):
 
 
 class TrainingConfig(Section):
+    """How the network is trained, logged and saved."""
+
     epochs: Count = 10
     """Number of passes over the training split."""
     optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)

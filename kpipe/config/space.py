@@ -171,10 +171,10 @@ def try_values(
         key = next((key for key in values if tried.mistake.startswith(f"{key}:")), next(iter(values)))
         others = [other for other in values if other != key and other in tried.mistake.partition(": ")[2]]
         shown = others or list(values)
-        chosen = ", ".join(f"{name}: {show(values[name])}" for name in values if name in shown or name == key)
+        combination = ", ".join(f"{name}: {show(values[name])}" for name in values if name in shown or name == key)
         is_unknown = "unknown key" in tried.mistake
         cure = "; if it belongs to some values of another key, say so with when" if is_unknown else ""
-        wrong.setdefault(key, f"cannot be tried with {{{chosen}}}: {tried.mistake}{cure}")
+        wrong.setdefault(key, f"cannot be tried with {{{combination}}}: {tried.mistake}{cure}")
     notes = [f"trials with another kind leave out what the file says of {', '.join(dropped)}"] if dropped else []
     return list(wrong.items()), notes + list(_not_covered(search))
 

@@ -390,7 +390,7 @@ def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     assert loaded.experiment.data.augment[0].chosen[0] == "pad_crop"
 
 
-def test_an_override_of_a_foreign_option_stays_a_mistake(mistakes):
+def test_an_override_of_an_inapplicable_option_stays_a_mistake(mistakes):
     found = mistakes(GOOD, "training.optimizer.name=adam", "training.optimizer.momentum=0.5")
     assert found[0].startswith("command line: training.optimizer.momentum: unknown key")
 
@@ -575,7 +575,7 @@ HOSTILE = {
     "long": ("# " + "x" * 2_000_000, ": expected an experiment of a page, got 2,000,002 bytes"),
     "nul": (GOOD + "seed: \0 1\n", ":6: not valid YAML: unacceptable character #x0000"),
     "escaped": (GOOD + 'logs: "a\\0b"\n', ":6: logs: expected text without NUL, got 'a\\x00b'"),
-    "colours": (GOOD + '"\\e[2J": 1\n', ":6: expected a name as key, got '\\x1b[2J'"),
+    "colors": (GOOD + '"\\e[2J": 1\n', ":6: expected a name as key, got '\\x1b[2J'"),
     "two": (GOOD + "---\n" + GOOD, ":6: not valid YAML: expected a single document"),
     "empty": ("", ":1: expected a mapping such as"),
 }
