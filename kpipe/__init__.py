@@ -1,3 +1,28 @@
 """kpipe trains the classic convolutional networks with Keras 3. Read `kpipe/experiment.py` first."""
 
+import importlib
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "build_model": "kpipe.models",
+    "load_dataset": "kpipe.data",
+    "load_experiment": "kpipe.config",
+    "make_evaluation_pipeline": "kpipe.data",
+    "make_pipeline": "kpipe.data",
+    "run_search": "kpipe.search",
+    "train": "kpipe.experiment",
+}
+
+__all__ = [*_PLACES]
+
+
+def __getattr__(name: str):
+    # `import kpipe` costs nothing: TensorFlow is imported with the first name that needs it.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'kpipe' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +15,13 @@ from kpipe import __version__
 from kpipe.errors import ConfigError, KpipeError, did_you_mean
 from kpipe.signals import stop_signals
 
+if TYPE_CHECKING:
+    from kpipe.config.loading import Loaded
+
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
+_experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
+_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings=_CONTEXT)
@@ -21,23 +29,23 @@ _CONTEXT = {"help_option_names": ["-h", "--help"]}
 def cli() -> None:
     """Train the classic convolutional networks with Keras 3.
 
-    One YAML file describes an experiment; one command trains it, logs it to TensorBoard and resumes it after an
+    One YAML file describes an experiment. One command trains it, logs it to TensorBoard and resumes it after an
     interruption. Try: kpipe run experiments/quickstart.yaml
     """
 
 
 @cli.command()
 @click.argument("experiment", metavar="EXPERIMENT.yaml", required=False)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_overrides
 @click.option("--new", is_flag=True, help="Start another run instead of resuming an unfinished one.")
-@click.option("--resume", metavar="RUN", help="Go on with this run directory; EXPERIMENT.yaml may be left out.")
-@click.option("--print-config", is_flag=True, help="Print every value and where it came from; train nothing.")
+@click.option("--resume", metavar="RUN", help="Resume this run directory; EXPERIMENT.yaml may be left out.")
+@click.option("--print-config", is_flag=True, help="Print every value and where it came from. Train nothing.")
 def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: str | None, print_config: bool) -> None:
-    """Train an experiment; resume it when it was interrupted.
+    """Train an experiment, or resume it if it was interrupted.
 
     Any key of the file can be overridden: kpipe run experiments/vgg16.yaml training.epochs=3 data.batch_size=64
 
-    --resume RUN goes on with a run by hand; a finished one is extended: kpipe run --resume RUN training.epochs=20
+    --resume RUN resumes a run by hand, and extends a finished one: kpipe run --resume RUN training.epochs=20
     """
     from kpipe.config.loading import load_experiment
     from kpipe.runs.resume import load_resumed
@@ -49,46 +57,50 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     if resume is not None and new:
         raise click.UsageError("--new and --resume: expected one of them, got both.")
     loaded = load_experiment(experiment, overrides) if resume is None else load_resumed(resume, experiment, overrides)
-    _say_what_was_dropped(loaded.dropped, mark="# " if print_config else "")
+    _say_what_was_dropped(loaded, mark="# " if print_config else "")
     if print_config:
         click.echo(loaded.describe())
         return
+    with _quietly():
+        from kpipe.experiment import train
+        from kpipe.runs.options import RunOptions
 
-    def train() -> None:
-        experiment = _import_experiment()
-        experiment.train(loaded.experiment, experiment.RunOptions(new=new, resume=resume and Path(resume)))
-
-    _quietly(train)
+        train(loaded.experiment, RunOptions(new=new, resume=resume and Path(resume)))
 
 
 @cli.command(short_help="Search over any key: learning rate, optimizer, ...")
-@click.argument("experiment", metavar="EXPERIMENT.yaml")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Trials that train at once.")
-@click.option("--new", is_flag=True, help="Start another search instead of going on with one.")
+@_experiment
+@_overrides
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Trials trained at the same time."
+)
+@click.option("--new", is_flag=True, help="Start another search instead of resuming one.")
 def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
-    """Search over any key of the file; the best trial is kept as best.yaml, which run takes.
+    """Search over any key of the file. The best trial is written to best.yaml, which `kpipe run` takes.
 
-    What is tried stands in the section `search` of the file; without one, learning rate and optimizer are. Any of it
-    can be overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
+    The section `search` of the file says what is tried. Without it, learning rate and optimizer are. Any of it can be
+    overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
 
-    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command goes on with an interrupted
-    search and reports a finished one.
+    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command resumes an interrupted search
+    and reports a finished one.
     """
     from kpipe.config.loading import load_search
 
     loaded = load_search(experiment, overrides)
-    _say_what_was_dropped(loaded.dropped)
-    _quietly(lambda: _import_search().run_search(loaded, new=new, workers=workers))
+    _say_what_was_dropped(loaded)
+    with _quietly():
+        from kpipe.search import run_search
+
+        run_search(loaded, new=new, workers=workers)
 
 
 @cli.command()
 @click.argument("experiment", metavar="EXPERIMENT.yaml|NETWORK")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--image-size", type=click.IntRange(1), help="Pixels a side, for a network's name.")
-@click.option("--channels", type=click.IntRange(1), help="Channels, for a network's name or data that are not there.")
-@click.option("--classes", type=click.IntRange(1), help="Classes, for a network's name or data that are not there.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_overrides
+@click.option("--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a network's name.")
+@click.option("--channels", type=click.IntRange(1), help="Channels, for a network's name or missing data.")
+@click.option("--classes", type=click.IntRange(1), help="Classes, for a network's name or missing data.")
+@_as_json
 def plan(
     experiment: str,
     overrides: tuple[str, ...],
@@ -99,7 +111,7 @@ def plan(
 ) -> None:
     """Show what a training would be: layers, parameters, memory, steps, disk. Train nothing.
 
-    NETWORK is a name such as vgg16, with its builder's defaults: kpipe plan vgg16 --image-size 64 model.head=gap
+    NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
     """
     from kpipe.catalog.networks import MODELS
     from kpipe.config.loading import load_experiment, load_network
@@ -109,73 +121,61 @@ def plan(
         raise ConfigError(
             f"{experiment}: expected an experiment file or the name of a network{did_you_mean(experiment, MODELS)}"
         )
-    if is_network and any(
-        key.startswith("data.") and key != "data.batch_size" for key in (text.partition("=")[0] for text in overrides)
-    ):
-        raise ConfigError(
-            f"{experiment}: expected no data.* but data.batch_size with the name of a network, which has no data. "
-            "Use --image-size, --channels and --classes, or the file of an experiment."
-        )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
-
     if not as_json:
-        _say_what_was_dropped(loaded.dropped)
-
-    def show() -> None:
+        _say_what_was_dropped(loaded)
+    with _quietly():
         from kpipe.commands.plan import Assumed, make_plan, show_plan
 
-        found = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
-        click.echo(json.dumps(found, indent=2)) if as_json else show_plan(found)
-
-    _quietly(show)
+        made = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
+        click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
 @cli.group(name="data")
 def data_verbs() -> None:
-    """Look at the images of an experiment before it is trained."""
+    """Inspect the images of an experiment before training."""
 
 
 @data_verbs.command(name="show", short_help="Draw images raw, as kept, and as trained on.")
-@click.argument("experiment", metavar="EXPERIMENT.yaml")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--images", type=click.IntRange(1, 50), default=6, show_default=True, help="How many images.")
+@_experiment
+@_overrides
+@click.option("--images", type=click.IntRange(1, 50), default=6, show_default=True, help="Number of images.")
 @click.option("--views", type=click.IntRange(0, 20), default=4, show_default=True, help="Augmented views of each.")
-@click.option("--output", metavar="FILE", help="The PNG file to write. Default: <experiment>_data.png.")
+@click.option("--output", metavar="FILE", help="PNG file to write. Default: <experiment>_data.png.")
 def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: int, output: str | None) -> None:
-    """Draw images as they are, as they are kept, and as a training sees them."""
-    _inspect(experiment, overrides, output, "data.png", lambda: _import_inspect_data().show, images=images, views=views)
-
-
-@data_verbs.command(name="check", short_help="Look for images that cannot be read.")
-@click.argument("experiment", metavar="EXPERIMENT.yaml")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--output", metavar="FILE", help="The list to write. Default: <experiment>_unreadable.txt.")
-def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) -> None:
-    """Try to read every image; write a list of those that cannot be read, and end with exit code 3 if there are any."""
-    _inspect(experiment, overrides, output, "unreadable.txt", lambda: _import_inspect_data().check)
-
-
-def _inspect(experiment: str, overrides: tuple[str, ...], output: str | None, ending: str, verb, **options) -> None:
+    """Draw images raw, as they are kept, and as training sees them."""
     from kpipe.config.loading import load_experiment
-    from kpipe.files import translate_write_errors
 
     loaded = load_experiment(experiment, overrides)
-    _say_what_was_dropped(loaded.dropped)
-    path = Path(output or f"{loaded.experiment.name}_{ending}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
+    _say_what_was_dropped(loaded)
+    path = _output_path(loaded, output, "data.png")
+    with _quietly(writes=path):
+        from kpipe.commands.data import show
 
-    def look() -> None:
-        with translate_write_errors(path.parent):
-            verb()(loaded.experiment, path, **options)
+        show(loaded.experiment, path, images=images, views=views)
 
-    _quietly(look)
+
+@data_verbs.command(name="check", short_help="Find images that cannot be read.")
+@_experiment
+@_overrides
+@click.option("--output", metavar="FILE", help="List to write. Default: <experiment>_unreadable.txt.")
+def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) -> None:
+    """Try to read every image. If some cannot be read, list them in a file and end with exit code 3."""
+    from kpipe.config.loading import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    _say_what_was_dropped(loaded)
+    path = _output_path(loaded, output, "unreadable.txt")
+    with _quietly(writes=path):
+        from kpipe.commands.data import check
+
+        check(loaded.experiment, path)
 
 
 @cli.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_as_json
 def list_names(as_json: bool) -> None:
-    """Show the names of networks, sources, augmentations, optimizers and schedules."""
+    """List the names that an experiment may use, and their options."""
     from kpipe.catalog.tables import TABLES
 
     if as_json:
@@ -184,8 +184,8 @@ def list_names(as_json: bool) -> None:
     for kind, table in TABLES.items():
         click.secho(kind, bold=True)
         for name, row in table.items():
-            chosen_options = ", ".join(row.options.model_fields)
-            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {chosen_options}" if chosen_options else ""))
+            options = ", ".join(row.options.model_fields)
+            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {options}" if options else ""))
 
 
 @cli.command()
@@ -199,11 +199,14 @@ def schema() -> None:
 @cli.command(short_help="Check this installation and train a tiny network.")
 def doctor() -> None:
     """Check this installation: versions, devices, and a tiny network trained to its end."""
-    _quietly(lambda: _import_doctor().examine())
+    with _quietly():
+        from kpipe.commands.doctor import examine
+
+        examine()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns its exit code; a user's mistake is a message on standard error, never a traceback."""
+    """Run a verb and return its exit code. A user's mistake is a message on standard error, never a traceback."""
     with stop_signals() as stop:
         try:
             return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
@@ -213,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
             return error.exit_code
         except KpipeError as error:
-            _ignore_impatience(error.exit_code)
+            _ignore_further_interrupts(error.exit_code)
             click.echo(error, err=True)
             return error.exit_code
         except BrokenPipeError:  # the reader of `kpipe list | head` has gone
@@ -222,48 +225,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Exception) as error:
             if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
                 raise
-            _ignore_impatience(stop.exit_code)
+            _ignore_further_interrupts(stop.exit_code)
             click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
             return stop.exit_code
 
 
-def _ignore_impatience(exit_code: int) -> None:
-    """Another Ctrl-C while TensorFlow is being taken down would change the exit code and show a traceback."""
+def _ignore_further_interrupts(exit_code: int) -> None:
+    """Ignore Ctrl-C while TensorFlow is taken down: it would change the exit code and show a traceback."""
     if exit_code >= 128:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _say_what_was_dropped(keys: Sequence[str], mark: str = "") -> None:
-    if keys:
-        click.echo(f"{mark}note: an override has chosen something else; dropped from the file: {', '.join(keys)}")
+def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
+    if loaded.dropped:
+        click.echo(f"{mark}note: not applicable with the overrides; dropped from the file: {', '.join(loaded.dropped)}")
 
 
-def _quietly(job: Callable[[], object]) -> None:
+def _output_path(loaded: "Loaded", output: str | None, ending: str) -> Path:
+    path = Path(output or f"{loaded.experiment.name}_{ending}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
+    return path
+
+
+@contextmanager
+def _quietly(writes: Path | None = None) -> Iterator[None]:
+    """Hold back what libraries print, and turn errors in writing a file into a message.
+
+    Args:
+        writes: file that the verb writes.
+    """
     from kpipe.console import hold_back_libraries
+    from kpipe.files import translate_write_errors
 
-    with hold_back_libraries():
-        job()
-
-
-def _import_experiment():
-    import kpipe.experiment
-
-    return kpipe.experiment
-
-
-def _import_search():
-    import kpipe.search
-
-    return kpipe.search
-
-
-def _import_inspect_data():
-    import kpipe.commands.data
-
-    return kpipe.commands.data
-
-
-def _import_doctor():
-    import kpipe.commands.doctor
-
-    return kpipe.commands.doctor
+    with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
+        yield

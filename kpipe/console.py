@@ -1,4 +1,4 @@
-"""What a user sees of a run: a header, a progress bar, one table. Plain lines where nobody watches."""
+"""The screen of a run: a header, a progress bar, one table. Without a terminal, plain lines."""
 
 import faulthandler
 import os
@@ -19,10 +19,10 @@ from kpipe.errors import KpipeError
 
 @contextmanager
 def hold_back_libraries() -> Iterator[None]:
-    """Keeps what libraries write to standard error off the screen, and shows it when something unforeseen happens.
+    """Keep what libraries write to standard error off the screen, and show it after an unforeseen error.
 
-    TensorFlow's C++ runtime writes to file descriptor 2, log level or not, so the descriptor itself is redirected.
-    An error of kpipe's own kinds explains itself; after any other exception the text that was held back is replayed.
+    TensorFlow's C++ runtime writes to file descriptor 2 whatever the log level, so the descriptor itself is redirected.
+    An error of kpipe's own kinds explains itself. After any other exception, the text that was held back is replayed.
     """
     sys.stderr.flush()
     screen = os.dup(2)
@@ -47,7 +47,7 @@ def hold_back_libraries() -> Iterator[None]:
 
 
 def describe_size(number: int) -> str:
-    """Bytes as people say them: 1.5 GB."""
+    """Return a number of bytes as people say it: 1.5 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
@@ -55,7 +55,7 @@ def describe_size(number: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 epoch`, `2 epochs`."""
+    """Return a number with its noun: `1 epoch`, `2 epochs`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -64,7 +64,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-LONG = 5  # seconds after which somebody wonders what is going on
+LONG = 5  # seconds after which a user wonders what is happening
 
 
 class _Speed(ProgressColumn):
@@ -73,7 +73,7 @@ class _Speed(ProgressColumn):
 
 
 class _Console(Console):
-    """Goes on in silence when the reader of a pipe has gone: a training of hours does not end with `| head`."""
+    """Continue silently when the reader of a pipe has gone: a training of hours does not end with `| head`."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -81,15 +81,15 @@ class _Console(Console):
 
 
 class Screen:
-    """Shows one run on standard output.
+    """Show one run on standard output.
 
     Args:
-        console: for tests; default standard output. Where it is not a terminal there are no bars, but one plain
+        console: where to print; default: standard output. Where it is not a terminal there are no bars, but one plain
             line for each log line and each epoch.
     """
 
     def __init__(self, console: Console | None = None):
-        # Piped output is not cut at 80 columns: whoever reads it has no window.
+        # Piped output is not cut at 80 columns: its reader has no terminal.
         width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
         # Bound to what is standard output now: a search keeps keras-tuner's prints off it.
         self.console = console or _Console(
@@ -99,34 +99,46 @@ class Screen:
         self._task = None
 
     def line(self, text: str) -> None:
+        """Print a line of plain text."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def header(self, title: str, rows: dict[str, str]) -> None:
+        """Print a title and below it rows of a name and a value."""
         self.console.print(Text(title, style="bold"))
         for name, value in rows.items():
             self.line(f"  {name:<10} {value}")
 
     @contextmanager
-    def progress(self, what: str, images: int) -> Iterator[Callable[[int], None]]:
-        """A bar for reading data; without a terminal one line, if it took long enough to be waited for."""
+    def progress(self, task: str, images: int) -> Iterator[Callable[[int], None]]:
+        """Report the progress of reading data: a `ProgressReporter` for `kpipe.data`.
+
+        A bar on a terminal, elsewhere one line if reading took more than a few seconds.
+
+        Args:
+            task: what is done, in front of the bar.
+            images: number of images to read.
+
+        Yields:
+            A function to call with the number of images read since the last call.
+        """
         start, seen = time.monotonic(), 0
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _Speed(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(what, total=images, batch_size=1)
+            bar_task = bar.add_task(task, total=images, batch_size=1)
 
             def advance(more: int) -> None:
                 nonlocal seen
                 seen += more
-                bar.advance(task, more)
+                bar.advance(bar_task, more)
 
             yield advance
         seconds = time.monotonic() - start
         if seconds > LONG:
-            self.line(f"{what}: {seen:,} images in {seconds:.0f} s")
+            self.line(f"{task}: {seen:,} images in {seconds:.0f} s")
 
     @contextmanager
     def training(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Iterator[None]:
-        """While this is open, `step`, `log` and `epoch` may be called."""
+        """Show a training. Inside the `with`, `step`, `log` and `epoch` may be called."""
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         if not self.console.is_terminal:
             yield
@@ -149,7 +161,7 @@ class Screen:
                 self._progress, self._task = None, None
 
     def step(self, step: int) -> None:
-        """Moves the bar of the epoch to a global step."""
+        """Move the bar of the epoch to a global step."""
         if self._progress is None:
             return
         epoch, position = divmod(max(step - 1, 0), self._steps_per_epoch)
@@ -159,7 +171,7 @@ class Screen:
         self._progress.update(self._task, completed=position + 1)
 
     def log(self, record: dict) -> None:
-        """A log line: on a terminal in the bar, elsewhere a line of its own."""
+        """Show logged metrics: on a terminal in the bar, elsewhere in a line of their own."""
         loss = f"loss {record['loss']:.4f}"
         if self._progress is not None:
             self._progress.update(self._task, loss=loss)
@@ -170,18 +182,19 @@ class Screen:
             )
 
     def epoch(self, epoch: int, logs: dict, best: bool) -> None:
+        """Print the metrics of an epoch."""
         width = len(str(self._epochs))
         text = f"epoch {epoch:>{width}}/{self._epochs}  loss {logs['loss']:.4f}  acc {logs['accuracy']:.4f}"
         if "val_loss" in logs:
             text += f"  val_loss {logs['val_loss']:.4f}  val_acc {logs['val_accuracy']:.4f}"
         self.line(text + ("  best" if best else ""))
 
-    def result(self, parts: dict[str, dict]) -> None:
-        """The last table: one row a part of the data."""
+    def result(self, splits: dict[str, dict]) -> None:
+        """Print the last table: one row for each split."""
         table = Table()
-        for column in ("part", "images", "loss", "accuracy"):
-            table.add_column(column, justify="left" if column == "part" else "right")
-        for name, numbers in parts.items():
+        for column in ("split", "images", "loss", "accuracy"):
+            table.add_column(column, justify="left" if column == "split" else "right")
+        for name, numbers in splits.items():
             accuracy = f"{100 * numbers['accuracy']:.2f} %"
             table.add_row(name, f"{numbers['images']:,}", f"{numbers['loss']:.4f}", accuracy)
         self.console.print(table)

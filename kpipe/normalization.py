@@ -1,4 +1,4 @@
-"""What the model's first layer does: from the experiment's word for it to constants, measured where they must be."""
+"""Constants of the model's first layer: from `data.normalize`, measured on the training images where they must be."""
 
 import math
 from collections.abc import Iterable
@@ -7,60 +7,53 @@ from pathlib import Path
 import numpy as np
 
 from kpipe import data
+from kpipe.config.rules import normalize_conflicts
 from kpipe.config.schema import DataConfig, MeanStd, Projection
 from kpipe.errors import ConfigError
-from kpipe.models.preprocessing import NAMED, Normalization, check_whitening, load_normalization, save_normalization
+from kpipe.models.preprocessing import NAMED, Normalization, load_normalization, save_normalization
 
 
-def normalisation(
+def make_normalization(
     config: DataConfig,
     shape: tuple[int, int, int],
     batches: Iterable[np.ndarray] | None,
     file: Path | None = None,
 ) -> Normalization:
-    """What the model's first layer does.
+    """Return what the model's first layer does, and its constants.
 
     Args:
-        config: says what.
+        config: the section with the key `normalize`.
         shape: (H, W, C) of what the network sees.
-        batches: the training part, images uint8 [b, H, W, C], 0..255; looked at only where something must be measured.
-            None: what would be measured is neutral.
-        file: where a run keeps it: read where it is whole, so that a resumed run does not look at every image again,
-            else written.
+        batches: the training split, images uint8 [b, H, W, C], 0..255; read only where something must be measured.
+            None: measured constants are neutral.
+        file: where a run keeps the constants. A file that is whole is read, so that a resumed run does not read every
+            image again; else it is written.
 
     Raises:
-        ConfigError: it cannot be done to images of this shape.
+        ConfigError: images of this shape cannot be normalized like this.
     """
     if file and (kept := load_normalization(file, shape)):
         return kept
-    found = _normalisation(config, shape, batches)
+    made = _from_config(config.normalize, shape, batches)
     if file:
-        save_normalization(file, found)
-    return found
+        save_normalization(file, made)
+    return made
 
 
-def _normalisation(
-    config: DataConfig, shape: tuple[int, int, int], batches: Iterable[np.ndarray] | None
+def _from_config(
+    normalize: str | MeanStd | Projection, shape: tuple[int, int, int], batches: Iterable[np.ndarray] | None
 ) -> Normalization:
-    chosen = config.normalize
-    if isinstance(chosen, MeanStd):
-        return _explicit_constants(chosen, shape[-1])
-    if isinstance(chosen, str) and chosen in NAMED:
-        if not NAMED[chosen].fits(shape):
-            raise ConfigError(f"data.normalize: expected images of 3 channels for {chosen}, got {shape[-1]}")
-        return NAMED[chosen]
-    kind, components = ("pca", chosen.pca.components) if isinstance(chosen, Projection) else (chosen, None)
-    if kind in data.WHITENINGS:
-        check_whitening("data.normalize", shape, components)
+    for message in normalize_conflicts(normalize, shape):
+        raise ConfigError(f"data.normalize: {message}")
+    if isinstance(normalize, MeanStd):
+        return Normalization("affine", normalize.mean, normalize.std)
+    if isinstance(normalize, Projection):
+        kind, components = "pca", normalize.pca.components
+    else:
+        kind, components = normalize, None
+    if kind in NAMED:
+        return NAMED[kind]
     return _neutral(kind, components, shape) if batches is None else _measured(kind, components, batches)
-
-
-def _explicit_constants(chosen: MeanStd, channels: int) -> Normalization:
-    if len(chosen.mean) not in (1, channels):
-        raise ConfigError(
-            f"data.normalize: expected 1 or {channels} means for images of {channels} channels, got {len(chosen.mean)}"
-        )
-    return Normalization("affine", chosen.mean, chosen.std)
 
 
 def _measured(kind: str, components: int | None, batches: Iterable[np.ndarray]) -> Normalization:

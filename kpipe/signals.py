@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: leave at once while nothing would be lost, finish the chunk of steps while something would."""
+"""SIGINT and SIGTERM: stop at once where nothing would be lost, else after the current chunk of steps."""
 
 import signal
 import threading
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """What the signals have asked for so far.
+    """Signals received so far.
 
-    At first a signal interrupts whatever is going on, by a KeyboardInterrupt for both: only that passes unharmed
-    through libraries that catch every Exception. After `defer` it is noted in `number`, for a loop that asks.
+    At first a signal raises a KeyboardInterrupt, also a SIGTERM: only that passes through libraries that catch every
+    Exception. After `defer`, a signal is stored in `number` for a loop that asks.
 
     Attributes:
-        number: of the first signal that came; None: none has.
-        raised: a KeyboardInterrupt has been raised. Native code in the middle of which that happens may turn it into
-            another error, so whoever catches it looks here.
+        number: number of the first signal; None: there was none.
+        raised: whether a KeyboardInterrupt has been raised. Native code that it interrupts may turn it into another
+            error, so whoever catches one checks this.
     """
 
     def __init__(self):
@@ -24,11 +24,11 @@ class Stop:
         self._defers = False
 
     def defer(self) -> None:
-        """From here on a loop asks for `number` between its steps. A second SIGINT still interrupts."""
+        """Store signals in `number` from now on, for a loop that asks. A second SIGINT still interrupts."""
         self._defers = True
 
     def obey(self) -> None:
-        """From here on a signal interrupts again; one that has been noted does so now, as KeyboardInterrupt."""
+        """Interrupt on signals again; one that has been stored raises its KeyboardInterrupt now."""
         self._defers = False
         if self.number is not None:
             self._interrupt()
@@ -39,11 +39,11 @@ class Stop:
 
     @property
     def word(self) -> str:
-        """For messages."""
+        """`terminated` or `interrupted`, for messages."""
         return "terminated" if self.number == signal.SIGTERM else "interrupted"
 
     def receive(self, number: int, frame) -> None:
-        """The signal handler."""
+        """Handle a signal."""
         again = self.number is not None
         self.number = self.number or number
         impatient = again and number == signal.SIGINT
@@ -57,9 +57,9 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Receives SIGINT and SIGTERM inside the `with`; nothing outside of the main thread, where Python forbids it.
+    """Receive SIGINT and SIGTERM inside the `with`. Outside of the main thread, where Python forbids it, do nothing.
 
-    Inside another such `with` it is the same Stop.
+    Inside another such `with`, yield the same Stop.
     """
     outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
     if isinstance(outer, Stop):

@@ -3,115 +3,95 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kpipe.catalog.rows import (
-    ClosedFraction,
-    Count,
-    Fraction,
-    Positive,
-    Row,
-    Section,
-)
+from kpipe.catalog.rows import ClosedFraction, Count, Fraction, Positive, Row, Section
 from kpipe.errors import ConfigError, did_you_mean
 
 MOST_WHITENED = 4096
-"""The most values of an image that is whitened: the matrix has as many rows and columns."""
+"""The most values of an image that can be whitened: the matrix has as many rows and columns."""
 
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is known of a set's images before they are read; None: not yet."""
-
-    size: int | None = None
-    """Pixels a side of what the network sees; of images that are not square, their height."""
-    stored_size: int | None = None
-    """Pixels a side at which images are kept, where that differs."""
-    channels: int | None = None
-    is_square: bool = True
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """What cannot be meant together, as (key of the section `data`, message)."""
-        if self.stored_size and (self.size is None or self.stored_size < self.size):
-            least = self.size or "which is missing"
-            yield "stored_size", f"expected at least data.image_size, {least}, got {self.stored_size}"
-        if self.stored_size and not self.is_square:
-            yield "stored_size", "needs square images"
+_CROPS = "kpipe.data.augmentations.crops:"
+_GEOMETRIC = "kpipe.data.augmentations.geometric:"
+_COLOR = "kpipe.data.augmentations.color:"
+_MIX = "kpipe.data.augmentations.mix:"
 
 
 def whitening_conflict(shape: Sequence[int | None], components: int | None = None) -> str | None:
-    """What to say where images (H, W, C) cannot be whitened; None where they can, or where the shape is not known."""
+    """Return why images (H, W, C) cannot be whitened; None where they can, or where the shape is not known."""
     if None in shape:
         return None
     values, size = math.prod(shape), "x".join(map(str, shape))
     if values > MOST_WHITENED:
         return (
             f"expected images of at most {MOST_WHITENED:,} values to whiten, got {size} = {values:,}. "
-            "Take smaller images, or normalize each channel"
+            "Take a smaller image_size, or normalize each channel"
         )
     if components is not None and not 1 <= components <= values:
-        return f"expected 1 to {values:,} components of images of {size}, got {components:,}"
+        return f"expected 1 to {values:,} components for images of {size}, got {components:,}"
     return None
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
 
 
-class SourceOptions(Section):
-    """The options of a source, and what they say about its images."""
+@dataclass(frozen=True)
+class NativeImages:
+    """A source's images where the experiment does not change them; None: known only once the data is read."""
 
-    native_size: ClassVar[int | None] = None
-    """Pixels a side where `image_size` is not given; None: known only once the data is read."""
-    native_channels: ClassVar[int | None] = None
-    """Where `channels` is not given; None: known only once the data is read."""
-    has_fixed_channels: ClassVar[bool] = False
-    """Whether `channels` cannot be chosen."""
-    is_square: ClassVar[bool] = True
+    size: int | None = None
+    """Height in pixels: points of a board, frequency bands of a spectrogram, characters of a text."""
+    channels: int | None = None
+    has_fixed_channels: bool = False
+    """Whether `data.channels` cannot be given."""
+    is_square: bool = True
+
+
+class SourceOptions(Section):
+    """Options of a source."""
+
+    @property
+    def native(self) -> NativeImages:
+        return NativeImages()
 
 
 class DigitsOptions(SourceOptions):
-    native_size = 8
-    native_channels = 1
+    @property
+    def native(self) -> NativeImages:
+        return NativeImages(size=8, channels=1)
 
 
 class FolderOptions(SourceOptions):
-    native_channels = 3
-
-
-_KINDS = {"images": (32, 3), "board": (19, 3), "spectrogram": (40, 1), "text": (128, 27)}
+    @property
+    def native(self) -> NativeImages:
+        return NativeImages(channels=3)
 
 
 class SyntheticOptions(SourceOptions):
     kind: Literal["images", "board", "spectrogram", "text"] = "images"
-    """What the images show: stripes, Go positions, spoken words, or one-hot characters."""
+    """What the images show: stripes, positions of Go, spoken words, or one-hot characters."""
     classes: Annotated[int, Field(ge=2)] | None = None
-    """Default: 10. A board has one class a point instead."""
+    """Number of classes. Default: 10. A board has one class for each point instead."""
     images: Count = 2000
-    """In all splits together."""
+    """Number of images in all splits together."""
 
     @property
-    def native_size(self) -> int:
-        """Pixels a side, points a side, frequency bands or characters."""
-        return _KINDS[self.kind][0]
-
-    @property
-    def native_channels(self) -> int:
-        return _KINDS[self.kind][1]
-
-    @property
-    def has_fixed_channels(self) -> bool:
-        return self.kind != "images"
-
-    @property
-    def is_square(self) -> bool:
-        """Spectrograms and texts are not: their size is the height."""
-        return self.kind in ("images", "board")
+    def native(self) -> NativeImages:
+        return _SYNTHETIC[self.kind]
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.kind == "board" and self.classes is not None:
-            yield "classes", "a board has one class a point; leave it out"
+            yield "classes", "a board has one class for each point; leave it out"
+
+
+_SYNTHETIC = {
+    "images": NativeImages(size=32, channels=3),
+    "board": NativeImages(size=19, channels=3, has_fixed_channels=True),
+    "spectrogram": NativeImages(size=40, channels=1, has_fixed_channels=True, is_square=False),
+    "text": NativeImages(size=128, channels=27, has_fixed_channels=True, is_square=False),
+}
 
 
 @dataclass(frozen=True)
@@ -119,13 +99,13 @@ class SourceRow(Row):
     argument: str | None = None
     """What stands after the colon (`folder:<path>`), or None."""
     needs_size: bool = False
-    """Whether `image_size` must be given."""
+    """Whether `data.image_size` must be given."""
     channels: tuple[int, ...] | None = (1, 3)
-    """What `data.channels` may be; None: anything."""
+    """Values that `data.channels` may have; None: any."""
     is_embedded: bool = False
-    """Whether it comes with kpipe: such a set has no splits of its own."""
+    """Whether the images come with kpipe. Such a source has no splits of its own."""
     is_resized: bool = True
-    """Whether its images have a size of their own, from which they are brought to another."""
+    """Whether the images have a size of their own, from which they are resized to `data.image_size`."""
 
 
 SOURCES = {
@@ -138,7 +118,7 @@ SOURCES = {
     "synthetic": SourceRow(
         "kpipe.data.sources.synthetic:read_synthetic",
         SyntheticOptions,
-        "procedural, learnable (embedded)",
+        "procedural images that can be learned (embedded)",
         channels=None,
         is_embedded=True,
         is_resized=False,
@@ -146,7 +126,7 @@ SOURCES = {
     "folder": SourceRow(
         "kpipe.data.sources.folder:read_folder",
         FolderOptions,
-        "a folder of images, one folder a class",
+        "a folder of images, one folder for each class",
         argument="path",
         needs_size=True,
     ),
@@ -159,34 +139,189 @@ SOURCES = {
 }
 
 
+def parse_source(source: str) -> tuple[SourceRow, str]:
+    """Split `folder:photos` into its row and `photos`.
+
+    Raises:
+        ConfigError: the source is unknown, or what stands after its colon is missing or too much.
+    """
+    name, colon, argument = source.partition(":")
+    if name not in SOURCES:
+        raise ConfigError(f"unknown source '{name}'{did_you_mean(name, SOURCES)}")
+    row = SOURCES[name]
+    if row.argument and not argument:
+        raise ConfigError(f"expected {name}:<{row.argument}>, got '{source}'")
+    if colon and not row.argument:
+        raise ConfigError(f"expected '{name}' alone, got '{source}'")
+    return row, argument
+
+
 # --- augmentations --------------------------------------------------------------------------------------------------
 
 
+def _range(most: float | None = None) -> Any:
+    """Return the type of [smallest, largest], both above 0 and at most `most`."""
+    number = Annotated[float, Field(gt=0, le=most, allow_inf_nan=False)]
+    return Annotated[list[number], Field(min_length=2, max_length=2)]
+
+
+PixelValue = Annotated[int, Field(ge=0, le=255)]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known about the images of a dataset before they are read; None: not yet known."""
+
+    size: int | None = None
+    """Side of what the network sees, in pixels; the height of images that are not square."""
+    stored_size: int | None = None
+    """Side at which images are kept, in pixels, where that differs."""
+    channels: int | None = None
+    is_square: bool = True
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield combinations that cannot work, as (key of the section `data`, message)."""
+        if self.stored_size and (self.size is None or self.stored_size < self.size):
+            least = self.size or "which is missing"
+            yield "stored_size", f"expected at least data.image_size, {least}, got {self.stored_size}"
+        if self.stored_size and not self.is_square:
+            yield "stored_size", "needs square images"
+
+
 class AugmentationOptions(Section):
-    """The options of an augmentation, and what they ask of the images."""
+    """Options of an augmentation."""
 
     def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        """What cannot work with images of this size."""
+        """Yield what cannot work with images of this size."""
         return iter(())
+
+
+class RandomCropOptions(AugmentationOptions):
+    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
+        if images.size and (images.stored_size or images.size) <= images.size:
+            got = images.stored_size or "none"
+            yield f"random_crop needs a data.stored_size above data.image_size, {images.size}, got {got}"
+
+
+class RandomResizedCropOptions(AugmentationOptions):
+    area: _range(most=1.0) = [0.08, 1.0]
+    """Smallest and largest fraction of the image's area that a crop has."""
+    aspect: _range() = [3 / 4, 4 / 3]
+    """Smallest and largest aspect ratio (width / height) of a crop."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        for name, pair in (("area", self.area), ("aspect", self.aspect)):
+            if pair[0] > pair[1]:
+                yield name, f"expected [smallest, largest], got {pair}"
+
+
+class ScaleJitterOptions(AugmentationOptions):
+    low: Count = 256
+    """Smallest length of the image's shorter side, in pixels."""
+    high: Count = 512
+    """Largest length of the image's shorter side, in pixels."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.low > self.high:
+            yield "low", f"expected at most high, {self.high}, got {self.low}"
+
+    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
+        if images.size and self.low < images.size:
+            yield f"expected low of at least data.image_size, {images.size}, got {self.low}"
+
+
+class PadCropOptions(AugmentationOptions):
+    padding: Count = 4
+    """Pixels added on each side before the crop."""
+
+    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
+        if images.size and self.padding >= images.size:
+            yield f"expected padding below data.image_size, {images.size}, got {self.padding}"
+
+
+class TranslateOptions(AugmentationOptions):
+    height: Fraction = 0.1
+    """Largest shift up or down, as a fraction of the height."""
+    width: Fraction = 0.1
+    """Largest shift to the left or right, as a fraction of the width."""
+
+
+class RotateOptions(AugmentationOptions):
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
+    """Largest angle in either direction."""
+    fill: PixelValue = 0
+    """Value of the pixels from outside the image."""
+
+
+class CutoutOptions(AugmentationOptions):
+    size: Count = 16
+    """Side of the square, in pixels."""
+    fill: PixelValue = 0
+    """Value of the covered pixels."""
+
+    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
+        if images.size and self.size >= images.size:
+            yield f"expected size below data.image_size, {images.size}, got {self.size}"
+
+
+class ColorJitterOptions(AugmentationOptions):
+    brightness: ClosedFraction = 0.4
+    """Largest change of the brightness: its factor is drawn from [1 - x, 1 + x]. 0 leaves the operation out."""
+    contrast: ClosedFraction = 0.4
+    """Largest change of the contrast."""
+    saturation: ClosedFraction = 0.4
+    """Largest change of the saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift of the hue, in turns of the color wheel."""
+
+
+class PcaColorOptions(AugmentationOptions):
+    deviation: Positive = 0.1
+    """Standard deviation of the random factor for each principal component."""
+    scale: Literal["paper", "deviation"] = "paper"
+    """What the factors are multiplied with. `paper`: the eigenvalues of pixels in [0, 1]. `deviation`: their square
+    roots, which shifts the colors about twice as far."""
+
+
+class GrayscaleOptions(AugmentationOptions):
+    probability: ClosedFraction = 0.1
+    """Probability that an image is converted."""
+
+
+class RandAugmentOptions(AugmentationOptions):
+    operations: Count = 2
+    """Number of operations applied to each image, one after the other."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of the operations, from 0 to 30."""
+
+
+class MixupOptions(AugmentationOptions):
+    alpha: Positive = 0.2
+    """The fraction of the first image is drawn from Beta(alpha, alpha)."""
+
+
+class CutmixOptions(AugmentationOptions):
+    alpha: Positive = 1.0
+    """The fraction of the pixels that an image keeps is drawn from Beta(alpha, alpha)."""
 
 
 @dataclass(frozen=True)
 class AugmentationRow(Row):
     channels: tuple[int, ...] | None = None
-    """How many channels an image may have; None: any."""
+    """Channels that an image may have; None: any number."""
     is_crop: bool = False
-    """It chooses which part of an image the network sees, and so comes first."""
+    """Whether it chooses the crop that the network sees. Such an augmentation comes first."""
     reads_whole_image: bool = False
-    """It looks at the image as it is in its file."""
+    """Whether it reads the image as it is in its file."""
 
     def conflicts_with(self, name: str, options: AugmentationOptions, images: ImageFacts, place: int) -> Iterator[str]:
-        """What cannot work about this entry of `data.augment`.
+        """Yield what cannot work about this entry of `data.augment`.
 
         Args:
-            name: of the row.
-            options: of the entry.
-            images: as far as they are known.
-            place: of the entry in the list, from 0 on.
+            name: name of the row.
+            options: options of the entry.
+            images: the images, as far as they are known.
+            place: index of the entry in the list.
         """
         if self.is_crop:
             if place:
@@ -200,180 +335,58 @@ class AugmentationRow(Row):
             yield f"{name} needs images of {' or '.join(map(str, self.channels))} channels, got {images.channels}"
 
 
-def _range(most: float | None = None) -> Any:
-    """The type of [smallest, largest], both above 0 and at most `most`."""
-    number = Annotated[float, Field(gt=0, le=most, allow_inf_nan=False)]
-    return Annotated[list[number], Field(min_length=2, max_length=2)]
-
-
-class RandomCropOptions(AugmentationOptions):
-    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and (images.stored_size or images.size) <= images.size:
-            got = images.stored_size or "none"
-            yield f"random_crop needs a data.stored_size above data.image_size, {images.size}, got {got}"
-
-
-class RandomResizedCropOptions(AugmentationOptions):
-    area: _range(most=1.0) = [0.08, 1.0]
-    """Fraction of the image, smallest and largest."""
-    aspect: _range() = [3 / 4, 4 / 3]
-    """Width / height, smallest and largest."""
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        for name, pair in (("area", self.area), ("aspect", self.aspect)):
-            if pair[0] > pair[1]:
-                yield name, f"expected [smallest, largest], got {pair}"
-
-
-class ScaleJitterOptions(AugmentationOptions):
-    low: Count = 256
-    high: Count = 512
-
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.low > self.high:
-            yield "low", f"expected at most high, {self.high}, got {self.low}"
-
-    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and self.low < images.size:
-            yield f"expected low of at least data.image_size, {images.size}, got {self.low}"
-
-
-class PadCropOptions(AugmentationOptions):
-    padding: Count = 4
-
-    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and self.padding >= images.size:
-            yield f"expected padding below data.image_size, {images.size}, got {self.padding}"
-
-
-class TranslateOptions(AugmentationOptions):
-    height: Fraction = 0.1
-    width: Fraction = 0.1
-
-
-Fill = Annotated[int, Field(ge=0, le=255)]
-
-
-class RotateOptions(AugmentationOptions):
-    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
-    """The largest angle, either way."""
-    fill: Fill = 0
-
-
-class CutoutOptions(AugmentationOptions):
-    size: Count = 16
-    """Side of the square, in pixels."""
-    fill: Fill = 0
-
-    def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and self.size >= images.size:
-            yield f"expected size below data.image_size, {images.size}, got {self.size}"
-
-
-class ColorJitterOptions(AugmentationOptions):
-    brightness: ClosedFraction = 0.4
-    """The factor is uniform in 1 +- this; 0 leaves the operation out."""
-    contrast: ClosedFraction = 0.4
-    saturation: ClosedFraction = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """The largest shift, in turns."""
-
-
-class PcaColorOptions(AugmentationOptions):
-    deviation: Positive = 0.1
-    scale: Literal["paper", "deviation"] = "paper"
-    """`paper`: times the eigenvalues of pixels in [0, 1]; `deviation`: times their square roots, about twice as far."""
-
-
-class GrayscaleOptions(AugmentationOptions):
-    probability: ClosedFraction = 0.1
-
-
-class RandAugmentOptions(AugmentationOptions):
-    operations: Count = 2
-    """Applied to each image, one after the other."""
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-
-
-class MixupOptions(AugmentationOptions):
-    alpha: Positive = 0.2
-    """The share of an image is distributed as Beta(alpha, alpha)."""
-
-
-class CutmixOptions(AugmentationOptions):
-    alpha: Positive = 1.0
-    """The share of the pixels left is distributed as Beta(alpha, alpha)."""
-
-
-_AT = "kpipe.data.augmentations."
-
 AUGMENTATIONS = {
     "random_crop": AugmentationRow(
-        f"{_AT}crops:random_crop", RandomCropOptions, "image_size of stored_size, anywhere", is_crop=True
+        _CROPS + "random_crop",
+        RandomCropOptions,
+        "crop image_size out of stored_size at random",
+        is_crop=True,
     ),
     "center_crop": AugmentationRow(
-        f"{_AT}crops:center_crop", AugmentationOptions, "the center, as in evaluation", is_crop=True
+        _CROPS + "center_crop",
+        AugmentationOptions,
+        "crop the center, as in evaluation",
+        is_crop=True,
     ),
     "random_resized_crop": AugmentationRow(
-        f"{_AT}crops:random_resized_crop",
+        _CROPS + "random_resized_crop",
         RandomResizedCropOptions,
-        "a crop of random area and aspect",
+        "crop a random area and aspect ratio, then resize",
         is_crop=True,
         reads_whole_image=True,
     ),
     "scale_jitter": AugmentationRow(
-        f"{_AT}crops:scale_jitter",
+        _CROPS + "scale_jitter",
         ScaleJitterOptions,
-        "scale at random, then crop",
+        "resize at random, then crop",
         is_crop=True,
         reads_whole_image=True,
     ),
-    "pad_crop": AugmentationRow(
-        f"{_AT}geometric:pad_crop", PadCropOptions, "pad with zeros, crop at random to the old size"
-    ),
-    "translate": AugmentationRow(
-        f"{_AT}geometric:translate", TranslateOptions, "shift by up to a fraction of the image"
-    ),
+    "pad_crop": AugmentationRow(_GEOMETRIC + "pad_crop", PadCropOptions, "pad with zeros, then crop at random"),
+    "translate": AugmentationRow(_GEOMETRIC + "translate", TranslateOptions, "shift by a fraction of the image"),
     "flip_horizontal": AugmentationRow(
-        f"{_AT}geometric:flip_horizontal", AugmentationOptions, "mirror every second image"
+        _GEOMETRIC + "flip_horizontal", AugmentationOptions, "mirror left and right, half of the images"
     ),
     "flip_vertical": AugmentationRow(
-        f"{_AT}geometric:flip_vertical", AugmentationOptions, "mirror every second image, top and bottom"
+        _GEOMETRIC + "flip_vertical", AugmentationOptions, "mirror top and bottom, half of the images"
     ),
-    "rotate": AugmentationRow(f"{_AT}geometric:rotate", RotateOptions, "rotate about the center, bilinear"),
-    "cutout": AugmentationRow(f"{_AT}geometric:cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017"),
+    "rotate": AugmentationRow(_GEOMETRIC + "rotate", RotateOptions, "rotate about the center, bilinear"),
+    "cutout": AugmentationRow(_GEOMETRIC + "cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017"),
     "color_jitter": AugmentationRow(
-        f"{_AT}color:color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue", channels=(1, 3)
+        _COLOR + "color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue", channels=(1, 3)
     ),
     "pca_color": AugmentationRow(
-        f"{_AT}color:pca_color", PcaColorOptions, "shift along ImageNet's colors, as AlexNet did", channels=(3,)
+        _COLOR + "pca_color", PcaColorOptions, "shift along ImageNet's colors, as AlexNet did", channels=(3,)
     ),
     "grayscale": AugmentationRow(
-        f"{_AT}color:grayscale", GrayscaleOptions, "the luminance in all channels", channels=(1, 3)
+        _COLOR + "grayscale", GrayscaleOptions, "the luminance in all channels", channels=(1, 3)
     ),
     "rand_augment": AugmentationRow(
-        f"{_AT}rand_augment:rand_augment",
+        "kpipe.data.augmentations.rand_augment:rand_augment",
         RandAugmentOptions,
         "operations drawn from 14, Cubuk et al. 2020",
         channels=(1, 3),
     ),
-    "mixup": AugmentationRow(f"{_AT}mix:mixup", MixupOptions, "add two images and their labels, Zhang et al. 2018"),
-    "cutmix": AugmentationRow(f"{_AT}mix:cutmix", CutmixOptions, "a rectangle of another image, Yun et al. 2019"),
+    "mixup": AugmentationRow(_MIX + "mixup", MixupOptions, "blend two images and their labels, Zhang et al. 2018"),
+    "cutmix": AugmentationRow(_MIX + "cutmix", CutmixOptions, "paste a rectangle of another image, Yun et al. 2019"),
 }
-
-
-def parse_source(source: str) -> tuple[SourceRow, str]:
-    """`folder:photos` to its row and `photos`.
-
-    Raises:
-        ConfigError: the source is unknown, or what stands behind its colon is missing or too much.
-    """
-    name, colon, argument = source.partition(":")
-    if name not in SOURCES:
-        raise ConfigError(f"unknown source '{name}'{did_you_mean(name, SOURCES)}")
-    row = SOURCES[name]
-    if row.argument and not argument:
-        raise ConfigError(f"expected {name}:<{row.argument}>, got '{source}'")
-    if colon and not row.argument:
-        raise ConfigError(f"expected '{name}' alone, got '{source}'")
-    return row, argument

@@ -1,7 +1,7 @@
-"""What an experiment file may say, in plain data: sections, rows of names, and how a row is looked up.
+"""Sections of an experiment file, and rows of the tables of names that it may use.
 
-A row says where the thing is built (`"module:function"`, imported only when it is needed), which options it takes
-(a pydantic model, so that a mistake is found without importing Keras) and what else must be known beforehand.
+A row says where a thing is built (`"module:function"`, imported only when it is needed) and which options it takes. The
+options are a Pydantic model, so that a mistake is found without importing Keras.
 """
 
 import importlib
@@ -26,43 +26,37 @@ from kpipe.errors import ConfigError
 OptionsType = TypeVar("OptionsType", bound="Section")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
 Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A section of the experiment: frozen, no unknown keys, no silent conversion (`"3"` is not 3)."""
+    """A section of the experiment. Frozen, without unknown keys, and without silent conversion (`"3"` is not 3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     applies_when: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
-    """Option -> (another option, the values of it with which the first means something)."""
+    """Option -> (another option, the values of it with which the first applies)."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Combinations of these options that cannot work, as (option, message)."""
+        """Yield combinations of these options that cannot work, as (option, message)."""
         return self.inapplicable_options()
 
     def inapplicable_options(self) -> Iterator[tuple[str, str]]:
-        """Options that mean nothing beside the others, as (option, message): a width in a head without one.
+        """Yield options that mean nothing beside the others, as (option, message): the width of a head without one.
 
-        A default is never in the way: the resolved experiment of a run holds the defaults too.
+        A default is never reported: the resolved experiment of a run holds the defaults too.
         """
-        for option, (chooser, values) in self.applies_when.items():
-            chosen = getattr(self, chooser)
-            if chosen not in values and getattr(self, option) not in (None, type(self).model_fields[option].default):
-                yield option, f"applies only when {chooser} is {' or '.join(map(repr, values))}, it is {chosen!r}"
+        for option, (other, values) in self.applies_when.items():
+            value, default = getattr(self, other), type(self).model_fields[option].default
+            if value not in values and getattr(self, option) not in (None, default):
+                yield option, f"applies only when {other} is {' or '.join(map(repr, values))}, it is {value!r}"
 
     @model_serializer(mode="wrap")
     def _name_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The key that chooses the kind stands first; of a one-of mapping only the key that is given."""
+        """Put the key that says the kind first; of a one-of mapping keep only the key that is given."""
         data = handler(self)
         if isinstance(self, OneOf):
             return {key: data[key] for key in self.model_fields_set}
@@ -73,7 +67,7 @@ class OneOf(Section):
     """A mapping with exactly one of its keys: `{epochs: 5}` or `{steps: 1000}`."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-    # A string says that the key's value has no options to give; only augmentations are written that way.
+    # A string stands for a key without options; only augmentations are written that way.
     bare_names: ClassVar[bool] = False
 
     @model_validator(mode="before")
@@ -93,12 +87,12 @@ class OneOf(Section):
 
 
 class Duration(OneOf):
-    """A length of training that says its unit."""
+    """A length of training, in one unit."""
 
     epochs: Positive | None = None
     steps: Count | None = None
     percent: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Of the whole training."""
+    """Percentage of the whole training."""
 
 
 class Milestones(OneOf):
@@ -110,17 +104,18 @@ class Milestones(OneOf):
 
 
 class NoOptions(Section):
-    """What a name takes that has no options."""
+    """Options of a name that has none."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One name: where it is built, what options it takes, and a line for `kpipe list`."""
+    """One name that an experiment may use."""
 
     target: str
-    """`module:name`, imported only when it is needed."""
+    """What builds it: `module:name`, imported only when it is needed."""
     options: type[Section]
     summary: str
+    """A line for `kpipe list`."""
 
     def load(self) -> Any:
         """Import and return the target."""
@@ -129,18 +124,18 @@ class Row:
 
 
 def check_options(where: str, options: type[OptionsType], **values: Any) -> OptionsType:
-    """Check arguments that were given from Python by the rules that an experiment file is checked by.
+    """Check arguments given from Python by the same rules as those in an experiment file.
 
     Args:
-        where: what the arguments are for, at the beginning of the message: `cutout`.
-        options: the model of the options.
+        where: what the arguments are for, such as `cutout`. Each message begins with it.
+        options: class of the options.
         values: the arguments, by option.
 
     Returns:
-        The options, defaults filled in.
+        The options, with defaults filled in.
 
     Raises:
-        ConfigError: `cutout.size: expected at least 1, got 0`, with a line for each mistake.
+        ConfigError: one line for each mistake, such as `cutout.size: expected at least 1, got 0`.
     """
     try:
         checked = options(**{name: _as_plain(value) for name, value in values.items()})
@@ -156,7 +151,7 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
 
 
 def _as_plain(value: Any) -> Any:
-    """A NumPy number as Python's own, a tuple as a list."""
+    """Convert a NumPy number to Python's own, and a tuple to a list."""
     if isinstance(value, tuple):
         return [_as_plain(each) for each in value]
     return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value

@@ -1,4 +1,4 @@
-"""Search methods by name, their options, and the ways to say which values are tried."""
+"""Search methods by name, their options, and the ways to give the values to try."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,28 +8,26 @@ from pydantic_core import PydanticCustomError
 from kpipe.catalog.rows import Count, Row, Section
 
 Pair = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
-
-
 Whole = int  # inside `Values` the name `int` is a key
 
 
 class Values(Section):
-    """From what a search takes the value of one key: exactly one of choice, uniform, log, int and cases."""
+    """Values of one key to try: exactly one of choice, uniform, log, int and cases."""
 
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    """One of these; a list alone means the same."""
+    """List of values. A list alone means the same."""
     uniform: Pair | None = None
     """[smallest, largest]: each value as likely as any other."""
     log: Pair | None = None
     """[smallest, largest]: each order of magnitude as likely as any other."""
     cases: Annotated[list["Values"], Field(min_length=1)] | None = None
-    """Others for other values of the keys in `when`; in a case that none fits, the key keeps its value of the file."""
+    """Different values, depending on other keys in `when`. Where no case fits, the key keeps its value in the file."""
     when: dict[str, Any] | None = None
-    """Keys of the space that are choices, and for each the value, or list of values, with which this is searched."""
+    """Other keys of the space that are lists, and for each the value or values with which this key is searched."""
     step: Annotated[int, Field(ge=1)] | None = None
-    """Distance of the whole numbers of `int`."""
+    """Distance between the whole numbers of `int`."""
     int: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
-    """[smallest, largest]: a whole number; the largest only where the steps reach it."""
+    """[smallest, largest] of whole numbers. The largest is included only where the steps reach it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,10 +70,12 @@ SPACES: dict[str, dict[str, Any]] = {
 
 
 class MedianStopping(Section):
+    """Stop a trial whose best score so far is below the median of the others' mean scores up to that epoch."""
+
     epochs: Count = 1
-    """That each trial is given."""
+    """Number of epochs that each trial is trained at least."""
     trials: Count = 5
-    """That must have ended before one is stopped."""
+    """Number of trials that must have ended before one is stopped."""
 
 
 class SearchOptions(Section):
@@ -83,52 +83,53 @@ class SearchOptions(Section):
         Annotated[Literal["learning_rate_and_optimizer"], Tag("name")] | Annotated[dict[str, Values], Tag("keys")],
         Discriminator(lambda value: "keys" if isinstance(value, dict) else "name"),
     ] = "learning_rate_and_optimizer"
-    """Dotted keys of this file, and the values that are tried: {training.optimizer.name: [sgd, adam]}."""
+    """Dotted keys of this file and the values to try, such as {training.optimizer.name: [sgd, adam]}."""
     objective: Literal["val_accuracy", "val_loss"] | None = None
-    """What a trial's score is, of its best epoch. Default: training.monitor."""
+    """Metric of the best epoch that is the score of a trial. Default: training.monitor."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of what is tried. The trials themselves all have the experiment's own seed."""
+    """Seed of the values that are drawn. All trials have the experiment's own seed."""
     executions_per_trial: Count = 1
-    """Trainings with the seeds seed, seed + 1, ...; the score is their mean."""
+    """Number of trainings for each trial, with the seeds seed, seed + 1, ... The score is their mean."""
     keep: Count = 3
-    """How many of the best trials keep their weights."""
+    """Number of best trials that keep their weights."""
     stuck_after: Count | None = None
-    """Steps after which a training loss within 2 % of ln(classes), that of guessing, ends a trial. Default: one epoch,
-    and at least 100 steps."""
+    """Number of steps after which a trial ends if its training loss is still within 2 % of ln(classes), the loss of
+    guessing. Default: one epoch, but at least 100 steps."""
 
 
 class RandomSearchOptions(SearchOptions):
     trials: Count = 20
+    """Number of trials."""
     median_stopping: MedianStopping | None = None
-    """Ends a trial whose best score so far is below the median of the others' means up to that epoch."""
+    """Stop trials that are worse than the median. Default: none."""
 
 
 class GridOptions(SearchOptions):
     trials: Count | None = None
-    """At most; default: every combination."""
+    """Largest number of trials. Default: every combination."""
     median_stopping: MedianStopping | None = None
-    """Ends a trial whose best score so far is below the median of the others' means up to that epoch."""
+    """Stop trials that are worse than the median. Default: none."""
 
 
 class HyperbandOptions(SearchOptions):
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in so many trials goes on to so many times the epochs; training.epochs are the most."""
+    """One in `factor` trials continues, with `factor` times the epochs, up to training.epochs."""
     iterations: Count = 1
-    """Of the whole algorithm."""
+    """Number of repetitions of the whole algorithm."""
 
 
 class BayesianOptions(RandomSearchOptions):
     initial_trials: Count | None = None
-    """Drawn at random before the first guess. Default: three for each key."""
+    """Number of trials drawn at random before the first guess. Default: three for each key."""
 
 
 SEARCH_METHODS = {
     "random": Row("kpipe.search.oracles:RandomOracle", RandomSearchOptions, "independent draws, Bergstra 2012"),
     "grid": Row("kpipe.search.oracles:GridOracle", GridOptions, "every combination, in order"),
     "hyperband": Row(
-        "kpipe.search.oracles:HyperbandOracle", HyperbandOptions, "many short trials, the best go on, Li et al. 2018"
+        "kpipe.search.oracles:HyperbandOracle", HyperbandOptions, "many short trials, the best continue, Li et al. 2018"
     ),
     "bayesian": Row(
-        "kpipe.search.oracles:BayesianOracle", BayesianOptions, "a Gaussian process guesses where the best is"
+        "kpipe.search.oracles:BayesianOracle", BayesianOptions, "a Gaussian process guesses which values are best"
     ),
 }

@@ -1,4 +1,4 @@
-"""What a value should have been: pydantic's errors in the words of an experiment file."""
+"""Messages about wrong values: Pydantic's errors in the words of an experiment file."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _BOUNDS = {
 
 
 def show(value: Any) -> str:
-    """A value as it is named in a message, short."""
+    """Return a value as a message shows it, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
@@ -27,7 +27,7 @@ def show(value: Any) -> str:
 
 
 def describe_error(details: dict[str, Any]) -> str:
-    """What one entry of `pydantic.ValidationError.errors()` says, all kinds but an unknown key."""
+    """Return the message for one entry of `pydantic.ValidationError.errors()`, all kinds but an unknown key."""
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     got = f", got {show(value)}"
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""The self-check: versions, devices, and a tiny network that is trained to its end on synthetic data."""
+"""`kpipe doctor`: versions, devices, and a tiny network trained to its end on synthetic data."""
 
 import platform
 import tempfile
@@ -24,7 +24,7 @@ _LEAST_ACCURACY = 0.8  # chance is 0.5
 
 
 def examine(screen: Screen | None = None) -> None:
-    """Reports on this installation.
+    """Check this installation and report on it.
 
     Raises:
         EnvironmentFault: the tiny network did not learn.

@@ -1,9 +1,9 @@
-"""`kpipe plan`: everything that can be said of a training before it begins. Nothing is trained or written."""
+"""`kpipe plan`: what is known about a training before it begins. Nothing is trained or written."""
 
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 
 @dataclass(frozen=True)
 class Assumed:
-    """What to suppose of images that are not there; None: what the network's builder has as its default."""
+    """Assumptions about missing images; None: the default of the network's builder."""
 
     image_size: int | None = None
     channels: int | None = None
@@ -36,20 +36,20 @@ class Assumed:
 
 
 def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_data: bool = True) -> dict[str, Any]:
-    """The plan of an experiment, as JSON types.
+    """Return the plan of an experiment, as JSON types.
 
     Args:
         experiment: what would be trained.
-        assumed: of the images, where they are not there.
-        with_data: False does not look for the data at all.
+        assumed: assumptions about the images, where they are missing.
+        with_data: whether to look for the data at all.
 
     Returns:
-        `parameters`, `trainable_parameters`, `macs` of one image, `layers` from the input to the output, `data`,
-        `training` (memory and disk in bytes; null where the data would have to be known; `largest_batch_size` is what
-        the memory free now should hold), `experiment` (resolved; null without data), `name` and `model`.
+        `parameters`, `trainable_parameters`, `macs` for one image, `layers` from input to output, `data`, `training`
+        (memory and disk in bytes; null where the data must be known; `largest_batch_size` should fit the memory that
+        is free now), `experiment` (resolved; null without data), `name` and `model`.
 
     Raises:
-        ConfigError: the network cannot be built, or something is assumed of data that are there.
+        ConfigError: the network cannot be built, or something is assumed about data that is there.
     """
     missing, splits = None, None
     if with_data:
@@ -60,13 +60,14 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
             missing = str(error)
         if splits and assumed not in (None, Assumed()):
             raise ConfigError(
-                "--image-size, --channels, --classes: expected only with the name of a network or data that are not "
-                f"there; {experiment.data.source} is there. Override data.image_size and data.channels instead."
+                "--image-size, --channels, --classes: expected only with the name of a network or missing data, but "
+                f"{experiment.data.source} is there. Override data.image_size and data.channels instead."
             )
     if splits is None:
-        prepared = prepare(
-            experiment, make_strategy(), statistics=False, splits=_stand_in(experiment, assumed or Assumed())
-        )
+        assumed = assumed or Assumed()
+        if with_data and assumed.image_size is None:
+            assumed = replace(assumed, image_size=experiment.data.image_size)
+        prepared = prepare(experiment, make_strategy(), statistics=False, splits=_stand_in(experiment, assumed))
     model = prepared.model
     rows = measure(model)
     return {
@@ -83,19 +84,18 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
 
 
 def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
-    """One batch of nothing in the shape that the images would have."""
+    """Return one batch of zeros in the shape that the images would have."""
     parameters = inspect.signature(MODELS[experiment.model.name].load()).parameters
     height, width, depth = parameters["input_shape"].default
     classes = parameters["classes"].default
-    a_class_a_point = classes == height * width
-    size = assumed.image_size or (None if experiment.data.source == "synthetic" else experiment.data.image_size)
-    if size:  # a text stays one pixel wide
+    has_class_for_each_point = classes == height * width
+    if size := assumed.image_size:  # a text stays one pixel wide
         height, width = size, size if height == width else width
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
-    classes = assumed.classes or (height * width if a_class_a_point else classes)
+    classes = assumed.classes or (height * width if has_class_for_each_point else classes)
     batch = experiment.data.batch_size
-    part = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
-    return Splits(part, part, None, tuple(map(str, range(classes))))
+    split = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
+    return Splits(split, split, None, tuple(map(str, range(classes))))
 
 
 def _row(row: LayerGeometry) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def _describe_training(experiment: Experiment, prepared: Prepared, splits: Split
 
 
 def _learning_rate(optimizer, steps: int) -> list[list[float]]:
-    """[step, rate] at even distances over the training, the first and the last step included."""
-    moments = sorted({round(step) for step in np.linspace(0, steps - 1, _CURVE_POINTS)})
+    """Return [step, rate] at equal distances over the training, from the first step to the last."""
+    steps_shown = sorted({round(step) for step in np.linspace(0, steps - 1, _CURVE_POINTS)})
     curve = []
-    for step in moments:
+    for step in steps_shown:
         optimizer.iterations.assign(step)
         curve.append([step, float(optimizer.learning_rate)])
     return curve
@@ -156,7 +156,7 @@ def _learning_rate(optimizer, steps: int) -> list[list[float]]:
 
 
 def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
-    """Prints what `make_plan` has found."""
+    """Print what `make_plan` returns."""
     screen = screen or Screen()
     data, training = plan["data"], plan["training"]
     frozen = plan["parameters"] - plan["trainable_parameters"]
@@ -166,7 +166,9 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
         "image": f"{_sides(data['image'])}, {data['classes']:,} classes, {plan['macs']:,} multiply-adds",
     }
     if data["images"]:
-        rows["data"] = f"{data['source']}: " + ", ".join(f"{count:,} {part}" for part, count in data["images"].items())
+        rows["data"] = f"{data['source']}: " + ", ".join(
+            f"{count:,} {split}" for split, count in data["images"].items()
+        )
     elif data["missing"]:
         rows["data"] = data["missing"]
         rows["assumed"] = (
@@ -179,12 +181,12 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
             length += f" of {training['steps_per_epoch']:,} steps = {training['steps']:,} steps"
         rows["training"] = f"{length}, {rows['training']}"
     memory, disk = training["memory"], training["disk"]
-    parts = ", ".join(
+    kinds = ", ".join(
         f"{name} {describe_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
     )
-    rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {parts}"
+    rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {kinds}"
     if training["free_memory"] is not None:
-        rows["free"] = f"{describe_size(training['free_memory'])} of memory, less a fifth: {_fitting(training)}"
+        rows["free"] = f"{describe_size(training['free_memory'])} of memory, minus a fifth: {_fitting(training)}"
     rows["disk"] = (
         f"at most {describe_size(disk['most'])}, a checkpoint has {describe_size(disk['checkpoint'])}; "
         f"{describe_size(disk['finished'])} when finished"
@@ -192,7 +194,7 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
     screen.line("")
     screen.console.print(_layer_table(plan["layers"]))
     screen.header(f"plan of {plan['name']}", rows)
-    # The curve is drawn in blocks that an ASCII terminal or pipe cannot show; --json has its numbers.
+    # The curve is drawn with block characters, which an ASCII terminal cannot show; --json has its numbers.
     if training["learning_rate"] and screen.console.encoding.startswith("utf"):
         screen.line("")
         for line in _curve(training["learning_rate"]):
@@ -211,12 +213,12 @@ def _fitting(training: dict[str, Any]) -> str:
 def _layer_table(layers: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", no_wrap=True)
-    for column in ("output", "parameters", "multiply-adds", "sees", "stride"):
+    for column in ("output", "parameters", "multiply-\nadds", "field", "stride"):
         table.add_column(column, justify="right", no_wrap=True)
     for layer in layers:
-        sees, stride = (_sides(layer[key]) for key in ("receptive_field", "stride"))
+        field, stride = (_sides(layer[key]) for key in ("receptive_field", "stride"))
         numbers = (f"{layer[key]:,}" if layer[key] else "" for key in ("parameters", "macs"))
-        table.add_row(layer["name"], _sides(layer["output"]), *numbers, sees or "all", stride)
+        table.add_row(layer["name"], _sides(layer["output"]), *numbers, field or "all", stride)
     return table
 
 

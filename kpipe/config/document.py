@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kpipe.catalog.wording import show
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, did_you_mean
 from kpipe.files import LARGEST_CONFIG
 
 Keys = tuple[str | int, ...]
@@ -24,24 +24,24 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
 DEEPEST = 20
-"""Levels of nesting."""
+"""Most levels of nesting that are accepted."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where (`file:line` or `command line`), at which key, and what is wrong."""
+    """One mistake: where it stands (`file:line` or `command line`), its key, and what is wrong."""
 
     where: str
     keys: Keys
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, dotted(self.keys), self.message) if part)
+        return ": ".join(text for text in (self.where, dotted(self.keys), self.message) if text)
 
 
 @dataclass
 class Document:
-    """The plain data of a YAML file, where each of its values stands, and the mistakes met on the way."""
+    """The plain data of a YAML file, the line of each value, and the mistakes found while parsing."""
 
     data: Any
     name: str
@@ -50,12 +50,31 @@ class Document:
 
 
 def dotted(keys: Keys) -> str:
-    """`("data", "augment", 0)` as `data.augment.0`."""
+    """Return `("data", "augment", 0)` as `data.augment.0`."""
     return ".".join(str(key) for key in keys)
 
 
+def keys_of_error(data: Any, details: dict[str, Any]) -> Keys:
+    """Return the path in `data` of one entry of `pydantic.ValidationError.errors()`.
+
+    The location that Pydantic gives also names the members of unions, which no file has.
+    """
+    location, keys = details["loc"], []
+    for depth, key in enumerate(location):
+        if isinstance(data, dict) and (key in data or depth == len(location) - 1):
+            data = data.get(key)  # the last may be a required key that is missing
+        elif isinstance(data, list) and isinstance(key, int):
+            data = data[key]
+        else:
+            continue
+        keys.append(key)
+    if details["type"] == "union_tag_invalid":
+        keys.append(details["ctx"]["discriminator"].strip("'"))
+    return tuple(keys)
+
+
 def parse_scalar(text: str) -> None | bool | int | float | str:
-    """A plain (unquoted) scalar by YAML 1.2's core schema."""
+    """Convert a plain (unquoted) scalar by YAML 1.2's core schema."""
     if _NULL.match(text):
         return None
     if _BOOL.match(text):
@@ -70,7 +89,7 @@ def parse_scalar(text: str) -> None | bool | int | float | str:
 
 
 def read_document(path: Path) -> Document:
-    """Reads a YAML file whose root is a mapping.
+    """Read a YAML file whose root is a mapping.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or its root is not a mapping.
@@ -97,12 +116,12 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parses YAML text; see `read_document` for what is raised. `name` stands before line numbers in messages."""
+    """Parse YAML text. `name` stands before line numbers in messages; `read_document` says what is raised."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
+        what = " ".join(text for text in (error.context, error.problem) if text)
         raise ConfigError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -156,8 +175,6 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
 
 
 def _near(path: Path) -> str:
-    from kpipe.errors import did_you_mean
-
     if not path.parent.is_dir():
         return f", nor a folder {path.parent}"
     return did_you_mean(path.name, (p.name for p in sorted(path.parent.glob("*.y*ml"))))

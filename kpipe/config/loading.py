@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from kpipe.catalog.search import SearchOptions
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
 from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
 from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
-from kpipe.config.rules import conflicts
+from kpipe.config.rules import conflicts, lacks_validation
 from kpipe.config.schema import Experiment
 from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
@@ -24,24 +25,24 @@ _SHOWN = 20  # mistakes in one message
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment, where each of its values came from, and what an override has dropped."""
+    """An experiment, where each of its values came from, and what the overrides dropped."""
 
     experiment: Experiment
     document: Document
     dropped: tuple[str, ...]
     overrides: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """For the user, about what a search will try."""
+    """Notes for the user about what a search will try."""
 
     @property
     def origins(self) -> dict[Keys, str]:
         return self.document.origins
 
     def vary(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment with other values, by dotted key, as if they stood on the command line; without its search.
+        """Return the experiment with other values, by dotted key, as if given on the command line. It has no search.
 
         Raises:
-            ConfigError: they cannot be meant together.
+            ConfigError: the values cannot work together.
         """
         experiment, problems, _ = _varied(self.document, values)
         if problems or experiment is None:
@@ -49,30 +50,30 @@ class Loaded:
         return experiment
 
     def describe(self) -> str:
-        """The resolved experiment as YAML, each value followed by where it came from."""
+        """Return the resolved experiment as YAML, each value followed by where it came from."""
         lines = list(annotated_lines(self.experiment.model_dump(mode="json"), (), self.origins))
         width = max(len(line) for line, _ in lines)
         return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Reads, overrides and checks an experiment file.
+    """Read an experiment file, apply overrides, and check the result.
 
     Args:
         path: the YAML file.
-        overrides: dotted keys, `training.epochs=5` each.
+        overrides: `training.epochs=5` each, with the dotted key.
 
     Raises:
-        ConfigError: with one line per mistake, `file:line: key: what was expected, what came, nearest name`.
+        ConfigError: one line for each mistake, `file:line: key: what was expected, what was given, nearest name`.
     """
     return _check(_read(path), overrides)
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """`load_experiment` for a search: without a section `search`, learning rate and optimizer are tried at random.
+    """Load an experiment for a search. Without a section `search`, learning rate and optimizer are tried at random.
 
     Raises:
-        ConfigError: as `load_experiment`, and for what cannot be searched.
+        ConfigError: as `load_experiment`, or something cannot be searched.
     """
     document = _read(path)
     if document.data.get("search") is None:
@@ -81,16 +82,23 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def load_network(name: str, image_size: int | None = None, overrides: Sequence[str] = ()) -> Loaded:
-    """An experiment that says nothing but the name of its network; its images come from nowhere.
+    """Return an experiment that gives nothing but the name of its network. Its data is a stand-in.
 
     Args:
         name: a name of `kpipe.catalog.networks.MODELS`.
-        image_size: pixels a side; None: whatever the network takes.
-        overrides: as for `load_experiment`.
+        image_size: side of the images in pixels; None: what the network takes.
+        overrides: as in `load_experiment`, but of the data only the batch size.
 
     Raises:
         ConfigError: as `load_experiment`.
     """
+    keys = [text.partition("=")[0] for text in overrides]
+    if any(key.startswith("data.") and key != "data.batch_size" for key in keys):
+        raise ConfigError(
+            f"{name}: expected no data.* but data.batch_size with the name of a network, which has no data. "
+            "Use --image-size, --channels and --classes, or the file of an experiment."
+        )
+    # A source whose images may have any size and number of channels.
     data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
     document = Document({"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): WHERE})
     return _check(document, overrides)
@@ -125,17 +133,18 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
         found = [problem_of(document, details) for details in error.errors(include_url=False)]
         unreadable = {problem.keys for problem in problems}
         problems += [problem for problem in found if problem.keys not in unreadable]
-    reported = {problem.keys for problem in problems}
+    # A conflict with a key that has a mistake of its own would judge a default that nobody has asked for.
+    reported, wrong = {problem.keys for problem in problems}, {key for problem in problems for key in problem.keys[-1:]}
     problems += [
         Problem(origin_of(document, keys), keys, message)
         for keys, message in conflicts(document.data)
-        if keys not in reported
+        if keys not in reported and wrong.isdisjoint(re.findall(r"\w+", message))
     ]
     return experiment, problems
 
 
 def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem], list[str]]:
-    """The experiment with other values, what is wrong with it, and the keys of the file that it drops."""
+    """Return the experiment with other values, what is wrong with it, and the keys of the file that it drops."""
     data = copy.deepcopy({key: value for key, value in document.data.items() if key != "search"})
     varied = Document(data, document.name)
     dropped = override(varied, {split_keys(key): copy.deepcopy(value) for key, value in values.items()})
@@ -145,7 +154,7 @@ def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment |
 
 
 def _section_alone(document: Document) -> SearchOptions | None:
-    """The section `search` of an experiment with mistakes elsewhere."""
+    """Return the section `search` of an experiment with mistakes elsewhere."""
     stand_in = {"name": "x", "data": {"source": "digits"}, "model": {"name": "mlp"}, "search": document.data["search"]}
     try:
         return Experiment.model_validate(stand_in).search
@@ -154,7 +163,7 @@ def _section_alone(document: Document) -> SearchOptions | None:
 
 
 def _search_problems(document: Document, search: SearchOptions, *, is_whole: bool) -> tuple[list[Problem], list[str]]:
-    """What is wrong with a search, and notes about it; `is_whole`: nothing is wrong with the rest."""
+    """Return what is wrong with a search, and notes about it. `is_whole`: nothing is wrong with the rest."""
 
     def try_(values: Mapping[str, Any]) -> Tried:
         _, problems, dropped = _varied(document, values)
@@ -167,10 +176,8 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
     for key in keys_of(search):
         if document.origins.get(split_keys(key)) == WHERE:
             found.append((split_keys(key), f"is searched; to fix it, give search.space.{key}=[...] with one value"))
-    section = document.data.get("data")
-    if isinstance(section, dict) and section.get("source") in ("digits", "synthetic"):
-        if isinstance(section.get("split"), dict) and section["split"].get("validation") == 0:
-            found.append((("data", "split", "validation"), "a search needs a validation part, got 0"))
+    if lacks_validation(document.data):
+        found.append((("data", "split", "validation"), "a search needs a validation split, got 0"))
     training = document.data.get("training")
     monitor = training.get("monitor") if isinstance(training, dict) else None
     if search.objective and monitor not in (None, search.objective):
@@ -179,7 +186,7 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
 
 
 def _unknown_key(key: str) -> str | None:
-    """What there is to say about a dotted key that no experiment has; None for one that it may have."""
+    """Return what is wrong with a dotted key that no experiment has; None for one that it may have."""
     keys = split_keys(key)
     for depth in range(len(keys)):
         if isinstance(keys[depth], int):  # an entry of a list; whether it is there is seen when it is tried
@@ -192,7 +199,7 @@ def _unknown_key(key: str) -> str | None:
 
 
 def json_schema() -> str:
-    """The JSON schema of an experiment file, for editors that complete and check YAML."""
+    """Return the JSON schema of experiment files, for editors that complete and check YAML."""
     schema = Experiment.model_json_schema()
     schema["required"].remove("name")  # the file's name stands in
     return json.dumps(schema, indent=2)

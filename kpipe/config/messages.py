@@ -1,22 +1,24 @@
-"""How mistakes in an experiment are worded, and how its values are shown."""
+"""Messages about the mistakes in an experiment, and its values with where they came from."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from kpipe.catalog.wording import describe_error, show
-from kpipe.config.document import Document, Keys, Problem
+from kpipe.config.document import Document, Keys, Problem, keys_of_error
 from kpipe.config.overrides import WHERE, sections_at
 from kpipe.errors import did_you_mean
 
 
 def by_line(problem: Problem) -> tuple[bool, int]:
+    """Return the sorting key by which mistakes stand in the order of the file, those of the command line last."""
     line = problem.where.rpartition(":")[2]
     return problem.where == WHERE, int(line) if line.isdigit() else 0
 
 
 def origin_of(document: Document, keys: Keys) -> str:
-    """Where the value at `keys` stands, or a part of it that an override gave, or the nearest section above it."""
+    """Return where the value at `keys` stands, a value below it that an override gave, or the section above it."""
     if keys not in document.origins and any(k[: len(keys)] == keys for k in document.origins):
         return WHERE  # in a file, every section above a value has a line of its own
     while keys and keys not in document.origins:
@@ -25,24 +27,9 @@ def origin_of(document: Document, keys: Keys) -> str:
 
 
 def problem_of(document: Document, details: dict[str, Any]) -> Problem:
-    keys = _present(document.data, details["loc"])
-    if details["type"] == "union_tag_invalid":
-        keys = (*keys, details["ctx"]["discriminator"].strip("'"))
+    """Convert one entry of `pydantic.ValidationError.errors()`."""
+    keys = keys_of_error(document.data, details)
     return Problem(origin_of(document, keys), keys, _describe(keys, details))
-
-
-def _present(data: Any, location: tuple[str | int, ...]) -> Keys:
-    """The error's place as a path in the file: pydantic also names the member of a union, which no file has."""
-    keys: list[str | int] = []
-    for i, key in enumerate(location):
-        if isinstance(data, dict) and (key in data or i == len(location) - 1):
-            data = data.get(key)  # the last may be a required key that is missing
-        elif isinstance(data, list) and isinstance(key, int):
-            data = data[key]
-        else:
-            continue
-        keys.append(key)
-    return tuple(keys)
 
 
 def _describe(keys: Keys, details: dict[str, Any]) -> str:
@@ -50,14 +37,15 @@ def _describe(keys: Keys, details: dict[str, Any]) -> str:
         return describe_error(details)
     parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
     sections = sections_at(parent)
-    # Of a union only the member that was chosen: its class has the chosen name, which stands in the location.
+    # Of a union only the member that was given: its class has the name that stands in the location.
     sections = {section for section in sections if section.__name__ in details["loc"]} or sections
     known = {name for section in sections for name in section.model_fields}
     bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
     return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
 
 
-def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]):
+def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]) -> Iterator[tuple[str, str]]:
+    """Yield each line of the value as YAML, and where it came from."""
     for key, child in value.items():
         here = (*keys, key)
         indent = "  " * len(keys)

@@ -1,7 +1,7 @@
 """Overrides: `training.optimizer.name=adam` on the command line, or a value that a search has sampled.
 
-One rule: an override that changes the kind of a section (its `name` or `schedule`, or the one key of a one-of
-mapping) replaces that section. Options that the new kind also has are kept, the others fall back to its defaults.
+There is one rule. An override that changes the kind of a section (its `name` or `schedule`, or the one key of a
+one-of mapping) replaces that section. Options that the new kind also has are kept; the others get its defaults.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,14 +38,14 @@ _KINDS: dict[Keys, dict[str, Row]] = {
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides of a command line into the document's data.
+    """Write the overrides of a command line into the document's data.
 
     Args:
         document: changed in place: data, origins and problems.
-        overrides: `key=value` each; a value is a YAML scalar or list and is never evaluated.
+        overrides: `key=value` each. A value is a YAML scalar or list; it is never evaluated.
 
     Returns:
-        The dotted keys that the file gave and that a change of kind has dropped.
+        The dotted keys of the file that do not apply any more and were dropped.
     """
     given: dict[Keys, Any] = {}
     for text in overrides:
@@ -59,11 +59,11 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
 
 
 def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
-    """`apply_overrides` for values that need not be parsed."""
+    """Do the same as `apply_overrides` with values that need not be parsed."""
     before = {keys: _find(document.data, keys) for keys in given}
     for keys, value in given.items():
         _write(document, keys, value)
-    dropped = [gone for keys in given for gone in _foreign(document, keys, before[keys], given)]
+    dropped = [gone for keys in given for gone in _left_out(document, keys, before[keys], given)]
     dropped = list(dict.fromkeys(dropped))
     for keys in dropped:
         del _find(document.data, keys[:-1])[keys[-1]]
@@ -71,7 +71,7 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
 
 
 def sections_at(keys: Keys) -> set[type[Section]]:
-    """The section classes that may stand at a key path, all members of a union included."""
+    """Return the section classes that may stand at a path of keys, with all members of a union."""
     found: set[type[Section]] = {Experiment}
     for depth, key in enumerate(keys):
         if isinstance(key, int) or keys[:depth] == ("search", "space"):  # an entry of a list, a key of the space
@@ -89,8 +89,8 @@ def _sections_in(annotation: Any) -> set[type[Section]]:
 
 def _parse(text: str) -> tuple[Keys, Any]:
     left, equals, right = text.partition("=")
-    parts = left.split(".")
-    if not equals or not all(parts) or len(parts) > DEEPEST:
+    keys = left.split(".")
+    if not equals or not all(keys) or len(keys) > DEEPEST:
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
         return split_keys(left), parse_scalar(right.strip())
@@ -103,7 +103,7 @@ def _parse(text: str) -> tuple[Keys, Any]:
 
 
 def split_keys(text: str) -> Keys:
-    """`data.augment.0` as the path of keys; what stands behind search.space. is one key of it, dots included."""
+    """Return `data.augment.0` as a path of keys. What stands after `search.space.` is one key, dots included."""
     if text.startswith(_SPACE):
         key, _, last = text.removeprefix(_SPACE).rpartition(".")
         return ("search", "space", *((key, last) if key and last in VALUE_KINDS else (text.removeprefix(_SPACE),)))
@@ -147,9 +147,8 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
     document.origins[keys] = WHERE
 
 
-def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
-    """The keys from the file that do not belong to the kind which the override at `keys` has chosen."""
-
+def _left_out(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
+    """Return the keys from the file that mean nothing beside the override at `keys`."""
     reached = {dotted(g[:n]) for g in given for n in range(1, len(g) + 1)}
 
     def from_file(section: Keys) -> list[Keys]:
@@ -164,18 +163,30 @@ def _foreign(document: Document, keys: Keys, before: Any, given: Mapping[Keys, A
     if keys == ("data", "source"):
         kind = str(value).partition(":")[0]
         return [child for child in from_file(parent) if child[-1] in SOURCES and child[-1] != kind]
-    if keys[:2] == ("data", "normalize") and keys[2:]:
-        kept = ("pca",) if keys[2] == "pca" else ("mean", "std")
-        return [child for child in from_file(keys[:2]) if child[-1] not in kept]
-    one_ofs = [keys[:n] for n in range(1, len(keys)) if any(issubclass(s, OneOf) for s in sections_at(keys[:n]))]
     inapplicable = _inapplicable_options(document.data, parent)
-    return [child for child in from_file(parent) if child[-1] in inapplicable] + [
-        child for section in one_ofs for child in from_file(section)
-    ]
+    found = [child for child in from_file(parent) if child[-1] in inapplicable]
+    for depth in range(1, len(keys)):
+        compatible = _compatible_keys(keys[:depth], keys[depth])
+        found += [child for child in from_file(keys[:depth]) if compatible is not None and child[-1] not in compatible]
+    return found
+
+
+def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
+    """Return the keys that may stand beside `key`, where the key decides what the section is; None: it does not.
+
+    Of a one-of mapping no other key may. Of a union without a name, such as `data.normalize`, those of its member may.
+    """
+    members = sections_at(section)
+    if any(issubclass(member, OneOf) for member in members):
+        return set()
+    fitting = [member for member in members if key in member.model_fields]
+    if not 0 < len(fitting) < len(members) or any(kind[:-1] == section for kind in _KINDS):
+        return None
+    return {name for member in fitting for name in member.model_fields}
 
 
 def _inapplicable_options(data: Any, keys: Keys) -> set[str]:
-    """The options in the section at `keys` that mean nothing beside the others there."""
+    """Return the options in the section at `keys` that mean nothing beside the others there."""
     plain = _find(data, keys)
     if not isinstance(plain, dict):
         return set()

@@ -1,10 +1,11 @@
 """Combinations of keys that cannot work, though each key alone can.
 
-Options know their own rules (`conflicts` of a section, `conflicts_with` of what it depends on). This page brings them
-together for an experiment file, where they are reported beside the mistakes of single keys, and holds those that
+Options know their own rules: `conflicts` of a section, and `conflicts_with` of what it depends on. This module collects
+them for an experiment file, where they are reported beside the mistakes of single keys. It also holds the rules that
 concern several sections.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,25 +21,30 @@ from kpipe.catalog.data import (
 )
 from kpipe.catalog.networks import MODELS, ModelRow
 from kpipe.catalog.rows import Section
+from kpipe.config.document import Keys, keys_of_error
 from kpipe.config.schema import DataConfig, MeanStd, Projection, TrainingConfig
 
 SectionType = TypeVar("SectionType", bound=Section)
-Conflict = tuple[tuple[str | int, ...], str]
+Conflict = tuple[Keys, str]
 """A path of keys, and what is wrong there."""
 
-_UNKNOWN_SOURCE = "tfds:unknown"  # says nothing about its images
 _ONE_FOR_EACH_COLOR = ("imagenet", "caffe")
 
 
+class _DataOfAnySource(DataConfig):
+    source: str = ""
+    """A source that is missing or unknown hides no other mistake."""
+
+
 def conflicts(data: dict[str, Any]) -> list[Conflict]:
-    """All that cannot be meant together in an experiment, given as plain data.
+    """Return all combinations that cannot work in an experiment, given as plain data.
 
     A key with a mistake of its own counts as not given.
     """
     name = _get(data, "model", "name")
     network = MODELS.get(name) if isinstance(name, str) else None
-    config = valid_part(DataConfig, data.get("data"), source=_UNKNOWN_SOURCE)
-    training = valid_part(TrainingConfig, data.get("training") or {})
+    config = valid_part(_DataOfAnySource, data.get("data"))
+    training = valid_part(TrainingConfig, data.get("training", {}))
     found: list[Conflict] = []
     if config:
         found += _data_conflicts(config, data["data"], name, network)
@@ -46,37 +52,74 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
         found += _below(options, "model")
     if training:
         found += _training_conflicts(training)
-    if config and training and training.early_stopping and _source_of(config)[1].is_embedded:
-        if config.split.validation == 0:
-            found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
+    if _get(data, "training", "early_stopping") is not None and lacks_validation(data):
+        found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
     return found
 
 
-def valid_part(section: type[SectionType], plain: Any, **stand_ins: Any) -> SectionType | None:
-    """The section without the keys that have a mistake; None where a required one is left out.
+def lacks_validation(data: dict[str, Any]) -> bool:
+    """Return whether an experiment, given as plain data, is known to have no validation split."""
+    config = valid_part(_DataOfAnySource, data.get("data"))
+    row = _source_of(config)[0] if config else None
+    return bool(row and row.is_embedded and config.split.validation == 0)
+
+
+def valid_part(section: type[SectionType], plain: Any) -> SectionType | None:
+    """Return the section without the keys that have a mistake; None where a required one is left out.
 
     Args:
         section: the class.
         plain: what the file says.
-        stand_ins: values of required keys, where the file has none that is valid.
     """
     if not isinstance(plain, dict):
         return None
-    plain = dict(plain)
+    plain = copy.deepcopy(plain)
     while True:
         try:
             return section.model_validate(plain)
         except ValidationError as error:
-            wrong = {key for details in error.errors() for key in details["loc"][:1]}
-        kept = {key: value for key, value in plain.items() if key not in wrong}
-        kept |= {key: value for key, value in stand_ins.items() if key in wrong}
-        if kept == plain:
+            mistakes = [keys_of_error(plain, details) for details in error.errors(include_url=False)]
+        removable = {_removable(plain, keys) for keys in mistakes}
+        if () in removable:
             return None
-        plain = kept
+        for *above, key in removable:
+            _get(plain, *above, default={}).pop(key, None)
+
+
+def _removable(plain: dict[str, Any], keys: Keys) -> Keys:
+    """Return the path of a mistake, or of the section or list around it where the mistake is a gap or an entry."""
+    found: Any = plain
+    for depth, key in enumerate(keys):
+        if not isinstance(found, dict) or key not in found:
+            return keys[:depth]
+        found = found[key]
+    return keys
 
 
 def _data_conflicts(config: DataConfig, plain: dict, name: Any, network: ModelRow | None) -> Iterator[Conflict]:
-    kind, row, options = _source_of(config)
+    row, options = _source_of(config)
+    if row:
+        yield from _source_conflicts(config, row, options)
+    yield from _below(config, "data")
+    native = options.native
+    pixels, channels = config.image_size or native.size, config.channels or native.channels
+    if network and pixels:
+        yield from _size_conflicts(config, pixels, name, network, is_square=native.is_square)
+    images = ImageFacts(config.image_size, config.stored_size, channels, native.is_square)
+    for key, message in images.conflicts():
+        yield ("data", key), message
+    yield from _augment_conflicts(plain.get("augment"), images)
+    shape = (pixels, pixels, channels) if native.is_square else (None, None, channels)
+    for message in normalize_conflicts(config.normalize, shape):
+        yield ("data", "normalize"), message
+    if isinstance(config.normalize, Projection) and network and not network.takes_vectors:
+        takers = " or ".join(f"'{other}'" for other, row in MODELS.items() if row.takes_vectors)
+        message = f"expected the network {takers} for pca, whose result is no longer an image, got {name!r}"
+        yield ("data", "normalize"), message
+
+
+def _source_conflicts(config: DataConfig, row: SourceRow, options: SourceOptions) -> Iterator[Conflict]:
+    kind = config.source.partition(":")[0]
     if row.needs_size and config.image_size is None:
         yield ("data", "image_size"), f"is required with {kind}: photographs come in many sizes"
     for other in SOURCES:
@@ -84,29 +127,19 @@ def _data_conflicts(config: DataConfig, plain: dict, name: Any, network: ModelRo
             yield ("data", other), f"belongs to the source {other!r}, the source is {config.source!r}"
     if row.channels and config.channels not in (None, *row.channels):
         yield ("data", "channels"), f"expected 1 (gray) or 3 (color), got {config.channels}"
-    if options.has_fixed_channels and config.channels is not None:
-        yield ("data", "channels"), f"is always {options.native_channels} for these images; leave it out"
+    if options.native.has_fixed_channels and config.channels is not None:
+        yield ("data", "channels"), f"is always {options.native.channels} for these images; leave it out"
     yield from _below(options, "data", kind)
-    yield from _below(config, "data")
-    pixels = config.image_size or options.native_size
-    if network and pixels:
-        least = max(network.smallest_size) if options.is_square else network.smallest_size[0]
-        if pixels < least:
-            native = f"the images of '{kind}' have {pixels}; set data.image_size"
-            got = f"got {pixels}" if config.image_size else native
-            yield ("data", "image_size"), f"{name} needs at least {least} pixels, {got}"
-    channels = config.channels or options.native_channels
-    images = ImageFacts(config.image_size, config.stored_size, channels, options.is_square)
-    for key, message in images.conflicts():
-        yield ("data", key), message
-    yield from _augment_conflicts(plain.get("augment"), images)
-    shape = (pixels, pixels, channels) if options.is_square else (None, None, channels)
-    for message in normalize_conflicts(config.normalize, shape):
-        yield ("data", "normalize"), message
-    if isinstance(config.normalize, Projection) and network and not network.takes_vectors:
-        takers = " or ".join(f"'{other}'" for other, row in MODELS.items() if row.takes_vectors)
-        message = f"expected the network {takers} for pca, whose result is no longer an image, got {name!r}"
-        yield ("data", "normalize"), message
+
+
+def _size_conflicts(
+    config: DataConfig, pixels: int, name: str, network: ModelRow, *, is_square: bool
+) -> Iterator[Conflict]:
+    least = max(network.smallest_size) if is_square else network.smallest_size[0]
+    if pixels < least:
+        native = f"the images of {config.source!r} have {pixels}; set data.image_size"
+        got = f"got {pixels}" if config.image_size else native
+        yield ("data", "image_size"), f"{name} needs at least {least} pixels, {got}"
 
 
 def _augment_conflicts(entries: Any, images: ImageFacts) -> Iterator[Conflict]:
@@ -122,10 +155,10 @@ def _augment_conflicts(entries: Any, images: ImageFacts) -> Iterator[Conflict]:
 
 
 def normalize_conflicts(normalize: str | MeanStd | Projection, shape: Sequence[int | None]) -> Iterator[str]:
-    """What cannot work about `data.normalize`.
+    """Yield what cannot work about `data.normalize`.
 
     Args:
-        normalize: the key's value.
+        normalize: value of the key.
         shape: (H, W, C) of what the network sees; None for what is not known.
     """
     channels = shape[-1]
@@ -153,16 +186,16 @@ def _below(section: Section, *keys: str) -> Iterator[Conflict]:
         yield (*keys, option), message
 
 
-def _source_of(config: DataConfig) -> tuple[str, SourceRow, SourceOptions]:
-    """The source's name, its row, and its options."""
+def _source_of(config: DataConfig) -> tuple[SourceRow | None, SourceOptions]:
+    """Return the source's row, None where the source is unknown, and its options."""
     kind = config.source.partition(":")[0]
-    row = SOURCES[kind]
-    return kind, row, getattr(config, kind, None) or row.options()
+    row = SOURCES.get(kind)
+    return (row, getattr(config, kind, None) or row.options()) if row else (None, SourceOptions())
 
 
-def _get(data: Any, *keys: str) -> Any:
+def _get(data: Any, *keys: str | int, default: Any = None) -> Any:
     for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
+        data = data.get(key, default) if isinstance(data, dict) else default
     return data
 
 

@@ -1,4 +1,4 @@
-"""The experiment: every key, its type, its range and its default, once. The names come from `kpipe.catalog`."""
+"""The experiment file: each key with its type, range and default. The names come from `kpipe.catalog`."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -25,8 +25,11 @@ from kpipe.errors import ConfigError
 
 
 def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
-    """The union of a table's options models, told apart by the value of `key`."""
-    members = [create_model(name, __base__=row.options, **{key: (Literal[name], ...)}) for name, row in table.items()]
+    """Return the union of a table's options, told apart by the value of `key`."""
+    members = [
+        create_model(name, __base__=row.options, __doc__=row.summary, **{key: (Literal[name], ...)})
+        for name, row in table.items()
+    ]
     fill = BeforeValidator(lambda v: {key: default, **v} if default and isinstance(v, dict) else v)
     return Annotated[reduce(or_, members), Field(discriminator=key), fill]
 
@@ -45,18 +48,20 @@ class _Augment(OneOf):
 
 
 Augment = create_model(
-    "Augment", __base__=_Augment, **{name: (row.options | None, None) for name, row in AUGMENTATIONS.items()}
+    "Augment",
+    __base__=_Augment,
+    **{name: (row.options | None, Field(None, description=row.summary)) for name, row in AUGMENTATIONS.items()},
 )
 
 
 class MeanStd(Section):
-    """Explicit constants: one for all channels or one per channel, in units of 0..255."""
+    """Given mean and standard deviation: one value for all channels, or one for each. Pixels are in [0, 255]."""
 
     mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
     std: Annotated[list[Positive], Field(min_length=1)]
 
     def conflicts_with(self, channels: int | None) -> Iterator[str]:
-        """What cannot work with images of so many channels; None: not known."""
+        """Yield what cannot work with images of so many channels; None: not known."""
         if len(self.mean) != len(self.std):
             yield f"expected as many values of std as of mean, got {len(self.std)} and {len(self.mean)}"
         elif channels and len(self.mean) not in (1, channels):
@@ -65,17 +70,17 @@ class MeanStd(Section):
 
 class PCAOptions(Section):
     components: Count
-    """How many principal components the network sees, the first ones."""
+    """Number of principal components that the network sees."""
 
 
 class Projection(Section):
-    """A projection on principal components, not whitened: fewer numbers for the network `mlp`."""
+    """Projection onto the first principal components, for the network `mlp`. The result is not whitened."""
 
     pca: PCAOptions
 
 
 def _form_of_normalize(value: Any) -> str:
-    """The tag; of a mapping it is the class's own name, by which a message finds the keys that it has."""
+    """Return the tag of the union. Of a mapping it is the name of its class, by which a message finds its keys."""
     if isinstance(value, dict):
         return "Projection" if "pca" in value else "MeanStd"
     return type(value).__name__ if isinstance(value, MeanStd | Projection) else "name"
@@ -85,53 +90,62 @@ Normalize = Literal["none", "unit", "mean", "mean_image", "standardize", "pca_wh
 
 
 class SplitConfig(Section):
-    """For sets that do not come in parts; counts round up."""
+    """Fractions of a dataset that comes without splits of its own. Counts are rounded up."""
 
     validation: Fraction = 0.1
-    """Of what the test part leaves."""
+    """Fraction for validation, of the images that the test split leaves."""
     test: Fraction = 0.2
+    """Fraction of all images for the test split."""
 
 
 class DataConfig(Section):
+    """Images: where they come from, and how they are resized, split, augmented and kept."""
+
     source: Annotated[str, BeforeValidator(_known_source)]
-    """digits, synthetic, folder:<path>, tfds:<name>[/<config>]."""
+    """Source of the images: digits, synthetic, folder:<path> or tfds:<name>[/<config>]."""
     image_size: Count | None = None
-    """Pixels a side of what the network sees. Default: the source's own size."""
+    """Side of the square images that the network sees, in pixels. Default: the source's own size."""
     resize: Literal["crop", "pad", "squash"] = "crop"
-    """How an image becomes square. crop: the shorter side is scaled and the middle kept; pad: the longer side is scaled
-    and the rest is black; squash: both sides are, each by its own factor."""
+    """How an image becomes square. `crop`: scale the shorter side and crop the center. `pad`: scale the longer side and
+    fill the rest with black. `squash`: scale each side by its own factor."""
     stored_size: Count | None = None
-    """Pixels a side of the image from which the network sees image_size: evaluation the middle, training the middle or
-    the window of random_crop. Default: image_size."""
+    """Side at which images are kept, in pixels. Evaluation crops the center of `image_size`. Training does the same, or
+    crops at random with `random_crop`. Default: `image_size`."""
     channels: Count | None = None
-    """1 for grey, 3 for colour. Default: the source's own (folders: 3)."""
+    """1 for gray, 3 for color. Default: the source's own, and 3 for a folder."""
     batch_size: Count = 32
+    """Number of images in each training step."""
     normalize: Annotated[
         Annotated[Normalize, Tag("name")]
         | Annotated[MeanStd, Tag("MeanStd")]
         | Annotated[Projection, Tag("Projection")],
         Discriminator(_form_of_normalize),
     ] = "standardize"
-    """The model's first layer. none: 0..255 as they are; unit: to 0..1. By the training part: mean: less the mean of
-    each channel (VGG); mean_image: less that of each pixel (AlexNet); standardize: mean 0 and deviation 1 a channel;
-    pca_whiten, zca: all numbers of an image made independent, at most 4,096 of them; {pca: {components: k}}: projected
-    on the first k principal components, for mlp alone. Fixed, for three channels: imagenet: the mean and deviation of
-    its photographs; caffe: blue first, less their mean. {mean: [..], std: [..]}: in units of 0..255."""
+    """What the model's first layer does. `none`: keep pixels in [0, 255]. `unit`: scale them to [0, 1].
+
+    Measured on the training split: `mean` subtracts the mean of each channel (VGG). `mean_image` subtracts the mean of
+    each pixel (AlexNet). `standardize` gives each channel mean 0 and standard deviation 1. `pca_whiten` and `zca`
+    decorrelate all values of an image, at most 4,096. `{pca: {components: k}}` projects onto k principal components.
+
+    Fixed, for three channels: `imagenet` uses the mean and standard deviation of ImageNet. `caffe` subtracts its mean
+    and puts blue first. `{mean: [..], std: [..]}` gives the constants, for pixels in [0, 255]."""
     augment: list[Augment] = []
-    """Of training, in this order; a window (random_crop, random_resized_crop, scale_jitter, center_crop) first."""
+    """Augmentations of the training images, in this order. A crop (`random_crop`, `random_resized_crop`,
+    `scale_jitter`, `center_crop`) comes first."""
     split: SplitConfig = SplitConfig()
+    """How a dataset without splits of its own is split."""
     class_weights: Literal["balanced"] | None = None
-    """balanced: the loss of an image counts by images / (classes x images of its class), over the training part."""
+    """`balanced` weights the loss of each image by images / (classes x images of its class), in the training split."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
-    """Where decoded images are kept. disk: in $KPIPE_CACHE, by default ~/.cache/kpipe; none: files are decoded each
-    time, records of TensorFlow Datasets are streamed; auto: in memory, part by part, while they fit."""
+    """Where decoded images are kept. `auto`: in memory, split by split, while they fit. `disk`: in $KPIPE_CACHE, by
+    default ~/.cache/kpipe. `none`: nowhere, so that images are decoded in each epoch."""
     cache_gigabytes: Positive = 2.0
-    """What `cache: auto` may fill, in 10^9 bytes."""
+    """Memory that `cache: auto` may fill, in 10^9 bytes."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What happens at an image that cannot be read. skip: in training the next one takes its place, evaluation leaves
-    it out."""
+    """What happens when an image cannot be read. `fail`: the run ends. `skip`: training takes the next image instead,
+    and evaluation leaves it out."""
     skip_limit: Fraction = 0.01
-    """Largest share of unreadable images in a part under `on_error: skip`; beyond it the run ends."""
+    """Largest fraction of unreadable images in a split with `on_error: skip`. The run ends where there are more."""
     synthetic: SyntheticOptions | None = None
     """Options of the source `synthetic`."""
 
@@ -139,77 +153,94 @@ class DataConfig(Section):
 
 
 class EarlyStopping(Section):
+    """When training ends early."""
+
     patience: Count
-    """Epochs without improvement after which training ends."""
+    """Number of epochs without improvement after which training ends."""
     min_delta: NonNegative = 0.0
+    """Smallest change that counts as an improvement."""
 
 
 class LogEvery(OneOf):
+    """How often training metrics are logged."""
+
     steps: Count | None = None
     epochs: Positive | None = None
 
 
 class SaveEvery(OneOf):
+    """How often a checkpoint is saved."""
+
     steps: Count | None = None
     minutes: Positive | None = None
     epochs: Positive | None = None
 
 
 class CheckpointConfig(Section):
+    """When checkpoints are saved, and which are kept."""
+
     every: SaveEvery = SaveEvery(epochs=1)
-    """When the state of the training is saved; the best weights so far are saved at the end of their epoch as well."""
+    """How often the state of the training is saved. The best weights are saved at the end of their epoch as well."""
     keep: Count = 2
-    """How many of the newest stay, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best."""
     keep_last: bool = True
-    """Whether the last one stays when the run is finished, so that it can be extended."""
+    """Whether the last checkpoint is kept when the run is finished, so that it can be extended."""
 
 
 class TrainingConfig(Section):
+    """How the network is trained, logged and saved."""
+
     epochs: Count = 10
+    """Number of passes over the training split."""
     optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)
     learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
         {"schedule": "cosine"}, validate_default=True
     )
     loss: _choice(LOSSES, "name") | None = None
-    """Default: the network's own, which is cross_entropy for all but LeNet-5's original form."""
+    """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    """Precision of the computations. `auto`: what suits the device."""
     deterministic: Literal["auto", True, False] = "auto"
-    """The same bits in every run of the same machine. auto: on a CPU, where it costs little."""
+    """Whether each run on the same machine computes the same bits. `auto`: on a CPU, where it costs little."""
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """What decides which weights are the best, and when to stop early."""
+    """Metric that decides which weights are the best, and when training stops early."""
     early_stopping: EarlyStopping | None = None
+    """End training when `monitor` no longer improves. Default: train all epochs."""
     log_every: LogEvery = LogEvery(steps=50)
+    """How often training metrics are logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class Resolved(Section):
-    """What a run measured or chose for its machine. Written by kpipe into a run's config.yaml."""
+    """Settings resolved from `auto` on this machine. Written by kpipe into a run's config.yaml."""
 
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
     deterministic: bool
 
 
 class Experiment(Section):
-    """One training run, complete."""
+    """Everything about one training run."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
-    """Names the folder of its runs. Default: the file's name."""
+    """Name of the folder with its runs. Default: the name of the file."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the initial weights, the order of the images, the augmentations and dropout."""
     data: DataConfig
     model: _choice(MODELS, "name")
     training: TrainingConfig = TrainingConfig()
     search: _choice(SEARCH_METHODS, "method", default="random") | None = None
-    """What `kpipe search` tries; nothing else looks at it."""
+    """What `kpipe search` tries. Nothing else reads it."""
     logs: str | None = None
-    """Where runs are kept. Default: $KPIPE_LOGS, else tensorboard_logs."""
+    """Folder with all runs. Default: $KPIPE_LOGS, else tensorboard_logs."""
     chosen: Resolved | None = None
+    """Settings resolved on the machine of a run, which repeating the run uses for `auto`."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs runs of the same experiment: all but where it is kept, what the machine chose, and what a
-        search around it would try."""
+        """Return what two runs of the same experiment share: all but the folder, what was resolved on the machine, and
+        the search."""
         return self.model_dump(mode="json", exclude={"chosen", "logs", "search"})
 
 
 def options(section: Section, kind: str = "name") -> dict[str, Any]:
-    """The options of a chosen name: everything in its section but the name."""
+    """Return the options of a named section: everything but the name."""
     return section.model_dump(exclude={kind})

@@ -1,4 +1,4 @@
-"""What a search may try: the `search.space` of an experiment as a list of dimensions, and its mistakes.
+"""The search space of an experiment: `search.space` as a list of dimensions, and its mistakes.
 
 Nothing here knows the engine of the search. A dimension is one key, or one case of a key whose values depend on
 those of another.
@@ -16,10 +16,10 @@ from kpipe.catalog.wording import show
 from kpipe.errors import did_you_mean
 
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "training.deterministic", "training.monitor")
-"""Keys, with all below them, that do not make another training or that a search sets itself."""
-_DIGITS = 6  # of a sampled number: it can be read, typed again, and is the same after it was
-_LARGEST_GRID = 100_000  # combinations, where it is not said how many are tried
-_MOST_CHECKED = 500  # combinations that are tried on the schema before the first step
+"""Keys, with all below them, that do not change the training or that a search sets itself."""
+_DIGITS = 6  # of a sampled number, so that it can be read, and is the same number when it is typed again
+_LARGEST_GRID = 100_000  # combinations, where search.trials is not given
+_MOST_CHECKED = 500  # combinations checked by the schema before the first step
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Dimension:
     """One key of the space, or one case of it.
 
     Attributes:
-        name: the key, with #2 and so on behind it from the second case on.
+        name: the key, followed by #2 and so on from the second case on.
         key: the dotted key of the experiment.
         kind: choice, uniform, log or int.
-        values: of a choice, in the order of the file.
-        low, high: the ends of the others, both included.
-        step: between the numbers of int.
+        values: values of a choice, in the order of the file.
+        low, high: ends of the other kinds, both included.
+        step: distance of the numbers of int.
         when: name of another dimension -> the indices of its values with which this one is searched; all must hold.
     """
 
@@ -51,19 +51,18 @@ class Dimension:
 
     @property
     def codes(self) -> range:
-        """What stands for the values of a finite dimension: the indices of a choice, the numbers of an int."""
+        """Codes of the values of a finite dimension: the indices of a choice, the numbers of an int."""
         return range(len(self.values)) if self.kind == "choice" else range(int(self.low), int(self.high) + 1, self.step)
 
     def decode(self, code: float) -> Any:
-        """The value that a code, or a sampled number, stands for."""
+        """Return the value of a code or of a sampled number."""
         if self.kind == "choice":
             return self.values[int(code)]
         return int(code) if self.kind == "int" else float(f"{code:.{_DIGITS}g}")
 
 
 def make_dimensions(search: SearchOptions) -> list[Dimension]:
-    """The dimensions of a space that `space_mistakes` has nothing to say about, in its order, but each behind those
-    that it depends on."""
+    """Return the dimensions of a space without mistakes, in its order, but each after those that it depends on."""
     space = _space(search)
     waiting = [_dimension(name, key, case, space) for key, spec in space.items() for name, case in _cases(key, spec)]
     found: list[Dimension] = []
@@ -76,49 +75,49 @@ def make_dimensions(search: SearchOptions) -> list[Dimension]:
 
 
 def keys_of(search: SearchOptions) -> list[str]:
-    """The dotted keys of a space, in its order."""
+    """Return the dotted keys of a space, in its order."""
     return list(_space(search))
 
 
 def decode(dimensions: Sequence[Dimension], codes: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides, by dotted key, that codes by dimension's name stand for; other names are passed over."""
+    """Convert codes, by name of their dimension, to overrides by dotted key. Other names are ignored."""
     return {each.key: each.decode(codes[each.name]) for each in dimensions if each.name in codes}
 
 
 def combinations(dimensions: Sequence[Dimension]) -> Iterator[dict[str, int]]:
-    """Every combination of codes of finite dimensions, the last dimension changing fastest."""
+    """Yield every combination of codes of finite dimensions, the last dimension changing fastest."""
 
-    def further(place: int, chosen: dict[str, int]) -> Iterator[dict[str, int]]:
+    def further(place: int, codes: dict[str, int]) -> Iterator[dict[str, int]]:
         if place == len(dimensions):
-            yield chosen
-        elif not holds(each := dimensions[place], chosen):
-            yield from further(place + 1, chosen)
+            yield codes
+        elif not holds(each := dimensions[place], codes):
+            yield from further(place + 1, codes)
         else:
             for code in each.codes:
-                yield from further(place + 1, chosen | {each.name: code})
+                yield from further(place + 1, codes | {each.name: code})
 
     yield from further(0, {})
 
 
 def count_combinations(dimensions: Sequence[Dimension], most: int | None = None) -> int | None:
-    """How many there are, not counted further than `most`; None: a dimension is not finite."""
+    """Count the combinations up to `most`; None: a dimension is not finite."""
     if not all(each.is_finite for each in dimensions):
         return None
     return sum(1 for _ in itertools.islice(combinations(dimensions), most))
 
 
 def holds(dimension: Dimension, codes: Mapping[str, int]) -> bool:
-    """Whether a dimension is searched beside these codes of those that it depends on."""
+    """Return whether a dimension is searched, given the codes of those that it depends on."""
     return all(codes.get(name) in allowed for name, allowed in dimension.when.items())
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What the schema says of values that a search may try.
+    """Result of checking values that a search may try.
 
     Attributes:
-        mistake: None where an experiment may have them, else what to say.
-        dropped: the dotted keys of the file that do not belong to them.
+        mistake: None where an experiment may have them, else the message.
+        dropped: dotted keys of the file that do not apply with them.
     """
 
     mistake: str | None = None
@@ -126,11 +125,11 @@ class Tried:
 
 
 def space_mistakes(search: SearchOptions, wrong_key: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the keys of the space, as (dotted key, message).
+    """Yield what is wrong with the keys of the space, as (dotted key, message).
 
     Args:
-        search: the section.
-        wrong_key: of a dotted key: None where an experiment may have it, else what to say.
+        search: the section `search`.
+        wrong_key: returns None for a dotted key that an experiment may have, else the message.
     """
     space = _space(search)
     if not space:
@@ -148,11 +147,11 @@ def space_mistakes(search: SearchOptions, wrong_key: Callable[[str], str | None]
 def try_values(
     search: SearchOptions, try_: Callable[[Mapping[str, Any]], Tried]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Tries combinations of the space on the schema: all, of ranges both ends, or 500 where they are more.
+    """Check combinations of the space by the schema: all, with both ends of ranges, or 500 where there are more.
 
     Args:
-        search: a section with whose keys nothing is wrong.
-        try_: of overrides by dotted key.
+        search: a section whose keys have no mistakes.
+        try_: checks overrides by dotted key.
 
     Returns:
         What is wrong, as (dotted key, message), and notes for the user.
@@ -172,16 +171,16 @@ def try_values(
         key = next((key for key in values if tried.mistake.startswith(f"{key}:")), next(iter(values)))
         others = [other for other in values if other != key and other in tried.mistake.partition(": ")[2]]
         shown = others or list(values)
-        chosen = ", ".join(f"{name}: {show(values[name])}" for name in values if name in shown or name == key)
-        is_foreign = "unknown key" in tried.mistake
-        cure = "; if it belongs to some values of another key, say so with when" if is_foreign else ""
-        wrong.setdefault(key, f"cannot be tried with {{{chosen}}}: {tried.mistake}{cure}")
+        combination = ", ".join(f"{name}: {show(values[name])}" for name in values if name in shown or name == key)
+        is_unknown = "unknown key" in tried.mistake
+        cure = "; if it belongs to some values of another key, say so with when" if is_unknown else ""
+        wrong.setdefault(key, f"cannot be tried with {{{combination}}}: {tried.mistake}{cure}")
     notes = [f"trials with another kind leave out what the file says of {', '.join(dropped)}"] if dropped else []
     return list(wrong.items()), notes + list(_not_covered(search))
 
 
 def _not_covered(search: SearchOptions) -> Iterator[str]:
-    """Of keys with several cases: the values of another key that none of them has."""
+    """Yield notes about keys with several cases: values of another key that no case covers."""
     space = _space(search)
     for key, spec in space.items():
         for other in dict.fromkeys(other for case in spec.cases or () for other in case.when or {}):
@@ -198,7 +197,7 @@ def _space(search: SearchOptions) -> dict[str, Values]:
 
 
 def _cases(key: str, spec: Values) -> list[tuple[str, Values]]:
-    """Each case of a key, with a name of its own: under one name the engine would lose the value of the first."""
+    """Return each case of a key, with a name of its own: the engine keeps one value for each name."""
     cases = spec.cases or [spec]
     return [(key if number == 1 else f"{key}#{number}", case) for number, case in enumerate(cases, 1)]
 
@@ -219,7 +218,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_in(value: Any, values: Sequence[Any]) -> bool:
-    """In Python, True is 1."""
+    """Return whether a value is among others. In Python, True == 1."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
@@ -288,7 +287,7 @@ def _overlaps(cases: list[Values]) -> Iterator[str]:
 
 
 def _samples(dimensions: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
-    """Overrides to be tried on the schema: all combinations, of ranges both ends, where they are not too many."""
+    """Yield overrides to check: all combinations, with both ends of ranges, where there are not too many."""
     ends = [
         each
         if each.kind == "choice"

@@ -13,12 +13,12 @@ from kpipe.runs.directory import read_status, saved_step
 
 
 def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
-    """The experiment with which a run goes on: its own, or the one in `path`, with overrides.
+    """Load the experiment that resumes a run: its own, or the one in `path`, with overrides.
 
     Args:
         run: a run directory.
         path: the YAML file; None: the run's own config.yaml.
-        overrides: as for `load_experiment`.
+        overrides: as in `load_experiment`.
 
     Raises:
         ConfigError: as `load_experiment`, and as `check_resume`.
@@ -33,20 +33,20 @@ def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Seq
 
 
 def check_resume(run: str | Path, experiment: Experiment) -> None:
-    """Refuses to go on with a run in a way that would have changed what it has computed so far.
+    """Refuse to resume a run with an experiment that would have computed something else so far.
 
     Raises:
-        ConfigError: with one line per key that differs from the run's config.yaml, unless it concerns only when
-            something is logged or saved, or adds epochs to a schedule that does not look at the end.
+        ConfigError: one line for each key that differs from the run's config.yaml. Keys may differ that concern only
+            when something is logged or saved, or that add epochs to a schedule that does not depend on their number.
     """
     before = load_experiment(Path(run) / "config.yaml").experiment
     if saved_step(Path(run)) is None:
         dropped = "" if before.training.checkpoint.keep_last else ": training.checkpoint.keep_last is false"
-        raise ConfigError(f"{run}: expected a run with a checkpoint to go on from, found none{dropped}")
+        raise ConfigError(f"{run}: expected a run with a checkpoint to resume from, found none{dropped}")
     theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
     changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
     kinds = {keys[:-1] for keys in changed if keys[1:] and keys[-1] in ("name", "schedule")}
-    # Of a section of another kind, the options are others as well.
+    # In a section of another kind, the options differ as well.
     changed = [keys for keys in changed if keys[:-1] not in kinds or keys[-1] in ("name", "schedule")]
     problems = [
         f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
@@ -62,19 +62,19 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
         rate = before.training.learning_rate
         way = "a larger training.epochs extends it"
         if rate.depends_on_total_steps:
-            way = f"its schedule '{rate.schedule}' looks at the end, so it cannot be extended"
+            way = f"its schedule '{rate.schedule}' depends on the number of epochs, so it cannot be extended"
         raise ConfigError(f"{run}: is finished after {before.training.epochs} epochs; {way}")
 
 
 def _nearest_run(path: str | Path) -> str:
-    """A run that `path` lies in, or the newest that lies in `path`."""
+    """Return a run that `path` lies in, or the newest run in `path`."""
     runs = [parent for parent in Path(path).parents if (parent / "config.yaml").is_file()]
     runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
     return f", did you mean {runs[0]}?" if runs else ""
 
 
 def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str | None:
-    """None for a key that may differ, else what there is to say about it."""
+    """Return None for a key that may differ, else the reason why it may not."""
     if keys[:2] in (("training", "log_every"), ("training", "checkpoint")):
         return None
     if keys != ("training", "epochs"):
@@ -82,7 +82,7 @@ def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str |
     if now.epochs < before.epochs:
         return "; it can only grow"
     if before.learning_rate.depends_on_total_steps:
-        return f"; the schedule '{before.learning_rate.schedule}' looks at the end, its rates would have been others"
+        return f"; with more epochs, the schedule '{before.learning_rate.schedule}' would have had other rates so far"
     return None
 
 

@@ -48,7 +48,7 @@ def test_an_experiment_on_the_screen(plan, experiment, tmp_path):
     assert "data       synthetic: 144 train, 16 validation, 40 test\n" in out
     assert "training   4 epochs of 9 steps = 36 steps, batch size 16, sgd, cross_entropy\n" in out
     assert re.search(r"memory +about [\d.]+ kB in float32: weights 84 kB, gradients 84 kB, optimizer", out)
-    assert re.search(r"free +[\d.]+ GB of memory, less a fifth: batch sizes up to [\d,]+ should fit\n", out)
+    assert re.search(r"free +[\d.]+ GB of memory, minus a fifth: batch sizes up to [\d,]+ should fit\n", out)
     assert re.search(r"disk +at most [\d.]+ kB, a checkpoint has 168 kB; [\d.]+ kB when finished\n", out)
     assert "learning rate over the steps, in units of its peak of 0.1" in out
     assert not (tmp_path / "logs").exists()
@@ -107,9 +107,9 @@ def test_the_disk_is_what_a_run_really_takes(plan, experiment):
 @pytest.mark.parametrize(
     ("free", "said"),
     [
-        (3_000_000, "3 MB of memory, less a fifth: batch sizes up to "),
-        (500_000, "500 kB of memory, less a fifth: too little for this batch size, "),
-        (300_000, "300 kB of memory, less a fifth: not even one image fits"),
+        (3_000_000, "3 MB of memory, minus a fifth: batch sizes up to "),
+        (500_000, "500 kB of memory, minus a fifth: too little for this batch size, "),
+        (300_000, "300 kB of memory, minus a fifth: not even one image fits"),
     ],
 )
 def test_it_says_what_fits_into_the_memory(plan, experiment, monkeypatch, free, said):
@@ -190,7 +190,7 @@ def test_a_board_has_a_class_a_point(plan):
 
 
 def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
-    message = "--image-size, --channels, --classes: expected only with the name of a network or data that are not there"
+    message = "expected only with the name of a network or missing data, but synthetic is there. Override data.image"
     assert message in plan(experiment, "--classes", "5", code=2)
 
 

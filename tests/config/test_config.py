@@ -1,5 +1,7 @@
 """Experiment files: every mistake named with its line, the one rule for overrides, where each value came from."""
 
+import functools
+import inspect
 import itertools
 import json
 import re
@@ -9,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kpipe.catalog.tables import TABLES
 from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.config.loading import json_schema, load_experiment
-from kpipe.config.schema import options
+from kpipe.config.schema import DataConfig, options
 from kpipe.errors import ConfigError
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").rglob("*.yaml"))
@@ -122,7 +125,7 @@ REPLACED = [
     ("width: 512", "width: 0", "exp.yaml:2: model.width: expected at least 1, got 0"),
     ("width: 512", "dropout: 1.0", "exp.yaml:2: model.dropout: expected less than 1, got 1.0"),
     ("width: 512", "batch_norm: 1", "exp.yaml:2: model.batch_norm: expected true or false, got 1"),
-    ("head: fc", "head: gap", "exp.yaml:2: model.width: belongs to the head 'fc', the head is 'gap'"),
+    ("head: fc", "head: gap", "exp.yaml:2: model.width: applies only when head is 'fc', it is 'gap'"),
     ("{name: vgg16, head: fc, width: 512}", "vgg16", "exp.yaml:2: model: expected a mapping, got 'vgg16'"),
     ("name: vgg16, ", "", "exp.yaml:2: model: expected a key name"),
     ("momentum: 0.9", "momentun: 0.9", "optimizer.momentun: unknown key, did you mean 'momentum'?"),
@@ -157,16 +160,16 @@ REPLACED = [
     ("digits, image_size: 32", "synthetic, synthetic: {kind: spectrogram}, normalize: imagenet",
      "exp.yaml:1: data.normalize: expected images of 3 channels for imagenet, got 1"),
     ("digits, image_size: 32", "'folder:x', image_size: 40, normalize: zca",
-     "exp.yaml:1: data.normalize: expected images of at most 4,096 numbers for zca, got 40x40x3 = 4,800; take a "
-     "smaller data.image_size, or a normalisation per channel"),
-    ("image_size: 32", "image_size: 65, normalize: pca_whiten", "at most 4,096 numbers for pca_whiten, got 65x65x1 = "),
+     "exp.yaml:1: data.normalize: expected images of at most 4,096 values to whiten, got 40x40x3 = 4,800. Take a "
+     "smaller image_size, or normalize each channel"),
+    ("image_size: 32", "image_size: 65, normalize: pca_whiten", "at most 4,096 values to whiten, got 65x65x1 = 4,225"),
     ("image_size: 32", "image_size: 32, normalize: {pca: {components: 9}}",
      "exp.yaml:1: data.normalize: expected the network 'mlp' for pca, whose result is no longer an image, got 'vgg16'"),
     ("32}\nmodel: {name: vgg16, head: fc, width: 512", "65, normalize: {pca: {components: 9}}}\nmodel: {name: mlp",
-     "exp.yaml:1: data.normalize: expected images of at most 4,096 numbers for pca, got 65x65x1 = 4,225"),
+     "exp.yaml:1: data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225"),
     (", image_size: 32}\nmodel: {name: vgg16, head: fc, width: 512",
      ", normalize: {pca: {components: 65}}}\nmodel: {name: mlp",
-     "exp.yaml:1: data.normalize: expected at most 64 components of images of 8x8x1, got 65"),
+     "exp.yaml:1: data.normalize: expected 1 to 64 components for images of 8x8x1, got 65"),
     ("image_size: 32", "image_size: 32, normalize: {pca: {components: 0}}",
      "exp.yaml:1: data.normalize.pca.components: expected at least 1, got 0"),
     ("image_size: 32", "image_size: 32, normalize: {pca: 5}", "data.normalize.pca: expected a mapping, got 5"),
@@ -174,9 +177,9 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, normalize: {pca: {components: 5}, mean: [1]}",
      "exp.yaml:1: data.normalize.mean: unknown key (known: pca)"),
     ("image_size: 32", "image_size: 32, normalize: {mean: [1]}", "data.normalize.std: is required"),
-    ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1]}", "expected as many deviations as means"),
+    ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1]}", "as many values of std as of mean"),
     ("image_size: 32", "image_size: 32, channels: 3, normalize: {mean: [1, 2], std: [1, 2]}",
-     "data.normalize: expected 1 or 3 means for 3 channels, got 2"),
+     "data.normalize: expected 1 or 3 means for images of 3 channels, got 2"),
     ("image_size: 32", "image_size: 32, split: {test: 1.0}", "data.split.test: expected less than 1, got 1.0"),
     ("image_size: 32", "image_size: 32, stored_size: 30", "data.stored_size: expected at least data.image_size, 32, g"),
     (", image_size: 32", ", stored_size: 30",
@@ -184,9 +187,9 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, resize: stretch", "expected one of crop, pad, squash, got 'stretch'"),
     ("image_size: 32", "image_size: 32, cache: ram", "expected one of auto, memory, disk, none, got 'ram'"),
     ("image_size: 32", "image_size: 32, cache: disk, cache_gigabytes: 3.5",
-     "exp.yaml:1: data.cache_gigabytes: belongs to cache: auto, cache is 'disk'"),
+     "exp.yaml:1: data.cache_gigabytes: applies only when cache is 'auto', it is 'disk'"),
     ("image_size: 32", "image_size: 32, skip_limit: 0.5",
-     "exp.yaml:1: data.skip_limit: belongs to on_error: skip, on_error is 'fail'"),
+     "exp.yaml:1: data.skip_limit: applies only when on_error is 'skip', it is 'fail'"),
     ("image_size: 32", "image_size: 32, on_error: skip, skip_limit: 1.0", "data.skip_limit: expected less than 1, got"),
     ("image_size: 32", "image_size: 32, class_weights: equal", "expected one of balanced, got 'equal'"),
     ("image_size: 32", "image_size: 32, augment: [flip_horizontal, center_crop]",
@@ -194,13 +197,13 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, augment: [random_crop]",
      "exp.yaml:1: data.augment.0: random_crop needs a data.stored_size above data.image_size, 32, got none"),
     (", image_size: 32", ", augment: [random_resized_crop]",
-     "exp.yaml:1: data.augment.0: random_resized_crop needs data.image_size, the size of the window"),
+     "exp.yaml:1: data.augment.0: random_resized_crop needs data.image_size, the size of the crop"),
     ("image_size: 32", "image_size: 32, augment: [{scale_jitter: {low: 30}}]",
      "exp.yaml:1: data.augment.0: expected low of at least data.image_size, 32, got 30"),
     ("image_size: 32", "image_size: 32, augment: [{scale_jitter: {low: 60, high: 50}}]",
-     "exp.yaml:1: data.augment.0: expected low of at most high, 50, got 60"),
+     "exp.yaml:1: data.augment.0.scale_jitter.low: expected at most high, 50, got 60"),
     ("image_size: 32", "image_size: 32, augment: [{random_resized_crop: {area: [0.9, 0.1]}}]",
-     "exp.yaml:1: data.augment.0: expected area as [smallest, largest], got [0.9, 0.1]"),
+     "exp.yaml:1: data.augment.0.random_resized_crop.area: expected [smallest, largest], got [0.9, 0.1]"),
     ("image_size: 32", "image_size: 32, augment: [{random_resized_crop: {area: [0.1, 1.5]}}]",
      "data.augment.0.random_resized_crop.area.1: expected at most 1, got 1.5"),
     ("image_size: 32", "image_size: 32, augment: [{rotate: {degrees: 200}}]", "rotate.degrees: expected at most 180"),
@@ -224,18 +227,18 @@ REPLACED = [
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {pading: 2}}]", "pading: unknown key, did you mean 'p"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {}, translate: {}}]", "expected exactly one of random_"),
     ("digits, image_size: 32", "synthetic, image_size: 32, channels: 1, synthetic: {kind: text}",
-     "exp.yaml:1: data.channels: belongs to kind: images, the kind is 'text'; leave it out"),
+     "exp.yaml:1: data.channels: is always 27 for these images; leave it out"),
     ("digits, image_size: 32", "synthetic, image_size: 19, synthetic: {kind: board, classes: 5}",
-     "exp.yaml:1: data.synthetic.classes: a board has one class a point; leave it out"),
+     "exp.yaml:1: data.synthetic.classes: a board has one class for each point; leave it out"),
     ("digits, image_size: 32", "synthetic, synthetic: {kind: txt}",
      "data.synthetic.kind: expected one of images, board, spectrogram, text, got 'txt', did you mean 'text'?"),
     ("32}\nmodel: {name: vgg16, head: fc, width: 512", "20}\nmodel: {name: speech_cnn",
      "exp.yaml:1: data.image_size: speech_cnn needs at least 29 pixels, got 20"),
     ("vgg16, head: fc, width: 512", "text_cnn", "data.image_size: text_cnn needs at least 123 pixels, got 32"),
     ("vgg16, head: fc, width: 512", "alexnet, variant: notes, lrn: false",
-     "exp.yaml:2: model.lrn: belongs to the variant 'paper' or 'single_tower', the variant is 'notes'"),
+     "exp.yaml:2: model.lrn: applies only when variant is 'paper' or 'single_tower', it is 'notes'"),
     ("vgg16, head: fc, width: 512", "lenet5, variant: original, activation: tanh",
-     "exp.yaml:2: model.activation: belongs to the variant 'modern', the variant is 'original'"),
+     "exp.yaml:2: model.activation: applies only when variant is 'modern', it is 'original'"),
     ("vgg16, head: fc, width: 512", "lenet5, activation: rely", "model.activation: expected one of relu, leaky_relu,"),
     ("optimizer:", "loss: {name: map, j: 0}\n  optimizer:", "exp.yaml:4: training.loss.j: expected more than 0, got 0"),
     ("optimizer:", "loss: {name: mse}\n  optimizer:", "exp.yaml:4: training.loss.name: unknown name 'mse'"),
@@ -254,7 +257,7 @@ BAD_OVERRIDES = [
     ("training.epochs=!!python/name:os.system", "expected a whole number, got '!!python/name:os.system'"),
     ("training.epochs=[!!python/name:os.system x]", "tags are not accepted"),
     ("data.source=folder:", "data.source: expected folder:<path>, got 'folder:'"),
-    ("data.channels=2", "data.channels: expected 1 (grey) or 3 (colour), got 2"),
+    ("data.channels=2", "data.channels: expected 1 (gray) or 3 (color), got 2"),
     ("model.name=VGG19x", "command line: model.name: unknown name 'VGG19x', did you mean 'vgg19'?"),
     (
         "training.epochs=__import__('os')",
@@ -283,6 +286,55 @@ def test_a_replaced_value_is_named(mistakes, old, new, message):
 def test_all_mistakes_are_reported_together_in_the_order_of_the_file(mistakes):
     found = mistakes(GOOD.replace("digits", "digit").replace("sgd", "sdg"), "training.epochs=0")
     assert [line.partition(": ")[0] for line in found] == ["exp.yaml:1", "exp.yaml:4", "command line"]
+
+
+TOGETHER = [
+    ("image_size: 32, split: {validation: 0, test: 2}", "early_stopping: {patience: 0}",
+     ["data.split.test", "training.early_stopping.patience", "training.early_stopping"]),
+    ("batch_size: 0, image_size: 16", "ephocs: 3", ["data.batch_size", "data.image_size", "training.ephocs"]),
+    ("image_size: 32, normalize: {mean: [1, 2], std: [1], sdt: [2]}", "", ["data.normalize.sdt", "data.normalize"]),
+    ("image_size: 32, augment: [{cutout: {size: 40, fil: 1}}, {a: 1}, {5: [5]}, [5], scale_jitter, {3: 3, 4: 4}]", "",
+     ["data.augment.0.cutout.fil", "data.augment.1.a", "data.augment.2.5", "data.augment.3", "data.augment.5",
+      "data.augment.0", "data.augment.4"]),
+    ("synthetic: {kind: board, classes: 5, images: 0}", "", ["data.synthetic.images", "data.synthetic"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "training", "keys"), TOGETHER, ids=[row[0] for row in TOGETHER])
+def test_combinations_are_reported_beside_the_mistakes_of_single_keys(mistakes, data, training, keys):
+    found = mistakes(broken("training", training).replace("image_size: 32", data, 1))
+    assert [line.split(": ")[1] for line in found] == keys
+
+
+def test_a_combination_with_a_key_that_has_a_mistake_of_its_own_is_not_judged(mistakes):
+    assert len(mistakes(GOOD.replace("0.9", "1.5"))) == 1  # of nesterov, which needs a momentum
+    assert len(mistakes(broken("training", "epochs: 0").replace("{epochs: 2}", "{epochs: 20}"))) == 1
+    unknown = GOOD.replace("digits", "syntetic").replace("32}", "32, channels: 5, synthetic: {classes: 3}}")
+    assert [line.split(": ")[1] for line in mistakes(unknown)] == ["data.source"]
+
+
+HUGE = "9" * 39
+
+
+@pytest.mark.parametrize("value", ["{5: 5}", "[[5], {5: 5}]", HUGE, f"-{HUGE}", "1e400", "null", "''", "{}", "[]", "~"])
+def test_no_value_is_a_traceback(load, value):
+    """At every key, and in the place of every section."""
+    data = load(GOOD).experiment.model_dump(mode="json", exclude={"chosen"})
+
+    def paths(section, *above):
+        for key, child in section.items():
+            yield (*above, key)
+            if isinstance(child, dict):
+                yield from paths(child, *above, key)
+
+    for path in paths(data):
+        changed = json.loads(json.dumps(data))
+        section = functools.reduce(dict.__getitem__, path[:-1], changed)
+        section[path[-1]] = "VALUE"
+        try:
+            load(yaml.safe_dump(changed).replace("VALUE", value))
+        except ConfigError as error:
+            assert "exp.yaml:" in str(error)
 
 
 def test_files_that_are_no_experiment(tmp_path, mistakes):
@@ -338,7 +390,7 @@ def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     assert loaded.experiment.data.augment[0].chosen[0] == "pad_crop"
 
 
-def test_an_override_of_a_foreign_option_stays_a_mistake(mistakes):
+def test_an_override_of_an_inapplicable_option_stays_a_mistake(mistakes):
     found = mistakes(GOOD, "training.optimizer.name=adam", "training.optimizer.momentum=0.5")
     assert found[0].startswith("command line: training.optimizer.momentum: unknown key")
 
@@ -373,10 +425,10 @@ def test_an_override_beyond_a_list(mistakes):
     assert "expected the number of an entry, 0 to 0, got 4" in mistakes(augmented, "data.augment.4=pad_crop")[0]
 
 
-def test_early_stopping_needs_a_validation_part(mistakes):
+def test_early_stopping_needs_a_validation_split(mistakes):
     text = broken("training", "early_stopping: {patience: 2}")
     found = mistakes(text, "data.split.validation=0")
-    assert found == ["exp.yaml:4: training.early_stopping: needs a validation part, data.split.validation is 0"]
+    assert found == ["exp.yaml:4: training.early_stopping: needs a validation split, data.split.validation is 0"]
 
 
 def test_adamw_decays_decoupled_unless_it_is_told(load):
@@ -395,8 +447,6 @@ def test_print_config_says_where_each_value_came_from(load):
 
 
 def test_the_resolved_experiment_is_an_experiment_file(load, tmp_path):
-    import yaml
-
     for overrides in (
         ("model.head=gap",),
         (),
@@ -525,7 +575,7 @@ HOSTILE = {
     "long": ("# " + "x" * 2_000_000, ": expected an experiment of a page, got 2,000,002 bytes"),
     "nul": (GOOD + "seed: \0 1\n", ":6: not valid YAML: unacceptable character #x0000"),
     "escaped": (GOOD + 'logs: "a\\0b"\n', ":6: logs: expected text without NUL, got 'a\\x00b'"),
-    "colours": (GOOD + '"\\e[2J": 1\n', ":6: expected a name as key, got '\\x1b[2J'"),
+    "colors": (GOOD + '"\\e[2J": 1\n', ":6: expected a name as key, got '\\x1b[2J'"),
     "two": (GOOD + "---\n" + GOOD, ":6: not valid YAML: expected a single document"),
     "empty": ("", ":1: expected a mapping such as"),
 }
@@ -545,14 +595,11 @@ def test_hostile_files_are_refused_at_the_door_and_leave_nothing_behind(tmp_path
 
 
 def test_load_dataset_has_the_defaults_of_the_schema():
-    import inspect
-
-    from kpipe.config.schema import DataConfig
     from kpipe.data.loading import load_dataset
 
-    defaults = {name: p.default for name, p in inspect.signature(load_dataset).parameters.items()}
     section = DataConfig(source="digits")
-    for name in ("image_size", "channels"):
-        assert defaults[name] == getattr(section, name)
-    for name in ("validation", "test"):
-        assert defaults[name] == getattr(section.split, name)
+    schema = section.model_dump() | section.split.model_dump()
+    defaults = {name: parameter.default for name, parameter in inspect.signature(load_dataset).parameters.items()}
+    shared = defaults.keys() & schema.keys()
+    assert shared >= {"image_size", "channels", "cache", "cache_gigabytes", "skip_limit", "validation", "test"}
+    assert {name: defaults[name] for name in shared} == {name: schema[name] for name in shared}

@@ -110,7 +110,9 @@ def test_other_mistakes_of_the_file(tmp_path):
     with pytest.raises(ConfigError, match="exp.yaml:4: search.objective: differs from training.monitor; leave one"):
         load_search(path)
     path.write_text(HEAD.replace("28}", "28, split: {validation: 0}}"))
-    with pytest.raises(ConfigError, match="exp.yaml:1: data.split.validation: a search needs a validation part, got 0"):
+    with pytest.raises(
+        ConfigError, match="exp.yaml:1: data.split.validation: a search needs a validation split, got 0"
+    ):
         load_search(path)
 
 

@@ -209,7 +209,7 @@ def test_a_run_that_has_lost_its_checkpoints_alone_is_not_removed(tmp_path, kept
 
 def test_a_directory_whose_making_was_killed_is_removed(tmp_path):
     half, other = tmp_path / "x" / "2026-01-01_00-00-00", tmp_path / "x" / "notes"
-    for folder, name in ((half, ".lock"), (half, "config.yaml.tmp"), (other, "notes.txt")):
+    for folder, name in ((half, ".lock"), (half, "config.yaml.tmp"), (half, ".config.part.yaml"), (other, "notes.txt")):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
     with open_run(tmp_path, "x", IDENTITY):

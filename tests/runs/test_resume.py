@@ -161,7 +161,7 @@ def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypat
     assert summaries[0]["epochs"] == 5
     code, _, err = kpipe("run", "--resume", str(run), "training.epochs=6")
     said = (
-        f"{run}: expected a run with a checkpoint to go on from, found none: training.checkpoint.keep_last is false\n"
+        f"{run}: expected a run with a checkpoint to resume from, found none: training.checkpoint.keep_last is false\n"
     )
     assert (code, err) == (2, said)
 
@@ -218,7 +218,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
     for override, said in (
         (
             "training.epochs=9",
-            "training.epochs: 2 in the run, 9 now; the schedule 'cosine' looks at the end, its rates",
+            "training.epochs: 2 in the run, 9 now; with more epochs, the schedule 'cosine' would have had other rates",
         ),
         ("training.epochs=1", "training.epochs: 2 in the run, 1 now; it can only grow"),
         ("seed=1", "seed: 0 in the run, 1 now"),
@@ -237,7 +237,8 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
     assert (code, err) == (2, "logs: expected none under --resume, a run stays where it is\n")
     code, _, err = kpipe("run", "--resume", str(run), "training.checkpoint.keep=3")
-    said = f"{run}: is finished after 2 epochs; its schedule 'cosine' looks at the end, so it cannot be extended\n"
+    reason = "its schedule 'cosine' depends on the number of epochs, so it cannot be extended"
+    said = f"{run}: is finished after 2 epochs; {reason}\n"
     assert (code, err) == (2, said)
     for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
         code, _, err = kpipe("run", "--resume", str(wrong))
@@ -363,7 +364,7 @@ sys.exit(main(["run", {experiment!r}]))
             "kpipe.training.trainer.Trainer.run_steps",
             "terminated before the first step was saved: there is nothing to keep",
         ),
-        ("kpipe.cli._import_experiment", "terminated before another step was done; what was saved is still there"),
+        ("kpipe.experiment.train", "terminated before another step was done; what was saved is still there"),
     ],
 )
 def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experiment, logs, monkeypatch, place, said):

@@ -150,7 +150,7 @@ def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
     part = Part(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
     expected = {
         "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
-        "zca": "data.normalize: expected images of at most 4,096 numbers to whiten, got 65x65x1 = 4,225",
+        "zca": "data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225",
     }
     for statistics in (True, False):
         with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
@@ -288,9 +288,9 @@ def test_print_config_trains_nothing(kpipe, experiment, logs):
 
 def test_a_dropped_option_is_said(kpipe, experiment):
     code, out, _ = kpipe("run", experiment, "data.source=digits", "--print-config")
-    assert out.startswith("# note: an override has chosen something else; dropped from the file: data.synthetic\n")
+    assert out.startswith("# note: not applicable with the overrides; dropped from the file: data.synthetic\n")
     code, out, _ = kpipe("run", experiment, "data.source=digits", "training.epochs=1")
-    assert "note: an override has chosen something else; dropped from the file: data.synthetic" in out
+    assert "note: not applicable with the overrides; dropped from the file: data.synthetic" in out
 
 
 def test_list(kpipe):

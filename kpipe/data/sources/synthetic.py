@@ -51,7 +51,7 @@ def read_synthetic(
         ConfigError: fewer images than classes (a board may have fewer), or an argument that the kind does not have.
     """
     _check_arguments(kind, image_size, channels, classes)
-    row, size = KINDS[kind], image_size or SyntheticOptions(kind=kind).native_size
+    row, size = KINDS[kind], image_size or SyntheticOptions(kind=kind).native.size
     classes = size * size if kind == "board" else classes or 10
     if kind != "board" and images < classes:
         raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
