@@ -10,11 +10,12 @@ from tensorflow.python.framework import ops
 from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.models.googlenet import WithAuxiliaryHeads
 from kpipe.training.checkpoints import Checkpoints
+from kpipe.training.control import Cadence, Hooks, TrainState
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.precision import precision_scope
-from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
+from kpipe.training.trainer import Trainer
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 20, 3, 8
 
@@ -213,8 +214,14 @@ def test_nothing_is_left_of_a_training_when_it_is_gone(policy):
     assert len(kept) == before
 
 
-def test_there_is_one_strategy():
-    assert make_strategy() is make_strategy()
+def test_a_model_is_trained_under_the_strategy_that_it_was_built_under(reference):
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with strategy.scope():
+        trainer = Trainer(make_model())
+    assert trainer.strategy is strategy
+    fit(trainer, validation=make_part())
+    assert_same(trainer.model, reference[0])
+    assert Trainer(make_model()).strategy is make_strategy()
 
 
 # --- labels and weights -----------------------------------------------------------------------------
@@ -231,7 +238,7 @@ def make_linear(*, heads=0):
     return model
 
 
-def as_shares(images, labels, *weights):
+def with_soft_labels(images, labels, *weights):
     """0.7 of the label's class, 0.3 of the next one."""
     return images, 0.7 * tf.one_hot(labels, 3) + 0.3 * tf.one_hot((labels + 1) % 3, 3), *weights
 
@@ -240,32 +247,32 @@ def with_weights(images, labels):
     return images, labels, tf.cast(tf.range(BATCH), "float32") / 2
 
 
-def cross_entropies(logits, shares):
+def cross_entropies(logits, soft):
     """float64 [B], from the formula."""
-    logits, shares = np.float64(logits), np.float64(shares)
-    return (shares * (np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits)).sum(axis=1)
+    logits, soft = np.float64(logits), np.float64(soft)
+    return (soft * (np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits)).sum(axis=1)
 
 
 @pytest.mark.parametrize("heads", [0, 2])
-def test_the_first_step_on_shares_and_weights_by_hand(heads):
-    images, shares, weights = as_shares(*with_weights(*make_batch(0)))
+def test_the_first_step_on_soft_labels_and_weights_by_hand(heads):
+    images, soft, weights = with_soft_labels(*with_weights(*make_batch(0)))
     model, records = make_linear(heads=heads), []
     outputs = model(images)
-    costs = [np.mean(cross_entropies(logits, shares) * weights.numpy()) for logits in (outputs if heads else [outputs])]
-    right = np.mean(np.argmax(outputs[0] if heads else outputs, axis=1) == np.argmax(shares, axis=1))
+    costs = [np.mean(cross_entropies(logits, soft) * weights.numpy()) for logits in (outputs if heads else [outputs])]
+    right = np.mean(np.argmax(outputs[0] if heads else outputs, axis=1) == np.argmax(soft, axis=1))
 
     def one_batch(first):
-        return tf.data.Dataset.from_tensors((images, shares, weights))
+        return tf.data.Dataset.from_tensors((images, soft, weights))
 
     fit(Trainer(model), one_batch, steps_per_epoch=1, epochs=1, log_every=1, on_log=records.append)
     assert records[0]["loss"] == pytest.approx(costs[0] + 0.3 * sum(costs[1:]), rel=1e-5)
     assert records[0]["accuracy"] == pytest.approx(right)  # no weights in it
 
 
-def test_training_on_shares_is_evaluated_on_classes():
+def test_training_on_soft_labels_is_evaluated_on_classes():
     records, model = [], make_linear()
     trainer = Trainer(model)
-    fit(trainer, lambda first: batches_from(first).map(as_shares), validation=make_part(), on_log=records.append)
+    fit(trainer, lambda first: batches_from(first).map(with_soft_labels), validation=make_part(), on_log=records.append)
     part = list(make_part())
     logits = np.concatenate([model(images) for images, _ in part])
     labels = np.concatenate([labels for _, labels in part])
