@@ -125,21 +125,21 @@ class Checkpoints:
         training = {name: array for name, array in arrays.items() if name not in weights}
         text = json.dumps(_without_arrays(dict(state), training)).encode()
         path = self._path(step)
-        part, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
+        temporary, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
         try:
             self._make_folder()
-            _delete(part)
-            part.mkdir()
-            _write(part / WEIGHTS, lambda file: np.savez(file, **weights))
-            _write(part / TRAINING, lambda file: np.savez(file, **training))
-            _write(part / STATE, lambda file: file.write(text))
-            manifest = _manifest(part, step, best_step, logs or {})
-            _write(part / MANIFEST, lambda file: file.write(manifest))
+            _delete(temporary)
+            temporary.mkdir()
+            _write(temporary / WEIGHTS, lambda file: np.savez(file, **weights))
+            _write(temporary / TRAINING, lambda file: np.savez(file, **training))
+            _write(temporary / STATE, lambda file: file.write(text))
+            manifest = _manifest(temporary, step, best_step, logs or {})
+            _write(temporary / MANIFEST, lambda file: file.write(manifest))
             _write(pointer, lambda file: file.write(f"{path.name}\n".encode()))
-            _sync_directory(part)
+            _sync_directory(temporary)
             if path.exists():
                 _remove(path)  # left by a crash before its acknowledgement, or damaged
-            os.rename(part, path)
+            os.rename(temporary, path)
             os.replace(pointer, self._folder / LATEST)
             # One flush for both renames: a pointer to a directory that does not exist yet is ignored.
             _sync_directory(self._folder)
@@ -152,7 +152,7 @@ class Checkpoints:
                 f"bytes are free there. {stays}: {remedy(error.errno)} and give the same command again."
             ) from error
         finally:
-            _delete(part)
+            _delete(temporary)
             with contextlib.suppress(OSError):
                 pointer.unlink(missing_ok=True)
         self._committed = step
@@ -300,8 +300,8 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _manifest(part: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
-    members = {name: {"bytes": (part / name).stat().st_size, "sha256": _digest(part / name)} for name in _MEMBERS}
+def _manifest(folder: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
+    members = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in _MEMBERS}
     content = {"format": FORMAT, "step": step, "best_step": best_step, "members": members, "logs": dict(logs)}
     return json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode()
 

@@ -236,6 +236,7 @@ class _Loop:
         return done and not self.state.ending
 
     def run(self, iterator) -> None:
+        """Train to the end of the last epoch, or to a stop."""
         state, logs = self.state, {}
         self.model.stop_training = False
         self.callback_list.on_train_begin()
@@ -276,6 +277,7 @@ class _Loop:
         state.callbacks = remember_callbacks(self.callbacks)
 
     def save_if_due(self) -> None:
+        """Offer the state to be saved, if a save is due and the state is finite."""
         state = self.state
         if self.cadence.is_save_due(state.step, time.monotonic() - self.saved_at):
             state.callbacks = remember_callbacks(self.callbacks)
@@ -284,6 +286,7 @@ class _Loop:
             self.saved_at = time.monotonic()
 
     def run_chunk(self, epoch: int, iterator) -> Metrics:
+        """Train one chunk of steps; return the metrics since the last line."""
         epoch_end = (epoch + 1) * self.steps_per_epoch
         num_steps = self.cadence.chunk_steps(self.state.step, epoch_end, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
@@ -301,6 +304,7 @@ class _Loop:
         return metrics
 
     def log_line(self, epoch: int, metrics: Metrics) -> None:
+        """Log the means since the last line."""
         self.close_line(metrics)
         self.log(epoch, "train", "steps", metrics | self.rate_and_speed(self.line_speed))
 

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(model, folder
     [said] = restored.skipped
     assert said.startswith(f"{folder}/step-00000020 is damaged (")
     assert said.endswith(")")
-    assert any(part in said for part in reason.split("|"))
+    assert any(text in said for text in reason.split("|"))
     checkpoints.commit(model, {}, step=15, best_step=10)
     assert names(folder) == ["latest", "step-00000010", "step-00000015"]
 
