@@ -23,7 +23,7 @@ class WeightDecay(Section):
     value: NonNegative
     kind: Literal["l2", "decoupled"] = "l2"
     """`l2`: value x weight is added to the gradient (the papers); `decoupled`: the weight shrinks by
-    learning rate x value at each step (AdamW). Never on biases and batch normalisation."""
+    learning rate x value at each step (AdamW). Biases and batch normalization never decay."""
 
 
 class OptimizerOptions(Section):
@@ -85,7 +85,7 @@ class ScheduleOptions(Section):
     peak: Positive = 1e-3
     """The highest learning rate, after the warm-up."""
     warmup: Duration | None = None
-    """A straight line from 0 up to the peak."""
+    """Length of the straight rise from 0 to the peak."""
 
     def conflicts_with(self, epochs: float, steps_per_epoch: int | None = None) -> Iterator[tuple[str, str]]:
         """Options that cannot work in a training of this length, as (option, message).
@@ -112,7 +112,7 @@ class ScheduleOptions(Section):
 class MultistepOptions(ScheduleOptions):
     milestones: Milestones = Milestones(percent=[50, 75])
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """At each milestone the rate is multiplied by this."""
+    """Multiplies the rate at each milestone."""
 
 
 class CosineOptions(ScheduleOptions):
@@ -125,7 +125,7 @@ class CosineOptions(ScheduleOptions):
 
 
 SCHEDULES = {
-    "constant": Row("kpipe.training.schedules:Constant", ScheduleOptions, "the peak, all along"),
+    "constant": Row("kpipe.training.schedules:Constant", ScheduleOptions, "stays at the peak"),
     "multistep": Row("kpipe.training.schedules:Multistep", MultistepOptions, "falls by a factor at milestones"),
     "cosine": Row("kpipe.training.schedules:Cosine", CosineOptions, "falls along half a cosine to the end"),
 }
@@ -133,12 +133,12 @@ SCHEDULES = {
 
 class EuclideanOptions(Section):
     output: Literal["tanh", "linear"] = "tanh"
-    """What the logits pass before they are compared with the coded label."""
+    """Function of the logits that is compared with the coded label."""
 
 
 class MapOptions(Section):
     j: Positive = 1.0
-    """The penalty of the class that is none of the K; the paper gives no value."""
+    """Penalty of an image that belongs to none of the K classes; the paper gives no value."""
 
 
 LOSSES = {

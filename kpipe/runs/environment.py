@@ -16,13 +16,13 @@ from kpipe.training.device import describe_device
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, device and all else that numbers depend on, down to the last bit, and the commit of the code."""
+    """Return versions, device and all else that numbers depend on, down to the last bit, and the code's commit."""
     packages = ("kpipe", "tensorflow", "keras", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "platform": platform.platform(),
         "device": describe_device(),
-        # Sums are taken in another order by other threads or kernels.
+        # Other threads or kernels sum in another order.
         "threads": [tf.config.threading.get_intra_op_parallelism_threads(), os.cpu_count()],
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "git": _git_state(),
@@ -57,7 +57,7 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the code, and whether it was changed since; None outside a checkout."""
+    """Return the code's commit and whether it was changed since; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent

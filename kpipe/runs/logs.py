@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.jsonl and TensorBoard, which are appended to together and cut back together."""
+"""The logs of a run: metrics.jsonl and TensorBoard, which grow together and are cut back together."""
 
 import json
 import os
@@ -17,15 +17,15 @@ class RunLog:
     """Writes the records of a run.
 
     Args:
-        path: the run directory; `metrics.jsonl`, `train/` and `validation/` are made in it.
-        lengths: bytes that each log had at the checkpoint from which the run is resumed (see `lengths`); what was
-            written after it is cut off. None for a new run.
+        path: the run directory; `metrics.jsonl`, `train/` and `validation/` are created in it.
+        lengths: bytes that each log had at the checkpoint from which the run is resumed, as the method `lengths`
+            returned them. What was written later is cut off. None for a new run.
 
     Attributes:
-        lost: a line about each log that is shorter than it was at that checkpoint.
+        lost: a line about each log that is missing or shorter than it was at that checkpoint.
 
     Raises:
-        EnvironmentFault: a log is a symbolic link; what it leads to may be no log.
+        EnvironmentFault: a log is a symbolic link, and cutting it would change another file.
     """
 
     def __init__(self, path: Path, lengths: dict[str, int] | None = None):
@@ -38,11 +38,12 @@ class RunLog:
         }
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one record: a line of metrics.jsonl, and scalars at its step.
+        """Add one record: a line of metrics.jsonl, and scalars at its step in TensorBoard.
 
-        In TensorBoard `loss` and the rest are means over the steps of each log line, `epoch_loss` and the rest over
-        whole epochs, where training and validation share a chart. The test part is a number, not a curve, and
-        stands in metrics.jsonl alone. What is not finite is null there, and no point here.
+        TensorBoard's `loss` and `accuracy` are means over the steps of a log line. `epoch_loss` and `epoch_accuracy`
+        are means over a whole epoch, with training and validation in one chart. The test split has a single value
+        and stands in metrics.jsonl alone. A value that is not finite is null in metrics.jsonl and left out of
+        TensorBoard.
         """
         record = finite_or_null(record)
         self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
@@ -55,21 +56,24 @@ class RunLog:
                     tf.summary.scalar(prefix + name, record[name])
 
     def write_text(self, name: str, text: str) -> None:
+        """Add a text to TensorBoard, shown as it is."""
         with self._writers["train"].as_default(step=0):
             tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
 
     def write_graph(self, graph: tf.Graph) -> None:
+        """Add the network's graph to TensorBoard."""
         with self._writers["train"].as_default(step=0):
             tf.summary.graph(graph)
 
     def lengths(self) -> dict[str, int]:
-        """The bytes of every log, by its path relative to the run; so much of each is on the disk."""
+        """Flush the logs to the disk; return the bytes of each, by its path relative to the run."""
         self._metrics.flush()
         for writer in self._writers.values():
             writer.flush()
         return {file.relative_to(self._path).as_posix(): _synced_length(file) for file in self._files()}
 
     def close(self) -> None:
+        """Close all files."""
         self._metrics.close()
         for writer in self._writers.values():
             writer.close()
@@ -90,7 +94,7 @@ class RunLog:
             elif length > size:
                 lost.append(f"{file} has lost its last {length - size:,} bytes")
                 if file.name == "metrics.jsonl":
-                    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next line begins on its own
+                    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next record begins a line
         return lost + [f"{name} is gone" for name in lengths if not (self._path / name).exists()]
 
 

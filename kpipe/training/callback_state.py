@@ -7,25 +7,30 @@ from typing import Any
 import keras
 import numpy as np
 
-
-def _callback_keys(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
-    return [f"{index} {type(callback).__name__}" for index, callback in enumerate(callbacks)]
-
-
-# Keras sets the epochs and steps of this `fit`, and turns the sign of an option when the first epoch ends.
-_GIVEN_ANEW = ("params", "min_delta")
+# Keras sets the epochs and steps of this `fit`, and flips the sign of an option when the first epoch ends.
+_NOT_KEPT = ("params", "min_delta")
 
 
 def remember_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, dict[str, Any]]:
-    """Of each callback the attributes that JSON can hold, NumPy arrays (EarlyStopping's weights) included."""
+    """Return those attributes of each callback that have JSON types or are NumPy arrays (EarlyStopping's weights)."""
     return {
         key: {
             name: copy.deepcopy(value)
             for name, value in vars(callback).items()
-            if name not in _GIVEN_ANEW and _can_be_kept(value)
+            if name not in _NOT_KEPT and _can_be_kept(value)
         }
-        for key, callback in zip(_callback_keys(callbacks), callbacks, strict=True)
+        for key, callback in zip(_keys(callbacks), callbacks, strict=True)
     }
+
+
+def restore_callbacks(callbacks: Sequence[keras.callbacks.Callback], memory: dict[str, dict[str, Any]]) -> None:
+    """Set the attributes that `remember_callbacks` returned; a callback that it does not know stays as it is."""
+    for key, callback in zip(_keys(callbacks), callbacks, strict=True):
+        vars(callback).update(memory.get(key, {}))
+
+
+def _keys(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
+    return [f"{index} {type(callback).__name__}" for index, callback in enumerate(callbacks)]
 
 
 def _can_be_kept(value: Any) -> bool:
@@ -34,8 +39,3 @@ def _can_be_kept(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_can_be_kept, value))
     return isinstance(value, int | float | str | np.generic | np.ndarray | None)
-
-
-def restore_callbacks(callbacks: Sequence[keras.callbacks.Callback], memory: dict[str, dict]) -> None:
-    for key, callback in zip(_callback_keys(callbacks), callbacks, strict=True):
-        vars(callback).update(memory.get(key, {}))

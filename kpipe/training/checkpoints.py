@@ -3,16 +3,16 @@
 ```
 checkpoints/
   step-00000120/
-    weights.npz     the network's variables: weights, batch normalisation, the seeds of dropout
-    training.npz    the variables of optimizer (its loss scale too) and metrics, and arrays that callbacks keep
+    weights.npz     the network's variables: weights, batch normalization, the seeds of dropout
+    training.npz    the variables of optimizer (with its loss scale) and metrics, and arrays that callbacks keep
     state.json      step, epoch, the best so far, callbacks
     manifest.json   size and SHA-256 of each of these, and the length of every log
   latest            the name of the newest, written last
 ```
 
-A commit writes beside its place, flushes files and directory to the disk, renames, and then moves the pointer: a
-kill, a crash or a full disk leaves the checkpoint before it as it was. What is read is first compared with its
-checksums; a damaged checkpoint is named, and the one before it is taken.
+A commit writes to a temporary directory, flushes files and directory to the disk, renames the directory, and then
+moves the pointer. A kill, a crash or a full disk leaves the previous checkpoint as it was. Checksums are compared
+before anything is read. A damaged checkpoint is reported, and the previous one is used.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ import keras
 import numpy as np
 from pydantic import BaseModel
 
-from kpipe.errors import ConfigError, Diverged, EnvironmentFault
+from kpipe.errors import Diverged, EnvironmentFault
 from kpipe.files import remedy
-from kpipe.training.variables import NETWORK, named_variables
+from kpipe.training.variables import NETWORK, assign_all, named_variables
 
-FORMAT = 2  # of what a directory holds, `state.json` included: another one is refused
+FORMAT = 2  # version of the directory's contents, `state.json` included; any other is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
 _DIRECTORY = re.compile(r"step-(\d{8,})\Z")
 _CAN_SYNC_DIRECTORIES = os.name == "posix"  # Windows has no such call
-_ARRAY = "__array__"  # stands in state.json for an array of training.npz
+_ARRAY = "__array__"  # key in state.json that refers to an array of training.npz
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Restored:
     """What a checkpoint holds besides the variables.
 
     Attributes:
-        step: at which it was committed.
-        state: as it was given to `commit`.
-        logs: the length in bytes of every log at that moment, by its path relative to the run.
+        step: the step at which it was committed.
+        state: what `commit` was given.
+        logs: length in bytes of every log at that moment, by its path relative to the run.
         skipped: a line about each newer checkpoint that is damaged.
     """
 
@@ -61,7 +61,7 @@ class Restored:
 
 
 class _Damaged(Exception):
-    """A checkpoint that is not what was committed."""
+    """A checkpoint differs from what was committed."""
 
 
 class _Member(BaseModel):
@@ -77,11 +77,11 @@ class _Manifest(BaseModel):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and whichever of older ones is the best of one of these.
+    """The checkpoints of one run: the newest `keep`, and the older ones that hold the best weights of one of these.
 
     Args:
-        folder: `checkpoints` of the run; made at the first commit.
-        keep: how many of the newest stay.
+        folder: `checkpoints` of the run; created by the first commit.
+        keep: how many of the newest are kept.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
@@ -92,7 +92,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> Path | None:
-        """The newest that was committed or restored here."""
+        """The newest checkpoint that this object committed or restored."""
         return None if self._committed is None else self._path(self._committed)
 
     def commit(
@@ -104,18 +104,18 @@ class Checkpoints:
         best_step: int | None = None,
         logs: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes one checkpoint and removes those that are no longer kept. A step is committed only once.
+        """Write one checkpoint and remove those that are no longer kept. A step is committed only once.
 
         Args:
-            model: compiled, optimizer and metrics built.
-            state: JSON types, and NumPy arrays anywhere in them.
-            step: of the training, which names the directory.
-            best_step: the step of the best checkpoint so far, which may be this one.
-            logs: the length of every log.
+            model: compiled, its optimizer and metrics built.
+            state: JSON types, with NumPy arrays anywhere in them.
+            step: step of the training; it names the directory.
+            best_step: step of the best checkpoint so far, which may be this one.
+            logs: length in bytes of every log.
 
         Raises:
             Diverged: a variable is not finite; nothing was written.
-            EnvironmentFault: it cannot be written; the checkpoints that were there are whole.
+            EnvironmentFault: the checkpoint cannot be written; the existing ones are intact.
         """
         if step == self._committed:
             return
@@ -125,23 +125,23 @@ class Checkpoints:
         training = {name: array for name, array in arrays.items() if name not in weights}
         text = json.dumps(_without_arrays(dict(state), training)).encode()
         path = self._path(step)
-        part, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
+        temporary, pointer = self._folder / f".{path.name}.part", self._folder / f".{LATEST}.part"
         try:
             self._make_folder()
-            _delete(part)
-            part.mkdir()
-            _write(part / WEIGHTS, lambda file: np.savez(file, **weights))
-            _write(part / TRAINING, lambda file: np.savez(file, **training))
-            _write(part / STATE, lambda file: file.write(text))
-            manifest = _manifest(part, step, best_step, logs or {})
-            _write(part / MANIFEST, lambda file: file.write(manifest))
+            _delete(temporary)
+            temporary.mkdir()
+            _write(temporary / WEIGHTS, lambda file: np.savez(file, **weights))
+            _write(temporary / TRAINING, lambda file: np.savez(file, **training))
+            _write(temporary / STATE, lambda file: file.write(text))
+            manifest = _manifest(temporary, step, best_step, logs or {})
+            _write(temporary / MANIFEST, lambda file: file.write(manifest))
             _write(pointer, lambda file: file.write(f"{path.name}\n".encode()))
-            _sync_directory(part)
+            _sync_directory(temporary)
             if path.exists():
                 _remove(path)  # left by a crash before its acknowledgement, or damaged
-            os.rename(part, path)
+            os.rename(temporary, path)
             os.replace(pointer, self._folder / LATEST)
-            # One flush for both renames: a pointer to a directory that is not there yet is passed over.
+            # One flush for both renames: a pointer to a directory that does not exist yet is ignored.
             _sync_directory(self._folder)
         except OSError as error:
             size = sum(array.nbytes for array in arrays.values())
@@ -152,21 +152,21 @@ class Checkpoints:
                 f"bytes are free there. {stays}: {remedy(error.errno)} and give the same command again."
             ) from error
         finally:
-            _delete(part)
+            _delete(temporary)
             with contextlib.suppress(OSError):
                 pointer.unlink(missing_ok=True)
         self._committed = step
         self._prune()
 
     def restore(self, model: keras.Model) -> Restored:
-        """Assigns the variables of the newest whole checkpoint to `model`, and removes the debris of crashes.
+        """Assign the variables of the newest whole checkpoint to `model`, and remove the debris of crashes.
 
-        The model must be built and compiled as the saved one was, its optimizer and metrics built as well (a
-        `Trainer` does that).
+        Args:
+            model: built and compiled as the saved one was, with its optimizer and metrics built (by a `Trainer`).
 
         Raises:
             ConfigError: names, shapes or dtypes differ from the model's; nothing was assigned.
-            EnvironmentFault: none is whole; nothing was assigned.
+            EnvironmentFault: no checkpoint is whole; nothing was assigned.
         """
         for debris in self._folder.glob(".step-*"):
             _delete(debris)
@@ -179,21 +179,21 @@ class Checkpoints:
                 skipped[path] = f"{path} is damaged ({damage})"
                 continue
             self._committed = manifest.step
-            # Damaged, or newer and never acknowledged: they go when the next one has been committed.
+            # Damaged, or newer and never acknowledged: removed once the next one is committed.
             newer = {other for other in candidates if _step_of(other) > self._committed}
             self._stale = newer | set(skipped)
             return Restored(manifest.step, state, manifest.logs, tuple(skipped.values()))
         found = "\n  ".join(skipped.values()) or "there is none"
         raise EnvironmentFault(
-            f"{self._folder}: no whole checkpoint to go on from; --new starts another run:\n  {found}"
+            f"{self._folder}: no whole checkpoint to resume from; --new starts another run:\n  {found}"
         )
 
     def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of this step, whole or not."""
+        """Return whether there is a checkpoint of this step, whole or damaged."""
         return self._path(step).exists()
 
     def is_whole(self, step: int) -> bool:
-        """Whether the weights of this step are there and as they were committed."""
+        """Return whether the weights of this step exist as they were committed."""
         try:
             _verified(self._path(step), (WEIGHTS,))
         except _Damaged:
@@ -201,21 +201,22 @@ class Checkpoints:
         return True
 
     def load_weights(self, step: int, model: keras.Model) -> None:
-        """Assigns the network's variables of one step.
+        """Assign the network's variables of one step.
 
         Raises:
-            ConfigError, EnvironmentFault: as `restore`.
+            ConfigError: as `restore`.
+            EnvironmentFault: the checkpoint is damaged; nothing was assigned.
         """
         path = self._path(step)
         try:
             _verified(path, (WEIGHTS,))
             arrays = _read_arrays(path / WEIGHTS)
         except _Damaged as damage:
-            raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to go on") from None
-        _assign(path, arrays, named_variables(model, NETWORK))
+            raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to resume") from None
+        assign_all(str(path), arrays, named_variables(model, NETWORK))
 
     def finish(self, *, keep_last: bool) -> None:
-        """Removes all but the newest, or that one too."""
+        """Remove all checkpoints but the newest, or that one too."""
         for path in self._candidates():
             if not keep_last or path != self.latest:
                 _remove(path)
@@ -225,14 +226,14 @@ class Checkpoints:
     def _make_folder(self) -> None:
         if not self._folder.exists():
             self._folder.mkdir(parents=True)
-            for parent in self._folder.parents[:3]:  # the run, the experiment's folder and the logs may be as new
+            for parent in self._folder.parents[:3]:  # the run, the experiment's folder and the logs may be new, too
                 _sync_directory(parent)
 
     def _path(self, step: int) -> Path:
         return self._folder / _name_of(step)
 
     def _candidates(self) -> list[Path]:
-        """What may be restored: what the pointer names, then from the newest to the oldest."""
+        """Return what may be restored: first what the pointer names, then from the newest to the oldest."""
         found = [path for path in self._folder.glob("step-*") if _DIRECTORY.match(path.name)]
         try:
             pointed = (self._folder / LATEST).read_text(encoding="utf-8").strip()
@@ -241,7 +242,7 @@ class Checkpoints:
         return sorted(sorted(found, key=_step_of, reverse=True), key=lambda path: path.name != pointed)
 
     def _prune(self) -> None:
-        """Removes what nobody will ask for; the best of each kept one stays, so that falling back loses nothing."""
+        """Remove what is no longer kept. The best of each kept one stays, so that falling back loses nothing."""
         paths = sorted(self._candidates(), key=_step_of, reverse=True)
         kept = set([path for path in paths if path == self.latest or path not in self._stale][: self._keep])
         for path in tuple(kept):
@@ -273,7 +274,7 @@ def _write(path: Path, write) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable."""
+    """Flush the names in a directory to the disk."""
     if not _CAN_SYNC_DIRECTORIES:
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -284,7 +285,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Takes a directory out of sight first: half of a checkpoint is never seen under its name."""
+    """Delete a checkpoint. It is renamed first, so that half of it is never seen under its name."""
     gone = path.with_name(f".{path.name}.gone")
     _delete(gone)
     with contextlib.suppress(OSError):
@@ -299,8 +300,8 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _manifest(part: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
-    members = {name: {"bytes": (part / name).stat().st_size, "sha256": _digest(part / name)} for name in _MEMBERS}
+def _manifest(folder: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
+    members = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in _MEMBERS}
     content = {"format": FORMAT, "step": step, "best_step": best_step, "members": members, "logs": dict(logs)}
     return json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode()
 
@@ -314,8 +315,14 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise Diverged(f"{name} is no longer finite; no checkpoint was written, the one before it stays")
+
+
 def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """`value` with its arrays moved to `arrays`."""
+    """Return `value` with a reference in place of each array, which is moved to `arrays`."""
     if isinstance(value, np.ndarray):
         name = f"state/{len(arrays)}"
         arrays[name] = value
@@ -331,7 +338,7 @@ def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _read_manifest(path: Path) -> _Manifest:
-    """A directory's manifest, compared with its own checksum."""
+    """Return the manifest of a checkpoint, compared with its own checksum."""
     if path.is_symlink():
         raise _Damaged("it is a symbolic link")
     try:
@@ -341,7 +348,7 @@ def _read_manifest(path: Path) -> _Manifest:
         if content["format"] != FORMAT:
             raise EnvironmentFault(
                 f"{path}: expected a checkpoint of format {FORMAT}, got format {content['format']}: another version "
-                "of kpipe has written it; go on with that one, or start another run with --new"
+                "of kpipe wrote it; resume with that one, or start another run with --new"
             )
         manifest = _Manifest.model_validate(content)
     except OSError as error:
@@ -354,12 +361,12 @@ def _read_manifest(path: Path) -> _Manifest:
 
 
 def _verified(path: Path, members: tuple[str, ...]) -> _Manifest:
-    """The manifest, once `members` have the size and checksum that stand in it."""
+    """Return the manifest, once `members` are known to have the sizes and checksums in it."""
     manifest = _read_manifest(path)
     for name in members:
         expected = manifest.members.get(name)
         if expected is None:
-            raise _Damaged(f"{name} does not stand in {MANIFEST}")
+            raise _Damaged(f"{name} is missing in {MANIFEST}")
         try:
             size = _regular(path / name).stat().st_size
             if size != expected.bytes:
@@ -372,14 +379,14 @@ def _verified(path: Path, members: tuple[str, ...]) -> _Manifest:
 
 
 def _regular(path: Path) -> Path:
-    """`path`, unless it leads elsewhere."""
+    """Return `path`, unless it is a link that leads elsewhere."""
     if path.is_symlink():
         raise _Damaged(f"{path.name} is a symbolic link")
     return path
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """A pickle, which could run code, is never loaded: checksums only say that nothing has changed since the commit."""
+    """Return the arrays of a file; no pickle is loaded, which could run code that a checksum does not rule out."""
     try:
         # Opened here, because np.load leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -389,7 +396,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _load(path: Path, model: keras.Model) -> dict[str, Any]:
-    """Assigns all variables and returns the state; either everything fits or nothing is assigned."""
+    """Assign all variables and return the state; either everything fits or nothing is assigned."""
     arrays = _read_arrays(path / WEIGHTS) | _read_arrays(path / TRAINING)
     kept = {name: arrays.pop(name) for name in list(arrays) if name.startswith("state/")}
     try:
@@ -398,35 +405,5 @@ def _load(path: Path, model: keras.Model) -> dict[str, Any]:
         )
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _Damaged(f"{STATE}: {error}") from None
-    _assign(path, arrays, named_variables(model))
+    assign_all(str(path), arrays, named_variables(model))
     return state
-
-
-def _assign(path: Path, arrays: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]) -> None:
-    """Keras's own loading passes over whatever does not match, without a word."""
-    saved = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-    wanted = {name: (tuple(variable.shape), variable.dtype) for name, variable in variables.items()}
-    for name in [*wanted, *saved]:
-        if saved.get(name) != wanted.get(name):
-            raise ConfigError(
-                f"{path}: the checkpoint is of another model: {name}: "
-                f"expected {_describe(wanted.get(name))}, got {_describe(saved.get(name))}"
-            )
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-
-
-def _describe(shape_and_dtype: tuple[tuple[int, ...], str] | None) -> str:
-    if shape_and_dtype is None:
-        return "none"
-    shape, dtype = shape_and_dtype
-    return f"{dtype} {list(shape)}"
-
-
-# --- a model's variables --------------------------------------------------------------------------------------------
-
-
-def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise Diverged(f"{name} is no longer finite; no checkpoint was written, the one before it stays")

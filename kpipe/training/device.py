@@ -1,4 +1,4 @@
-"""What this machine trains on, and with what."""
+"""The device that this machine trains on, and its free memory."""
 
 import os
 import re
@@ -11,7 +11,7 @@ MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def describe_device() -> str:
-    """`GPU NVIDIA A100-SXM4-40GB` or `CPU, 2 cores`."""
+    """Return `GPU NVIDIA A100-SXM4-40GB` or `CPU, 2 cores`."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
@@ -20,9 +20,9 @@ def describe_device() -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that a training can still take, of the GPU where there is one, else of the machine; None: unknown."""
+    """Return the bytes that a training can still take on the GPU, or on the machine without one; None: unknown."""
     if tf.config.list_physical_devices("GPU"):
-        from tensorflow.python.client import device_lib  # the only place that says it
+        from tensorflow.python.client import device_lib  # nothing else in TensorFlow says it
 
         limit = min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
         return limit - tf.config.experimental.get_memory_info("GPU:0")["current"]
@@ -48,7 +48,7 @@ def _container_limit() -> int | None:
 
 
 def _address_limit() -> int | None:
-    """What `ulimit -v` leaves to this process."""
+    """Return what `ulimit -v` leaves to this process."""
     try:
         import resource  # not on Windows
 
@@ -60,7 +60,7 @@ def _address_limit() -> int | None:
 
 
 def gpu_hint() -> str | None:
-    """A line when the machine has an NVIDIA driver and TensorFlow sees no GPU, with the command that mends it."""
+    """Return a line on how to make the GPU visible; None if TensorFlow sees one or there is no NVIDIA driver."""
     has_driver = shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
     if has_driver and not tf.config.list_physical_devices("GPU"):
         return (

@@ -1,4 +1,4 @@
-"""Which number format the layers compute in. Weights are float32 in each of them."""
+"""The number format that layers compute in. Weights are float32 in all of them."""
 
 import contextlib
 import re
@@ -15,10 +15,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def resolve_precision(name: str) -> str:
-    """The Keras dtype policy for `name`; `auto` takes the fastest one that this machine computes in hardware.
+    """Return the Keras dtype policy for `name`; `auto` is the fastest that this machine has hardware for.
 
     Raises:
-        ConfigError: the name is not known, or the format is one that this machine only emulates.
+        ConfigError: the name is not known, or this machine only emulates the format.
     """
     if name not in PRECISIONS:
         raise ConfigError(f"training.precision: expected a known name, got '{name}'{did_you_mean(name, PRECISIONS)}")
@@ -35,7 +35,7 @@ def resolve_precision(name: str) -> str:
 
 @contextlib.contextmanager
 def precision_scope(policy: str) -> Iterator[None]:
-    """Layers built inside keep `policy`; the process has its old policy again afterwards."""
+    """Build layers under a dtype policy, which they keep; the process gets its own policy back afterwards."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -45,7 +45,7 @@ def precision_scope(policy: str) -> Iterator[None]:
 
 
 def gpu_capability() -> tuple[int, int] | None:
-    """CUDA compute capability of the weakest GPU, (0, 0) where a GPU does not say; None without a GPU."""
+    """Return the CUDA compute capability of the weakest GPU, (0, 0) if a GPU does not say; None without a GPU."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return min((detail.get("compute_capability") or (0, 0) for detail in details), default=None)

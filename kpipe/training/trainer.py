@@ -9,100 +9,31 @@ variables.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import keras
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.training.callback_state import remember_callbacks, restore_callbacks
-from kpipe.training.distribution import make_strategy
+from kpipe.training.control import Cadence, Hooks, Metrics, TrainState, steps_within
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
-
-Metrics = dict[str, float]
-
-
-@dataclass
-class TrainState:
-    """Where a training stands, apart from the model's variables, saved in the same checkpoint: JSON types but for what
-    callbacks remember."""
-
-    step: int = 0
-    """Steps done. Not the optimizer's count, which leaves out steps skipped by float16 loss scaling."""
-    line_step: int = 0
-    """The step at which the model's metrics were last reset: the latest log line or end of an epoch."""
-    epoch_steps: int = 0
-    """Steps of this epoch in `epoch_sums`."""
-    epoch_sums: Metrics = field(default_factory=dict)
-    """Mean x steps of each metric, over the lines of this epoch so far."""
-    ending: bool = False
-    """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
-    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each Keras callback remembers; NumPy arrays may be in it."""
-    stopped: bool = False
-    """A callback ended the training."""
-    interrupted: bool = False
-    """`should_stop` ended it, at a step from which it can go on."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """`TrainState(**state.to_dict())` is the same state."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """When the loop comes back to Python.
-
-    Attributes:
-        log_every: steps between two log lines; metrics of a line are means since the line before, or since the epoch
-            began.
-        save_every: steps between two saves, counted from the start of the training; None: not by steps.
-        save_seconds: since the last save after which another is due.
-        max_chunk_seconds: how long a chunk of steps may last, about.
-        chunk: steps in a chunk instead of what fits into `max_chunk_seconds`.
-    """
-
-    log_every: int = 50
-    save_every: int | None = None
-    save_seconds: float = math.inf
-    max_chunk_seconds: float = 0.5
-    chunk: int | None = None
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the loop calls.
-
-    Attributes:
-        on_begin: once, when everything is traced and the first step is about to be done.
-        on_log: gets one record per log line, and one or two at the end of each epoch.
-        on_progress: gets step and metrics since the last line, after each chunk.
-        on_epoch: gets state and logs at the end of each epoch.
-        on_save: gets the state when a save is due; model and state are of the same moment.
-        should_stop: asked after each chunk of steps, and of the validation.
-    """
-
-    on_begin: Callable[[], None] = lambda: None
-    on_log: Callable[[dict[str, Any]], None] = lambda record: None
-    on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
-    on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
-    on_save: Callable[[TrainState], None] = lambda state: None
-    should_stop: Callable[[], bool] = lambda: False
 
 
 class Trainer:
-    """Trains and evaluates one compiled model.
+    """Trains and evaluates one compiled model, under the strategy in whose scope it was built.
 
-    Optimizer and metrics are built here, so a checkpoint can be loaded between the construction and `fit`.
-    `model.compile(jit_compile=...)` and `steps_per_execution` are not looked at.
+    The constructor builds optimizer and metrics, so a checkpoint can be loaded between it and `fit`. The arguments
+    `jit_compile` and `steps_per_execution` of `model.compile` have no effect.
+
+    Args:
+        model: takes images [B, H, W, C] and returns logits [B, K]. Its loss and metrics take labels int32 [B], and
+            soft labels float32 [B, K] if the training batches have them.
     """
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy | None = None):
-        """`model` takes images [B, H, W, C] and gives logits [B, K]; its loss and metrics take labels int32 [B], and
-        float32 [B, K] where the training batches have such labels."""
+    def __init__(self, model: keras.Model):
         self.model = model
-        self.strategy = strategy or make_strategy()
+        self.strategy = model.distribute_strategy
         with self.strategy.scope():
             _build_variables(model)
         if self.strategy.num_replicas_in_sync == 1:
@@ -120,32 +51,32 @@ class Trainer:
         state: TrainState | None = None,
         validation: tf.data.Dataset | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-        cadence: Cadence = Cadence(),
-        hooks: Hooks = Hooks(),
+        cadence: Cadence | None = None,
+        hooks: Hooks | None = None,
     ) -> TrainState:
-        """Trains from `state` to the end of the last epoch, or until something stops it.
+        """Train from `state` to the end of the last epoch, or until something stops it.
 
         Args:
-            batches_from: called once with the first step to do; gives (images, labels) or (images, labels,
+            batches_from: called once with the first step to do. It returns (images, labels) or (images, labels,
                 sample_weights float32 [B]) from there to the end of the training, in full batches of one size, with a
                 known cardinality. The weights count in the loss; metrics stay unweighted.
             steps_per_epoch: full batches in an epoch.
             epochs: counted from the start of the training, not from `state`.
-            state: where to go on, with the variables of the same moment in the model; None for the start.
+            state: where to resume, with the variables of the same moment in the model; None for the start.
             validation: evaluated at the end of each epoch.
             callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
                 a chunk with the true index of the batch, test methods at begin and end of the validation.
-            cadence: when to log, to save and to look up.
-            hooks: what to call then.
+            cadence: when to log, to save and to return to Python; None: as `Cadence()`.
+            hooks: what to call then; None: nothing.
 
         Returns:
-            The state at the end: the object given, brought up to date. When `interrupted` is set, the
-            callbacks' `on_train_end` was not called (EarlyStopping would exchange the weights).
+            The state at the end: the given object, updated. When `interrupted` is set, the callbacks'
+            `on_train_end` was not called (EarlyStopping would exchange the weights).
 
         Raises:
-            ConfigError: the batches do not reach to the end, or are not of one size.
-            DataError: there is not one image to validate.
-            Diverged: a loss, a weight or a number of the optimizer is not finite; noticed at the next log line.
+            ConfigError: the batches end before the training, or differ in size.
+            DataError: there is no image to validate.
+            Diverged: a loss, a weight or a variable of the optimizer is not finite; noticed at the next log line.
         """
         state = TrainState() if state is None else state
         state.interrupted = False
@@ -161,8 +92,8 @@ class Trainer:
             batch_size=_batch_size(batches, remaining),
             validation=validation,
             callbacks=list(callbacks),
-            cadence=cadence,
-            hooks=hooks,
+            cadence=cadence or Cadence(),
+            hooks=hooks or Hooks(),
         )
         loop.run(iter(self.strategy.experimental_distribute_dataset(batches)))
         return state
@@ -174,18 +105,18 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         max_chunk_seconds: float = 0.5,
     ) -> dict[str, float] | None:
-        """Loss, metrics and number of images over every image of `dataset`; the model's metrics are reset.
+        """Return loss, metrics and the number of images over every image of `dataset`; reset the model's metrics.
 
         Args:
             dataset: batches of (images, labels).
             should_stop: asked after each chunk of batches.
-            max_chunk_seconds: how long a chunk may last, about.
+            max_chunk_seconds: about how long a chunk may last.
 
         Returns:
-            None if `should_stop` has ended it.
+            Values by name, the images under `images`; None if `should_stop` ended the evaluation.
 
         Raises:
-            DataError: the data set is empty.
+            DataError: the dataset is empty.
         """
         self.model.reset_metrics()
         iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
@@ -197,7 +128,7 @@ class Trainer:
             if more and should_stop():
                 self.model.reset_metrics()
                 return None
-            chunk = _fitting(max_chunk_seconds, (time.perf_counter() - start) / chunk)
+            chunk = steps_within(max_chunk_seconds, (time.perf_counter() - start) / chunk)
         if not total:
             raise DataError("evaluation: expected at least one image, got none")
         metrics = self.read_metrics()
@@ -205,12 +136,12 @@ class Trainer:
         return {**metrics, "images": total}
 
     def trace_evaluation(self, dataset: tf.data.Dataset) -> None:
-        """Does what the first evaluation of such batches would otherwise have to do."""
+        """Compile the evaluation of such batches, which the first one would otherwise have to do."""
         iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
         self._run_evaluation(iterator, tf.constant(0))
 
     def check_finite(self, first: int, last: int) -> None:
-        """Raises Diverged if a weight or a number of the optimizer is not finite after these steps."""
+        """Raise Diverged if a weight or a variable of the optimizer is not finite after these steps."""
         variables = [v for v in (*self.model.variables, *self.model.optimizer.variables) if "float" in v.dtype]
         finite = self._are_finite([variable.value for variable in variables]).numpy()
         if not finite.all():
@@ -218,11 +149,12 @@ class Trainer:
             raise Diverged(f"{variable.path} is no longer finite {where(first, last)}; {LIKELY_CAUSES}")
 
     def run_steps(self, iterator, num_steps: int) -> Metrics:
-        """Trains `num_steps` steps; returns the metrics since their last reset, when the device is done."""
+        """Train for `num_steps` steps; return the metrics since their last reset, once the device is done."""
         self._run_steps(iterator, tf.constant(num_steps))
         return self.read_metrics()
 
     def read_metrics(self) -> Metrics:
+        """Return the means since the metrics were last reset."""
         return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     def _steps(self, iterator, num_steps):
@@ -230,7 +162,7 @@ class Trainer:
             self.strategy.run(self.model.train_step, args=(next(iterator),))
 
     def _evaluation(self, iterator, num_batches):
-        """At most `num_batches` batches; returns their images, and whether there may be more."""
+        """Evaluate at most `num_batches` batches; return their images, and whether there may be more batches."""
         images, more, done = tf.constant(0), tf.constant(True), tf.constant(0)
         while more and done < num_batches:
             batch = iterator.get_next_as_optional()
@@ -248,7 +180,7 @@ class Trainer:
 
 @dataclass
 class _Speed:
-    """Images per second of training alone, validation and callbacks left out."""
+    """Images per second of training alone, without validation and callbacks."""
 
     images: int = 0
     seconds: float = 0.0
@@ -258,7 +190,7 @@ class _Speed:
         self.seconds += seconds
 
     def take(self) -> float:
-        """The speed since it was last taken."""
+        """Return the speed since it was last taken."""
         speed = self.images / max(self.seconds, 1e-9)
         self.images, self.seconds = 0, 0.0
         return speed
@@ -295,7 +227,7 @@ class _Loop:
 
     @property
     def epoch(self) -> int:
-        """Index of the epoch that goes on, or whose end is still to come."""
+        """Index of the current epoch, or of the one whose end is still to come."""
         return (self.state.step - self.state.ending) // self.steps_per_epoch
 
     @property
@@ -304,6 +236,7 @@ class _Loop:
         return done and not self.state.ending
 
     def run(self, iterator) -> None:
+        """Train to the end of the last epoch, or to a stop."""
         state, logs = self.state, {}
         self.model.stop_training = False
         self.callback_list.on_train_begin()
@@ -324,10 +257,10 @@ class _Loop:
         self.callback_list.on_train_end(logs)
 
     def run_epoch(self, epoch: int, iterator) -> None:
-        """Trains to the end of the epoch, which is then `ending`, or to a stop."""
+        """Train to the end of the epoch, which is then `ending`, or to a stop."""
         state, end = self.state, (epoch + 1) * self.steps_per_epoch
         if state.step == epoch * self.steps_per_epoch:
-            self.callback_list.on_epoch_begin(epoch)  # of a resumed epoch it is in what the callbacks remember
+            self.callback_list.on_epoch_begin(epoch)  # callbacks remember that of a resumed epoch
         while state.step < end and not self.model.stop_training:
             metrics = self.run_chunk(epoch, iterator)
             if state.step % self.cadence.log_every == 0:
@@ -344,17 +277,18 @@ class _Loop:
         state.callbacks = remember_callbacks(self.callbacks)
 
     def save_if_due(self) -> None:
-        state, now = self.state, time.monotonic()
-        if (
-            self.cadence.save_every and state.step % self.cadence.save_every == 0
-        ) or now - self.saved_at >= self.cadence.save_seconds:
+        """Offer the state to be saved, if a save is due and the state is finite."""
+        state = self.state
+        if self.cadence.is_save_due(state.step, time.monotonic() - self.saved_at):
             state.callbacks = remember_callbacks(self.callbacks)
             self.trainer.check_finite(state.line_step + 1, state.step)
             self.hooks.on_save(state)
             self.saved_at = time.monotonic()
 
     def run_chunk(self, epoch: int, iterator) -> Metrics:
-        num_steps = self.chunk_steps(epoch)
+        """Train one chunk of steps; return the metrics since the last line."""
+        epoch_end = (epoch + 1) * self.steps_per_epoch
+        num_steps = self.cadence.chunk_steps(self.state.step, epoch_end, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
@@ -369,23 +303,13 @@ class _Loop:
         self.hooks.on_progress(self.state.step, metrics)
         return metrics
 
-    def chunk_steps(self, epoch: int) -> int:
-        to_epoch_end = (epoch + 1) * self.steps_per_epoch - self.state.step
-        to_line = self.cadence.log_every - self.state.step % self.cadence.log_every
-        to_save = (
-            self.cadence.save_every - self.state.step % self.cadence.save_every
-            if self.cadence.save_every
-            else to_epoch_end
-        )
-        in_time = self.cadence.chunk or _fitting(self.cadence.max_chunk_seconds, self.seconds_per_step)
-        return min(to_epoch_end, to_line, to_save, in_time)
-
     def log_line(self, epoch: int, metrics: Metrics) -> None:
+        """Log the means since the last line."""
         self.close_line(metrics)
         self.log(epoch, "train", "steps", metrics | self.rate_and_speed(self.line_speed))
 
     def close_line(self, metrics: Metrics) -> None:
-        """Adds the means since the last line to the epoch's sums and begins new ones."""
+        """Add the means since the last line to the epoch's sums, and reset the metrics."""
         state = self.state
         num_steps = state.step - state.line_step
         self.trainer.check_finite(state.line_step + 1, state.step)
@@ -396,9 +320,9 @@ class _Loop:
         self.model.reset_metrics()
 
     def end_epoch(self, epoch: int) -> Metrics:
-        """Validates, logs, tells the callbacks, and begins new sums; returns the logs as the callbacks saw them.
+        """Validate, log, call the callbacks, and reset the sums; return the logs as the callbacks saw them.
 
-        A stop during the validation leaves everything as it was before it: the resumed training validates anew.
+        A stop during the validation leaves everything as it was before it: the resumed training validates again.
         """
         state, scores = self.state, None
         if self.validation is not None:
@@ -430,7 +354,7 @@ class _Loop:
         return logs
 
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Return the learning rate for the next step."""
         return float(self.model.optimizer.learning_rate)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
@@ -441,7 +365,7 @@ class _Loop:
 
 
 def _build_variables(model: keras.Model) -> None:
-    """Builds optimizer, loss and metrics, whose variables cannot be made inside the compiled loop."""
+    """Build optimizer, loss and metrics, whose variables cannot be made inside the compiled loop."""
     model.optimizer.build(model.trainable_variables)
     images = tf.zeros((1, *model.input_shape[1:]), model.inputs[0].dtype)
     labels = tf.zeros((1,), "int32")
@@ -453,14 +377,16 @@ def _build_variables(model: keras.Model) -> None:
 
 
 def _sum_over_one_replica(optimizer: keras.optimizers.Optimizer) -> None:
-    """Leaves out Keras's sum of the gradients over replicas, which changes nothing where there is one: TensorFlow keeps
-    the graph around each such sum for the life of the process, 7 MB for each LeNet-5 of a search."""
+    """Leave out Keras's sum of the gradients over replicas, which changes nothing with one replica.
+
+    TensorFlow keeps the graph around each such sum for the life of the process: 7 MB for each LeNet-5 of a search.
+    """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     optimizer._all_reduce_sum_gradients = list
 
 
 def _batch_size(batches: tf.data.Dataset, num_steps: int) -> int:
-    """Images in a batch, once it is sure that there are `num_steps` full ones."""
+    """Return the images in a batch; raise ConfigError unless there are `num_steps` full batches."""
     available = int(batches.cardinality())
     if available != tf.data.INFINITE_CARDINALITY and available < num_steps:
         got = "an unknown number (use assert_cardinality)" if available < 0 else str(available)
@@ -469,8 +395,3 @@ def _batch_size(batches: tf.data.Dataset, num_steps: int) -> int:
     if size is None:
         raise ConfigError("training batches: expected batches of one size, got any (use drop_remainder=True)")
     return size
-
-
-def _fitting(seconds: float, seconds_per_step: float) -> int:
-    """The steps that fit into a time, at least 1."""
-    return max(1, int(seconds / max(seconds_per_step, 1e-9)))

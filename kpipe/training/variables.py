@@ -1,4 +1,4 @@
-"""The variables of a training, under names that another process gives them too."""
+"""The variables of a training, under names that are the same in every process."""
 
 import math
 import re
@@ -7,23 +7,32 @@ from collections.abc import Iterable, Mapping
 import keras
 import numpy as np
 
+from kpipe.errors import ConfigError
+
 NETWORK = ("trainable_variables", "non_trainable_variables")
-
-
 GROUPS = (*NETWORK, "optimizer_variables", "metrics_variables")
 
 
 def count_values(variables: Iterable[keras.Variable]) -> int:
-    """The numbers in some variables."""
+    """Return how many numbers some variables hold."""
     return sum(math.prod(variable.shape) for variable in variables)
 
 
-def count_bytes(variables: Mapping[str, keras.Variable]) -> int:
-    return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables.values())
+def count_bytes(variables: Iterable[keras.Variable]) -> int:
+    """Return how many bytes these numbers take."""
+    return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables)
 
 
 def named_variables(model: keras.Model, groups: tuple[str, ...] = GROUPS) -> dict[str, keras.Variable]:
-    """Every variable of the training, by group and path."""
+    """Return every variable of the training, by group and path.
+
+    Args:
+        model: compiled, its optimizer and metrics built.
+        groups: names out of `GROUPS`.
+
+    Returns:
+        Keys such as `trainable_variables/lenet5/c1/kernel` and `optimizer_variables/sgd/iteration`.
+    """
     variables = {
         "trainable_variables": model.trainable_variables,
         "non_trainable_variables": model.non_trainable_variables,
@@ -39,14 +48,46 @@ def named_variables(model: keras.Model, groups: tuple[str, ...] = GROUPS) -> dic
     return named
 
 
-def _stable_root(root: str, seen: dict[str, str]) -> str:
-    """`root` with Keras's automatic number counted anew; the names of layers, `conv1_2`, are in `seen` already.
+def assign_all(source: str, arrays: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]) -> None:
+    """Assign to each variable the array of its name.
 
-    Keras numbers optimizers and seed generators over the whole process, so the second model of a process
-    would not know its own checkpoint.
+    Keras's own loading skips whatever does not match without a word.
+
+    Args:
+        source: where the arrays come from, at the beginning of an error's message.
+        arrays: values by name.
+        variables: as `named_variables` returns them.
+
+    Raises:
+        ConfigError: names, shapes or dtypes differ; nothing was assigned.
+    """
+    saved = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    expected = {name: (tuple(variable.shape), variable.dtype) for name, variable in variables.items()}
+    for name in [*expected, *saved]:
+        if saved.get(name) != expected.get(name):
+            raise ConfigError(
+                f"{source}: the checkpoint is of another model: {name}: "
+                f"expected {_describe(expected.get(name))}, got {_describe(saved.get(name))}"
+            )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _stable_root(root: str, seen: dict[str, str]) -> str:
+    """Return `root` with Keras's automatic number counted anew within the model.
+
+    Keras numbers optimizers and seed generators over the whole process, so the second model of a process would not
+    know its own checkpoint. The names of layers (`conv1_2`) are in `seen` from the beginning and stay.
     """
     if root not in seen:
         stem = re.sub(r"_\d+$", "", root)
         rank = sum(re.sub(r"_\d+$", "", other) == stem for other in seen)
         seen[root] = f"{stem}_{rank}" if rank else stem
     return seen[root]
+
+
+def _describe(shape_and_dtype: tuple[tuple[int, ...], str] | None) -> str:
+    if shape_and_dtype is None:
+        return "none"
+    shape, dtype = shape_and_dtype
+    return f"{dtype} {list(shape)}"

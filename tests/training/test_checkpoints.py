@@ -153,8 +153,8 @@ def test_a_step_is_committed_once(model, folder):
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
-def truncate(path, share=0.5):
-    os.truncate(path, int(path.stat().st_size * share))
+def truncate(path, fraction=0.5):
+    os.truncate(path, int(path.stat().st_size * fraction))
 
 
 def flip(path, place=0.5):
@@ -203,7 +203,7 @@ DAMAGE = [
     ),
     ("manifest.json", lambda path: sign(path, step="../10"), "manifest.json cannot be read"),
     ("manifest.json", lambda path: sign(path, logs=7), "manifest.json cannot be read"),
-    ("manifest.json", lambda path: sign(path, members={}), "weights.npz does not stand in manifest.json"),
+    ("manifest.json", lambda path: sign(path, members={}), "weights.npz is missing in manifest.json"),
     *(
         ("manifest.json", lambda path, at=at: flip(path, at / 20), "manifest.json ca|checksum of manif")
         for at in range(21)
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(model, folder
     [said] = restored.skipped
     assert said.startswith(f"{folder}/step-00000020 is damaged (")
     assert said.endswith(")")
-    assert any(part in said for part in reason.split("|"))
+    assert any(text in said for text in reason.split("|"))
     checkpoints.commit(model, {}, step=15, best_step=10)
     assert names(folder) == ["latest", "step-00000010", "step-00000015"]
 
@@ -241,7 +241,7 @@ def test_when_nothing_is_whole_everything_is_named(model, folder):
     with pytest.raises(EnvironmentFault) as caught:
         Checkpoints(folder).restore(model)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{folder}: no whole checkpoint to go on from; --new starts another run:"
+    assert lines[0] == f"{folder}: no whole checkpoint to resume from; --new starts another run:"
     assert [line.split()[0] for line in lines[1:]] == [f"{folder}/step-00000020", f"{folder}/step-00000010"]
     assert filled_with(model) == {99}
     with pytest.raises(EnvironmentFault, match="--new starts another run:\n  there is none"):

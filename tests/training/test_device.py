@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from kpipe.experiment import environment
+from kpipe.runs import environment
 from kpipe.training import device
 
 

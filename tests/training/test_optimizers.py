@@ -95,7 +95,7 @@ def test_adamw_without_its_own_decay_is_adam(weight_decay):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_options_are_arguments_of_the_keras_class_with_its_defaults(name):
-    """A part of its arguments: the rest is for kpipe to set, or has no place in an experiment."""
+    """Some of its arguments: kpipe sets the others, or an experiment has no use for them."""
     row = OPTIMIZERS[name]
     parameters = inspect.signature(row.load().__init__).parameters
     defaults = {key: field.default for key, field in row.options.model_fields.items() if key != "weight_decay"}

@@ -10,11 +10,12 @@ from tensorflow.python.framework import ops
 from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.models.googlenet import WithAuxiliaryHeads
 from kpipe.training.checkpoints import Checkpoints
+from kpipe.training.control import Cadence, Hooks, TrainState
 from kpipe.training.distribution import make_strategy
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.precision import precision_scope
-from kpipe.training.trainer import Cadence, Hooks, Trainer, TrainState
+from kpipe.training.trainer import Trainer
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 20, 3, 8
 
@@ -53,7 +54,7 @@ def batches_from(first, last=STEPS_PER_EPOCH * EPOCHS):
     return tf.data.Dataset.range(first, last).map(make_batch)
 
 
-def make_part(images=21):
+def held_out(images=21):
     """The last batch is partial."""
     return batches_from(1000, 1010).unbatch().take(images).batch(BATCH)
 
@@ -84,7 +85,7 @@ def reference():
     """Trained in chunks as long as they get, with what was logged."""
     records = []
     trainer = Trainer(make_model())
-    fit(trainer, on_log=records.append, validation=make_part())
+    fit(trainer, on_log=records.append, validation=held_out())
     return trainer.model, records
 
 
@@ -138,12 +139,12 @@ def test_the_cut_into_chunks_changes_nothing(reference, chunk):
     model, expected = reference
     records = []
     trainer = Trainer(make_model())
-    fit(trainer, chunk=chunk, on_log=records.append, validation=make_part())
+    fit(trainer, chunk=chunk, on_log=records.append, validation=held_out())
     assert_same(trainer.model, model)
     assert without_speed(records) == without_speed(expected)
 
 
-# With batch normalisation the loop and `fit` were measured to differ in the last bits, without it in none.
+# With batch normalization the loop and `fit` were measured to differ in the last bits, without it in none.
 @pytest.mark.parametrize(("batch_norm", "tolerance"), [(False, 0.0), (True, 2e-6)])
 def test_equals_keras_fit(batch_norm, tolerance):
     records = []
@@ -213,8 +214,14 @@ def test_nothing_is_left_of_a_training_when_it_is_gone(policy):
     assert len(kept) == before
 
 
-def test_there_is_one_strategy():
-    assert make_strategy() is make_strategy()
+def test_a_model_is_trained_under_the_strategy_that_it_was_built_under(reference):
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with strategy.scope():
+        trainer = Trainer(make_model())
+    assert trainer.strategy is strategy
+    fit(trainer, validation=held_out())
+    assert_same(trainer.model, reference[0])
+    assert Trainer(make_model()).strategy is make_strategy()
 
 
 # --- labels and weights -----------------------------------------------------------------------------
@@ -231,7 +238,7 @@ def make_linear(*, heads=0):
     return model
 
 
-def as_shares(images, labels, *weights):
+def with_soft_labels(images, labels, *weights):
     """0.7 of the label's class, 0.3 of the next one."""
     return images, 0.7 * tf.one_hot(labels, 3) + 0.3 * tf.one_hot((labels + 1) % 3, 3), *weights
 
@@ -240,36 +247,41 @@ def with_weights(images, labels):
     return images, labels, tf.cast(tf.range(BATCH), "float32") / 2
 
 
-def cross_entropies(logits, shares):
+def cross_entropies(logits, soft):
     """float64 [B], from the formula."""
-    logits, shares = np.float64(logits), np.float64(shares)
-    return (shares * (np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits)).sum(axis=1)
+    logits, soft = np.float64(logits), np.float64(soft)
+    return (soft * (np.log(np.exp(logits).sum(axis=1, keepdims=True)) - logits)).sum(axis=1)
 
 
 @pytest.mark.parametrize("heads", [0, 2])
-def test_the_first_step_on_shares_and_weights_by_hand(heads):
-    images, shares, weights = as_shares(*with_weights(*make_batch(0)))
+def test_the_first_step_on_soft_labels_and_weights_by_hand(heads):
+    images, soft, weights = with_soft_labels(*with_weights(*make_batch(0)))
     model, records = make_linear(heads=heads), []
     outputs = model(images)
-    costs = [np.mean(cross_entropies(logits, shares) * weights.numpy()) for logits in (outputs if heads else [outputs])]
-    right = np.mean(np.argmax(outputs[0] if heads else outputs, axis=1) == np.argmax(shares, axis=1))
+    costs = [np.mean(cross_entropies(logits, soft) * weights.numpy()) for logits in (outputs if heads else [outputs])]
+    right = np.mean(np.argmax(outputs[0] if heads else outputs, axis=1) == np.argmax(soft, axis=1))
 
     def one_batch(first):
-        return tf.data.Dataset.from_tensors((images, shares, weights))
+        return tf.data.Dataset.from_tensors((images, soft, weights))
 
     fit(Trainer(model), one_batch, steps_per_epoch=1, epochs=1, log_every=1, on_log=records.append)
     assert records[0]["loss"] == pytest.approx(costs[0] + 0.3 * sum(costs[1:]), rel=1e-5)
     assert records[0]["accuracy"] == pytest.approx(right)  # no weights in it
 
 
-def test_training_on_shares_is_evaluated_on_classes():
+def test_training_on_soft_labels_is_evaluated_on_classes():
     records, model = [], make_linear()
     trainer = Trainer(model)
-    fit(trainer, lambda first: batches_from(first).map(as_shares), validation=make_part(), on_log=records.append)
-    part = list(make_part())
-    logits = np.concatenate([model(images) for images, _ in part])
-    labels = np.concatenate([labels for _, labels in part])
-    scores = trainer.evaluate(make_part())
+    fit(
+        trainer,
+        lambda first: batches_from(first).map(with_soft_labels),
+        validation=held_out(),
+        on_log=records.append,
+    )
+    batches = list(held_out())
+    logits = np.concatenate([model(images) for images, _ in batches])
+    labels = np.concatenate([labels for _, labels in batches])
+    scores = trainer.evaluate(held_out())
     assert scores["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     assert scores["loss"] == pytest.approx(cross_entropies(logits, np.eye(3)[labels]).mean(), rel=1e-5)
     assert records[-1]["accuracy"] == pytest.approx(scores["accuracy"])
@@ -290,7 +302,7 @@ def test_equal_weights_change_nothing():
 def test_a_resumed_training_equals_an_uninterrupted_one(reference, tmp_path, step):
     model, expected = reference
     records, stopper = [], Stopper(step)
-    options = {"chunk": 1, "on_log": records.append, "validation": make_part(), "on_progress": stopper.see}
+    options = {"chunk": 1, "on_log": records.append, "validation": held_out(), "on_progress": stopper.see}
     trainer = Trainer(make_model())
     state = fit(trainer, should_stop=stopper, **options)
     assert (state.step, state.interrupted) == (step, True)
@@ -327,7 +339,7 @@ class StopInValidation:
 def test_a_stop_within_the_validation_loses_nothing(reference, tmp_path, number):
     model, expected = reference
     records, stop = [], StopInValidation(number)
-    options = {"on_log": records.append, "validation": make_part()}
+    options = {"on_log": records.append, "validation": held_out()}
     trainer = Trainer(make_model())
     state = fit(trainer, should_stop=stop, callbacks=[stop.callback()], **options)
     assert (state.step, state.ending, state.interrupted) == (number * STEPS_PER_EPOCH, True, True)
@@ -348,9 +360,9 @@ def test_an_epoch_that_a_callback_cut_short_stays_the_last_after_a_stop_in_its_v
     stop = StopInValidation(1)
     trainer = Trainer(make_model())
     callbacks = [stop.callback(), Cut()]
-    state = fit(trainer, chunk=5, validation=make_part(), should_stop=stop, callbacks=callbacks)
+    state = fit(trainer, chunk=5, validation=held_out(), should_stop=stop, callbacks=callbacks)
     assert (state.step, state.ending) == (10, True)
-    state = fit(trainer, state=state, validation=make_part())
+    state = fit(trainer, state=state, validation=held_out())
     assert (state.step, state.stopped, state.ending) == (10, True, False)
 
 
@@ -443,7 +455,11 @@ def test_what_a_callback_keeps_survives_with_its_arrays(tmp_path):
 
 def decide(callbacks, tmp_path=None, stop_at=None, policy="float32"):
     """Trains with callbacks, through a checkpoint in the middle if `stop_at` is given; returns the model and them."""
-    trainer, options, made = Trainer(make_model(policy=policy)), {"chunk": 5, "validation": make_part()}, callbacks()
+    trainer, options, made = (
+        Trainer(make_model(policy=policy)),
+        {"chunk": 5, "validation": held_out()},
+        callbacks(),
+    )
     if stop_at is not None:
         stopper = Stopper(stop_at)
         state = fit(trainer, callbacks=made, should_stop=stopper, on_progress=stopper.see, **options)
@@ -489,7 +505,7 @@ def test_callbacks_decide_after_a_resume_as_without_one(tmp_path, monkeypatch, m
 
 def test_callbacks_are_called_as_under_fit():
     ours, theirs = Recorder(), Recorder()
-    fit(Trainer(make_model()), chunk=1, callbacks=[ours], validation=make_part())
+    fit(Trainer(make_model()), chunk=1, callbacks=[ours], validation=held_out())
     make_model().fit(
         batches_from(0),
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -497,10 +513,10 @@ def test_callbacks_are_called_as_under_fit():
         shuffle=False,
         verbose=0,
         callbacks=[theirs],
-        validation_data=make_part(),
+        validation_data=held_out(),
     )
     # Ours know the learning rate as well.
-    assert [tuple(part for part in call if part != "learning_rate") for call in ours.calls] == theirs.calls
+    assert [tuple(name for name in call if name != "learning_rate") for call in ours.calls] == theirs.calls
 
 
 def test_batch_methods_are_called_once_a_chunk_with_the_true_step():
@@ -586,9 +602,9 @@ def test_a_state_that_is_not_finite_is_not_offered_to_be_saved():
 
 def test_a_validation_loss_that_is_not_finite_is_reported_before_it_is_logged():
     records = []
-    part = make_part().map(lambda x, y: (tf.cast(x, tf.float32) * float("inf"), y))
+    validation = held_out().map(lambda x, y: (tf.cast(x, tf.float32) * float("inf"), y))
     with pytest.raises(Diverged, match="the validation loss became nan at step 20; likely causes: the learning rate"):
-        fit(Trainer(make_model()), validation=part, on_log=records.append)
+        fit(Trainer(make_model()), validation=validation, on_log=records.append)
     assert {record["split"] for record in records} == {"train"}
 
 
@@ -602,7 +618,7 @@ def test_batches_must_reach_to_the_end():
 
 def test_batches_must_be_of_one_size():
     with pytest.raises(ConfigError, match=r"expected batches of one size, got any \(use drop_remainder=True\)"):
-        fit(Trainer(make_model()), lambda first: make_part().repeat())
+        fit(Trainer(make_model()), lambda first: held_out().repeat())
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -610,8 +626,8 @@ def test_batches_must_be_of_one_size():
 
 def test_evaluate_equals_keras(reference):
     model = reference[0]
-    result = Trainer(model).evaluate(make_part())
-    expected = model.evaluate(make_part(), verbose=0, return_dict=True)
+    result = Trainer(model).evaluate(held_out())
+    expected = model.evaluate(held_out(), verbose=0, return_dict=True)
     assert result.pop("images") == 21
     assert result == pytest.approx(expected, rel=1e-6)
 
@@ -619,19 +635,19 @@ def test_evaluate_equals_keras(reference):
 def test_evaluate_traces_once_and_leaves_clean_metrics():
     trainer = Trainer(make_model())
     for _ in range(3):
-        trainer.evaluate(make_part(), max_chunk_seconds=0.0)
+        trainer.evaluate(held_out(), max_chunk_seconds=0.0)
     assert trainer._run_evaluation.experimental_get_tracing_count() == 1
     assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
 
 
 def test_an_evaluation_can_be_stopped():
     trainer, asked = Trainer(make_model()), []
-    assert trainer.evaluate(make_part(), should_stop=lambda: asked.append(1) or True, max_chunk_seconds=0.0) is None
+    assert trainer.evaluate(held_out(), should_stop=lambda: asked.append(1) or True, max_chunk_seconds=0.0) is None
     assert len(asked) == 1
     assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
-    assert trainer.evaluate(make_part(), max_chunk_seconds=0.0)["images"] == 21
+    assert trainer.evaluate(held_out(), max_chunk_seconds=0.0)["images"] == 21
 
 
 def test_evaluate_wants_images():
     with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
-        Trainer(make_model()).evaluate(make_part().take(0))
+        Trainer(make_model()).evaluate(held_out().take(0))

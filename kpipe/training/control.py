@@ -1,0 +1,93 @@
+"""What steers a training from outside: where it stands, when the loop returns to Python, and what it calls then."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class TrainState:
+    """Where a training stands, apart from the model's variables; both are saved in the same checkpoint.
+
+    All fields have JSON types, except for what callbacks remember.
+    """
+
+    step: int = 0
+    """Steps done. Not the optimizer's count, which leaves out steps skipped by float16 loss scaling."""
+    line_step: int = 0
+    """The step at which the model's metrics were last reset: the latest log line or end of an epoch."""
+    epoch_steps: int = 0
+    """Steps of this epoch in `epoch_sums`."""
+    epoch_sums: Metrics = field(default_factory=dict)
+    """Mean x steps of each metric, over the lines of this epoch so far."""
+    ending: bool = False
+    """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each Keras callback remembers, NumPy arrays included."""
+    stopped: bool = False
+    """A callback ended the training."""
+    interrupted: bool = False
+    """`should_stop` ended the training, at a step from which it can be resumed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name; `TrainState(**state.to_dict())` is the same state."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When the loop returns to Python.
+
+    Attributes:
+        log_every: steps between two log lines. The metrics of a line are means since the line before, or since the
+            epoch began.
+        save_every: steps between two saves, counted from the start of the training; None: not by steps.
+        save_seconds: seconds after the last save at which another is due.
+        max_chunk_seconds: about how long a chunk of steps may last.
+        chunk: steps in a chunk, instead of as many as fit into `max_chunk_seconds`.
+    """
+
+    log_every: int = 50
+    save_every: int | None = None
+    save_seconds: float = math.inf
+    max_chunk_seconds: float = 0.5
+    chunk: int | None = None
+
+    def is_save_due(self, step: int, seconds: float) -> bool:
+        """Return whether to save at `step`, so many seconds after the last save."""
+        return bool(self.save_every and step % self.save_every == 0) or seconds >= self.save_seconds
+
+    def chunk_steps(self, step: int, epoch_end: int, seconds_per_step: float) -> int:
+        """Return the steps from `step` to the next log line, save or end of the epoch, or as many as fit in time."""
+        intervals = [every for every in (self.log_every, self.save_every) if every]
+        in_time = self.chunk or steps_within(self.max_chunk_seconds, seconds_per_step)
+        return min(in_time, epoch_end - step, *(every - step % every for every in intervals))
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls.
+
+    Attributes:
+        on_begin: called once, when everything is traced and the first step is about to be done.
+        on_log: gets one record per log line, and one or two at the end of each epoch.
+        on_progress: gets the step, and the metrics since the last line, after each chunk.
+        on_epoch: gets state and logs at the end of each epoch.
+        on_save: gets the state when a save is due; model and state are of the same moment.
+        should_stop: asked after each chunk of steps, and of the validation.
+    """
+
+    on_begin: Callable[[], None] = lambda: None
+    on_log: Callable[[dict[str, Any]], None] = lambda record: None
+    on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
+    on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
+    on_save: Callable[[TrainState], None] = lambda state: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def steps_within(seconds: float, seconds_per_step: float) -> int:
+    """Return how many steps fit into a time, at least 1."""
+    return max(1, int(seconds / max(seconds_per_step, 1e-9)))
