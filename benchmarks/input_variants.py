@@ -71,7 +71,7 @@ def standardize() -> keras.layers.Layer:
 def kpipe_small(batch: int) -> tf.data.Dataset:
     """uint8: the network standardises."""
     augment = [data.pad_crop(PADDING), data.flip_horizontal()]
-    return data.make_pipeline(data.Part(*small_images()), batch, augment=augment, last_step=ENDLESS)
+    return data.make_pipeline(data.ArraySplit(*small_images()), batch, augment=augment, last_step=ENDLESS)
 
 
 def mapped_small(batch: int, **options) -> tf.data.Dataset:
@@ -306,7 +306,7 @@ def draw_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def make_photographs(folder: Path, count: int = 64) -> None:
-    """Files that cost a decoder about as much as photographs of ImageNet: 500x375 pixels, about 90,000 bytes."""
+    """FileSplit that cost a decoder about as much as photographs of ImageNet: 500x375 pixels, about 90,000 bytes."""
     from PIL import Image
 
     draws = np.random.default_rng(0)
@@ -331,7 +331,7 @@ def large_images(count: int = 128) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kpipe_large(augmentation: data.Augmentation, batch: int) -> tf.data.Dataset:
-    return data.make_pipeline(data.Part(*large_images()), batch, augment=[augmentation], last_step=ENDLESS)
+    return data.make_pipeline(data.ArraySplit(*large_images()), batch, augment=[augmentation], last_step=ENDLESS)
 
 
 def layer_large(layer: keras.layers.Layer, batch: int) -> tf.data.Dataset:

@@ -1,4 +1,4 @@
-"""Files: replaced in one step, whatever happens on the way."""
+"""FileSplit: replaced in one step, whatever happens on the way."""
 
 import os
 

@@ -1,22 +1,20 @@
 """`kpipe data show` and `kpipe data check`: the images as a training sees them, and those that it could not read."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from kpipe import data, figures
 from kpipe.assembly import find_source, load_splits, make_augmentations
-from kpipe.config.schema import DataConfig, Experiment
+from kpipe.catalog.data import parse_source
+from kpipe.config import DataConfig, Experiment
 from kpipe.console import Screen
-from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import DataError
 from kpipe.files import write_names
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:
-    """Draws images of the training part: as they are, as they are kept, and as a training sees them.
+    """Draw images of the training split: as they are, as they are kept, and as a training sees them.
 
     Args:
         experiment: its `data` section and seed count.
@@ -31,42 +29,24 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
     """
     config, screen = experiment.data, screen or Screen()
     splits = load_splits(config, ahead=False)
-    with translate_reading_errors(splits.parts.values()):
-        part, raw = _choose(config, splits.train, min(images, len(splits.train)))
-        kept = list(data.read_images(part))
+    with data.translate_reading_errors(splits.by_name.values()):
+        split, raw = _choose(config, splits.train, min(images, len(splits.train)))
+        kept = list(split.read())
         names = [splits.class_names[label] for _, label in kept]
         rows = [
             [(before, name), (image, _sides(image))] for before, name, (image, _) in zip(raw, names, kept, strict=True)
         ]
-        for order, batch in zip(*_draw(experiment, splits, part, len(kept), views), strict=True):
+        for order, batch in zip(*_draw(experiment, splits, split, len(kept), views), strict=True):
             for place, number in enumerate(order):
                 rows[number].append((batch[0][place], _caption(batch[1][place], names)))
     headings = ["raw", f"kept ({config.resize})", *(f"training {view + 1}" for view in range(views))]
     figure = figures.draw_image_grid(rows, headings, title=f"{experiment.name}: {config.source}")
     figures.save_figure(figure, path)
-    screen.line(f"{len(kept)} of {len(splits.train):,} images of the training part are drawn in {path}")
-
-
-def _draw(experiment: Experiment, splits: data.Splits, part: data.AnyPart, images: int, views: int):
-    """For each view, which image each row of its batch shows, and the batch with these numbers as labels."""
-
-    def pipeline(augment):
-        return data.make_pipeline(
-            _numbered(part),
-            images,
-            seed=experiment.seed,
-            augment=augment,
-            image_size=splits.image_size,
-            classes=images,
-            last_step=views,
-        ).as_numpy_iterator()
-
-    plain = pipeline([])  # the order is the same whatever is done to the images
-    return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape[-1]))
+    screen.line(f"{len(kept)} of {len(splits.train):,} images of the training split are drawn in {path}")
 
 
 def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -> None:
-    """Tries to read every image of every part, and writes the names of those that cannot be read.
+    """Try to read every image of every split, and write the names of those that cannot be read.
 
     Args:
         experiment: its `data` section counts.
@@ -80,18 +60,17 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     screen = screen or Screen()
     found = find_source(experiment.data, skip_limit=1.0)
     names, lost = [], 0
-    for name, part in found.parts.items():
-        if isinstance(part, data.Part):
-            screen.line(f"{name}: {len(part):,} images, which come with kpipe")
+    for name, split in found.splits.items():
+        if split.kept_pixels:
+            screen.line(f"{name}: {len(split):,} images, which come with kpipe")
             continue
-        data.note_unreadable(part, screen.progress)
-        missing = part.lost if isinstance(part, data.Records) else 0
+        data.note_unreadable(split, screen.progress)
         screen.line(
-            f"{name}: {len(part) + missing:,} images, {len(part.unreadable):,} of them unreadable"
-            + (f", {missing:,} lost at the end of files" if missing else "")
+            f"{name}: {len(split) + split.lost:,} images, {len(split.unreadable):,} of them unreadable"
+            + (f", {split.lost:,} lost at the end of files" if split.lost else "")
         )
-        names += part.unreadable.names()
-        lost += missing
+        names += split.unreadable.names()
+        lost += split.lost
     if names or path.exists():  # a list of before is not left there
         write_names(path, names)
     if names or lost:
@@ -103,38 +82,38 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
         )
 
 
-def _choose(config: DataConfig, part: data.AnyPart, images: int) -> tuple[data.AnyPart, list[np.ndarray]]:
-    """Some images of a part that can be read, one class after the other, and the same as they are in their files."""
-    if isinstance(part, data.Records):
-        chosen = part.slice(0, images)
-    else:
-        numbers = np.argsort(part.labels, kind="stable")[np.linspace(0, len(part) - 1, images).astype(int)]
-        chosen = part.subset(numbers)
-    if isinstance(part, data.Part):
-        if config.source == "digits":
-            part = load_splits(config.model_copy(update={"image_size": None, "stored_size": None}), ahead=False).train
-        return chosen, list(part.take(numbers))
+def _draw(experiment: Experiment, splits: data.Splits, split: data.Split, images: int, views: int):
+    """Return for each view which image each row of its batch shows, and the batch with these numbers as labels."""
+
+    def pipeline(augment):
+        return data.make_pipeline(
+            split.numbered(),
+            images,
+            seed=experiment.seed,
+            augment=augment,
+            image_size=splits.image_size,
+            classes=images,
+            last_step=views,
+        ).as_numpy_iterator()
+
+    plain = pipeline([])  # the order is the same whatever is done to the images
+    return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape[-1]))
+
+
+def _choose(config: DataConfig, split: data.Split, images: int) -> tuple[data.Split, list[np.ndarray]]:
+    """Return some images of a split that can be read, and the same as they are in their files."""
+    numbers = split.spread(images)
+    chosen = split.select(numbers)
+    if split.kept_pixels:
+        row, _ = parse_source(config.source)
+        if row.is_resized:  # from the size that the images have of their own
+            native = config.model_copy(update={"image_size": None, "stored_size": None})
+            split = load_splits(native, ahead=False).train
+        return chosen, [image for image, _ in split.select(numbers).read()]
     data.note_unreadable(chosen)
-    if isinstance(chosen, data.Files):
-        chosen = chosen.subset(data.readable_numbers(chosen))
-    whole = replace(chosen, form=data.Form(channels=chosen.form.channels), shape=(None, None, chosen.shape[2]))
-    return chosen, [image for image, _ in data.read_images(whole)]
-
-
-def _numbered(part: data.AnyPart) -> data.AnyPart:
-    """The part with the number of each image instead of its label: by it, a row of a batch is known again."""
-    numbers = np.arange(len(part), dtype=np.int32)
-    if isinstance(part, data.Part):
-        return part.with_labels(numbers)
-    if isinstance(part, data.Files):
-        return replace(part, labels=numbers)
-    known = tf.stack([contents for contents, _ in data.read_encoded(part)])
-
-    def parse(record):
-        contents, _ = part.parse(record)
-        return contents, tf.argmax(contents == known, output_type=tf.int32)
-
-    return replace(part, parse=parse)
+    if not chosen.is_stream:
+        chosen = chosen.select(chosen.readable_numbers())
+    return chosen, [image for image, _ in chosen.as_stored().read()]
 
 
 def _sides(image: np.ndarray) -> str:
@@ -142,9 +121,8 @@ def _sides(image: np.ndarray) -> str:
 
 
 def _caption(label: np.ndarray, names: list[str]) -> str:
-    """Whose images are mixed, and in which shares; nothing for an image that is not, whose name stands at the left."""
+    """Say which images are mixed, in which fractions; nothing for one that is not, whose name stands at the left."""
     if not label.ndim:
         return ""
-    shares = label
-    mixed = np.flatnonzero(shares)
-    return " + ".join(f"{shares[number]:.2f} {names[number]}" for number in mixed) if len(mixed) > 1 else ""
+    mixed = np.flatnonzero(label)
+    return " + ".join(f"{label[number]:.2f} {names[number]}" for number in mixed) if len(mixed) > 1 else ""

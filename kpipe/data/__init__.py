@@ -1,67 +1,40 @@
 """Data: from a source's name to batches.
 
-`load_dataset` reads a source and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a part into batches.
+`load_dataset` reads a source and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a split into batches.
 """
 
+from kpipe.data.arrays import ArraySplit
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.color import color_jitter, grayscale, pca_color
-from kpipe.data.augmentations.crops import (
-    Window,
-    center_crop,
-    random_crop,
-    random_resized_crop,
-    scale_jitter,
-    ten_crop,
-)
-from kpipe.data.augmentations.geometric import (
-    cutout,
-    flip_horizontal,
-    flip_vertical,
-    pad_crop,
-    rotate,
-    translate,
-)
+from kpipe.data.augmentations.crops import Crop, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
+from kpipe.data.augmentations.geometric import cutout, flip_horizontal, flip_vertical, pad_crop, rotate, translate
 from kpipe.data.augmentations.mix import cutmix, mixup
 from kpipe.data.augmentations.rand_augment import rand_augment
+from kpipe.data.files import FileSplit
 from kpipe.data.images import Form
 from kpipe.data.loading import find_source, load_dataset
-from kpipe.data.pipeline import (
-    count_steps_per_epoch,
-    iterate_images,
-    make_evaluation_pipeline,
-    make_pipeline,
-    read_images,
-)
-from kpipe.data.reading import note_unreadable, read_encoded
-from kpipe.data.splits import (
-    AnyPart,
-    Files,
-    Part,
-    Progress,
-    Records,
-    Source,
-    Splits,
-    no_progress,
-    readable_numbers,
-)
+from kpipe.data.pipeline import count_steps_per_epoch, iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.reading import note_unreadable, translate_reading_errors
+from kpipe.data.records import RecordSplit
+from kpipe.data.splits import ProgressReporter, Source, Split, Splits, no_progress
 from kpipe.data.splitting import balanced_weights
 from kpipe.data.statistics import WHITENINGS, channel_statistics, mean_image, whitening
 from kpipe.data.unreadable import Unreadable
 
 __all__ = [
-    "AnyPart",
+    "ArraySplit",
     "Augmentation",
-    "Files",
+    "Crop",
+    "FileSplit",
     "Form",
     "Mix",
-    "Part",
-    "Progress",
-    "Records",
+    "ProgressReporter",
+    "RecordSplit",
     "Source",
+    "Split",
     "Splits",
     "Unreadable",
     "WHITENINGS",
-    "Window",
     "balanced_weights",
     "center_crop",
     "channel_statistics",
@@ -86,12 +59,10 @@ __all__ = [
     "rand_augment",
     "random_crop",
     "random_resized_crop",
-    "read_encoded",
-    "read_images",
-    "readable_numbers",
     "rotate",
     "scale_jitter",
     "ten_crop",
     "translate",
+    "translate_reading_errors",
     "whitening",
 ]

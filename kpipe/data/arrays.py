@@ -92,9 +92,7 @@ class ArraySplit(Split):
         labeled = drawn.map(lambda numbers, uniforms: (numbers, tf.gather(labels, numbers), uniforms))
         if not self.kept_pixels.is_mapped:  # taken inside the function that XLA compiles
             return labeled.map(make_batch(self.fetch), num_parallel_calls=tf.data.AUTOTUNE)
-        fetched = labeled.map(
-            lambda numbers, *rest: (self.fetch(numbers), *rest), num_parallel_calls=tf.data.AUTOTUNE
-        )
+        fetched = labeled.map(lambda numbers, *rest: (self.fetch(numbers), *rest), num_parallel_calls=tf.data.AUTOTUNE)
         return fetched.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
 
     def _cropped(self, drawing, crop, size, first_step) -> tf.data.Dataset:

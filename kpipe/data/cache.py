@@ -1,4 +1,4 @@
-"""Decodes a part once and keeps its pixels, in memory or on the disk.
+"""Decodes a split once and keeps its pixels, in memory or on the disk.
 
 N images, H height, W width, C channels.
 """
@@ -17,31 +17,26 @@ import tensorflow as tf
 from filelock import FileLock
 
 from kpipe.console import describe_size
+from kpipe.data.arrays import ArraySplit
+from kpipe.data.pixels import allocate
 from kpipe.data.reading import read_what_can_be_read
-from kpipe.data.splits import (
-    Files,
-    Part,
-    Progress,
-    Records,
-    allocate,
-    no_progress,
-)
+from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
 
 CHUNK = 256  # images that are copied at a time
 VERSION = 1  # of `kpipe.data.images`: another one gives other pixels of the same file
 
 
-def count_bytes(part: Files | Records) -> int | None:
-    """What the decoded images fill; None: their size is known only when they are read."""
-    return None if None in part.shape else len(part) * int(np.prod(part.shape))
+def count_bytes(split: Split) -> int | None:
+    """Return the bytes of the decoded images; None: their size is known only when they are read."""
+    return None if None in split.shape else len(split) * int(np.prod(split.shape))
 
 
-def keep_in_memory(part: Files | Records, progress: Progress = no_progress, *, most: float | None = None) -> Part:
-    """Decodes the whole part.
+def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, most: float | None = None) -> ArraySplit:
+    """Decode the whole split.
 
     Args:
-        part: of images of known size, or all of one size.
+        split: of images of known size, or all of one size.
         progress: shows how far it is.
         most: bytes that it may fill.
 
@@ -53,72 +48,71 @@ def keep_in_memory(part: Files | Records, progress: Progress = no_progress, *, m
     def make(shape):
         if most is not None and np.prod(shape) > most:
             raise DataError(
-                f"{part.unreadable.where}: {shape[0]:,} images of {shape[1]}x{shape[2]} do not fit into "
+                f"{split.unreadable.where}: {shape[0]:,} images of {shape[1]}x{shape[2]} do not fit into "
                 "data.cache_gigabytes, and to be decoded each time they need a data.image_size. Set one of them"
             )
         return allocate(shape)
 
-    return _decode(part, make, progress)
+    return _decode(split, make, progress)
 
 
-def keep_on_disk(part: Files | Records, folder: Path, progress: Progress = no_progress) -> Part:
-    """Decodes the whole part into a file and maps it; one that was kept before is mapped at once.
+def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_progress) -> ArraySplit:
+    """Decode the whole split into a file and map it; one that was decoded before is mapped at once.
 
     Args:
-        part: of images of known size.
+        split: of images of known size.
         folder: of all sets. Each has a folder of its own in it, named by all that its pixels depend on; it is
             complete or not there.
 
     Raises:
-        DataError: as `keep_in_memory`.
+        DataError: as `cache_in_memory`.
         EnvironmentFault: the disk is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / _fingerprint(part)
+    place = folder / _fingerprint(split)
     with FileLock(folder / f".{place.name}.lock"):  # of two that start together, one decodes and the other waits
         for debris in folder.glob(f".{place.name}-*"):
             shutil.rmtree(debris)
-        kept = _map(part, place)
+        kept = _map(split, place)
         if kept is None:
             shutil.rmtree(place, ignore_errors=True)
-            _write(part, place, progress)
-            kept = _map(part, place)
+            _write(split, place, progress)
+            kept = _map(split, place)
     images, labels, unreadable = kept
-    part.unreadable.add(unreadable)
-    # Files may have other labels than when they were kept: a new class moves the numbers of those behind it.
-    return Part(images, part.labels if isinstance(part, Files) else labels, part.unreadable)
+    split.unreadable.add(unreadable)
+    return ArraySplit(images, split.labels_when_kept(labels), split.unreadable)
 
 
-def _map(part: Files | Records, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """Images, labels and numbers of the unreadable, or None where they are not there or damaged."""
+def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
+    """Return images, labels and numbers of the unreadable, or None where they are not there or damaged."""
     try:
         images, labels = np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy")
         unreadable = json.loads((place / "unreadable.json").read_text())
     except (OSError, ValueError):
         return None
-    return (images, labels, unreadable) if images.shape == (len(part), *part.shape) else None
+    return (images, labels, unreadable) if images.shape == (len(split), *split.shape) else None
 
 
-def _decode(part: Files | Records, make: Callable[[tuple[int, ...]], np.ndarray], progress: Progress) -> Part:
-    images, labels = None, np.zeros(len(part), np.int32)
+def _decode(split: Split, make: Callable[[tuple[int, ...]], np.ndarray], progress: ProgressReporter) -> ArraySplit:
+    images, labels = None, np.zeros(len(split), np.int32)
     # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
-    chunk = 1 if None in part.shape else CHUNK
-    for numbers, batch, batch_labels in read_what_can_be_read(part, chunk, "decoding", progress):
+    chunk = 1 if None in split.shape else CHUNK
+    for numbers, batch, batch_labels in read_what_can_be_read(split, chunk, "decoding", progress):
         if images is None:
-            images = make((len(part), *batch.shape[1:]))
+            images = make((len(split), *batch.shape[1:]))
         if batch.shape[1:] != images.shape[1:]:
             sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
-            raise DataError(f"{part.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
+            raise DataError(f"{split.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
         images[numbers], labels[numbers] = batch, batch_labels
     if images is None:
-        raise DataError(f"{part.unreadable.where}: expected images, got none that can be read")
-    return Part(images, part.labels if isinstance(part, Files) else labels, part.unreadable)
+        raise DataError(f"{split.unreadable.where}: expected images, got none that can be read")
+    return ArraySplit(images, split.labels_when_kept(labels), split.unreadable)
 
 
-def _write(part: Files | Records, place: Path, progress: Progress) -> None:
-    need, free = count_bytes(part), shutil.disk_usage(place.parent).free
+def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
+    need, free = count_bytes(split), shutil.disk_usage(place.parent).free
     too_small = EnvironmentFault(
-        f"{place.parent}: the decoded images of {part.unreadable.where} need {describe_size(need)} of disk, "
+        f"{place.parent}: the decoded images of {split.unreadable.where} need {describe_size(need)} of disk, "
         f"{describe_size(free)} are free. Make room, set KPIPE_CACHE to another folder, or set data.cache=none"
     )
     if need > free:
@@ -134,10 +128,10 @@ def _write(part: Files | Records, place: Path, progress: Progress) -> None:
                     os.posix_fallocate(file.fileno(), 0, images.offset + images.nbytes)
             return images
 
-        kept = _decode(part, make, progress)
-        kept.pixels.images.flush()
+        kept = _decode(split, make, progress)
+        kept.kept_pixels.images.flush()
         np.save(temporary / "labels.npy", kept.labels)
-        (temporary / "unreadable.json").write_text(json.dumps(sorted(part.unreadable.numbers)))
+        (temporary / "unreadable.json").write_text(json.dumps(sorted(split.unreadable.numbers)))
         os.rename(temporary, place)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -147,12 +141,10 @@ def _write(part: Files | Records, place: Path, progress: Progress) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fingerprint(part: Files | Records) -> str:
-    """Of all that the pixels depend on: this code, TensorFlow's, the form, the files, their sizes and times."""
-    digest = hashlib.sha256(repr((VERSION, tf.__version__, part.form)).encode())
-    paths = part.paths if isinstance(part, Files) else [os.fsencode(shard.path) for shard in part.shards]
-    ranges = [()] * len(paths) if isinstance(part, Files) else [(shard.skip, shard.count) for shard in part.shards]
-    for path, taken in zip(paths, ranges, strict=True):
+def _fingerprint(split: Split) -> str:
+    """Return a digest of all that the pixels depend on: the code, the form, the files, their sizes and times."""
+    digest = hashlib.sha256(repr((VERSION, tf.__version__, split.form)).encode())
+    for path, taken in split.fingerprint_items():
         stat = os.stat(path) if path and os.path.exists(path) else None
         digest.update(path + repr((taken, stat and (stat.st_size, stat.st_mtime_ns))).encode())
     return digest.hexdigest()[:32]

@@ -1,28 +1,16 @@
-"""Data: from a source's name to batches.
-
-`load_dataset` reads a source and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a part into batches.
-"""
+"""Finds a source, splits it, and decodes what is to be kept decoded."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from kpipe.catalog.data import SOURCES, parse_source
-from kpipe.data.cache import count_bytes, keep_in_memory, keep_on_disk
+from kpipe.catalog.data import ImageFacts, parse_source
+from kpipe.catalog.rows import check_options
+from kpipe.data.cache import cache_in_memory, cache_on_disk, count_bytes
 from kpipe.data.images import Form
 from kpipe.data.reading import note_unreadable
-from kpipe.data.splits import (
-    AnyPart,
-    Files,
-    Part,
-    Progress,
-    Records,
-    Source,
-    Splits,
-    no_progress,
-)
+from kpipe.data.sources.request import SourceRequest
+from kpipe.data.splits import ProgressReporter, Source, Split, Splits, no_progress
 from kpipe.data.splitting import split_source
 from kpipe.errors import ConfigError, DataError
 
@@ -43,29 +31,29 @@ def load_dataset(
     test: float = 0.2,
     download: bool = True,
     ahead: bool = True,
-    progress: Progress = no_progress,
+    progress: ProgressReporter = no_progress,
     **options,
 ) -> Splits:
-    """Finds a source, splits it, and decodes what is to be kept decoded.
+    """Find a source, split it, and decode what is to be kept decoded.
 
-    Parts that the source has are kept. A source without parts is split, stratified and shuffled, the same way
-    each time; where only the validation part is missing, it is carved out of train. A class with fewer images
-    than parts goes whole to train. A stream of records is split in its order.
+    Splits that the source has are kept. A source without splits is divided, stratified and shuffled, the same way
+    each time; where only the validation split is missing, it is cut out of train. A class with fewer images than
+    splits goes whole to train. A stream of records is divided in its order.
 
     Args:
         source: `digits`, `synthetic`, `folder:<path>` or `tfds:<name>`.
         image_size: I, pixels a side of what the network sees; None: images are used as they are.
-        stored_size: S, pixels a side at which images are kept, at least I; None: I. Evaluation sees the middle I x I.
+        stored_size: S, pixels a side at which images are kept, at least I; None: I. Evaluation sees the center I x I.
         resize: how an image becomes S x S: `crop`, `pad` or `squash`, see `kpipe.data.images.Form`.
         channels: 1 or 3; None: as the source is.
         cache: where the decoded images are kept. `memory`; `disk`: in $KPIPE_CACHE, by default ~/.cache/kpipe;
-            `none`: nowhere, an image is decoded each time; `auto`: in memory, part by part, while they fit.
+            `none`: nowhere, an image is decoded each time; `auto`: in memory, split by split, while they fit.
         cache_gigabytes: what `auto` may fill, in 10^9 bytes.
-        whole_images: windows of training look at the images as they are in their files; `auto` does not keep those.
-        on_error: what an image does that cannot be read: `fail` or `skip`.
-        skip_limit: largest share of unreadable images under `skip`, in each part that the source has.
-        validation: share of what the test part leaves, rounded up; 0 leaves the part out.
-        test: share of all images, rounded up; 0 leaves the part out.
+        whole_images: crops of training read the images as they are in their files; `auto` does not keep those.
+        on_error: what happens at an image that cannot be read: `fail` or `skip`.
+        skip_limit: largest fraction of unreadable images under `skip`, in each split that the source has.
+        validation: fraction of what the test split leaves, rounded up; 0 leaves the split out.
+        test: fraction of all images, rounded up; 0 leaves the split out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
         ahead: False decodes and checks nothing beforehand, unless the size of the images is not known otherwise.
         progress: shows how far the decoding is.
@@ -76,33 +64,33 @@ def load_dataset(
         DataError: the data are not there or cannot be used.
         EnvironmentFault: the disk is too small for `cache="disk"`.
     """
-    _check_shares({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
-    if stored_size is not None and stored_size < (image_size or stored_size + 1):
-        raise ConfigError(f"data.stored_size: expected at least data.image_size, {image_size}, got {stored_size}")
+    _check_fractions({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
+    for key, message in ImageFacts(image_size, stored_size).conflicts():
+        raise ConfigError(f"data.{key}: {message}")
     form = Form(stored_size or image_size, resize, channels)
     found = find_source(
         source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
     )
-    keep = _Keeper(cache, cache_gigabytes, whole_images, progress)
-    ahead = ahead or any(None in part.shape for part in found.parts.values())  # nobody knows their size before
-    # Kept before it is split, a stream shows its labels, and all broken files are named at once.
-    kept = keep.those_that_fit(found.parts) if ahead else found.parts
-    splits = split_source(replace(found, parts=kept), validation, test)
-    parts = keep.or_check(keep.those_that_fit(splits.parts)) if ahead else splits.parts
+    cacher = _Cacher(cache, cache_gigabytes, whole_images, progress)
+    ahead = ahead or any(None in split.shape for split in found.splits.values())  # nobody knows their size before
+    # Decoded before it is divided, a stream shows its labels, and all broken files are named at once.
+    kept = cacher.cache_those_that_fit(found.splits) if ahead else found.splits
+    splits = split_source(replace(found, splits=kept), validation, test)
+    by_name = cacher.or_check(cacher.cache_those_that_fit(splits.by_name)) if ahead else splits.by_name
     height, width, _ = splits.train.shape
-    notes = (*splits.notes, *_lost_notes(found.parts))
-    return replace(splits, **parts, notes=notes, image_size=image_size if height == width else None)
+    notes = (*splits.notes, *_lost_notes(found.splits))
+    return replace(splits, **by_name, notes=notes, image_size=image_size if height == width else None)
 
 
 def find_source(
     source: str, form: Form, *, skip_limit: float | None = None, download: bool = True, **options
 ) -> Source:
-    """Finds the images of a source: embedded ones are decoded and in their form, others are as they lie on the disk.
+    """Find the images of a source: embedded ones are decoded and in their form, others are as they lie on the disk.
 
     Args:
         source, download, options: as in `load_dataset`.
         form: of the images.
-        skip_limit: share of a part's images that may be unreadable; None: not one.
+        skip_limit: fraction of a split's images that may be unreadable; None: not one.
 
     Raises:
         ConfigError, DataError: as `load_dataset`.
@@ -111,77 +99,66 @@ def find_source(
     for name, value in (("image_size", form.size), ("channels", form.channels)):
         if value is not None and value < 1:
             raise ConfigError(f"data.{name}: expected at least 1, got {value}")
-    try:
-        options = row.options(**options).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    read = row.load()
-    if row is SOURCES["synthetic"]:
-        return read(image_size=form.size, channels=form.channels, **options)
-    if row is SOURCES["digits"]:
-        return read(form)
-    downloads = {"download": download} if row is SOURCES["tfds"] else {}
-    return read(argument, form, skip_limit=skip_limit, **downloads)
+    checked = check_options(f"data.{source.partition(':')[0]}", row.options, **options)
+    return row.load()(SourceRequest(argument, form, skip_limit, download), **checked.model_dump())
 
 
-def _check_shares(shares: dict[str, float]) -> None:
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"data.{name}: expected a share of at least 0 and below 1, got {share}")
+def _check_fractions(fractions: dict[str, float]) -> None:
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"data.{name}: expected a fraction of at least 0 and below 1, got {fraction}")
 
 
-class _Keeper:
-    """Decides where the images of each part lie, and decodes those that are to be kept."""
+class _Cacher:
+    """Decides where the images of each split lie, and decodes those that are to be kept."""
 
-    def __init__(self, cache: str, gigabytes: float, whole_images: bool, progress: Progress):
+    def __init__(self, cache: str, gigabytes: float, whole_images: bool, progress: ProgressReporter):
         self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
 
-    def those_that_fit(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        """By name, the training part first: it is read most often, and what is kept later may not fit any more.
+    def cache_those_that_fit(self, splits: dict[str, Split]) -> dict[str, Split]:
+        """Decode by name, train first: it is read most often, and what is decoded later may not fit any more.
 
         Raises:
             DataError, EnvironmentFault: as `load_dataset`.
         """
-        names = [name for name in ("train", "validation", "test") if name in parts]
-        return {name: parts[name] if isinstance(parts[name], Part) else self._keep(parts[name], name) for name in names}
+        names = [name for name in ("train", "validation", "test") if name in splits]
+        return {name: splits[name] if splits[name].kept_pixels else self._cache(splits[name], name) for name in names}
 
-    def or_check(self, parts: dict[str, AnyPart]) -> dict[str, AnyPart]:
-        """Looks for what cannot be read in parts that are not kept, where it is to be left out.
+    def or_check(self, splits: dict[str, Split]) -> dict[str, Split]:
+        """Find what cannot be read in splits that are not decoded, where it is to be left out.
 
         Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
 
         Raises:
             DataError: there is more than allowed.
         """
-        for name, part in parts.items():
-            if not isinstance(part, Part) and part.unreadable.share is not None:
-                if isinstance(part, Records) or name != "train":
-                    note_unreadable(part, self.progress)
-        return parts
+        for name, split in splits.items():
+            if not split.kept_pixels and split.unreadable.limit is not None and (split.is_stream or name != "train"):
+                note_unreadable(split, self.progress)
+        return splits
 
-    def _keep(self, part: Files | Records, name: str) -> AnyPart:
-        size = count_bytes(part)
+    def _cache(self, split: Split, name: str) -> Split:
+        size = count_bytes(split)
         if size is None and self.cache in ("none", "disk"):
             raise DataError(
-                f"{part.unreadable.where}: its images may differ in size. Set data.image_size, or data.cache=memory if "
-                "all have one size"
+                f"{split.unreadable.where}: its images may differ in size. Set data.image_size, or data.cache=memory "
+                "if all have one size"
             )
         if self.cache == "disk":
             folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
-            return keep_on_disk(part, folder, self.progress)
-        whole = self.whole_images and name == "train" and not (isinstance(part, Records) and part.is_in_form)
+            return cache_on_disk(split, folder, self.progress)
+        whole = self.whole_images and name == "train" and not split.is_in_form
         if self.cache == "none" or self.cache == "auto" and (whole or (size or 0) > self.free):
-            return part
-        kept = keep_in_memory(part, self.progress, most=self.free if self.cache == "auto" else None)
-        self.free -= kept.pixels.images.nbytes
-        return kept
+            return split
+        cached = cache_in_memory(split, self.progress, most=self.free if self.cache == "auto" else None)
+        self.free -= cached.kept_pixels.images.nbytes
+        return cached
 
 
-def _lost_notes(parts: dict[str, AnyPart]) -> list[str]:
-    lost = {name: part.lost for name, part in parts.items() if isinstance(part, Records) and part.lost}
+def _lost_notes(splits: dict[str, Split]) -> list[str]:
     return [
-        f"{count:,} {'record' if count == 1 else 'records'} of {name} {'is' if count == 1 else 'are'} lost: its files "
-        "end too early or are damaged"
-        for name, count in lost.items()
+        f"{split.lost:,} {'record' if split.lost == 1 else 'records'} of {name} {'is' if split.lost == 1 else 'are'} "
+        "lost: its files end too early or are damaged"
+        for name, split in splits.items()
+        if split.lost
     ]

@@ -40,6 +40,7 @@ class Split(abc.ABC):
         shape: (H, W, C) of an image in the form in which the split gives it; H and W are None where they differ.
         unreadable: the images that could not be read so far.
         lost: records that were declared and are not there.
+        is_in_form: all stored images have this form already.
         kept_pixels: the decoded images, which several splits may share; None where they are decoded each time.
         is_stream: the images can only be read in their order.
     """
@@ -47,6 +48,7 @@ class Split(abc.ABC):
     shape: Shape
     unreadable: Unreadable
     lost: int = 0
+    is_in_form: bool = False
     kept_pixels: Pixels | None = None
     is_stream: ClassVar[bool] = False
 
@@ -100,7 +102,13 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def training_batches(
-        self, drawing: Drawing, crop: Crop | None, size: int | None, first_step: int, last_step: int, make_batch: Callable
+        self,
+        drawing: Drawing,
+        crop: Crop | None,
+        size: int | None,
+        first_step: int,
+        last_step: int,
+        make_batch: Callable,
     ) -> tf.data.Dataset:
         """Return the training batches of some steps.
 

@@ -8,14 +8,14 @@ from kpipe.errors import DataError, some
 
 
 class Unreadable:
-    """The images of a part that could not be read, as they are met.
+    """The images of a split that could not be read, as they are met.
 
     Args:
-        where: the source and the part, for messages.
-        total: images of the part.
+        where: the source and the split, for messages.
+        total: images of the split.
         name: what image number i is called.
-        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Parts that are
-            cut out of one share its limit.
+        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Splits
+            that are cut out of one have its limit together.
         are_files: the names are paths.
     """
 
@@ -31,14 +31,14 @@ class Unreadable:
         self.where, self.total, self.name, self.limit, self.are_files = where, total, name, limit, are_files
         self.numbers: set[int] = set()
         self.error: DataError | None = None
-        """What `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
+        """Error that `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
         self._note_at_source: Callable[[set[int]], None] = self._judge
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def add(self, numbers: Iterable[int]) -> None:
-        """Notes images; those that are known already count once.
+        """Note images; those that are known already count once.
 
         Raises:
             DataError: there are more than allowed, or it is not the image's fault that it cannot be read.
@@ -53,7 +53,7 @@ class Unreadable:
             raise
 
     def refuse(self, numbers: Iterable[int]) -> None:
-        """Raises DataError for images that must be there: all can be read but those that are noted already."""
+        """Raise DataError for images that must be there: all can be read but those that are noted already."""
         self._raise_again()
         numbers = [int(number) for number in numbers]
         for number in numbers:
@@ -66,22 +66,24 @@ class Unreadable:
         )
 
     def give_up(self, images: int) -> None:
-        """Keeps the error that so many images in a row could not be read."""
+        """Keep the error that so many images in a row could not be read."""
         self.error = self.error or DataError(
             f"{self.where}: expected images, got not one that can be read of {images:,} in a row. Is the folder still "
-            "there? The same command goes on when it is back"
+            "there? The same command resumes when it is back"
         )
 
     def names(self) -> list[str]:
         return [self.name(number) for number in sorted(self.numbers)]
 
     def select(self, numbers: np.ndarray) -> "Unreadable":
-        """Of the images of these numbers, which are then called 0, 1, ..."""
+        """Return those of the images with these numbers, which are then called 0, 1, ..."""
         chosen = numbers.tolist()
-        part = Unreadable(self.where, len(chosen), lambda i: self.name(chosen[i]), self.limit, are_files=self.are_files)
-        part.numbers = {i for i, number in enumerate(chosen) if number in self.numbers}
-        part._note_at_source = lambda new: self.add([chosen[i] for i in new])
-        return part
+        split = Unreadable(
+            self.where, len(chosen), lambda i: self.name(chosen[i]), self.limit, are_files=self.are_files
+        )
+        split.numbers = {i for i, number in enumerate(chosen) if number in self.numbers}
+        split._note_at_source = lambda new: self.add([chosen[i] for i in new])
+        return split
 
     def _judge(self, new: set[int]) -> None:
         for number in new:
@@ -102,7 +104,7 @@ class Unreadable:
             self._raise(f"{self.where}: {self.name(number)} cannot be read ({error.strerror})")
 
     def _raise_again(self) -> None:
-        """A stream may go on for a while behind an error, with gaps that mean nothing."""
+        """A stream may go on for a while after an error, with gaps that mean nothing."""
         if self.error:
             raise self.error
 

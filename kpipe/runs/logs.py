@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from kpipe.errors import EnvironmentFault
@@ -55,15 +56,13 @@ class RunLog:
                 if record.get(name) is not None:
                     tf.summary.scalar(prefix + name, record[name])
 
-    def write_text(self, name: str, text: str) -> None:
-        """Add a text to TensorBoard, shown as it is."""
+    def write_start(self, config: Path, model: keras.Model | None = None) -> None:
+        """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""
+        lines = config.read_text(encoding="utf-8").splitlines()
         with self._writers["train"].as_default(step=0):
-            tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
-
-    def write_graph(self, graph: tf.Graph) -> None:
-        """Add the network's graph to TensorBoard."""
-        with self._writers["train"].as_default(step=0):
-            tf.summary.graph(graph)
+            tf.summary.text("config", "\n".join("    " + line for line in lines))
+            if model is not None:
+                tf.summary.graph(_trace_graph(model))
 
     def lengths(self) -> dict[str, int]:
         """Flush the logs to the disk; return the bytes of each, by its path relative to the run."""
@@ -102,3 +101,8 @@ def _synced_length(file: Path) -> int:
     with open(file, "rb+") as handle:
         os.fsync(handle.fileno())
         return os.fstat(handle.fileno()).st_size
+
+
+def _trace_graph(model: keras.Model) -> tf.Graph:
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
+    return tf.function(lambda images: model(images, training=False)).get_concrete_function(spec).graph

@@ -12,8 +12,10 @@ import tensorflow as tf
 from image_sets import define_set, prepare_set, tfds_in, write_classes, write_image, write_numbered
 
 from kpipe.data import cache
+from kpipe.data.arrays import ArraySplit
+from kpipe.data.files import FileSplit
 from kpipe.data.loading import load_dataset
-from kpipe.data.splits import Files, Part, Records
+from kpipe.data.records import RecordSplit
 from kpipe.errors import DataError, EnvironmentFault
 
 IMAGES = np.random.default_rng(4).integers(0, 256, (12, 8, 8, 3), np.uint8)
@@ -52,29 +54,29 @@ def sets_in(folder):
 
 
 def is_mapped(part):
-    return isinstance(part, Part) and part.pixels.is_mapped
+    return isinstance(part, ArraySplit) and part.kept_pixels.is_mapped
 
 
 # --- which kind -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cache", "kind", "mapped"), [("auto", Part, False), ("memory", Part, False)])
+@pytest.mark.parametrize(("cache", "kind", "mapped"), [("auto", ArraySplit, False), ("memory", ArraySplit, False)])
 def test_images_are_kept_in_memory(root, cache, kind, mapped):
     part = load(root, cache).train
-    assert type(part) is kind and part.pixels.is_mapped is mapped
+    assert type(part) is kind and part.kept_pixels.is_mapped is mapped
     np.testing.assert_array_equal(part.images, IMAGES)
     np.testing.assert_array_equal(part.labels, np.arange(12))
 
 
 def test_images_are_kept_nowhere(root, kept, nothing_is_decoded):
     nothing_is_decoded()
-    assert type(load(root, "none").train) is Files
+    assert type(load(root, "none").train) is FileSplit
     assert not kept.exists()
 
 
 def test_images_are_kept_on_the_disk(root, kept):
     part = load(root, "disk").train
-    assert is_mapped(part) and not part.pixels.images.flags.writeable
+    assert is_mapped(part) and not part.kept_pixels.images.flags.writeable
     np.testing.assert_array_equal(part.images, IMAGES)
     np.testing.assert_array_equal(part.labels, np.arange(12))
     assert len(sets_in(kept)) == 1
@@ -88,7 +90,7 @@ def test_a_stream_is_kept_as_files_are(tmp_path, kept):
             load_dataset("tfds:tiny_kept", cache=cache, **WHOLE).train for cache in ("memory", "disk", "none")
         )
         again = load_dataset("tfds:tiny_kept", cache="disk", **WHOLE).train
-    assert type(stream) is Records and is_mapped(mapped) and not is_mapped(memory)
+    assert type(stream) is RecordSplit and is_mapped(mapped) and not is_mapped(memory)
     for part in (mapped, again):
         np.testing.assert_array_equal(part.images, memory.images)
         np.testing.assert_array_equal(part.labels, memory.labels)
@@ -100,23 +102,23 @@ def test_auto_keeps_part_by_part_what_fits(tmp_path):
 
     def kinds(images):
         splits = load_dataset(f"folder:{tmp_path}", image_size=8, cache="auto", cache_gigabytes=images * BYTES / 1e9)
-        return {name: type(part) for name, part in splits.parts.items()}
+        return {name: type(part) for name, part in splits.by_name.items()}
 
-    assert kinds(22) == {"train": Part, "validation": Part, "test": Part}
-    assert kinds(21.9) == {"train": Part, "validation": Part, "test": Files}
-    assert kinds(17.9) == {"train": Part, "validation": Files, "test": Part}
-    assert kinds(11.9) == {"train": Files, "validation": Part, "test": Part}
-    assert kinds(1) == {"train": Files, "validation": Files, "test": Files}
+    assert kinds(22) == {"train": ArraySplit, "validation": ArraySplit, "test": ArraySplit}
+    assert kinds(21.9) == {"train": ArraySplit, "validation": ArraySplit, "test": FileSplit}
+    assert kinds(17.9) == {"train": ArraySplit, "validation": FileSplit, "test": ArraySplit}
+    assert kinds(11.9) == {"train": FileSplit, "validation": ArraySplit, "test": ArraySplit}
+    assert kinds(1) == {"train": FileSplit, "validation": FileSplit, "test": FileSplit}
 
 
 def test_memory_keeps_what_auto_would_not(root):
-    assert type(load(root, "auto", cache_gigabytes=0).train) is Files
-    assert type(load(root, "memory", cache_gigabytes=0).train) is Part
+    assert type(load(root, "auto", cache_gigabytes=0).train) is FileSplit
+    assert type(load(root, "memory", cache_gigabytes=0).train) is ArraySplit
 
 
 def test_auto_counts_the_stored_size(root):
-    assert type(load(root, "auto", cache_gigabytes=12 * BYTES / 1e9).train) is Part
-    assert type(load(root, "auto", stored_size=9, cache_gigabytes=12 * BYTES / 1e9).train) is Files
+    assert type(load(root, "auto", cache_gigabytes=12 * BYTES / 1e9).train) is ArraySplit
+    assert type(load(root, "auto", stored_size=9, cache_gigabytes=12 * BYTES / 1e9).train) is FileSplit
     splits = load(root, "memory", stored_size=9)
     assert splits.train.shape == (9, 9, 3) and splits.image_shape == (8, 8, 3)
 
@@ -127,10 +129,10 @@ def test_windows_on_whole_images_are_not_kept_by_auto(tmp_path):
 
     def kinds(**options):
         splits = load_dataset(f"folder:{tmp_path}", image_size=8, whole_images=True, **options)
-        return [type(part) for part in splits.parts.values()]
+        return [type(part) for part in splits.by_name.values()]
 
-    assert kinds() == [Files, Part, Part]  # evaluation sees its images in their form all the same
-    assert kinds(cache="memory") == [Part, Part, Part]
+    assert kinds() == [FileSplit, ArraySplit, ArraySplit]  # evaluation sees its images in their form all the same
+    assert kinds(cache="memory") == [ArraySplit, ArraySplit, ArraySplit]
 
 
 @pytest.mark.parametrize("cache", ["none", "disk"])
@@ -160,10 +162,10 @@ def test_parts_that_are_carved_out_are_mapped_too(tmp_path, kept, nothing_is_dec
     write_classes(tmp_path / "set", {"a": 10, "b": 10})
     shares = {"validation": 0.2, "test": 0.2}
     splits = load(tmp_path / "set", **shares)
-    assert all(map(is_mapped, splits.parts.values())) and len(splits.parts) == 3
-    for name, part in load(tmp_path / "set", "memory", **shares).parts.items():
-        np.testing.assert_array_equal(part.images, splits.parts[name].images)
-        np.testing.assert_array_equal(part.labels, splits.parts[name].labels)
+    assert all(map(is_mapped, splits.by_name.values())) and len(splits.by_name) == 3
+    for name, part in load(tmp_path / "set", "memory", **shares).by_name.items():
+        np.testing.assert_array_equal(part.images, splits.by_name[name].images)
+        np.testing.assert_array_equal(part.labels, splits.by_name[name].labels)
     nothing_is_decoded()
     load(tmp_path / "set", **shares)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kpipe.data.arrays import ArraySplit
 from kpipe.data.augmentations.crops import center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
 from kpipe.data.augmentations.geometric import flip_horizontal
 from kpipe.data.pipeline import make_evaluation_pipeline, make_pipeline
-from kpipe.data.splits import Part
 from kpipe.errors import ConfigError
 
 LAST = np.nextafter(np.float32(1), np.float32(0))  # the largest uniform
@@ -64,7 +64,7 @@ def test_all_places_of_a_random_crop_are_equally_likely():
 
 def test_center_crop_is_what_evaluation_sees():
     images = RANDOM.integers(0, 256, (6, 11, 9, 3), np.uint8)
-    part = Part(images, np.arange(6, dtype=np.int32))
+    part = ArraySplit(images, np.arange(6, dtype=np.int32))
     [(seen, labels)] = make_pipeline(part, 6, augment=[center_crop()], image_size=6).as_numpy_iterator()
     np.testing.assert_array_equal(seen, images[labels, 2:8, 1:7])
     [(evaluated, _)] = make_evaluation_pipeline(part, 6, image_size=6).as_numpy_iterator()
@@ -72,13 +72,13 @@ def test_center_crop_is_what_evaluation_sees():
 
 
 def test_without_a_window_training_sees_the_middle():
-    part = Part(RANDOM.integers(0, 256, (6, 11, 9, 3), np.uint8), np.arange(6, dtype=np.int32))
+    part = ArraySplit(RANDOM.integers(0, 256, (6, 11, 9, 3), np.uint8), np.arange(6, dtype=np.int32))
     [(seen, labels)] = make_pipeline(part, 6, image_size=6).as_numpy_iterator()
     np.testing.assert_array_equal(seen, part.images[labels, 2:8, 1:7])
 
 
 def test_random_crop_in_a_pipeline_shows_a_piece_of_the_image_and_moves():
-    part = Part(RANDOM.integers(0, 256, (8, 7, 10, 1), np.uint8), np.arange(8, dtype=np.int32))
+    part = ArraySplit(RANDOM.integers(0, 256, (8, 7, 10, 1), np.uint8), np.arange(8, dtype=np.int32))
     pieces = {
         label: {part.images[label, y : y + 6, x : x + 6].tobytes(): (y, x) for y in range(2) for x in range(5)}
         for label in range(8)
@@ -151,7 +151,7 @@ def test_area_and_aspect_of_a_random_resized_crop_are_those_asked_for():
 
 
 def test_fixed_random_resized_crop_of_the_whole_image_is_a_resize():
-    part = Part(RANDOM.integers(0, 256, (4, 8, 8, 3), np.uint8), np.arange(4, dtype=np.int32))
+    part = ArraySplit(RANDOM.integers(0, 256, (4, 8, 8, 3), np.uint8), np.arange(4, dtype=np.int32))
     window = random_resized_crop((1, 1), (1, 1))
     [(seen, labels)] = make_pipeline(part, 4, augment=[window], image_size=5).as_numpy_iterator()
     resized = np.round(tf.image.resize(part.images, [5, 5]).numpy())
@@ -210,7 +210,7 @@ def test_ten_crop_is_that_of_torchvision(height, width, size):
 
 
 def test_ten_crops_of_evaluation():
-    part = Part(RANDOM.integers(0, 256, (7, 9, 9, 3), np.uint8), np.arange(7, dtype=np.int32))
+    part = ArraySplit(RANDOM.integers(0, 256, (7, 9, 9, 3), np.uint8), np.arange(7, dtype=np.int32))
     dataset = make_evaluation_pipeline(part, 3, image_size=6, ten_crops=True)
     seen = list(dataset.as_numpy_iterator())
     assert int(dataset.cardinality()) == len(seen) == 3
@@ -283,13 +283,13 @@ def test_ranges_are_refused(make, message):
     ],
 )
 def test_windows_that_do_not_fit_the_pipeline(options, message):
-    part = Part(np.zeros((4, 8, 10, 3), np.uint8), np.zeros(4, np.int32))
+    part = ArraySplit(np.zeros((4, 8, 10, 3), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ConfigError, match=message):
         make_pipeline(part, 2, **options)
 
 
 def test_ten_crops_need_a_size_that_fits():
-    part = Part(np.zeros((4, 8, 10, 3), np.uint8), np.zeros(4, np.int32))
+    part = ArraySplit(np.zeros((4, 8, 10, 3), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ConfigError, match=r"expected image_size, the size of the window, got none"):
         make_evaluation_pipeline(part, 2, ten_crops=True)
     with pytest.raises(ConfigError, match=r"expected at most the 8 pixels of the kept images, got 9"):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kpipe.data.images import Form, decode_to_form, decode_window, sides_of
+from kpipe.data.images import Form, decode_crop, decode_to_form, sides_of
 
 
 def picture(height, width, channels=3):
@@ -56,7 +56,7 @@ BOXES = [(0, 0, 40, 40), (7, 13, 24, 24), (57, 31, 40, 40), (1, 2, 95, 20), (50,
 @pytest.mark.parametrize("box", BOXES)
 def test_a_window_of_a_png_is_that_of_the_whole_image(box):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
-    found = decode_window(tf.constant(encode(pixels)), tf.constant(box), 16).numpy()
+    found = decode_crop(tf.constant(encode(pixels)), tf.constant(box), 16).numpy()
     top, left, height, width = box
     part = pixels[top : top + height, left : left + width].astype(np.float32)
     expected = np.round(tf.image.resize(part, [16, 16], antialias=True).numpy())
@@ -65,7 +65,7 @@ def test_a_window_of_a_png_is_that_of_the_whole_image(box):
 
 def test_a_window_that_needs_no_scaling_is_cut_out():
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
-    found = decode_window(tf.constant(encode(pixels)), tf.constant((7, 13, 24, 24)), 24).numpy()
+    found = decode_crop(tf.constant(encode(pixels)), tf.constant((7, 13, 24, 24)), 24).numpy()
     np.testing.assert_array_equal(found, pixels[7:31, 13:37])
 
 
@@ -74,14 +74,14 @@ def test_a_window_that_needs_no_scaling_is_cut_out():
 def test_a_window_of_a_jpeg_is_that_of_the_whole_image_but_for_colours_at_the_edge(box, subsampling):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)  # noise is the hardest
     contents = encode(pixels, "JPEG", quality=90, subsampling=subsampling)
-    found = decode_window(tf.constant(contents), tf.constant(box), 24).numpy()
+    found = decode_crop(tf.constant(contents), tf.constant(box), 24).numpy()
     expected = decoded(contents)[box[0] : box[0] + 24, box[1] : box[1] + 24]
     np.testing.assert_array_equal(found[2:-2, 2:-2], expected[2:-2, 2:-2])
     if subsampling == 0:
         np.testing.assert_array_equal(found, expected)
     else:
         smooth = encode(picture(97, 120), "JPEG", quality=90, subsampling=2)
-        found = decode_window(tf.constant(smooth), tf.constant(box), 24).numpy()
+        found = decode_crop(tf.constant(smooth), tf.constant(box), 24).numpy()
         # At the edges of a picture without noise: at most 6 of 255 here.
         assert differences(found, decoded(smooth)[box[0] : box[0] + 24, box[1] : box[1] + 24]).max() <= 8
 
@@ -94,7 +94,7 @@ def test_a_large_window_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
     contents = encode(pixels, "JPEG", quality=95)
     # Between `ratio` and twice as many pixels a side as the window has.
     box = (*box[:2], *(int(side * ratio * size * 1.05) for side in box[2:]))
-    found = decode_window(tf.constant(contents), tf.constant(box), size).numpy()
+    found = decode_crop(tf.constant(contents), tf.constant(box), size).numpy()
     # Its pixels lie on the grid of the fraction: the box moves by less than `ratio`, thus less than a pixel of the end.
     on_grid = [side // ratio * ratio for side in box]
     off = differences(found, pillow(pixels, size, size, on_grid))
@@ -112,14 +112,14 @@ def test_a_window_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkey
     monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", look)
     contents = tf.constant(encode(picture(400, 400), "JPEG"))
     for sides in ((63, 400), (64, 64), (400, 127), (128, 300), (256, 256), (400, 400), (20, 20)):
-        decode_window(contents, tf.constant((0, 0, *sides)), 32)
+        decode_crop(contents, tf.constant((0, 0, *sides)), 32)
     assert ratios == [1, 2, 2, 4, 8, 8, 1]
 
 
 def test_a_window_in_grey():
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[..., 1] = 255
-    found = decode_window(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
+    found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
     assert (found == 149).all() and found.shape == (8, 8, 1)
 
 

@@ -228,7 +228,7 @@ def test_many_broken_files_are_counted(tmp_path):
 
 @pytest.fixture
 def nothing_is_decoded(monkeypatch):
-    monkeypatch.setattr("kpipe.data.loading.keep_in_memory", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("kpipe.data.loading.cache_in_memory", lambda *_: pytest.fail("decoded"))
 
 
 TOO_LARGE = (

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from image_sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
+from kpipe.data.arrays import ArraySplit
 from kpipe.data.augmentations.crops import random_crop, random_resized_crop
 from kpipe.data.augmentations.geometric import flip_horizontal, pad_crop
 from kpipe.data.augmentations.mix import cutmix, mixup
+from kpipe.data.files import FileSplit
 from kpipe.data.loading import load_dataset
 from kpipe.data.pipeline import iterate_images, make_evaluation_pipeline, make_pipeline
-from kpipe.data.splits import Files, Part, Records
+from kpipe.data.records import RecordSplit
 from kpipe.errors import ConfigError
 
 # 23 images of 8x8 whose label is their number: 5 batches of 4 an epoch, 3 images left out.
-PART = Part(np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8), np.arange(23, dtype=np.int32))
+PART = ArraySplit(np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8), np.arange(23, dtype=np.int32))
 AUGMENT = (pad_crop(2), flip_horizontal())
 
 
@@ -51,7 +53,7 @@ def test_each_augmentation_gets_its_own_columns():
 
 
 def test_random_numbers_differ_between_steps_and_images():
-    one = Part(np.repeat(PART.images[:1], 23, axis=0), PART.labels)
+    one = ArraySplit(np.repeat(PART.images[:1], 23, axis=0), PART.labels)
     steps = make_pipeline(one, 4, augment=[flip_horizontal()], last_step=20).as_numpy_iterator()
     flipped = [tuple((images != one.images[:4]).any(axis=(1, 2, 3))) for images, _ in steps]
     assert len(set(flipped)) > 5
@@ -102,7 +104,7 @@ def test_an_augmentation_that_was_not_made(wrong):
 
 
 def test_a_part_is_shown_in_a_line():
-    assert repr(PART) == "Part(23 images of 8x8x3)"
+    assert repr(PART) == "ArraySplit(23 images of 8x8x3)"
 
 
 # --- every way in which images can lie --------------------------------------------------------------------
@@ -153,12 +155,12 @@ def labels_of(found):
 
 
 def test_parts_are_of_their_kinds(parts):
-    assert [type(part) for part in parts.values()] == [Part, Part, Files, Records]
-    assert [parts[kind].pixels.is_mapped for kind in ("memory", "mapped")] == [False, True]
+    assert [type(part) for part in parts.values()] == [ArraySplit, ArraySplit, FileSplit, RecordSplit]
+    assert [parts[kind].kept_pixels.is_mapped for kind in ("memory", "mapped")] == [False, True]
     assert [repr(parts[kind]) for kind in ("mapped", "files", "stream")] == [
-        "Part(23 images of 8x8x3)",
-        "Files(23 images of 8x8x3)",
-        "Records(23 images of 8x8x3)",
+        "ArraySplit(23 images of 8x8x3)",
+        "FileSplit(23 images of 8x8x3)",
+        "RecordSplit(23 images of 8x8x3)",
     ]
 
 
@@ -280,7 +282,9 @@ def test_weights_are_those_of_the_labels():
 
 
 def test_a_mixed_image_has_the_mean_weight_of_its_classes():
-    part = Part(np.random.default_rng(6).integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12, dtype=np.int32) % 2)
+    part = ArraySplit(
+        np.random.default_rng(6).integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12, dtype=np.int32) % 2
+    )
     weights = np.array([0.5, 3.0], np.float32)
     batches = make_pipeline(part, 4, augment=[mixup(2.0)], classes=2, class_weights=weights, last_step=6)
     for _, labels, found in batches.as_numpy_iterator():

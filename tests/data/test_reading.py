@@ -1,4 +1,4 @@
-"""Files that cannot be read, or are of an unusual kind."""
+"""FileSplit that cannot be read, or are of an unusual kind."""
 
 import io
 import re
@@ -323,7 +323,7 @@ def test_the_limit_is_that_of_the_whole_set(tmp_path):
         f"folder:{tmp_path}", cache="none", image_size=8, on_error="skip", skip_limit=0.1, validation=0.1
     )
     assert len(splits.test.unreadable) == 2
-    pool = splits.train.subset(np.arange(2))  # as a validation part that is carved out
+    pool = splits.train.select(np.arange(2))  # as a validation part that is carved out
     pool.unreadable.add([0])
     assert (len(pool.unreadable), pool.unreadable.error) == (1, None)
     with pytest.raises(DataError, match=r"expected at most 10 % of 20 files to be unreadable .*, got 3: "):

@@ -10,7 +10,7 @@ from kpipe.errors import ConfigError
 
 def made(kind, images=200, **options):
     source = read_synthetic(kind=kind, images=images, **options)
-    return source.parts["train"], source.class_names
+    return source.by_name["train"], source.class_names
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (32, 3, 10), (9, 4, 30)])

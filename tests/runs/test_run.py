@@ -17,7 +17,8 @@ from tiny_runs import only_run, refuse_to_write
 
 from kpipe.assembly import prepare
 from kpipe.config.loading import load_experiment
-from kpipe.data.splits import Part, Splits
+from kpipe.data.arrays import ArraySplit
+from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, Interrupted
 
 
@@ -147,7 +148,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
 @pytest.mark.parametrize("normalize", ["imagenet", "zca"])
 def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
     loaded = load_experiment(experiment, [f"data.normalize={normalize}"]).experiment
-    part = Part(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
+    part = ArraySplit(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
     expected = {
         "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
         "zca": "data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225",

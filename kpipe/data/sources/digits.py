@@ -1,4 +1,4 @@
-"""What a reader of a source returns, the embedded digits, and what readers share.
+"""The handwritten digits that come with scikit-learn as a source.
 
 N images, H height, W width, C channels.
 """
@@ -6,20 +6,25 @@ N images, H height, W width, C channels.
 import numpy as np
 import tensorflow as tf
 
+from kpipe.data.arrays import ArraySplit
 from kpipe.data.images import Form, to_form
-from kpipe.data.sources.forms import check_channels
-from kpipe.data.splits import Part, Source
+from kpipe.data.sources.request import SourceRequest, check_channels
+from kpipe.data.splits import Source
 
 
-def read_digits(form: Form) -> Source:
-    """The 1,797 handwritten digits of scikit-learn: 8x8, grey, 10 classes. Values 0..16 become 0..255."""
+def read_digits(request: SourceRequest) -> Source:
+    """Return the 1,797 handwritten digits of scikit-learn: 8x8, gray, 10 classes. Values 0..16 become 0..255.
+
+    Raises:
+        DataError: a number of channels that cannot be made of gray.
+    """
     from sklearn.datasets import load_digits
 
-    check_channels(1, form.channels, "digits")
+    check_channels(1, request.form.channels, "digits")
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    part = Part(_in_form(images, form), digits.target.astype(np.int32))
-    return Source({"train": part}, tuple(map(str, digits.target_names)))
+    train = ArraySplit(_in_form(images, request.form), digits.target.astype(np.int32))
+    return Source({"train": train}, tuple(map(str, digits.target_names)))
 
 
 def _in_form(images: np.ndarray, form: Form) -> np.ndarray:

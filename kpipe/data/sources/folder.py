@@ -1,4 +1,4 @@
-"""A folder of image files as a source. The files are listed and their headers looked at; no image is decoded yet.
+"""A folder of image files as a source. The files are listed and their headers read; no image is decoded yet.
 
 N images.
 """
@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from kpipe.data.files import FileSplit
 from kpipe.data.images import ENDINGS, Form, decode
-from kpipe.data.sources.forms import PART_FOLDERS, check_channels
-from kpipe.data.splits import Files, Source
+from kpipe.data.sources.request import SPLIT_NAMES, SourceRequest, check_channels
+from kpipe.data.splits import Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, some
 
@@ -23,13 +24,11 @@ MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's 
 HEADERS_AT_ONCE = 16
 
 
-def read_folder(path: str, form: Form, *, skip_limit: float | None = None) -> Source:
-    """A folder with one folder of images a class, or with such folders in train/, validation/ (val/), test/.
+def read_folder(request: SourceRequest) -> Source:
+    """Find a folder with one folder of images a class, or with such folders in train/, validation/ (val/), test/.
 
     Args:
-        path: the folder; `~` is the home folder.
-        form: of the images; channels are 3 by default.
-        skip_limit: share of a part's files that may be unreadable; None: not one.
+        request: its argument is the folder, in which `~` is the home folder; channels are 3 by default.
 
     Returns:
         Classes in the order of their names. Hidden files are ignored, other files with a note. A class and an image
@@ -39,25 +38,26 @@ def read_folder(path: str, form: Form, *, skip_limit: float | None = None) -> So
         DataError: no folder, no images, one class, a class that train lacks, or files that declare more than
             MOST_PIXELS.
     """
-    where, root = f"folder:{path}", Path(path).expanduser()
+    where, root = f"folder:{request.argument}", Path(request.argument).expanduser()
+    form, skip_limit = request.form, request.skip_limit
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
     check_channels(3, form.channels, where)
     strays = _Strays()
     try:
-        files = {part: _list_classes(folder, strays) for part, folder in _part_folders(root, where, strays).items()}
+        files = {name: _list_classes(folder, strays) for name, folder in _split_folders(root, where, strays).items()}
     except OSError as error:
         raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from None
     class_names = _check_classes(files, where)
-    parts = {part: _make_part(classes, class_names, form, where, skip_limit) for part, classes in files.items()}
+    splits = {name: _make_split(classes, class_names, form, where, skip_limit) for name, classes in files.items()}
     if skip_limit is None:
-        _refuse_large([name for part in parts.values() for name in part.unreadable.names()], where)
-    return Source(parts, class_names, strays.lines(root))
+        _refuse_large([name for split in splits.values() for name in split.unreadable.names()], where)
+    return Source(splits, class_names, strays.lines(root))
 
 
 class _Strays:
-    """What lies in the folder and is no part of the set."""
+    """What lies in the folder and does not belong to the set."""
 
     def __init__(self):
         self.files: list[Path] = []
@@ -82,30 +82,30 @@ class _Strays:
         )
 
 
-def _part_folders(root: Path, where: str, strays: _Strays) -> dict[str, Path]:
-    """Part name to folder; a root without train/ is one pool, called train."""
+def _split_folders(root: Path, where: str, strays: _Strays) -> dict[str, Path]:
+    """Return split name -> folder; a root without train/ is one pool, called train."""
     folders, files = _visible(root)
-    named = [folder for folder in folders if folder.name.lower() in PART_FOLDERS]
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not any(folder.name.lower() == "train" for folder in named):
         if named and len(named) == len(folders):
             got = some([folder.name for folder in named])
             raise DataError(f"{where}: expected a train folder, got {got}. Add train/")
         return {"train": root}
-    parts: dict[str, Path] = {}
+    found: dict[str, Path] = {}
     for folder in named:
-        part = PART_FOLDERS[folder.name.lower()]
-        if part in parts:
+        split = SPLIT_NAMES[folder.name.lower()]
+        if split in found:
             raise DataError(
-                f"{where}: expected one {part} folder, got {parts[part].name} and {folder.name}. Keep one of them"
+                f"{where}: expected one {split} folder, got {found[split].name} and {folder.name}. Keep one of them"
             )
-        parts[part] = folder
+        found[split] = folder
     strays.files += files
     strays.folders += [folder for folder in folders if folder not in named]
-    return parts
+    return found
 
 
 def _list_classes(folder: Path, strays: _Strays) -> dict[str, list[Path]]:
-    """Class name to its image files, both sorted. Folders inside a class folder belong to the class."""
+    """Return class name -> image files, both sorted. Folders inside a class folder belong to the class."""
     folders, files = _visible(folder)
     strays.files += files
     classes = {}
@@ -124,13 +124,13 @@ def _list_classes(folder: Path, strays: _Strays) -> dict[str, list[Path]]:
 
 
 def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files right in `folder`, sorted, without hidden ones."""
+    """Return the folders and the files right in `folder`, sorted, without hidden ones."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return [entry for entry in entries if entry.is_dir()], [entry for entry in entries if not entry.is_dir()]
 
 
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files at any depth, sorted, and the links to folders, which are not followed: they may lead in a circle."""
+    """Return the files at any depth, sorted, and links to folders; these may lead in a circle and are not followed."""
     found, links = [], []
     for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -144,17 +144,20 @@ def _raise(error: OSError):
 
 
 def _is_image(path: Path) -> bool:
-    """By its name. A pipe is none, it would be waited for without end; a broken link is one, decoding names it."""
+    """Whether a file is an image, by its name.
+
+    A pipe is none: it would be waited for without end. A broken link is one: decoding names it.
+    """
     return path.suffix.lower() in ENDINGS and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple[str, ...]:
-    """The class names of train, sorted, once every part is known to be usable."""
-    for part, classes in files.items():
+    """Return the class names of train, sorted, once every split is known to be usable."""
+    for split, classes in files.items():
         if not classes:
-            part_of = "" if len(files) == 1 else f" in {part}/"
+            place = "" if len(files) == 1 else f" in {split}/"
             raise DataError(
-                f"{where}: expected one folder of images a class{part_of}, got no images. "
+                f"{where}: expected one folder of images a class{place}, got no images. "
                 f"Put images ({', '.join(ENDINGS)}) into class folders"
             )
     class_names = tuple(sorted(files["train"]))
@@ -162,20 +165,20 @@ def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple
         raise DataError(
             f"{where}: expected at least two classes, got one, {class_names[0]}. Add a folder for each other class"
         )
-    for part, classes in files.items():
+    for split, classes in files.items():
         unknown = sorted(set(classes) - set(class_names))
         if unknown:
             raise DataError(
-                f"{where}: expected in {part}/ the classes of train/ only, got {some(unknown)}. "
-                f"Add images of it to train/ or remove it from {part}/"
+                f"{where}: expected in {split}/ the classes of train/ only, got {some(unknown)}. "
+                f"Add images of it to train/ or remove it from {split}/"
             )
     return class_names
 
 
-def _make_part(
+def _make_split(
     classes: dict[str, list[Path]], class_names: tuple[str, ...], form: Form, where: str, skip_limit: float | None
-) -> Files:
-    """One part, in which files that would fill the memory are noted as unreadable before one is decoded."""
+) -> FileSplit:
+    """Return one split, in which files that would fill the memory are noted as unreadable before one is decoded."""
     paths = [path for name in class_names for path in classes.get(name, ())]
     labels = [label for label, name in enumerate(class_names) for _ in classes.get(name, ())]
     # Most of the time is the disk's, far more of it where the disk is elsewhere.
@@ -187,11 +190,11 @@ def _make_part(
     encoded[list(unreadable.numbers)] = b""  # nobody shall open them
     sides = [size[1:] if size else _decoded_size(path) for path, size in zip(paths, declared, strict=True)]
     shape = (form.size, form.size, form.channels or 3)
-    return Files(encoded, np.array(labels, np.int32), np.array(sides, np.int32), form, shape, unreadable)
+    return FileSplit(encoded, np.array(labels, np.int32), np.array(sides, np.int32), form, shape, unreadable)
 
 
 def _decoded_size(path: Path) -> tuple[int, int]:
-    """Of a file whose header Pillow does not understand; TensorFlow is less strict."""
+    """Return the size of a file whose header Pillow does not understand; TensorFlow is less strict."""
     try:
         return tuple(decode(tf.io.read_file(os.fsencode(path))).shape[:2])
     except tf.errors.OpError:
@@ -218,7 +221,7 @@ def _is_too_large(size: tuple[int, int, int] | None, image_size: int | None) -> 
 
 
 def _declared_size(path: Path) -> tuple[int, int, int] | None:
-    """Frames, height and width, from the header; None where it is damaged, which decoding reports."""
+    """Return frames, height and width from the header; None where it is damaged, which decoding reports."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of the limit

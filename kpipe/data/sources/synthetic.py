@@ -15,43 +15,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from kpipe.catalog.data import SyntheticOptions
-from kpipe.data.splits import Part, Source
+from kpipe.data.arrays import ArraySplit
+from kpipe.data.sources.request import SourceRequest
+from kpipe.data.splits import Source
 from kpipe.errors import ConfigError
 
 Shape = tuple[int, int, int]  # height, width, channels of one image
 CHUNK = 128  # images drawn at a time: what one step needs stays in the cache
 
 
-def read_synthetic(
-    *,
-    image_size: int | None = None,
-    channels: int | None = None,
-    kind: str = "images",
-    classes: int | None = None,
-    images: int = 2000,
-) -> Source:
-    """Procedural images, the same in every run. The classes differ in size by one image at most.
+def read_synthetic(request: SourceRequest, *, kind: str, classes: int | None, images: int) -> Source:
+    """Draw procedural images, the same in every run. The classes differ in size by one image at most.
 
     | kind          | shape         | a class is                                                            |
     |---------------|---------------|-----------------------------------------------------------------------|
-    | `images`      | [N, S, S, C]  | stripes of one direction, colour and shading                          |
+    | `images`      | [N, S, S, C]  | stripes of one direction, color and shading                           |
     | `board`       | [N, S, S, 3]  | a point, row by row: in this Go position it is the move that captures |
     | `spectrogram` | [N, F, T, 1]  | a word of two or three tones that rise, fall or stay; T is 2 F        |
     | `text`        | [N, L, 1, 27] | a topic: words of its own among words of all topics                   |
 
     Args:
-        image_size: S, F or L; default: the kind's own.
-        channels: C, for `images` alone; default 3.
-        classes: K, default 10; not for `board`, which has S x S.
+        request: its form has S, F or L (None: the kind's own) and, for `images` alone, C (None: 3).
+        kind, classes, images: see `kpipe.catalog.data.SyntheticOptions`.
 
     Returns:
-        One part, train: images uint8, 0..255, labels int32.
+        One split, train: images uint8, 0..255, labels int32.
 
     Raises:
         ConfigError: fewer images than classes (a board may have fewer), or an argument that the kind does not have.
     """
-    _check_arguments(kind, image_size, channels, classes)
-    row, size = KINDS[kind], image_size or SyntheticOptions(kind=kind).native.size
+    channels = request.form.channels
+    _check_arguments(kind, request.form.size, channels, classes)
+    row, size = KINDS[kind], request.form.size or SyntheticOptions(kind=kind).native.size
     classes = size * size if kind == "board" else classes or 10
     if kind != "board" and images < classes:
         raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
@@ -62,16 +57,12 @@ def read_synthetic(
     for start in range(0, images, CHUNK):
         chunk = slice(start, start + CHUNK)
         pixels[chunk] = row.draw(labels[chunk], classes, pixels.shape[1:], random)
-    return Source({"train": Part(pixels, labels)}, row.class_names(classes))
+    return Source({"train": ArraySplit(pixels, labels)}, row.class_names(classes))
 
 
 def _check_arguments(kind: str, image_size: int | None, channels: int | None, classes: int | None) -> None:
     if kind != "images" and channels is not None:
         raise ConfigError(f"data.channels: expected none with kind: {kind}, whose planes are fixed, got {channels}")
-    if kind == "board" and classes is not None:
-        raise ConfigError(
-            f"data.synthetic.classes: expected none with kind: board, which has one class a point, got {classes}"
-        )
     if kind == "board" and image_size is not None and not 2 <= image_size <= len(COLUMNS):
         raise ConfigError(f"data.image_size: expected 2 to {len(COLUMNS)} with kind: board, got {image_size}")
     if kind == "spectrogram" and classes is not None and classes > len(_words()):

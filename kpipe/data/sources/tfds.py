@@ -15,25 +15,23 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.images import Form
-from kpipe.data.sources.forms import PART_FOLDERS, check_channels
-from kpipe.data.splits import Records, Shard, Source
+from kpipe.data.records import RecordSplit, Shard
+from kpipe.data.sources.request import SPLIT_NAMES, SourceRequest, check_channels
+from kpipe.data.splits import Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, first_line, some
 
 FRAME = 16  # bytes that a TFRecord file adds to each record
 
 
-def read_tfds(name: str, form: Form, *, download: bool = True, skip_limit: float | None = None) -> Source:
-    """An image classification set of TensorFlow Datasets.
+def read_tfds(request: SourceRequest) -> Source:
+    """Find an image classification set of TensorFlow Datasets.
 
     Args:
-        name: `<name>` or `<name>/<config>`.
-        form: of the images.
-        download: False takes what is prepared, or raises.
-        skip_limit: share of a part's records that may be lost or unreadable; None: not one.
+        request: its argument is `<name>` or `<name>/<config>`.
 
     Returns:
-        The parts train, validation and test as far as the set has them with labels.
+        The splits train, validation and test as far as the set has them with labels.
 
     Raises:
         DataError: unknown name, not an image classification, neither prepared nor to be downloaded, or records are
@@ -42,33 +40,33 @@ def read_tfds(name: str, form: Form, *, download: bool = True, skip_limit: float
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    where = f"tfds:{name}"
+    name, form, where = request.argument, request.form, f"tfds:{request.argument}"
     builder = _tfds_builder(name, where)
     image_key, label_key = _tfds_keys(builder, where)
     present = builder.info.features[image_key].shape[-1]
     if present not in (1, 3):
         raise DataError(f"{where}: expected images of 1 or 3 channels, got {present}. Choose another set")
     check_channels(present, form.channels, where)
-    if not download and not builder.is_prepared():
+    if not request.download and not builder.is_prepared():
         raise DataError(f"{where}: is not prepared in {builder.data_path}; a run would download it")
     _tfds_prepare(builder, name, where)
-    parts, notes = {}, []
-    for split in builder.info.splits:
-        if split not in PART_FOLDERS:
-            notes.append(f"ignored the split {split}")
+    splits, notes = {}, []
+    for name in builder.info.splits:
+        if name not in SPLIT_NAMES:
+            notes.append(f"ignored the split {name}")
             continue
-        part = _tfds_part(builder, split, form, where, skip_limit)
-        if _has_labels(part):
-            parts[PART_FOLDERS[split]] = part
+        split = _make_split(builder, name, form, where, request.skip_limit)
+        if _has_labels(split):
+            splits[SPLIT_NAMES[name]] = split
         else:
-            notes.append(f"ignored the split {split}, which has no labels")
-    if "train" not in parts:
+            notes.append(f"ignored the split {name}, which has no labels")
+    if "train" not in splits:
         raise DataError(f"{where}: expected a split called train, got {some(list(builder.info.splits))}")
-    return Source(parts, tuple(builder.info.features[label_key].names), tuple(notes))
+    return Source(splits, tuple(builder.info.features[label_key].names), tuple(notes))
 
 
-def _tfds_part(builder, split: str, form: Form, where: str, skip_limit: float | None) -> Records:
-    info, features = builder.info.splits[split], builder.info.features
+def _make_split(builder, name: str, form: Form, where: str, skip_limit: float | None) -> RecordSplit:
+    info, features = builder.info.splits[name], builder.info.features
     image_key, label_key = builder.info.supervised_keys
     decoders = {image_key: _skip_decoding()}
 
@@ -81,17 +79,17 @@ def _tfds_part(builder, split: str, form: Form, where: str, skip_limit: float | 
     shape = (form.size or height, form.size or width, form.channels or channels)
     firsts = np.cumsum([shard.count for shard in shards]) - [shard.count for shard in shards]
 
-    def name(number):
+    def name_of(number):
         shard = np.searchsorted(firsts, number, side="right") - 1
         return f"{shards[shard].path}, record {number - firsts[shard]}"
 
-    unreadable = Unreadable(f"{where}, {split}", info.num_examples, name, skip_limit)
+    unreadable = Unreadable(f"{where}, {name}", info.num_examples, name_of, skip_limit)
     is_in_form = (height, width) == shape[:2] and height is not None
-    part = Records(shards, parse, replace(form, channels=shape[-1]), shape, unreadable, is_in_form)
+    split = RecordSplit(shards, parse, replace(form, channels=shape[-1]), shape, unreadable, is_in_form)
     size = sum(os.path.getsize(shard.path) for shard in shards if os.path.exists(shard.path))
     if size == info.num_bytes + FRAME * info.num_examples:
-        return part
-    return _without_lost(part, builder.data_path, skip_limit)
+        return split
+    return _without_lost(split, builder.data_path, skip_limit)
 
 
 def _skip_decoding():
@@ -100,36 +98,36 @@ def _skip_decoding():
     return tfds.decode.SkipDecoding()
 
 
-def _without_lost(part: Records, folder, skip_limit: float | None) -> Records:
-    """The part as far as its files can be read; called when their size says that something is wrong."""
-    declared = len(part)
-    shards = tuple(replace(shard, count=_count_records(shard)) for shard in part.shards)
+def _without_lost(split: RecordSplit, folder, skip_limit: float | None) -> RecordSplit:
+    """Return the split as far as its files can be read; called when their size says that something is wrong."""
+    declared = len(split)
+    shards = tuple(replace(shard, count=_count_records(shard)) for shard in split.shards)
     lost = declared - sum(shard.count for shard in shards)
     if lost > (skip_limit or 0) * declared:
-        cut = [shard.path for shard, now in zip(part.shards, shards, strict=True) if now.count < shard.count]
+        cut = [shard.path for shard, now in zip(split.shards, shards, strict=True) if now.count < shard.count]
         allowed = "" if skip_limit is None else f" and at most {100 * skip_limit:.3g} % of them lost (data.skip_limit)"
-        hint = ", or go on with what is left with data.on_error=skip" if skip_limit is None else ""
+        hint = ", or train on what is left with data.on_error=skip" if skip_limit is None else ""
         raise DataError(
-            f"{part.unreadable.where}: expected {declared:,} records{allowed}, got {declared - lost:,}: {some(cut)} "
+            f"{split.unreadable.where}: expected {declared:,} records{allowed}, got {declared - lost:,}: {some(cut)} "
             f"cannot be read to the end. Remove {folder} and prepare the set again{hint}"
         )
-    return replace(part, shards=tuple(shard for shard in shards if shard.count), lost=lost)
+    return replace(split, shards=tuple(shard for shard in shards if shard.count), lost=lost)
 
 
 def _count_records(shard: Shard) -> int:
-    """Records up to the end or the first damage."""
+    """RecordSplit up to the end or the first damage."""
     records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.count)
-    # Behind a damage TensorFlow reads nothing more of the file.
+    # After a damage TensorFlow reads nothing more of the file.
     return int(records.ignore_errors().reduce(np.int64(0), lambda count, record: count + 1))
 
 
-def _has_labels(part: Records) -> bool:
-    """Some sets keep the labels of a split secret: all of them are -1."""
+def _has_labels(split: RecordSplit) -> bool:
+    """Whether a split has labels: some sets keep them secret, and all of them are -1."""
     try:
-        first = next(iter(tf.data.TFRecordDataset(part.shards[0].path).take(1)))
+        first = next(iter(tf.data.TFRecordDataset(split.shards[0].path).take(1)))
     except (StopIteration, IndexError, tf.errors.OpError):
         return True  # a damaged file is reported where it is read
-    return int(part.parse(first)[1]) >= 0
+    return int(split.parse(first)[1]) >= 0
 
 
 def _tfds_builder(name: str, where: str):
@@ -148,7 +146,7 @@ def _tfds_builder(name: str, where: str):
 
 
 def _tfds_keys(builder, where: str) -> tuple[str, str]:
-    """The names of the image and of the label."""
+    """Return the names of the image and of the label."""
     import tensorflow_datasets as tfds
 
     keys, features = builder.info.supervised_keys, builder.info.features
@@ -182,7 +180,7 @@ def _tfds_prepare(builder, name: str, where: str) -> None:
 
 @contextmanager
 def _no_retries() -> Iterator[None]:
-    """Without a network the downloader would try for minutes."""
+    """Keep the downloader from trying for minutes where there is no network."""
     from tensorflow_datasets.core.download import downloader
 
     retries = downloader.MAX_RETRIES
