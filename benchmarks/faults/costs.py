@@ -1,69 +1,75 @@
-"""The cost of a commit."""
+"""What a commit costs: its time with and without fsync, beside the time of the training between two commits.
+
+By default a run commits once an epoch, so the fraction of the time that commits take is commit / (commit + epoch).
+"""
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
-from processes import Site
+from processes import Sandbox
+from report import clock, median_row
 
-import kpipe.experiment
 from kpipe.config import load_experiment
+from kpipe.experiment import Prepared, Progress, choose, prepare, seed_everything
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+COSTS = {"LeNet-5": EXPERIMENTS / "quickstart.yaml", "VGG-16": EXPERIMENTS / "vgg16.yaml"}
+
+Times = list[tuple[float, float]]
+"""CPU seconds and wall seconds of each measurement."""
 
 
-COSTS = {"LeNet-5": ROOT / "experiments" / "quickstart.yaml", "VGG-16": ROOT / "experiments" / "vgg16.yaml"}
+def measure_costs(sandbox: Sandbox) -> list[dict]:
+    """Measure each experiment in a process of its own; return three rows of each: epoch, commit, commit without fsync.
 
-
-def measure_costs(site: Site) -> list[dict]:
-    """Of each experiment: a commit with and without fsync, by turns, and the training between two commits."""
+    A row is {"work", "variant", "items", "cpu_seconds", "wall_seconds", "bytes"}.
+    """
     rows = []
-    for name, path in COSTS.items():
-        commits, epochs = (3, 1) if site.quick else (20, 3)
-        child = site.fork(measure_commits, name, str(path), site.new("cost"), commits, epochs)
+    for name, file in COSTS.items():
+        child = sandbox.fork(measure_experiment, name, str(file), sandbox.make_folder("cost"), sandbox.quick)
         rows += child.receive(600)
         child.exit_code()
     return rows
 
 
-def measure_commits(pipe, name: str, path: str, folder: Path, commits: int, epochs: int) -> None:
-    """By default a run commits once an epoch: the share of the time is commit / (commit + epoch)."""
-    experiment = load_experiment(path, ["training.epochs=100"]).experiment  # more than will be done
-    kpipe.experiment.seed_everything(experiment.seed, kpipe.experiment.choose(experiment).deterministic)
-    prepared = kpipe.experiment.prepare(experiment)
-    trainer, checkpoints = Trainer(prepared.model), Checkpoints(folder / "checkpoints")
-    iterator = iter(prepared.batches_from(0))
-    trainer.run_steps(iterator, 1)
-    steps = prepared.steps_per_epoch if epochs > 1 else min(10, prepared.steps_per_epoch)
-    times = [timed(lambda: trainer.run_steps(iterator, steps)) for _ in range(epochs if epochs > 1 else 1)]
-    scale = prepared.steps_per_epoch / steps
+def measure_experiment(pipe, name: str, file: str, folder: Path, quick: bool) -> None:
+    experiment = load_experiment(file, ["training.epochs=100"]).experiment  # more than will be trained
+    seed_everything(experiment.seed, choose(experiment).deterministic)
+    prepared = prepare(experiment)
+    trainer = Trainer(prepared.model)
     images = prepared.steps_per_epoch * experiment.data.batch_size
-    rows = [cost_row(f"epoch of {name}", "kpipe", images, [(cpu * scale, wall * scale) for cpu, wall in times], 0)]
-    fsync, by_variant = os.fsync, {"fsync": [], "no_fsync": []}
-    for step, variant in enumerate(list(by_variant) * (commits + 1), start=1):
-        os.fsync = fsync if variant == "fsync" else lambda descriptor: None
-        state = kpipe.experiment.Progress().to_dict()
-        commit = partial(checkpoints.commit, prepared.model, state, step=step, best_step=step, logs={})
-        by_variant[variant].append(timed(commit))
-    os.fsync = fsync
-    size = sum(file.stat().st_size for file in checkpoints.latest.iterdir())
-    for variant, found in by_variant.items():
-        rows.append(cost_row(f"commit of {name}", variant, 1, found[1:], size))  # the first finds nothing to remove
+    epochs = measure_epochs(prepared, trainer, quick)
+    commits, size = measure_commits(prepared, folder / "checkpoints", 3 if quick else 20)
+    rows = [median_row(f"epoch of {name}", "kpipe", images, epochs) | {"bytes": 0}]
+    for variant, times in commits.items():
+        rows.append(median_row(f"commit of {name}", variant, 1, times) | {"bytes": size})
     pipe.send(rows)
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the CPU and of the wall clock."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return time.process_time() - cpu, time.perf_counter() - wall
+def measure_epochs(prepared: Prepared, trainer: Trainer, quick: bool) -> Times:
+    """Return CPU and wall seconds of three epochs; if `quick`, of one that is estimated from ten steps."""
+    iterator = iter(prepared.batches_from(0))
+    trainer.run_steps(iterator, 1)  # traces
+    steps = min(10, prepared.steps_per_epoch) if quick else prepared.steps_per_epoch
+    scale = prepared.steps_per_epoch / steps
+    times = [clock(lambda: trainer.run_steps(iterator, steps)) for _ in range(1 if quick else 3)]
+    return [(cpu * scale, wall * scale) for cpu, wall in times]
 
 
-def cost_row(work: str, variant: str, items: int, times: list[tuple[float, float]], size: int) -> dict:
-    cpu, wall = (round(statistics.median(column), 6) for column in zip(*times, strict=True))
-    return {"work": work, "variant": variant, "items": items, "cpu_seconds": cpu, "wall_seconds": wall, "bytes": size}
+def measure_commits(prepared: Prepared, folder: Path, count: int) -> tuple[dict[str, Times], int]:
+    """Commit with and without fsync by turns; return CPU and wall seconds of `count` commits each, and their bytes."""
+    checkpoints = Checkpoints(folder)
+    state = Progress().to_dict()
+    times: dict[str, Times] = {"fsync": [], "no_fsync": []}
+    for step, variant in enumerate(list(times) * (count + 1), start=1):
+        commit = partial(checkpoints.commit, prepared.model, state, step=step, best_step=step, logs={})
+        fsync = os.fsync if variant == "fsync" else lambda descriptor: None
+        with mock.patch.object(os, "fsync", fsync):
+            times[variant].append(clock(commit))
+    size = sum(file.stat().st_size for file in checkpoints.latest.iterdir())
+    # The first commits find no old checkpoint to remove.
+    return {variant: found[1:] for variant, found in times.items()}, size

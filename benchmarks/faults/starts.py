@@ -1,4 +1,16 @@
-"""Simultaneous starts."""
+"""Fault: several processes start the same training at the same moment.
+
+In turn they start where there is nothing yet ("fresh"), where a run can be resumed ("resumed"), and, two of them, with
+--new ("new"); the first round is a crowd. Every process is an attempt.
+
+kpipe (`python -m kpipe.run`) survives if exactly one process owns the run; if every other one ends within two seconds
+with exit code 5 and names the run and its owner; and if, but for lock files, the disk is as after a lone start. The
+owner is held at the moment at which it owns the run, so whatever else has changed was changed by the others. With --new
+each must own a run directory of its own.
+
+Stock Keras (three times `fit` with BackupAndRestore and one directory) survives if only one process has trained a step;
+what becomes of the others later does not help.
+"""
 
 import hashlib
 import itertools
@@ -6,67 +18,24 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from patches import send_signal_in
-from processes import SOON, Child, Site, expect
-from runs import SMALL, only_run, run_kpipe, runs_in
+from expectations import expect
+from patches import hold_owner, send_signal
+from processes import Child, Sandbox
+from runs import SMALL, fork_kpipe, list_runs, only_run
 from stock import fit_stock
 
-import kpipe.experiment
-
-PROCESSES = 4  # of a simultaneous start; two where each shall get a run
+PROCESSES = {"fresh": 4, "resumed": 4, "new": 2}
 CROWD = 20  # processes of the first round
-
-
-def simultaneous_starts(site: Site, count: int) -> Iterator[bool]:
-    """Processes give the same command at the same moment, in turn where there is nothing, where a run can be resumed,
-    and, two of them, with --new; the first time a crowd. `count` is the number of rounds; every process is an attempt.
-
-    Survived: exactly one process owns the run; every other one has ended within two seconds with code 5 and names the
-    run and the owner; and but for lock files the disk is as a lone start would have left it. The owner is held at the
-    moment at which it owns the run, so that whatever else changes was changed by the others. With --new both own a run
-    directory, and not the same.
-    """
-    unfinished = site.new("unfinished")
-    plan = SMALL.write(site.folder)
-    shot = ("training", signal.SIGTERM, 5, 0.0)
-    child = site.fork(run_kpipe, [plan], send_signal_in, *shot, KPIPE_LOGS=str(unfinished))
-    child.exit_code()
-    alone = site.new("alone")
-    child = site.fork(run_kpipe, [plan], wait_for_start, KPIPE_LOGS=str(alone))
-    start_all([child])
-    child.receive()
-    child.end()
-    expected = {"fresh": tree_of(alone), "resumed": tree_of(unfinished)}
-    kinds = itertools.cycle(["fresh", "new"] if site.quick else ["fresh", "resumed", "new"])
-    for kind, first in zip(
-        itertools.islice(kinds, count), itertools.chain([True], itertools.repeat(False)), strict=False
-    ):
-        logs = site.new(f"logs-{kind}")
-        if kind == "resumed":
-            shutil.copytree(unfinished, logs, dirs_exist_ok=True)
-        arguments = [plan, "--new"] if kind == "new" else [plan]
-        processes = 2 if kind == "new" else 3 if site.quick else CROWD if first else PROCESSES
-        children = [site.fork(run_kpipe, arguments, wait_for_start, KPIPE_LOGS=str(logs)) for _ in range(processes)]
-        began = start_all(children, whole_second=kind == "new")
-        outcome = Outcome(logs, children, began)
-        for number in range(processes):
-            check = outcome.check_new if kind == "new" else partial(outcome.check, expected=expected[kind])
-            yield site.survives(check, number)
-        for child in children:
-            child.end()
+STOCK_PROCESSES = 3
+LONGEST_REFUSAL = 2.0  # seconds after which every process that does not own the run must have ended
 
 
 def wait_for_start(pipe) -> None:
-    """Waits for the moment that the pipe gives; later, when the run is owned, tells and is held there."""
-
-    def hold(*arguments, **options):
-        pipe.send("owns")
-        pipe.recv()
-
-    kpipe.experiment.seed_everything = hold
+    """Say "ready", receive a moment of the monotonic clock, and wait for it."""
     pipe.send("ready")
     moment = pipe.recv()
     while time.monotonic() < moment:
@@ -74,7 +43,7 @@ def wait_for_start(pipe) -> None:
 
 
 def start_all(children: list[Child], *, whole_second: bool = False) -> float:
-    """Lets them go at one moment, which is returned."""
+    """Let all children go at one moment, which is returned; at the beginning of a second if asked for."""
     for child in children:
         child.receive()
     moment = time.monotonic() + 0.1
@@ -85,73 +54,141 @@ def start_all(children: list[Child], *, whole_second: bool = False) -> float:
     return moment
 
 
+# --- kpipe ------------------------------------------------------------------------------------------------------------
+
+
+def start_at_once(sandbox: Sandbox, count: int) -> Iterator[bool]:
+    """Start `count` rounds of processes; yield for each process whether all was as promised."""
+    file = SMALL.write(sandbox.folder)
+    unfinished = make_unfinished_run(sandbox, file)
+    expected = {"fresh": read_tree(start_alone(sandbox, file)), "resumed": read_tree(unfinished)}
+    kinds = ["fresh", "new"] if sandbox.quick else ["fresh", "resumed", "new"]
+    for number, kind in enumerate(itertools.islice(itertools.cycle(kinds), count)):
+        logs = sandbox.make_folder(f"logs-{kind}")
+        if kind == "resumed":
+            shutil.copytree(unfinished, logs, dirs_exist_ok=True)
+        processes = CROWD if number == 0 else PROCESSES[kind]
+        if sandbox.quick:
+            processes = min(processes, 3)
+        arguments = [file, "--new"] if kind == "new" else [file]
+        children = [fork_kpipe(sandbox, arguments, logs, start_together) for _ in range(processes)]
+        # Run directories are named after the second: those of --new must differ even within one.
+        start = start_all(children, whole_second=kind == "new")
+        outcome = wait_for_outcome(logs, children, start)
+        check = check_new if kind == "new" else partial(check_start, expected=expected[kind])
+        for child in children:
+            yield sandbox.survives(check, outcome, child)
+        for child in children:
+            child.kill()
+
+
+def make_unfinished_run(sandbox: Sandbox, file: str) -> Path:
+    """Return a folder with a run that was stopped while it trained."""
+    logs = sandbox.make_folder("unfinished")
+    fork_kpipe(sandbox, [file], logs, send_signal, "training", signal.SIGTERM, 6, 0.0).exit_code()
+    return logs
+
+
+def start_alone(sandbox: Sandbox, file: str) -> Path:
+    """Return the folder of a lone start, as it is when the run is owned."""
+    logs = sandbox.make_folder("alone")
+    child = fork_kpipe(sandbox, [file], logs, start_together)
+    start_all([child])
+    child.receive()
+    child.kill()
+    return logs
+
+
+def start_together(pipe) -> None:
+    hold_owner(pipe)
+    wait_for_start(pipe)
+
+
+@dataclass
 class Outcome:
-    """Of one simultaneous start."""
+    """What has become of one simultaneous start after `LONGEST_REFUSAL`, or as soon as all is decided.
 
-    def __init__(self, logs: Path, children: list[Child], began: float):
-        self.logs, self.children = logs, children
-        deadline, self.owners, self.codes = began + SOON, [], {}
-        while time.monotonic() < deadline and len(self.owners) + len(self.codes) < len(children):
-            for child in children:
-                if child.pid in self.codes or child in self.owners:
-                    continue
-                if "owns" in child.received():
-                    self.owners.append(child)
-                elif (code := child.exit_code(0)) is not None:
-                    self.codes[child.pid] = code
-            time.sleep(0.005)
-        self.tree = tree_of(logs)
-
-    def check(self, number: int, expected: dict[str, str]) -> None:
-        child = self.children[number]
-        expect(len(self.owners) == 1, f"{len(self.owners)} processes own the run")
-        expect(self.tree == expected, f"changed: {set(self.tree.items()) ^ set(expected.items())}")
-        if child is self.owners[0]:
-            return
-        code, said = self.codes.get(child.pid), child.said("err")
-        expect(code == 5, f"a loser's exit code within {SOON} s is {code}: {said[-600:]}")
-        run = str(only_run(self.logs))
-        named = run in said and f"process {self.owners[0].pid} " in said
-        expect(named, f"run and owner {self.owners[0].pid} are not named: {said!r}")
-
-    def check_new(self, number: int) -> None:
-        expect(self.children[number] in self.owners, f"refused: {self.children[number].said('err')[-600:]}")
-        runs = runs_in(self.logs)
-        expect(len(runs) == len(self.owners), f"{len(self.owners)} processes own {[run.name for run in runs]}")
-
-
-def tree_of(folder: Path) -> dict[str, str]:
-    """Checksum of every file but locks, by its path; the name of a run, which is a time, left out."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name not in (".lock", ".owner") and path.suffix != ".yaml" or path.name == "config.yaml":
-            parts = list(path.relative_to(folder).parts)
-            parts[1:2] = ["run"] * len(parts[1:2])
-            content = path.read_bytes() if path.is_file() else b"folder"
-            found["/".join(parts)] = hashlib.sha256(content).hexdigest()
-    return found
-
-
-def simultaneous_fits(site: Site, count: int) -> Iterator[bool]:
-    """Three processes call `fit` with BackupAndRestore and one directory at the same moment.
-
-    Survived: only one of them has trained a step; what becomes of the others later does not help.
+    Attributes:
+        logs: the folder of the runs.
+        owners: the processes that own a run.
+        exit_codes: of those that have ended, by process ID.
+        tree: what is in the folder, see `read_tree`.
     """
+
+    logs: Path
+    owners: list[Child] = field(default_factory=list)
+    exit_codes: dict[int, int] = field(default_factory=dict)
+    tree: dict[str, str] = field(default_factory=dict)
+
+
+def wait_for_outcome(logs: Path, children: list[Child], start: float) -> Outcome:
+    outcome = Outcome(logs)
+    undecided = list(children)
+    while undecided and time.monotonic() < start + LONGEST_REFUSAL:
+        for child in tuple(undecided):
+            if "owns" in child.receive_all():
+                outcome.owners.append(child)
+                undecided.remove(child)
+            elif (code := child.exit_code(0)) is not None:
+                outcome.exit_codes[child.pid] = code
+                undecided.remove(child)
+        time.sleep(0.005)
+    outcome.tree = read_tree(logs)
+    return outcome
+
+
+def check_start(outcome: Outcome, child: Child, *, expected: dict[str, str]) -> None:
+    """Expect one owner, this child to be it or to be refused, and nothing else to have changed on the disk."""
+    expect(len(outcome.owners) == 1, f"{len(outcome.owners)} processes own the run")
+    expect(outcome.tree == expected, f"changed: {set(outcome.tree.items()) ^ set(expected.items())}")
+    owner = outcome.owners[0]
+    if child is owner:
+        return
+    code, message = outcome.exit_codes.get(child.pid), child.stderr
+    expect(code == 5, f"the exit code of a refused start within {LONGEST_REFUSAL} s is {code}: {message[-600:]}")
+    named = str(only_run(outcome.logs)) in message and f"process {owner.pid} " in message
+    expect(named, f"run and owner {owner.pid} are not named: {message!r}")
+
+
+def check_new(outcome: Outcome, child: Child) -> None:
+    """Expect this child to own a run, and as many runs as owners."""
+    expect(child in outcome.owners, f"refused: {child.stderr[-600:]}")
+    runs = list_runs(outcome.logs)
+    expect(len(runs) == len(outcome.owners), f"{len(outcome.owners)} processes own {[run.name for run in runs]}")
+
+
+def read_tree(folder: Path) -> dict[str, str]:
+    """Return the checksum of every file but locks by its path, in which the name of a run, a time, is left out."""
+    tree = {}
+    for path in sorted(folder.rglob("*")):
+        is_lock = path.name in (".lock", ".owner")
+        is_experiment = path.suffix == ".yaml" and path.name != "config.yaml"
+        if is_lock or is_experiment:
+            continue
+        names = list(path.relative_to(folder).parts)
+        names[1:2] = ["run"] * len(names[1:2])
+        content = path.read_bytes() if path.is_file() else b"folder"
+        tree["/".join(names)] = hashlib.sha256(content).hexdigest()
+    return tree
+
+
+# --- stock Keras ------------------------------------------------------------------------------------------------------
+
+
+def start_stock_at_once(sandbox: Sandbox, count: int) -> Iterator[bool]:
+    """Start `count` rounds of `fit`; yield for each process whether only one of its round has trained."""
     for _ in range(count):
-        folder = site.new("fit")
-        plan = SMALL.write(folder)
-        children = [site.fork(fit_at_once, plan, folder) for _ in range(3)]
+        folder = sandbox.make_folder("fit")
+        file = SMALL.write(folder)
+        children = [sandbox.fork(fit_together, file, folder) for _ in range(STOCK_PROCESSES)]
         start_all(children)
         for child in children:
             child.exit_code()
-        trained = sum("trains" in child.received() for child in children)
+        trained = sum("trains" in child.receive_all() for child in children)
         for _ in children:
-            yield site.survives(expect, trained == 1, f"{trained} processes have trained with one directory")
+            yield sandbox.survives(expect, trained == 1, f"{trained} processes have trained with one directory")
 
 
-def fit_at_once(pipe, plan: str, folder: Path) -> None:
-    pipe.send("ready")
-    moment = pipe.recv()
-    while time.monotonic() < moment:
-        pass
-    fit_stock(pipe, plan, folder)
+def fit_together(pipe, file: str, folder: Path) -> None:
+    wait_for_start(pipe)
+    fit_stock(pipe, file, folder)

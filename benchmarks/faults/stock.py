@@ -1,24 +1,34 @@
-"""Stock Keras."""
+"""Stock Keras: `fit` with BackupAndRestore on the same networks and data as kpipe's runs."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
-from patches import start_timer
-from processes import Lost
+from expectations import expect
 
-import kpipe.experiment
 from kpipe.config import load_experiment
+from kpipe.experiment import prepare, seed_everything
 
 
-def fit_stock(pipe, plan: str, folder: Path, shoot: tuple | None = None) -> None:
-    """The plan's network and data in `keras.Model.fit`; tells when it has trained a step, and leaves end.npz."""
-    experiment = load_experiment(plan).experiment
-    kpipe.experiment.seed_everything(experiment.seed, deterministic=True)
-    prepared = kpipe.experiment.prepare(experiment)
+def fit_stock(pipe, file: str, folder: Path, make_callback: Callable | None = None, *options) -> None:
+    """Train the network and data of an experiment file by `keras.Model.fit`, seeded and deterministic.
+
+    Sends "trains" after the first step. Leaves the backup in `folder`, and at the end the weights in end.npz.
+
+    Args:
+        pipe: the connection to the parent process.
+        file: the experiment file.
+        folder: the folder of this training; the same folder resumes it.
+        make_callback: called as `make_callback(pipe, backup, *options)`; returns another callback for `fit`.
+        options: of `make_callback`.
+    """
+    experiment = load_experiment(file).experiment
+    seed_everything(experiment.seed, deterministic=True)
+    prepared = prepare(experiment)
     train, validation = prepared.splits.train, prepared.splits.validation
     backup = keras.callbacks.BackupAndRestore(folder / "backup", save_freq=experiment.training.checkpoint.every.steps)
+    more = [make_callback(pipe, backup, *options)] if make_callback else []
     prepared.model.fit(
         train.images,
         train.labels,
@@ -26,13 +36,13 @@ def fit_stock(pipe, plan: str, folder: Path, shoot: tuple | None = None) -> None
         epochs=experiment.training.epochs,
         validation_data=(validation.images, validation.labels),
         verbose=0,
-        callbacks=[TellOnce(pipe), backup, *([Shoot(pipe, backup, *shoot)] if shoot else [])],
+        callbacks=[TellFirstStep(pipe), backup, *more],
     )
     np.savez(folder / "end.npz", **{variable.path: variable.numpy() for variable in prepared.model.variables})
 
 
-class TellOnce(keras.callbacks.Callback):
-    """Says "trains" after the first step."""
+class TellFirstStep(keras.callbacks.Callback):
+    """Sends "trains" after the first step."""
 
     def __init__(self, pipe):
         super().__init__()
@@ -44,44 +54,15 @@ class TellOnce(keras.callbacks.Callback):
         self.told = True
 
 
-class Shoot(keras.callbacks.Callback):
-    """Sends this process a signal in a phase of `fit`."""
-
-    def __init__(self, pipe, backup, phase: str, number: int, nth: int, delay: float):
-        super().__init__()
-        self.pipe, self.number, self.delay = pipe, number, delay
-        self.left = {phase: nth}
-        save = backup._save_model
-        backup._save_model = lambda: self.enter("saving") or save()
-
-    def enter(self, phase: str) -> None:
-        if phase not in self.left:
-            return
-        self.left[phase] -= 1
-        if self.left[phase] == 0:
-            start_timer(self.delay, self.shoot)
-
-    def shoot(self):
-        self.pipe.send(int(self.model.optimizer.iterations))
-        os.kill(os.getpid(), self.number)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.enter("training")
-
-    def on_test_begin(self, logs=None):
-        self.enter("evaluation")
-
-
-def _back_up(model: keras.Model, folder: Path) -> None:
-    backup = keras.callbacks.BackupAndRestore(folder, save_freq=1, double_checkpoint=True)
+def make_backup(model: keras.Model, folder: Path, *, double: bool = True) -> keras.callbacks.BackupAndRestore:
+    """Make a BackupAndRestore that saves after every step; `on_train_batch_end` saves without training."""
+    backup = keras.callbacks.BackupAndRestore(folder, save_freq=1, double_checkpoint=double)
     backup.set_model(model)
-    backup.on_train_batch_end(1)
+    return backup
 
 
-def _load_backup(model: keras.Model, folder: Path) -> None:
-    model._initial_epoch = None
-    backup = keras.callbacks.BackupAndRestore(folder, save_freq=1, double_checkpoint=True)
-    backup.set_model(model)
-    backup.on_train_begin()
-    if model._initial_epoch != 0:
-        raise Lost("another epoch was restored")
+def load_backup(model: keras.Model, folder: Path) -> None:
+    """Restore the model from a backup that was made in the first epoch."""
+    model._initial_epoch = None  # where BackupAndRestore leaves the epoch for `fit`; it has no other door
+    make_backup(model, folder).on_train_begin()
+    expect(model._initial_epoch == 0, "another epoch was restored")
