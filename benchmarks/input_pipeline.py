@@ -2,20 +2,19 @@
 
     python benchmarks/input_pipeline.py [--only WORK ...] [--folder DIR] [--repetitions N] [--quick] [--json FILE]
 
-`pip install -e ".[bench]"` brings the libraries that kpipe is compared with. Each variant of a work has a process of
+`pip install -e ".[bench]"` installs the libraries that kpipe is compared with. Each variant of a work has a process of
 its own, in which everything is built, traced and compiled before the first measurement. Then the variants take turns,
-one at a time. What counts is CPU time, of all threads and of worker processes: input that hides behind the training
-of a fast device still takes cores from it.
+one at a time. What counts is CPU time, of all threads and of worker processes: even where a fast device hides the wall
+time of the input, the input takes CPU cores from the training.
 
-`--json` writes `{"date", "hardware", "versions", "rows"}` with medians, and those of each repetition beside them, in
-the order in which they were measured.
+`--json` writes `{"date", "hardware", "versions", "rows"}` with medians, and beside them the seconds of each repetition
+in the order in which they were measured.
 """
 
 import argparse
 import importlib.util
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,28 +23,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from report import write_json
+from report import median_row, write_json
 from rich.console import Console
 from rich.table import Table
 
 from kpipe.console import hold_back_libraries
 
-# Threads of OpenMP that wait would otherwise spin, and their CPU time be counted against torch and numba.
+# By default waiting OpenMP threads spin, and their CPU time would be counted against torch and numba.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-FORK = multiprocessing.get_context("forkserver")  # children are forked off a process that has imported TensorFlow
+FORK = multiprocessing.get_context("forkserver")  # children are forked from a process that has imported TensorFlow
 FORK.set_forkserver_preload(["kpipe.experiment"])
 LIBRARIES = {"torch": "torch", "torch_workers": "torch", "numba": "numba"}
+"""The library that a variant needs and kpipe does not."""
 
 
 @dataclass(frozen=True)
 class Work:
-    batch: int
-    batches: int
-    """That are measured at a time."""
+    """What is done to images, and by whom.
+
+    Attributes:
+        batch_size: images in a batch.
+        num_batches: how many batches one measurement handles.
+        variants: names of ways to do it, see `input_variants.py`.
+        targets: how many times the CPU time of kpipe a variant should take, at least. In training there is a target for
+            kpipe alone: the fraction of the CPU time that its input should take, at most.
+    """
+
+    batch_size: int
+    num_batches: int
     variants: tuple[str, ...]
     targets: dict[str, float] = field(default_factory=dict)
-    """Variant: so many times the CPU time of kpipe it should take, at least; in training, of kpipe: the largest share
-    of the input."""
 
 
 SMALL = ("kpipe", "naive", "autotune", "keras_layers")
@@ -69,96 +76,94 @@ WORKS = {
 
 
 def serve(pipe, name: str, variant: str, folder: Path, quick: bool) -> None:
-    """In a process of its own: gets ready, then sends (CPU seconds, wall seconds) whenever it is asked."""
+    """Get one variant ready, in a process of its own; then send (CPU seconds, wall seconds) whenever asked."""
     with hold_back_libraries():
         from input_variants import make_run
 
         work = WORKS[name]
-        run, batches = make_run(name, variant, work.batch, folder), _count_batches(work, quick)
-        run(max(2, batches // 5))
+        run, num_batches = make_run(name, variant, work.batch_size, folder), _count_batches(work, quick)
+        run(max(2, num_batches // 5))  # warms up
         pipe.send(None)
         while pipe.recv():
             wall, cpu = time.perf_counter(), _cpu_seconds()
-            run(batches)
+            run(num_batches)
             pipe.send((_cpu_seconds() - cpu, time.perf_counter() - wall))
 
 
 def _count_batches(work: Work, quick: bool) -> int:
-    return max(1, work.batches // 10) if quick else work.batches
+    return max(1, work.num_batches // 10) if quick else work.num_batches
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it has started."""
+    """Return the CPU seconds of this process and of those that it has started."""
     workers = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     return time.process_time() + sum(times.user + times.system for times in workers)
 
 
 def measure(name: str, folder: Path, repetitions: int, quick: bool) -> list[dict]:
-    """The rows of one work, with the figures of each repetition beside their medians."""
-    turns, found = {}, {}
+    """Measure the variants of one work by turns; return a row of each, with all repetitions beside their medians."""
+    processes: dict[str, VariantProcess] = {}
+    times: dict[str, list[tuple[float, float]]] = {}
     try:
-        for variant in filter(is_there, WORKS[name].variants):
-            turns[variant], found[variant] = Turns(name, variant, folder, quick), []
+        for variant in filter(is_installed, WORKS[name].variants):
+            processes[variant], times[variant] = VariantProcess(name, variant, folder, quick), []
         for _ in range(repetitions):
-            for variant, times in found.items():
-                times.append(turns[variant].take())
+            for variant, process in processes.items():
+                times[variant].append(process.measure())
     finally:
-        for each in turns.values():
-            each.end()
-    images = WORKS[name].batch * _count_batches(WORKS[name], quick)
-    return [_row(name, variant, images, times) for variant, times in found.items()]
+        for process in processes.values():
+            process.kill()
+    images = WORKS[name].batch_size * _count_batches(WORKS[name], quick)
+    return [_make_row(name, variant, images, times[variant]) for variant in processes]
 
 
-class Turns:
-    """The process of one variant. Between its turns it is stopped: else it would read ahead, and the next measurement
-    would find that work done, and have disturbed those of the others."""
+class VariantProcess:
+    """The process of one variant, suspended between its measurements.
+
+    A running process would read ahead: it would disturb the measurements of the others, and the next one of its own
+    would find a part of the work done.
+    """
 
     def __init__(self, name: str, variant: str, folder: Path, quick: bool):
-        self.pipe, end = FORK.Pipe()
-        process = FORK.Process(target=serve, args=(end, name, variant, folder, quick))
+        self.pipe, child_pipe = FORK.Pipe()
+        process = FORK.Process(target=serve, args=(child_pipe, name, variant, folder, quick))
         process.start()
-        end.close()
+        child_pipe.close()
         self.process = psutil.Process(process.pid)
         self.pipe.recv()
-        self._stop()
+        self._suspend()
 
-    def take(self) -> tuple[float, float]:
-        """CPU seconds and wall seconds."""
-        for process in self._all():
+    def measure(self) -> tuple[float, float]:
+        """Return the CPU seconds and the wall seconds of one measurement."""
+        for process in self._with_workers():
             process.resume()
         self.pipe.send(True)
-        times = self.pipe.recv()
-        self._stop()
-        return times
+        seconds = self.pipe.recv()
+        self._suspend()
+        return seconds
 
-    def _all(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def _stop(self) -> None:
-        for process in self._all():
-            process.suspend()
-
-    def end(self) -> None:
+    def kill(self) -> None:
         with suppress(psutil.NoSuchProcess):
-            for process in self._all():
+            for process in self._with_workers():
                 process.kill()
 
+    def _with_workers(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
 
-def is_there(variant: str) -> bool:
+    def _suspend(self) -> None:
+        for process in self._with_workers():
+            process.suspend()
+
+
+def is_installed(variant: str) -> bool:
+    """Return whether the library of a variant is installed."""
     library = LIBRARIES.get(variant)
     return library is None or importlib.util.find_spec(library) is not None
 
 
-def _row(name: str, variant: str, images: int, times: list[tuple[float, float]]) -> dict:
+def _make_row(name: str, variant: str, images: int, times: list[tuple[float, float]]) -> dict:
     cpu, wall = ([round(seconds, 4) for seconds in column] for column in zip(*times, strict=True))
-    return {
-        "work": name,
-        "variant": variant,
-        "items": images,
-        "cpu_seconds": statistics.median(cpu),
-        "wall_seconds": statistics.median(wall),
-        "repetitions": {"cpu_seconds": cpu, "wall_seconds": wall},
-    }
+    return median_row(name, variant, images, times) | {"repetitions": {"cpu_seconds": cpu, "wall_seconds": wall}}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -169,8 +174,8 @@ def show(console: Console, rows: list[dict], photographs: str) -> None:
     for column in ("images", "CPU µs", "wall µs", "reached", "target"):
         table.add_column(column, justify="right")
     table.caption = (
-        "Reached: CPU time of the variant over that of kpipe; in training, the share of the CPU time that is input. "
-        f"Nothing is taken off for shuffling and gathering. Photographs: {photographs}."
+        "Reached: CPU time of the variant over that of kpipe; in training, the fraction of the CPU time that is input. "
+        f"Shuffling and gathering are not subtracted. Photographs: {photographs}."
     )
     for row in rows:
         micros = [f"{1e6 * row[key] / row['items']:,.1f}" for key in ("cpu_seconds", "wall_seconds")]
@@ -183,14 +188,14 @@ def show(console: Console, rows: list[dict], photographs: str) -> None:
 
 
 def compare(row: dict, others: dict[str, dict]) -> tuple[str, str]:
-    """What was reached and what was aimed at, in words; `others` are the rows of the same work by variant."""
+    """Return what was reached, and the target, as text; `others` are the rows of the same work by variant."""
     name, variant = row["work"], row["variant"]
     target = WORKS[name].targets.get(variant.removesuffix("_workers"))
     if name.startswith("train_"):
         if variant == "limit":
             return "", ""
-        share = 1 - others["limit"]["cpu_seconds"] / row["cpu_seconds"]
-        return f"{100 * share:.1f} %", f"at most {100 * target:g} %" if target else ""
+        fraction = 1 - others["limit"]["cpu_seconds"] / row["cpu_seconds"]
+        return f"{100 * fraction:.1f} %", f"at most {100 * target:g} %" if target else ""
     if variant == "kpipe":
         return "", ""
     return f"{row['cpu_seconds'] / others['kpipe']['cpu_seconds']:.2f}", f"at least {target:g}" if target else ""
@@ -202,7 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="JPEG photographs, a folder for each class; default: made-up ones")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repetition of a tenth of the batches")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the raw numbers")
     return parser.parse_args()
 
 
@@ -213,25 +218,25 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    wanted = {variant for name in options.only for variant in WORKS[name].variants}
-    for variant in sorted(variant for variant in wanted if not is_there(variant)):
+    variants = {variant for name in options.only for variant in WORKS[name].variants}
+    for variant in sorted(variant for variant in variants if not is_installed(variant)):
         console.print(
-            f'{variant}: left out, {LIBRARIES[variant]} is not installed; pip install -e ".[bench]" brings it'
+            f'{variant}: left out, {LIBRARIES[variant]} is not installed; install it by pip install -e ".[bench]"'
         )
     rows = []
-    with tempfile.TemporaryDirectory(prefix="kpipe-photographs-") as made_up:
+    with tempfile.TemporaryDirectory(prefix="kpipe-photographs-") as temporary:
         folder = options.folder
         if folder is None and any(name.startswith("jpeg") for name in options.only):
             from input_variants import make_photographs
 
-            folder = Path(made_up)
+            folder = Path(temporary)
             make_photographs(folder)
         for name in options.only:
             rows += measure(name, folder, 1 if options.quick else options.repetitions, options.quick)
             console.print(f"{name}: done")
     show(console, rows, str(options.folder or "made up; --folder DIR takes real ones"))
     if options.json:
-        write_json(options.json, rows, *sorted(filter(is_there, set(LIBRARIES.values()))))
+        write_json(options.json, rows, *sorted(filter(is_installed, set(LIBRARIES.values()))))
 
 
 if __name__ == "__main__":
