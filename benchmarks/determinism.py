@@ -55,7 +55,8 @@ def measure_in_process(name: str, deterministic: bool, steps: int) -> tuple[int,
 
 def train_and_send(pipe, name: str, deterministic: bool, steps: int) -> None:
     with hold_back_libraries():
-        from kpipe.assembly import prepare, resolve, seed_everything
+        from kpipe.assembly import prepare
+        from kpipe.runs.machine import resolve, seed_everything
         from kpipe.training.distribution import make_strategy
         from kpipe.training.trainer import Trainer
 

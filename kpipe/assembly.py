@@ -4,28 +4,25 @@
 the experiment.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
-from pydantic import ValidationError
 
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts
-from kpipe.config.schema import DataConfig, Experiment, Resolved, TrainingConfig, options
-from kpipe.console import describe_counts, describe_size
+from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.errors import ConfigError
 from kpipe.models.building import build_model
 from kpipe.normalization import make_normalization
-from kpipe.runs.directory import Run
 from kpipe.training.distribution import workers_of
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
-from kpipe.training.precision import precision_scope, resolve_precision
+from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import make_schedule
 
 
@@ -43,58 +40,9 @@ class Prepared:
     batch_size: int
     steps_per_epoch: int
 
-    def evaluation_batches(self, name: str) -> tf.data.Dataset | None:
-        """Return each image of a split once, in batches; None where there is no such split."""
-        split = self.splits.by_name.get(name)
-        return split and data.make_evaluation_pipeline(split, self.batch_size, image_size=self.splits.image_size)
-
     def find_unreadable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
-        return {name: sorted(split.unreadable.numbers) for name, split in self._broken_splits()}
-
-    def unreadable_names(self) -> dict[str, list[str]]:
-        """Return the names of these images, by split."""
-        return {name: split.unreadable.names() for name, split in self._broken_splits()}
-
-    def note_unreadable(self, numbers: Mapping[str, Sequence[int]]) -> None:
-        """Note images that are known to be unreadable, by split."""
-        for name, split in self.splits.by_name.items():
-            split.unreadable.add(numbers.get(name, ()))
-
-    def _broken_splits(self) -> list[tuple[str, data.Split]]:
-        return [(name, split) for name, split in self.splits.by_name.items() if split.unreadable]
-
-
-def resolve(experiment: Experiment, run: Run | None = None) -> Experiment:
-    """Return the experiment with every `auto` of `training` resolved for this machine.
-
-    A run that is resumed, or repeated from its config.yaml, keeps what it resolved before.
-
-    Args:
-        experiment: as the file says it.
-        run: the run directory, which may hold what an earlier process resolved.
-
-    Raises:
-        ConfigError: this machine cannot do what was asked for, or the run's config.yaml has been changed.
-    """
-    earlier = _read_resolved(run) or experiment.chosen
-    precision, deterministic = experiment.training.precision, experiment.training.deterministic
-    if earlier:
-        precision = earlier.precision if precision == "auto" else precision
-        deterministic = earlier.deterministic if deterministic == "auto" else deterministic
-    on_cpu = not tf.config.list_physical_devices("GPU")
-    resolved = Resolved(
-        precision=resolve_precision(precision),
-        deterministic=on_cpu if deterministic == "auto" else deterministic,
-    )
-    return experiment.model_copy(update={"chosen": resolved})
-
-
-def seed_everything(experiment: Experiment) -> None:
-    """Set Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
-    keras.utils.set_random_seed(experiment.seed)
-    if experiment.chosen.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        return self.splits.find_unreadable()
 
 
 def prepare(
@@ -109,7 +57,7 @@ def prepare(
     """Build data, model, schedule, optimizer and loss.
 
     Args:
-        experiment: what to build.
+        experiment: what to build, resolved (see `kpipe.runs.machine.resolve`).
         strategy: of this process, see `make_strategy`.
         splits: the data, where it is loaded already.
         statistics: False leaves out the scan of the training split, and downloads nothing; the first layer then has
@@ -134,11 +82,11 @@ def prepare(
         "classes": len(splits.class_names),
         "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
-    with strategy.scope(), precision_scope(resolve(experiment).chosen.precision):
+    with strategy.scope(), precision_scope(experiment.chosen.precision):
         model = build_model(**network)
         model.compile(
             optimizer=_make_optimizer(training, steps_per_epoch),
-            loss=_make_loss(experiment),
+            loss=make_loss(*experiment.loss),
             metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
@@ -205,32 +153,6 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
     return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
 
 
-def describe(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
-    """Return the lines of a run's header that concern model, data and length of the training."""
-    splits = prepared.splits
-    shape = "x".join(map(str, splits.image_shape))
-    return {
-        "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
-        "data": f"{experiment.data.source}: {describe_counts(splits.counts)}; "
-        f"{len(splits.class_names)} classes; {shape}",
-        "images": _describe_places(splits),
-        "training": f"{experiment.training.epochs} epochs of {prepared.steps_per_epoch:,} steps, "
-        f"batch size {prepared.batch_size}, {experiment.training.optimizer.name}",
-    }
-
-
-def _read_resolved(run: Run | None) -> Resolved | None:
-    if run is None or not run.resolved:
-        return None
-    try:
-        return Resolved.model_validate(run.resolved)
-    except ValidationError:
-        raise ConfigError(
-            f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
-            f"{run.resolved}; start another run with --new"
-        ) from None
-
-
 def _make_training_batches(
     experiment: Experiment, splits: data.Splits, last_step: int, strategy: tf.distribute.Strategy
 ) -> Callable[[int], tf.data.Dataset]:
@@ -270,23 +192,6 @@ def _make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.opt
     return make_optimizer(training.optimizer.name, given, schedule, weight_decay=decay)
 
 
-def _make_loss(experiment: Experiment) -> keras.losses.Loss:
-    loss = experiment.training.loss
-    return make_loss(loss.name, options(loss)) if loss else make_loss(experiment.model.default_loss)
-
-
 def _source_options(config: DataConfig) -> dict[str, Any]:
     section = getattr(config, config.source.partition(":")[0], None)
     return section.model_dump() if section else {}
-
-
-def _describe_places(splits: data.Splits) -> str:
-    """Where the images of each split lie, the splits that lie at one place together."""
-    places: dict[str, list[str]] = {}
-    for name, split in splits.by_name.items():
-        places.setdefault(split.where_kept, []).append(name)
-    kept = {id(split.kept_pixels): split.kept_pixels for split in splits.by_name.values() if split.kept_pixels}
-    size = f" ({describe_size(sum(pixels.images.nbytes for pixels in kept.values()))} decoded)" if kept else ""
-    if len(places) == 1:
-        return f"{next(iter(places))}{size}"
-    return "; ".join(f"{' and '.join(names)} {place}" for place, names in places.items()) + size

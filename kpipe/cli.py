@@ -89,7 +89,7 @@ def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool)
     loaded = load_search(experiment, overrides)
     _say_what_was_dropped(loaded)
     with _quietly():
-        from kpipe.search import run_search
+        from kpipe.search.tuner import run_search
 
         run_search(loaded, new=new, workers=workers)
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -102,11 +102,13 @@ class Screen:
         """Print a line of plain text."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def header(self, title: str, rows: dict[str, str]) -> None:
-        """Print a title and below it rows of a name and a value."""
+    def header(self, title: str, rows: dict[str, str], notes: Iterable[str] = ()) -> None:
+        """Print a title and below it rows of a name and a value, then notes."""
         self.console.print(Text(title, style="bold"))
         for name, value in rows.items():
             self.line(f"  {name:<10} {value}")
+        for note in notes:
+            self.line(f"  note: {note}")
 
     @contextmanager
     def progress(self, task: str, images: int) -> Iterator[Callable[[int], None]]:

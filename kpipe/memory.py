@@ -2,8 +2,6 @@
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -12,59 +10,68 @@ import tensorflow as tf
 from kpipe.console import describe_size
 from kpipe.errors import OutOfMemory
 from kpipe.files import REFUSALS, cannot_write
-from kpipe.models.geometry import estimate_training_memory, fitting_batch_size
+from kpipe.models.geometry import TrainingMemory, estimate_training_memory, fitting_batch_size
 from kpipe.training.device import free_memory
 from kpipe.training.variables import count_values
 
 
-@contextmanager
-def translate_tensorflow_errors(run: Path, batch_size: int, model: keras.Model | None = None) -> Iterator[None]:
-    """Turn too little memory into OutOfMemory, and a disk that refuses TensorFlow's logs into EnvironmentFault.
+class MemoryGuard:
+    """Turns too little memory into OutOfMemory, and a disk that refuses TensorFlow's logs into EnvironmentFault.
+
+    A context manager around a run.
 
     Args:
         run: the directory that is being written.
         batch_size: B.
-        model: what is trained, compiled and its optimizer built; None while it is made.
     """
-    available = free_memory()
-    try:
-        yield
-    except (MemoryError, tf.errors.OpError) as error:
+
+    def __init__(self, run: Path, batch_size: int):
+        self._run, self._batch_size = run, batch_size
+        self._available = free_memory()
+        self._need: TrainingMemory | None = None
+
+    def watch(self, model: keras.Model) -> list[str]:
+        """Estimate what the training of a model needs; return a line for the user where that is more than is free.
+
+        Args:
+            model: compiled, its optimizer built.
+        """
+        self._available = free_memory()
+        self._need = estimate_training_memory(model, self._batch_size, count_values(model.optimizer.variables))
+        if self._available is None or self._need.total <= self._available:
+            return []
+        return [
+            f"the training needs about {describe_size(self._need.total)} of memory, {describe_size(self._available)} "
+            f"are free; {self._suggest_batch_size()}"
+        ]
+
+    def __enter__(self) -> "MemoryGuard":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if not isinstance(error, MemoryError | tf.errors.OpError):
+            return
         # TensorFlow's writer of events reports a full disk as it reports too little memory.
         if code := next((code for code in REFUSALS if os.strerror(code) in str(error)), None):
-            raise cannot_write(run, code) from None
-        if not isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
-            raise
-        free = f"{describe_size(available)} were free before" if available else "how much was free is not known"
-        if model is None:
-            raise OutOfMemory(
-                f"out of memory while data and network were built ({free}); take a smaller "
-                "data.image_size or network, or keep fewer images in memory: data.cache=none or data.cache=disk"
-            ) from None
-        advice = _suggest_batch_size(model, batch_size, available)
-        raise OutOfMemory(f"out of memory with data.batch_size={batch_size} ({free}); {advice}") from None
+            raise cannot_write(self._run, code) from None
+        if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+            raise OutOfMemory(self._describe()) from None
 
+    def _describe(self) -> str:
+        free = "how much was free is not known"
+        if self._available:
+            free = f"{describe_size(self._available)} were free before"
+        if self._need is None:
+            return (
+                f"out of memory while data and network were built ({free}); take a smaller data.image_size or network, "
+                "or keep fewer images in memory: data.cache=none or data.cache=disk"
+            )
+        return f"out of memory with data.batch_size={self._batch_size} ({free}); {self._suggest_batch_size()}"
 
-def memory_notes(model: keras.Model, batch_size: int) -> list[str]:
-    """Return a line for the user where the training needs more memory than is free.
-
-    Args:
-        model: compiled, its optimizer built.
-        batch_size: B.
-    """
-    available = free_memory()
-    need = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables)).total
-    if available is None or need <= available:
-        return []
-    advice = _suggest_batch_size(model, batch_size, available)
-    return [f"the training needs about {describe_size(need)} of memory, {describe_size(available)} are free; {advice}"]
-
-
-def _suggest_batch_size(model: keras.Model, batch_size: int, available: int | None) -> str:
-    fits = batch_size // 2  # at most: the estimate was too low, or something else takes memory
-    if available is not None:
-        memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))
-        fits = min(fits, fitting_batch_size(memory, batch_size, available))
-    if fits < 1:
-        return "not even one image fits: take a smaller data.image_size or a smaller network"
-    return f"data.batch_size={2 ** int(math.log2(fits))} should fit"
+    def _suggest_batch_size(self) -> str:
+        fits = self._batch_size // 2  # at most: the estimate was too low, or something else takes memory
+        if self._available is not None:
+            fits = min(fits, fitting_batch_size(self._need, self._batch_size, self._available))
+        if fits < 1:
+            return "not even one image fits: take a smaller data.image_size or a smaller network"
+        return f"data.batch_size={2 ** int(math.log2(fits))} should fit"

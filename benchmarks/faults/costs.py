@@ -11,8 +11,9 @@ from unittest import mock
 from processes import Sandbox
 from report import clock, median_row
 
-from kpipe.assembly import Prepared, prepare, resolve, seed_everything
+from kpipe.assembly import Prepared, prepare
 from kpipe.config import load_experiment
+from kpipe.runs.machine import resolve, seed_everything
 from kpipe.runs.state import RunState
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.distribution import make_strategy

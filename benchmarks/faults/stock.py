@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from expectations import expect
 
-from kpipe.assembly import prepare, resolve, seed_everything
+from kpipe.assembly import prepare
 from kpipe.config import load_experiment
+from kpipe.runs.machine import resolve, seed_everything
 from kpipe.training.distribution import make_strategy
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kpipe.catalog.rows import ClosedFraction, Count, Fraction, Positive, Row, Section
+from kpipe.catalog.rows import (
+    ClosedFraction,
+    Count,
+    Fraction,
+    Positive,
+    Row,
+    Section,
+)
 from kpipe.errors import ConfigError, did_you_mean
 
 MOST_WHITENED = 4096

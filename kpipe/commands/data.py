@@ -7,7 +7,7 @@ import numpy as np
 from kpipe import data, figures
 from kpipe.assembly import find_source, load_splits, make_augmentations
 from kpipe.catalog.data import parse_source
-from kpipe.config import DataConfig, Experiment
+from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import DataError
 from kpipe.files import write_names

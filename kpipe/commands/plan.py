@@ -18,6 +18,7 @@ from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.runs.disk import estimate_disk
+from kpipe.runs.machine import resolve
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy
 from kpipe.training.variables import count_values
@@ -54,7 +55,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
     missing, splits = None, None
     if with_data:
         try:
-            prepared = prepare(experiment, make_strategy(), statistics=False)
+            prepared = prepare(resolve(experiment), make_strategy(), statistics=False)
             splits = prepared.splits
         except DataError as error:
             missing = str(error)
@@ -67,7 +68,9 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         assumed = assumed or Assumed()
         if with_data and assumed.image_size is None:
             assumed = replace(assumed, image_size=experiment.data.image_size)
-        prepared = prepare(experiment, make_strategy(), statistics=False, splits=_stand_in(experiment, assumed))
+        prepared = prepare(
+            resolve(experiment), make_strategy(), statistics=False, splits=_stand_in(experiment, assumed)
+        )
     model = prepared.model
     rows = measure(model)
     return {

@@ -235,6 +235,12 @@ class Experiment(Section):
     chosen: Resolved | None = None
     """Settings resolved on the machine of a run, which repeating the run uses for `auto`."""
 
+    @property
+    def loss(self) -> tuple[str, dict[str, Any]]:
+        """Name and options of the loss: the experiment's, else the network's default."""
+        given = self.training.loss
+        return (given.name, options(given)) if given else (self.model.default_loss, {})
+
     def identity(self) -> dict[str, Any]:
         """Return what two runs of the same experiment share: all but the folder, what was resolved on the machine, and
         the search."""

@@ -6,14 +6,34 @@
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.color import color_jitter, grayscale, pca_color
-from kpipe.data.augmentations.crops import Crop, center_crop, random_crop, random_resized_crop, scale_jitter, ten_crop
-from kpipe.data.augmentations.geometric import cutout, flip_horizontal, flip_vertical, pad_crop, rotate, translate
+from kpipe.data.augmentations.crops import (
+    Crop,
+    center_crop,
+    random_crop,
+    random_resized_crop,
+    scale_jitter,
+    ten_crop,
+)
+from kpipe.data.augmentations.geometric import (
+    cutout,
+    flip_horizontal,
+    flip_vertical,
+    pad_crop,
+    rotate,
+    translate,
+)
 from kpipe.data.augmentations.mix import cutmix, mixup
 from kpipe.data.augmentations.rand_augment import rand_augment
 from kpipe.data.files import FileSplit
 from kpipe.data.images import Form
 from kpipe.data.loading import find_source, load_dataset
-from kpipe.data.pipeline import count_steps_per_epoch, iterate_images, make_evaluation_pipeline, make_pipeline
+from kpipe.data.pipeline import (
+    count_steps_per_epoch,
+    evaluation_batches,
+    iterate_images,
+    make_evaluation_pipeline,
+    make_pipeline,
+)
 from kpipe.data.reading import note_unreadable, translate_reading_errors
 from kpipe.data.records import RecordSplit
 from kpipe.data.splits import ProgressReporter, Source, Split, Splits, no_progress
@@ -42,6 +62,7 @@ __all__ = [
     "count_steps_per_epoch",
     "cutmix",
     "cutout",
+    "evaluation_batches",
     "find_source",
     "flip_horizontal",
     "flip_vertical",

@@ -18,7 +18,7 @@ import tensorflow as tf
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
 from kpipe.data.order import Drawing
-from kpipe.data.splits import ProgressReporter, Split, no_progress
+from kpipe.data.splits import ProgressReporter, Split, Splits, no_progress
 from kpipe.errors import ConfigError
 
 CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are read together for statistics
@@ -113,6 +113,12 @@ def make_evaluation_pipeline(
 
     numbers = split.readable_numbers()
     return _with_cardinality(split.evaluation_batches(numbers, batch_size, see), -(-len(numbers) // batch_size))
+
+
+def evaluation_batches(splits: Splits, name: str, batch_size: int) -> tf.data.Dataset | None:
+    """Return the evaluation pipeline of a split, as the network sees its images; None where there is no such split."""
+    split = splits.by_name.get(name)
+    return split and make_evaluation_pipeline(split, batch_size, image_size=splits.image_size)
 
 
 def iterate_images(

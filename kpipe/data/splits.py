@@ -7,7 +7,7 @@ N images of the split, H height, W width, C channels, I pixels a side of what th
 """
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
+from kpipe.console import describe_size
 from kpipe.data.augmentations.crops import Crop
 from kpipe.data.order import Drawing
 from kpipe.data.pixels import Pixels
@@ -185,3 +186,27 @@ class Splits:
         """Height, width and channels of what the network sees."""
         height, width, channels = self.train.shape
         return (self.image_size or height, self.image_size or width, channels)
+
+    def find_unreadable(self) -> dict[str, list[int]]:
+        """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
+        return {name: sorted(split.unreadable.numbers) for name, split in self.by_name.items() if split.unreadable}
+
+    def unreadable_names(self) -> dict[str, list[str]]:
+        """Return the names of these images, by split."""
+        return {name: split.unreadable.names() for name, split in self.by_name.items() if split.unreadable}
+
+    def note_unreadable(self, numbers: Mapping[str, Sequence[int]]) -> None:
+        """Note images that are known to be unreadable, by split."""
+        for name, split in self.by_name.items():
+            split.unreadable.add(numbers.get(name, ()))
+
+    def describe_places(self) -> str:
+        """Say where the images of each split lie, the splits that lie at one place together."""
+        places: dict[str, list[str]] = {}
+        for name, split in self.by_name.items():
+            places.setdefault(split.where_kept, []).append(name)
+        kept = {id(split.kept_pixels): split.kept_pixels for split in self.by_name.values() if split.kept_pixels}
+        size = f" ({describe_size(sum(pixels.images.nbytes for pixels in kept.values()))} decoded)" if kept else ""
+        if len(places) == 1:
+            return f"{next(iter(places))}{size}"
+        return "; ".join(f"{' and '.join(names)} {place}" for place, names in places.items()) + size

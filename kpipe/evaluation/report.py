@@ -8,7 +8,10 @@ import keras
 import tensorflow as tf
 
 from kpipe.evaluation.predictions import collect_predictions
-from kpipe.figures import draw_confusion_matrix, draw_curves, draw_predictions, save_figure
+from kpipe.figures.confusion import draw_confusion_matrix
+from kpipe.figures.curves import draw_curves
+from kpipe.figures.image_grids import draw_predictions
+from kpipe.figures.style import save_figure
 
 
 def write_figures(run: Path, model: keras.Model, batches: tf.data.Dataset | None, class_names: Sequence[str]) -> None:

@@ -6,7 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from kpipe.figures.style import BLUE, FAINT, INK, VERMILION, make_layout, style_axes
+from kpipe.figures.style import (
+    BLUE,
+    FAINT,
+    INK,
+    VERMILION,
+    make_layout,
+    style_axes,
+)
 
 # split, span, label, line style
 _CURVES = (

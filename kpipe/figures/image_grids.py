@@ -10,7 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kpipe.figures.confusion import check_classes
-from kpipe.figures.style import FAINT, INK, RED, make_layout, shorten, show_image
+from kpipe.figures.style import (
+    FAINT,
+    INK,
+    RED,
+    make_layout,
+    shorten,
+    show_image,
+)
 
 
 def draw_predictions(

@@ -1,18 +1,22 @@
 """What a run writes while it trains: records, checkpoints, the best weights so far, summary.json."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 
 from kpipe.config.schema import Experiment
+from kpipe.console import Screen
+from kpipe.errors import Diverged
 from kpipe.runs.directory import Run
 from kpipe.runs.logs import RunLog
 from kpipe.runs.state import RunState, score_epoch
+from kpipe.signals import Stop
 from kpipe.training.checkpoints import Checkpoints
+from kpipe.training.control import Hooks, TrainState
 
 
 class Subject(Protocol):
@@ -83,12 +87,6 @@ class Recorder:
         self.checkpoints.load_weights(self.state.best_step, self.subject.model)
         return True
 
-    def log_test(self, scores: Mapping[str, float]) -> None:
-        """Add the record of the test split to metrics.jsonl."""
-        values = {name: scores[name] for name in ("loss", "accuracy")}
-        step = self.state.train.step
-        self.log.write({"step": step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
-
     def write_summary(self, status: str, scores: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
         """Write summary.json and return it; `scores`: the numbers of the evaluated splits."""
         experiment, state = self.experiment, self.state
@@ -114,22 +112,72 @@ class Recorder:
         return summary
 
     def finish(self, scores: Mapping[str, Mapping], *, keep_last: bool | None = None) -> dict[str, Any]:
-        """Write the summary of a finished run and return it; remove the checkpoints but, if it is kept, the last.
+        """Write the test record and the summary of a finished run; remove all checkpoints but, if it is kept, the last.
 
         Args:
             scores: the numbers of the evaluated splits.
             keep_last: None: as `training.checkpoint.keep_last` says.
+
+        Returns:
+            What summary.json holds.
         """
+        if "test" in scores:
+            values = {name: scores["test"][name] for name in ("loss", "accuracy")}
+            step = self.state.train.step
+            self.log.write({"step": step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores)
         configured = self.experiment.training.checkpoint.keep_last
         self.checkpoints.finish(keep_last=configured if keep_last is None else keep_last)
         return summary
 
-    def diverged(self) -> Path | None:
-        """Write that the training has diverged; return the last good checkpoint."""
-        self._bring_up_to_date()
-        self.write_summary("diverged")
-        return self.checkpoints.latest
+    def make_hooks(self, screen: Screen, stop: Stop, on_record: Callable[[dict[str, Any]], None]) -> Hooks:
+        """Return what the trainer calls while this run is trained.
+
+        Args:
+            screen: shows log lines and epochs.
+            stop: the signals; once the first step is about to be done, they are obeyed between steps.
+            on_record: gets each record of metrics.jsonl, and may raise Diverged.
+        """
+
+        def on_log(record: dict[str, Any]) -> None:
+            self.log.write(record)
+            if record["span"] == "steps":
+                screen.log(record)
+            on_record(record)
+
+        def on_epoch(state: TrainState, logs: Mapping[str, float]) -> None:
+            is_best = self.end_epoch(logs)
+            screen.epoch(self.epoch, logs, is_best)
+
+        return Hooks(
+            on_begin=stop.defer,
+            on_log=on_log,
+            on_progress=lambda step, metrics: screen.step(step),
+            on_epoch=on_epoch,
+            on_save=lambda state: self.save(),
+            should_stop=lambda: stop.number is not None,
+        )
+
+    @contextmanager
+    def until_the_end(self) -> Iterator[None]:
+        """Save when the training inside the `with` has ended, and write down how it ended.
+
+        Raises:
+            Diverged: with what is kept of the run.
+            KeyboardInterrupt: a signal has stopped the training.
+        """
+        try:
+            yield
+            self.save()
+        except Diverged as error:
+            self._bring_up_to_date()
+            self.write_summary("diverged")
+            kept = self.checkpoints.latest
+            last = f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before."
+            raise Diverged(error.reason, last) from None
+        if self.state.train.interrupted:
+            self.write_summary("interrupted")
+            raise KeyboardInterrupt
 
     def _bring_up_to_date(self) -> None:
         self.state.seconds = time.monotonic() - self._started_at

@@ -10,7 +10,7 @@ from kpipe.console import describe_counts
 from kpipe.errors import DataError
 from kpipe.runs.directory import Run
 from kpipe.training.checkpoints import Checkpoints
-from kpipe.training.trainer import TrainState
+from kpipe.training.control import TrainState
 
 
 @dataclass

@@ -19,7 +19,15 @@ from kpipe.console import Screen, counted
 from kpipe.files import write_json, write_text
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
-from kpipe.search.records import Group, Record, group_over_seeds, objective_of, rank, write_groups, write_trials
+from kpipe.search.records import (
+    Group,
+    Record,
+    group_over_seeds,
+    objective_of,
+    rank,
+    write_groups,
+    write_trials,
+)
 
 _SHOWN = 10  # trials in the table
 _ENDINGS = ("finished", "stopped", "failed")

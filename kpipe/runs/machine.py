@@ -1,0 +1,54 @@
+"""What a run resolves for its machine: precision and determinism, where the experiment says `auto`."""
+
+import keras
+import tensorflow as tf
+from pydantic import ValidationError
+
+from kpipe.config.schema import Experiment, Resolved
+from kpipe.errors import ConfigError
+from kpipe.runs.directory import Run
+from kpipe.training.precision import resolve_precision
+
+
+def resolve(experiment: Experiment, run: Run | None = None) -> Experiment:
+    """Return the experiment with every `auto` of `training` resolved for this machine.
+
+    A run that is resumed, or repeated from its config.yaml, keeps what it resolved before.
+
+    Args:
+        experiment: as the file says it.
+        run: the run directory, which may hold what an earlier process resolved.
+
+    Raises:
+        ConfigError: this machine cannot do what was asked for, or the run's config.yaml has been changed.
+    """
+    earlier = _read_resolved(run) or experiment.chosen
+    precision, deterministic = experiment.training.precision, experiment.training.deterministic
+    if earlier:
+        precision = earlier.precision if precision == "auto" else precision
+        deterministic = earlier.deterministic if deterministic == "auto" else deterministic
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    resolved = Resolved(
+        precision=resolve_precision(precision),
+        deterministic=on_cpu if deterministic == "auto" else deterministic,
+    )
+    return experiment.model_copy(update={"chosen": resolved})
+
+
+def seed_everything(experiment: Experiment) -> None:
+    """Set Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
+    keras.utils.set_random_seed(experiment.seed)
+    if experiment.chosen.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _read_resolved(run: Run | None) -> Resolved | None:
+    if run is None or not run.resolved:
+        return None
+    try:
+        return Resolved.model_validate(run.resolved)
+    except ValidationError:
+        raise ConfigError(
+            f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
+            f"{run.resolved}; start another run with --new"
+        ) from None
