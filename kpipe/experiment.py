@@ -22,11 +22,11 @@ from kpipe.files import translate_write_errors, write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.runs.directory import logs_folder, open_run
-from kpipe.runs.disk import check_disk, estimate_disk
+from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
 from kpipe.runs.logs import RunLog
-from kpipe.runs.machine import resolve, seed_everything
+from kpipe.runs.machine import resolve
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
@@ -34,10 +34,11 @@ from kpipe.runs.state import restore_state
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Cadence
-from kpipe.training.device import describe_device, gpu_hint
+from kpipe.training.device import describe_device, gpu_hint, seed_everything
 from kpipe.training.distribution import make_strategy
 from kpipe.training.durations import steps_of
 from kpipe.training.trainer import Trainer
+from kpipe.training.variables import estimate_disk
 
 
 def train(
@@ -76,7 +77,7 @@ def train(
     ):
         # Assemble: data, model, optimizer.
         experiment = resolve(experiment, run)
-        seed_everything(experiment)
+        seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
         prepared = prepare(experiment, make_strategy(), splits=splits, constants=constants, progress=screen.progress)
@@ -90,7 +91,7 @@ def train(
         splits.note_unreadable(restored.state.unreadable)
         check_disk(run.path, run.checkpoints, estimate_disk(model, training.checkpoint.keep), training.checkpoint.keep)
         run.begin(experiment.identity(), experiment.chosen.model_dump())
-        notes = [*restored.notes, *record_environment(run, experiment), *memory.watch(model)]
+        changed = record_environment(run, experiment)
         with (
             translate_reading_errors(splits.by_name.values()),
             closing(RunLog(run.path, restored.log_lengths)) as log,
@@ -99,6 +100,7 @@ def train(
             state = recorder.state
             if not run.resumed:
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
+            notes = [*splits.notes, run.note, *restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             resumed_at = f", resumed after step {state.train.step:,}" if run.resumed else ""
             header = {
                 "model": f"{experiment.model.name}, {model.count_params():,} parameters",
@@ -110,8 +112,7 @@ def train(
                 "device": f"{describe_device()}, {experiment.chosen.precision}",
                 "run": f"{run.path}{resumed_at}",
             }
-            notes = filter(None, [*splits.notes, run.note, *notes, *log.lost, gpu_hint()])
-            screen.header(f"kpipe {version('kpipe')}: {experiment.name}", header, notes)
+            screen.header(f"kpipe {version('kpipe')}: {experiment.name}", header, filter(None, notes))
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             epochs, every = options.epochs or training.epochs, training.checkpoint.every

@@ -1,16 +1,15 @@
 """Constants of the model's first layer: from `data.normalize`, measured on the training images where they must be."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from kpipe import data
 from kpipe.config.rules import normalize_conflicts
 from kpipe.config.schema import DataConfig, MeanStd, Projection
+from kpipe.data.statistics import measure_constants
 from kpipe.errors import ConfigError
-from kpipe.models.preprocessing import NAMED, Normalization, load_normalization, save_normalization
+from kpipe.models.preprocessing import NAMED, Normalization, load_normalization, make_neutral, save_normalization
 
 
 def make_normalization(
@@ -32,45 +31,22 @@ def make_normalization(
     Raises:
         ConfigError: images of this shape cannot be normalized like this.
     """
+    normalize = config.normalize
+    for message in normalize_conflicts(normalize, shape):
+        raise ConfigError(f"data.normalize: {message}")
     if file and (kept := load_normalization(file, shape)):
         return kept
-    made = _from_config(config.normalize, shape, batches)
+    if isinstance(normalize, MeanStd):
+        made = Normalization("affine", normalize.mean, normalize.std)
+    elif isinstance(normalize, str) and normalize in NAMED:
+        made = NAMED[normalize]
+    else:
+        is_projection = isinstance(normalize, Projection)
+        kind, components = ("pca", normalize.pca.components) if is_projection else (normalize, None)
+        if batches is None:
+            made = make_neutral(kind, shape, components)
+        else:
+            made = Normalization(*measure_constants(batches, kind, components))
     if file:
         save_normalization(file, made)
     return made
-
-
-def _from_config(
-    normalize: str | MeanStd | Projection, shape: tuple[int, int, int], batches: Iterable[np.ndarray] | None
-) -> Normalization:
-    for message in normalize_conflicts(normalize, shape):
-        raise ConfigError(f"data.normalize: {message}")
-    if isinstance(normalize, MeanStd):
-        return Normalization("affine", normalize.mean, normalize.std)
-    if isinstance(normalize, Projection):
-        kind, components = "pca", normalize.pca.components
-    else:
-        kind, components = normalize, None
-    if kind in NAMED:
-        return NAMED[kind]
-    return _neutral(kind, components, shape) if batches is None else _measured(kind, components, batches)
-
-
-def _measured(kind: str, components: int | None, batches: Iterable[np.ndarray]) -> Normalization:
-    if kind == "mean_image":
-        return Normalization("mean_image", data.mean_image(batches))
-    if kind in data.WHITENINGS:
-        mean, matrix = data.whitening(batches, kind, components)
-        return Normalization("whiten", mean, matrix=matrix)
-    mean, std = data.channel_statistics(batches)
-    return Normalization("affine", mean, std if kind == "standardize" else 1.0)
-
-
-def _neutral(kind: str, components: int | None, shape: tuple[int, int, int]) -> Normalization:
-    if kind == "mean_image":
-        return Normalization("mean_image", np.zeros(shape, np.float32))
-    if kind in data.WHITENINGS:
-        dimensions = math.prod(shape)
-        matrix = np.eye(dimensions, components, dtype=np.float32)
-        return Normalization("whiten", np.zeros(dimensions, np.float32), matrix=matrix)
-    return NAMED["unit"]

@@ -13,9 +13,10 @@ from report import clock, median_row
 
 from kpipe.assembly import Prepared, prepare
 from kpipe.config import load_experiment
-from kpipe.runs.machine import resolve, seed_everything
+from kpipe.runs.machine import resolve
 from kpipe.runs.state import RunState
 from kpipe.training.checkpoints import Checkpoints
+from kpipe.training.device import seed_everything
 from kpipe.training.distribution import make_strategy
 from kpipe.training.trainer import Trainer
 
@@ -41,7 +42,7 @@ def measure_costs(sandbox: Sandbox) -> list[dict]:
 
 def measure_experiment(pipe, name: str, file: str, folder: Path, quick: bool) -> None:
     experiment = resolve(load_experiment(file, ["training.epochs=100"]).experiment)  # more than will be trained
-    seed_everything(experiment)
+    seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     prepared = prepare(experiment, make_strategy())
     trainer = Trainer(prepared.model)
     images = prepared.steps_per_epoch * experiment.data.batch_size

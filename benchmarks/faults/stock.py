@@ -9,7 +9,8 @@ from expectations import expect
 
 from kpipe.assembly import prepare
 from kpipe.config import load_experiment
-from kpipe.runs.machine import resolve, seed_everything
+from kpipe.runs.machine import resolve
+from kpipe.training.device import seed_everything
 from kpipe.training.distribution import make_strategy
 
 
@@ -26,7 +27,7 @@ def fit_stock(pipe, file: str, folder: Path, make_callback: Callable | None = No
         options: of `make_callback`.
     """
     experiment = resolve(load_experiment(file, ["training.deterministic=true"]).experiment)
-    seed_everything(experiment)
+    seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     prepared = prepare(experiment, make_strategy())
     train, validation = prepared.splits.train, prepared.splits.validation
     backup = keras.callbacks.BackupAndRestore(folder / "backup", save_freq=experiment.training.checkpoint.every.steps)

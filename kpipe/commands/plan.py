@@ -17,11 +17,10 @@ from kpipe.console import Screen, describe_size
 from kpipe.data.splits import Part, Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
-from kpipe.runs.disk import estimate_disk
 from kpipe.runs.machine import resolve
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy
-from kpipe.training.variables import count_values
+from kpipe.training.variables import count_values, estimate_disk
 
 _CURVE_POINTS = 60
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters

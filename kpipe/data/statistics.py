@@ -20,6 +20,28 @@ WHITENINGS = ("pca", "pca_whiten", "zca")
 Batches = Iterable[np.ndarray]
 
 
+def measure_constants(
+    batches: Batches, kind: str, components: int | None = None
+) -> tuple[str, np.ndarray | list[float], np.ndarray | list[float] | float, np.ndarray | None]:
+    """Measure what a normalization of the training images needs.
+
+    Args:
+        batches: as `channel_statistics`.
+        kind: `mean`, `standardize`, `mean_image` or one of `WHITENINGS`.
+        components: as `whitening`.
+
+    Returns:
+        (what is done, mean, std, matrix), as `kpipe.models.Normalization` takes them.
+    """
+    if kind == "mean_image":
+        return "mean_image", mean_image(batches), 1.0, None
+    if kind in WHITENINGS:
+        mean, matrix = whitening(batches, kind, components)
+        return "whiten", mean, 1.0, matrix
+    mean, std = channel_statistics(batches)
+    return "affine", mean, std if kind == "standardize" else 1.0, None
+
+
 def channel_statistics(batches: Batches) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, in units of 0..255.
 

@@ -225,6 +225,23 @@ NAMED = {
 """Normalisations that ask nothing of the training images. The last two are for three channels."""
 
 
+def make_neutral(kind: str, shape: tuple[int, int, int], components: int | None = None) -> Normalization:
+    """Return what stands for a normalization whose constants have not been measured.
+
+    Args:
+        kind: the name in `data.normalize`, or `pca`.
+        shape: (H, W, C).
+        components: of a projection; None: all.
+    """
+    if kind == "mean_image":
+        return Normalization("mean_image", np.zeros(shape, np.float32))
+    if kind in ("pca", "pca_whiten", "zca"):
+        dimensions = math.prod(shape)
+        matrix = np.eye(dimensions, components, dtype=np.float32)
+        return Normalization("whiten", np.zeros(dimensions, np.float32), matrix=matrix)
+    return NAMED["unit"]
+
+
 def make_preprocessing(normalization: Normalization, *, portable: bool = False) -> Preprocessing:
     """What a network's builder takes as `preprocessing`.
 

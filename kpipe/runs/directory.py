@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kpipe.files import read_json, read_yaml, translate_write_errors, write_json, write_yaml
+from kpipe.files import read_json, read_yaml, write_json, write_yaml
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
@@ -93,8 +93,7 @@ def open_run(
 ) -> Iterator[Run]:
     """Resume the unfinished run of this experiment or start a new one, and own it inside the `with`.
 
-    A run that leaves the block without a checkpoint or a summary has nothing to keep and is removed. What the file
-    system refuses inside the block becomes an EnvironmentFault.
+    A run that leaves the block without a checkpoint or a summary has nothing to keep and is removed.
 
     Args:
         logs: the folder of all runs.
@@ -110,21 +109,24 @@ def open_run(
     """
     named = resume or at
     folder = Path(logs) / name if named is None else named.parent
-    with translate_write_errors(resume or Path(logs)):
-        with locked_folder(folder, "" if named else ELSEWHERE):
-            if resume is not None:
-                run, lock = _take_named(resume)
-            else:
-                run, lock = _find_or_create(folder, identity, new) if at is None else _take_or_create(at, identity)
-        try:
-            yield run
-        finally:
-            # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
-            with FileLock(folder / LOCK):
-                leave(run.path)
-                if _has_nothing_to_keep(run.path):
-                    shutil.rmtree(run.path, ignore_errors=True)
-                lock.release()
+    with locked_folder(folder, "" if named else ELSEWHERE):
+        note = None
+        if resume is not None:
+            taken = _take(resume)
+        elif at is not None:
+            taken = _take_or_clear(at, identity)
+        else:
+            taken, note = _find(folder, identity, new)
+        run, lock = taken or _create(at or fresh_path(folder), identity, note)
+    try:
+        yield run
+    finally:
+        # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
+        with FileLock(folder / LOCK):
+            leave(run.path)
+            if _has_nothing_to_keep(run.path):
+                shutil.rmtree(run.path, ignore_errors=True)
+            lock.release()
 
 
 def without_machine(config: dict[str, Any]) -> dict[str, Any]:
@@ -161,8 +163,8 @@ def fresh_path(folder: Path, prefix: str = "") -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[Run, FileLock]:
-    """Take the newest unfinished run of this experiment that has a checkpoint, or make a new one."""
+def _find(folder: Path, identity: dict[str, Any], new: bool) -> tuple[tuple[Run, FileLock] | None, str | None]:
+    """Take the newest unfinished run of this experiment that has a checkpoint; else return what there is to say."""
     notes: list[str] = []
     others: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(SEARCH)), reverse=True):
@@ -177,11 +179,16 @@ def _find_or_create(folder: Path, identity: dict[str, Any], new: bool) -> tuple[
                 notes.append(f"{path} is a {status} run of the same experiment; this is another")
         elif theirs != identity:
             others.append((path, theirs))
-        elif (taken := _take_unfinished(path, config, notes)) is not None:
-            return taken
-    run = Run(fresh_path(folder), False, None, note=notes[0] if notes else _nearest_other(others, identity))
-    run.path.mkdir()
-    lock = take(run.path)
+        elif (taken := _take_unfinished(path, notes)) is not None:
+            return taken, None
+    return None, notes[0] if notes else _nearest_other(others, identity)
+
+
+def _create(path: Path, identity: dict[str, Any], note: str | None) -> tuple[Run, FileLock]:
+    """Make a new run directory and take it, or use an empty one that is taken."""
+    run = Run(path, False, None, note=note)
+    path.mkdir(exist_ok=True)
+    lock = take(path)
     run.write_config(identity)  # now: a second start must see which experiment this run belongs to
     return run, lock
 
@@ -191,19 +198,38 @@ def _is_no_content(file: Path) -> bool:
     return file.name.startswith(".") or file.suffix == ".tmp"
 
 
-def _take_unfinished(path: Path, config: dict[str, Any], notes: list[str]) -> tuple[Run, FileLock] | None:
-    """Take an unfinished run of this experiment; None where it turns out to be none that can be resumed."""
+def _take(path: Path) -> tuple[Run, FileLock]:
+    """Take a run that is resumed."""
     lock = take(path)
-    if read_status(path) in _OVER:  # killed between its summary and the release of its lock, just now
+    return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
+
+
+def _take_unfinished(path: Path, notes: list[str]) -> tuple[Run, FileLock] | None:
+    """Take an unfinished run of this experiment; None where it turns out to be none that can be resumed."""
+    run, lock = _take(path)
+    if run.status in _OVER:  # killed between its summary and the release of its lock, just now
         lock.release()
         return None
     if saved_step(path) is not None:
-        return Run(path, True, config.get("chosen"), read_status(path)), lock
+        return run, lock
     lock.release()
     if _has_nothing_to_keep(path):
         shutil.rmtree(path)  # killed before its first checkpoint
     else:
         notes.append(f"{path} is unfinished, but has no checkpoint to resume from; it is left alone")
+    return None
+
+
+def _take_or_clear(path: Path, identity: dict[str, Any]) -> tuple[Run, FileLock] | None:
+    """Take a run of this experiment that has a checkpoint; delete anything else in its place."""
+    path.mkdir(exist_ok=True)
+    run, lock = _take(path)
+    if saved_step(path) is not None and is_run_of(path, identity):
+        return run, lock
+    for found in path.iterdir():
+        if found.name not in (LOCK, OWNER):
+            shutil.rmtree(found) if found.is_dir() and not found.is_symlink() else found.unlink()
+    lock.release()
     return None
 
 
@@ -221,24 +247,6 @@ def _has_nothing_to_keep(path: Path) -> bool:
     kept = any((path / name).exists() for name in ("summary.json", "model.keras"))
     metrics = path / "metrics.jsonl"
     return saved_step(path) is None and not kept and not (metrics.exists() and metrics.stat().st_size)
-
-
-def _take_named(path: Path) -> tuple[Run, FileLock]:
-    lock = take(path)
-    return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
-
-
-def _take_or_create(path: Path, identity: dict[str, Any]) -> tuple[Run, FileLock]:
-    path.mkdir(exist_ok=True)
-    lock = take(path)
-    if saved_step(path) is not None and is_run_of(path, identity):
-        return Run(path, True, (_read_config(path) or {}).get("chosen"), read_status(path)), lock
-    for found in path.iterdir():
-        if found.name not in (LOCK, OWNER):
-            shutil.rmtree(found) if found.is_dir() and not found.is_symlink() else found.unlink()
-    run = Run(path, False, None)
-    run.write_config(identity)
-    return run, lock
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -1,43 +1,11 @@
-"""How much disk a run needs, and whether that much is free."""
+"""Whether a run has the disk that it needs."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-
-import keras
 
 from kpipe.console import describe_size
 from kpipe.errors import EnvironmentFault
-from kpipe.training.variables import NETWORK, count_bytes, named_variables
-
-
-@dataclass(frozen=True)
-class DiskNeed:
-    """Bytes that a run needs; logs and figures are small beside them.
-
-    Attributes:
-        checkpoint: one checkpoint, without the arrays that a callback keeps.
-        most: all checkpoints and the saved network, while the next checkpoint is written.
-        finished: what is left at the end.
-    """
-
-    checkpoint: int
-    most: int
-    finished: int
-
-
-def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
-    """Return what the checkpoints of a model and its saved network will take.
-
-    Args:
-        model: compiled, its optimizer and metrics built.
-        keep: how many of the newest checkpoints are kept, besides the best.
-        keep_last: whether the last one is kept at the end.
-    """
-    checkpoint = count_bytes(named_variables(model).values())
-    network = count_bytes(named_variables(model, NETWORK).values())
-    # The newest and the best, while the next is written beside them.
-    return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
+from kpipe.training.variables import DiskNeed
 
 
 def check_disk(run_path: Path, checkpoints_path: Path, need: DiskNeed, keep: int) -> None:

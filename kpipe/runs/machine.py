@@ -1,6 +1,5 @@
 """What a run resolves for its machine: precision and determinism, where the experiment says `auto`."""
 
-import keras
 import tensorflow as tf
 from pydantic import ValidationError
 
@@ -33,13 +32,6 @@ def resolve(experiment: Experiment, run: Run | None = None) -> Experiment:
         deterministic=on_cpu if deterministic == "auto" else deterministic,
     )
     return experiment.model_copy(update={"chosen": resolved})
-
-
-def seed_everything(experiment: Experiment) -> None:
-    """Set Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
-    keras.utils.set_random_seed(experiment.seed)
-    if experiment.chosen.deterministic:
-        tf.config.experimental.enable_op_determinism()
 
 
 def _read_resolved(run: Run | None) -> Resolved | None:

@@ -33,12 +33,12 @@ class RunState:
     unreadable: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of the images that could not be read, by split."""
 
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "RunState":
-        return cls(**{**saved, "train": TrainState(**saved["train"])})
+    def __post_init__(self) -> None:
+        if isinstance(self.train, dict):  # as `to_dict` writes it
+            self.train = TrainState(**self.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types, and the NumPy arrays that callbacks keep."""
+        """Return JSON types, and the NumPy arrays that callbacks keep: `RunState(**state.to_dict())` is the same."""
         return {**vars(self), "train": self.train.to_dict()}
 
 
@@ -76,7 +76,7 @@ def restore_state(
     if not run.resumed:
         return Restored(RunState(images=dict(images)))
     restored = checkpoints.restore(model)
-    state = RunState.from_dict(restored.state)
+    state = RunState(**restored.state)
     notes = [f"{damage}; the one before it is taken" for damage in restored.skipped]
     if state.images != images:
         raise DataError(

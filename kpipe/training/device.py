@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -17,6 +18,13 @@ def describe_device() -> str:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
     return f"CPU, {os.cpu_count()} cores"
+
+
+def seed_everything(seed: int, *, deterministic: bool) -> None:
+    """Set Python's, NumPy's and Keras's seeds, and TensorFlow's deterministic operations, for the whole process."""
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def free_memory() -> int | None:

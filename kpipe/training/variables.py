@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -71,6 +72,35 @@ def assign_all(source: str, arrays: Mapping[str, np.ndarray], variables: Mapping
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a run needs; logs and figures are small beside them.
+
+    Attributes:
+        checkpoint: one checkpoint, without the arrays that a callback keeps.
+        most: all checkpoints and the saved network, while the next checkpoint is written.
+        finished: what is left at the end.
+    """
+
+    checkpoint: int
+    most: int
+    finished: int
+
+
+def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
+    """Return what the checkpoints of a model and its saved network will take.
+
+    Args:
+        model: compiled, its optimizer and metrics built.
+        keep: how many of the newest checkpoints are kept, besides the best.
+        keep_last: whether the last one is kept at the end.
+    """
+    checkpoint = count_bytes(named_variables(model).values())
+    network = count_bytes(named_variables(model, NETWORK).values())
+    # The newest and the best, while the next is written beside them.
+    return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
 
 
 def _stable_root(root: str, seen: dict[str, str]) -> str:

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from kpipe.errors import EnvironmentFault
-from kpipe.runs.disk import DiskNeed, check_disk
+from kpipe.runs.disk import check_disk
+from kpipe.training.variables import DiskNeed
 
 NEED = DiskNeed(checkpoint=2_000_000, most=9_000_000, finished=3_000_000)
 

@@ -16,11 +16,11 @@ import pytest
 
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault
 from kpipe.runs.directory import saved_step
-from kpipe.runs.disk import estimate_disk
 from kpipe.training import checkpoints as module
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.precision import precision_scope
 from kpipe.training.trainer import Trainer
+from kpipe.training.variables import estimate_disk
 
 
 def make_model(outputs=3, momentum=0.9, policy="float32"):
