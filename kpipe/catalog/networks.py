@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from kpipe.catalog.rows import Count, Fraction, Row, Section
+from kpipe.errors import ConfigError, did_you_mean
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
 
@@ -30,6 +31,11 @@ class NetworkOptions(Section):
         """The name in `LOSSES` that the network is trained with where the experiment names none."""
         return "cross_entropy"
 
+    @property
+    def first_head_layer(self) -> str:
+        """Name of the classifier's first layer; all that it is computed from are the features."""
+        return "gap" if self.any_size else "flatten"
+
 
 class LeNet5Options(NetworkOptions):
     variant: Literal["modern", "original", "concept"] = "modern"
@@ -42,6 +48,10 @@ class LeNet5Options(NetworkOptions):
     @property
     def default_loss(self) -> str:
         return "map" if self.variant == "original" else "cross_entropy"
+
+    @property
+    def first_head_layer(self) -> str:
+        return "c5" if self.variant == "original" else "flatten"
 
 
 class AlexNetOptions(NetworkOptions):
@@ -128,12 +138,20 @@ class MLPOptions(NetworkOptions):
     dropout: Fraction = 0.0
     """After each hidden layer."""
 
+    @property
+    def first_head_layer(self) -> str:
+        return "logits"
+
 
 class GoPolicyOptions(NetworkOptions):
     depth: Count = 12
     """Hidden convolutions: one of 5x5, the others of 3x3."""
     width: Count = 192
     """Maps of each."""
+
+    @property
+    def first_head_layer(self) -> str:
+        return f"conv{self.depth + 1}"
 
 
 class SpeechCNNOptions(NetworkOptions):
@@ -182,3 +200,14 @@ MODELS = {
     ),
     "text_cnn": ModelRow("kpipe.models:text_cnn", TextCNNOptions, "one-hot characters: 1-D convolutions", (123, 1)),
 }
+
+
+def find_network(name: str) -> ModelRow:
+    """Return the row of a network.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model: expected the name of a network, got '{name}'{did_you_mean(name, MODELS)}")
+    return MODELS[name]

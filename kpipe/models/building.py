@@ -2,8 +2,7 @@
 
 import keras
 
-from kpipe.catalog.networks import MODELS
-from kpipe.errors import ConfigError, did_you_mean
+from kpipe.catalog.networks import find_network
 from kpipe.models.layers import InputShape
 from kpipe.models.preprocessing import NAMED, Normalization, make_preprocessing
 
@@ -32,6 +31,4 @@ def build_model(
 
 
 def build_network(name, options, input_shape, classes, preprocessing) -> keras.Model:
-    if name not in MODELS:
-        raise ConfigError(f"model: expected the name of a network, got '{name}'{did_you_mean(name, MODELS)}")
-    return MODELS[name].load()(input_shape, classes, preprocessing=preprocessing, **options)
+    return find_network(name).load()(input_shape, classes, preprocessing=preprocessing, **options)

@@ -16,6 +16,7 @@ import keras
 
 from kpipe.errors import ConfigError
 from kpipe.models.preprocessing import Whiten
+from kpipe.models.structure import find_nodes
 
 # The weights that are multiplied with the input at each position; biases and normalisations only add or scale.
 _MULTIPLIED = ("kernel", "depthwise_kernel", "pointwise_kernel", "codes")
@@ -75,7 +76,7 @@ def measure(model: keras.Model) -> list[LayerGeometry]:
     rows: list[LayerGeometry] = []
     windows: dict[int, _Window | None] = {}
     counted: set[int] = set()
-    for node in _nodes(model):
+    for node in find_nodes(model.inputs, model.outputs):
         operation = node.operation
         window = _see(operation, [windows[id(tensor)] for tensor in node.input_tensors], node)
         windows |= {id(tensor): window for tensor in node.outputs}
@@ -136,28 +137,6 @@ def fitting_batch_size(memory: TrainingMemory, batch_size: int, available: int) 
     """
     fixed = memory.total - memory.activations
     return max(0, int((0.8 * available - fixed) * batch_size / memory.activations))
-
-
-def _nodes(model: keras.Model) -> list:
-    """Every call of a layer between the model's inputs and outputs, each after those it needs.
-
-    `_keras_history` is Keras's own record of where a symbolic tensor comes from; there is no public one.
-    """
-    found: dict[int, object] = {}
-
-    def visit(tensor) -> None:
-        operation, index, _ = tensor._keras_history
-        node = operation._inbound_nodes[index]
-        if id(node) in found:
-            return
-        if not any(tensor is start for start in model.inputs):
-            for needed in node.input_tensors:
-                visit(needed)
-        found[id(node)] = node
-
-    for output in model.outputs:
-        visit(output)
-    return list(found.values())
 
 
 def _row(operation, node, window: _Window | None, *, first: bool) -> LayerGeometry:
