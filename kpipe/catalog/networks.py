@@ -126,7 +126,7 @@ class VGGOptions(NetworkOptions):
 
 class VGG11Options(VGGOptions):
     lrn: bool = False
-    """Local response normalisation after conv1_1: net A-LRN."""
+    """Local response normalization after conv1_1: net A-LRN."""
 
 
 class MLPOptions(NetworkOptions):

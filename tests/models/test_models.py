@@ -70,8 +70,18 @@ def test_options_are_the_builder_s_own_parameters_and_defaults(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_builders_are_functions_of_the_package(name):
-    assert inspect.isfunction(getattr(kpipe.models, name))
+def test_builders_are_functions_of_the_package_with_a_help_page_of_their_own(name):
+    builder = getattr(kpipe.models, name)
+    assert inspect.isfunction(builder)
+    assert builder.__name__ == builder.__qualname__ == name
+    documented = inspect.getdoc(builder).partition("Args:")[2].partition("Raises:")[0]
+    assert re.findall(r"^    (\w+):", documented, re.M) == list(inspect.signature(builder).parameters)
+
+
+def test_each_vgg_says_which_net_of_the_paper_it_is():
+    nets = {name: inspect.getdoc(MODELS[name].load()).partition(":")[0] for name in MODELS if name.startswith("vgg")}
+    letters = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg16_c": "C", "vgg19": "E"}
+    assert nets == {name: f"Build VGG net {letter}" for name, letter in letters.items()}
 
 
 # What a network takes beside its smallest height and width, and how to keep it small.
@@ -83,10 +93,15 @@ SMALL = {
 }
 
 
+def small(name, options):
+    """The options of a small network; a head without hidden layers has no width to be kept small."""
+    return options if options.get("head") == "gap" else SMALL.get(name, {}) | options
+
+
 def build(name, height, width, options=None, **arguments):
     """The network `name`, small, for images of this size and 10 classes, or a class a point."""
     classes = height * width if name == "go_policy" else 10
-    options = SMALL.get(name, {}) | (options or {})
+    options = small(name, options or {})
     shape = (height, width, CHANNELS.get(name, 3))
     return build_model(name, options, input_shape=shape, classes=classes, **arguments)
 
@@ -398,7 +413,7 @@ def one_step(tmp_path_factory):
         path = folder / f"{index}.keras"
         model, images = train_one_step(name, options, "float32")
         shape = model.input_shape[1:]
-        network = {"name": name, "options": SMALL.get(name, {}) | options, "input_shape": shape}
+        network = {"name": name, "options": small(name, options), "input_shape": shape}
         classes = shape[0] * shape[1] if name == "go_policy" else 10
         save_portable(model, path, **network, classes=classes, normalization=NAMED["unit"])
         np.save(f"{path}.npy", images)
@@ -460,7 +475,13 @@ def test_a_model_with_auxiliary_heads_can_be_saved_whole(tmp_path):
             {"head": "gap"},
             r"^vgg16: expected an input of at least 17x17 pixels, got 16xNone\.$",
         ),
-        (((32, 32, 3), 10), {"head": "conv"}, r"^vgg16: expected head 'fc' or 'gap', got 'conv'\.$"),
+        (((32, 32, 3), 10), {"head": "conv"}, r"^vgg16\.head: expected one of fc, gap, got 'conv'$"),
+        (((32, 32, 3), 10), {"width": 0}, "^vgg16.width: expected at least 1, got 0$"),
+        (
+            ((32, 32, 3), 10),
+            {"head": "gap", "width": 512},
+            "^vgg16.width: applies only when head is 'fc', it is 'gap'$",
+        ),
         (((32, 32, 3), 0), {}, r"^vgg16: expected at least 1 class, got 0\.$"),
         (
             ((32, 32), 10),
