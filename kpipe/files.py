@@ -1,12 +1,12 @@
-"""Files: written in one step, read without trust, and what is said when the disk refuses."""
+"""Files: written in one step, read without trust, and a message where the disk refuses."""
 
 import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,18 @@ from kpipe.errors import EnvironmentFault
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
-
 _REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EFBIG: "raise the limit for the size of a file (ulimit -f)",
 }
 
-
 REFUSALS = (*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
-"""What a file system says when it does not let itself be written."""
+"""Error numbers of a file system that does not accept what is written."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that looks like a number: PyYAML itself writes the name `1e3` so that YAML 1.2 reads 1000."""
+    """Quote text that looks like a number: PyYAML itself writes the name `1e3` so that YAML 1.2 reads 1000."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -41,7 +39,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def finite_or_null(value: Any) -> Any:
-    """JSON knows no infinity, and none but Python reads one."""
+    """Replace infinities and NaN by None: JSON has neither, and none but Python reads them."""
     if isinstance(value, dict):
         return {key: finite_or_null(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
@@ -49,27 +47,43 @@ def finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file in one step: neither a reader nor a power cut meets half of it.
+
+    Yields:
+        The path to write, beside `path` and with its suffix. It is always the same, so that what a kill leaves behind
+        is overwritten. After an error it is removed, and `path` stays as it was.
+    """
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: neither a reader nor a power cut meets half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    """Replace a file in one step."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replaces a file in one step; what is not finite becomes null."""
+    """Replace a file in one step; numbers that are not finite become null."""
     write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
 def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Turns what a file system refuses in the middle of a run into an EnvironmentFault with path and free bytes.
+    """Convert an error of the file system in the middle of a run to an EnvironmentFault with path and free bytes.
 
     Args:
-        folder: what is being written where an error does not say it.
+        folder: path for the message where the error names none.
     """
     try:
         yield
@@ -80,7 +94,7 @@ def translate_write_errors(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, code: int) -> EnvironmentFault:
-    """The error that says it, with the bytes that are free there; `code`: of `errno`."""
+    """Return the error for a number of `errno`; its message has the bytes that are free there."""
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -91,17 +105,22 @@ def cannot_write(path: Path, code: int) -> EnvironmentFault:
 
 
 def remedy(code: int | None) -> str:
-    """What to do about a number of `errno`."""
+    """Return what to do about a number of `errno`."""
     return _REMEDIES.get(code, "let it be written")
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    """Replaces a file in one step."""
+    """Replace a file in one step."""
     write_text(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
+def write_names(path: Path, names: Iterable[str]) -> None:
+    """Write one file's name a line; names need not be valid text."""
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; an empty dict where that is gone or damaged."""
+    """Return what `write_json` wrote; an empty dict where that is gone or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -110,7 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Knows no aliases: a few lines of them stand for gigabytes."""
+    """Refuse aliases: a few lines of them expand to gigabytes."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -119,7 +138,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
-    """What `write_yaml` wrote; None where that is gone, too large or no mapping."""
+    """Return what `write_yaml` wrote; None where that is gone, too large or no mapping."""
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             return None

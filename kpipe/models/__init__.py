@@ -1,4 +1,4 @@
-"""The networks, and what is done with the name of one: build it, save it for anyone to load."""
+"""The networks: build one by its name, tell its features from its head, save it for anyone to load."""
 
 # Imported here and not when a name is looked up: `kpipe.models.alexnet` must be the function at any time.
 from kpipe.models.alexnet import alexnet

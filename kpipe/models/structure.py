@@ -32,7 +32,7 @@ def features_and_head(model: keras.Model, network: str, options: dict[str, Any] 
 
     Args:
         model: a network of this kind, just built or loaded from a file, under any name.
-        network: a name of `kpipe.catalog.networks.MODELS`.
+        network: a name in `kpipe.catalog.networks.MODELS`.
         options: the options that it was built with; None: the defaults.
 
     Raises:
