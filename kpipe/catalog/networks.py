@@ -27,14 +27,14 @@ class NetworkOptions(Section):
         return False
 
     @property
-    def default_loss(self) -> str:
-        """Name in `LOSSES` of the loss where the experiment names none."""
-        return "cross_entropy"
-
-    @property
     def first_head_layer(self) -> str:
         """Name of the classifier's first layer; all that it is computed from are the features."""
         return "gap" if self.any_size else "flatten"
+
+    @property
+    def default_loss(self) -> str:
+        """Name in `LOSSES` of the loss where the experiment names none."""
+        return "cross_entropy"
 
 
 class LeNet5Options(NetworkOptions):
