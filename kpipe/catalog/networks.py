@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from kpipe.catalog.rows import Count, Fraction, Row, Section
+from kpipe.errors import ConfigError, did_you_mean
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
 
@@ -15,19 +16,24 @@ Initializer = Literal["paper", "he", "glorot"]
 
 
 class NetworkOptions(Section):
-    """What a network's builder takes besides its input, classes and preprocessing."""
+    """Options of a network: its builder's arguments besides the input, classes and preprocessing."""
 
     training_only: ClassVar[tuple[str, ...]] = ()
-    """Options that the network which is kept for prediction does not need."""
+    """Options that matter for training alone; a network kept for prediction is built without them."""
 
     @property
     def any_size(self) -> bool:
-        """Whether the network ends in a global average, and so takes images of any size."""
+        """Whether the network ends in a global average, and therefore takes images of any size."""
         return False
 
     @property
+    def first_head_layer(self) -> str:
+        """Name of the classifier's first layer; all that it is computed from are the features."""
+        return "gap" if self.any_size else "flatten"
+
+    @property
     def default_loss(self) -> str:
-        """The name in `LOSSES` that the network is trained with where the experiment names none."""
+        """Name in `LOSSES` of the loss where the experiment names none."""
         return "cross_entropy"
 
     @property
@@ -48,6 +54,10 @@ class LeNet5Options(NetworkOptions):
     def default_loss(self) -> str:
         return "map" if self.variant == "original" else "cross_entropy"
 
+    @property
+    def first_head_layer(self) -> str:
+        return "c5" if self.variant == "original" else "flatten"
+
 
 class AlexNetOptions(NetworkOptions):
     variant: Literal["paper", "single_tower", "one_weird_trick", "notes"] = "paper"
@@ -57,7 +67,7 @@ class AlexNetOptions(NetworkOptions):
     overlapping: bool = True
     """Pooling windows of 3x3 every 2 pixels; false: 2x2."""
     lrn: bool = True
-    """Local response normalisation after conv1 and conv2."""
+    """Local response normalization after conv1 and conv2."""
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Fraction = 0.5
@@ -68,11 +78,11 @@ class AlexNetOptions(NetworkOptions):
 
 class ZFNetOptions(NetworkOptions):
     variant: Literal["paper", "wide"] = "paper"
-    """`wide`: 512, 1024 and 512 maps in the last three convolutions."""
+    """`wide`: 512, 1024 and 512 filters in the last three convolutions."""
     activation: Activation = "relu"
     pooling: Pooling = "max"
     lrn: bool = True
-    """Contrast normalisation across maps after pool1 and pool2."""
+    """Contrast normalization across feature maps after pool1 and pool2."""
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Fraction = 0.5
@@ -85,9 +95,9 @@ class GoogLeNetOptions(NetworkOptions):
     auxiliary_heads: bool = False
     """Two more classifiers, after inception 4a and 4d, with weight 0.3 in the training loss."""
     lrn: bool = True
-    """Local response normalisation in the stem."""
+    """Local response normalization in the stem."""
     dropout: Fraction = 0.4
-    """Before the last layer."""
+    """Dropout rate before the last layer."""
     initializer: Initializer = "paper"
 
     applies_when = {"lrn": ("variant", ("paper",))}
@@ -104,17 +114,17 @@ class GoogLeNetOptions(NetworkOptions):
 
 class VGGOptions(NetworkOptions):
     batch_norm: bool = False
-    """Batch normalisation between each convolution and its activation."""
+    """Batch normalization between each convolution and its activation."""
     head: Literal["fc", "gap"] = "fc"
     """`fc`: two hidden fully connected layers as in the paper; `gap`: global average pooling."""
     width: Count = 4096
     """Units of each hidden layer of the `fc` head; 512 suits images of 32 pixels."""
     dropout: Fraction = 0.5
-    """After each hidden layer of the `fc` head."""
+    """Dropout rate after each hidden layer of the `fc` head."""
     activation: Activation = "relu"
     pooling: Pooling = "max"
     initializer: Initializer = "he"
-    """Of the convolutions; `paper`: a normal distribution of variance 0.01, for the dense layers too."""
+    """Initializer of the convolutions; `paper`: normal with variance 0.01, for the dense layers too."""
 
     applies_when = {"width": ("head", ("fc",)), "dropout": ("head", ("fc",))}
 
@@ -125,51 +135,59 @@ class VGGOptions(NetworkOptions):
 
 class VGG11Options(VGGOptions):
     lrn: bool = False
-    """Local response normalisation after conv1_1: net A-LRN."""
+    """Local response normalization after conv1_1: net A-LRN."""
 
 
 class MLPOptions(NetworkOptions):
     depth: Count = 2
-    """Hidden layers."""
+    """Number of hidden layers."""
     width: Count = 512
-    """Units of each."""
+    """Units of each hidden layer."""
     activation: Activation = "relu"
     dropout: Fraction = 0.0
-    """After each hidden layer."""
+    """Dropout rate after each hidden layer."""
+
+    @property
+    def first_head_layer(self) -> str:
+        return "logits"
 
 
 class GoPolicyOptions(NetworkOptions):
     depth: Count = 12
-    """Hidden convolutions: one of 5x5, the others of 3x3."""
+    """Number of hidden convolutions, one of 5x5 and the others of 3x3."""
     width: Count = 192
-    """Maps of each."""
+    """Filters of each hidden convolution."""
+
+    @property
+    def first_head_layer(self) -> str:
+        return f"conv{self.depth + 1}"
 
 
 class SpeechCNNOptions(NetworkOptions):
     width: Count = 64
-    """Maps of each convolution."""
+    """Filters of each convolution."""
     hidden: Count = 128
     """Units of the dense layer before the last."""
     dropout: Fraction = 0.0
-    """Before the last layer."""
+    """Dropout rate before the last layer."""
 
 
 class TextCNNOptions(NetworkOptions):
     width: Count = 256
-    """Maps of each convolution."""
+    """Filters of each convolution."""
     hidden: Count = 1024
     """Units of the two dense layers."""
     dropout: Fraction = 0.5
-    """After each of them."""
+    """Dropout rate after each of them."""
 
 
 @dataclass(frozen=True)
 class ModelRow(Row):
     smallest_size: tuple[int, int]
-    """The smallest height and width that the builder takes: below, a convolution or pooling would have nothing to look
-    at, or the last pooling only one pixel."""
+    """Smallest height and width that the builder takes. Below it, a convolution or pooling would be left without input,
+    or the last pooling with one pixel."""
     takes_vectors: bool = False
-    """Whether its input may be vectors, [1, 1, D], in which no pixel has neighbors."""
+    """Whether the input may be vectors, [1, 1, D], in which no pixel has neighbors."""
 
 
 MODELS = {
@@ -191,3 +209,14 @@ MODELS = {
     ),
     "text_cnn": ModelRow("kpipe.models:text_cnn", TextCNNOptions, "one-hot characters: 1-D convolutions", (123, 1)),
 }
+
+
+def find_network(name: str) -> ModelRow:
+    """Return the row of a network.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model: expected the name of a network, got '{name}'{did_you_mean(name, MODELS)}")
+    return MODELS[name]

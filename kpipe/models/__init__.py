@@ -1,4 +1,4 @@
-"""The networks, and what is done with the name of one: build it, save it for anyone to load."""
+"""The networks: build one by its name, tell its features from its head, save it for anyone to load."""
 
 # Imported here and not when a name is looked up: `kpipe.models.alexnet` must be the function at any time.
 from kpipe.models.alexnet import alexnet
@@ -10,6 +10,7 @@ from kpipe.models.mlp import mlp
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.preprocessing import NAMED, Normalization, check_whitening, load_normalization, save_normalization
 from kpipe.models.speech import speech_cnn
+from kpipe.models.structure import FeaturesAndHead, features_and_head
 from kpipe.models.text import text_cnn
 from kpipe.models.vgg import (
     start_from_net_a,
@@ -23,10 +24,12 @@ from kpipe.models.zfnet import zfnet
 
 __all__ = [
     "NAMED",
+    "FeaturesAndHead",
     "Normalization",
     "alexnet",
     "build_model",
     "check_whitening",
+    "features_and_head",
     "go_policy",
     "googlenet",
     "lenet5",

@@ -5,22 +5,22 @@ sections 3 and 5. A. Krizhevsky, "One weird trick for parallelizing convolutiona
 
 | layer         | what it does                  | output at 224 | parameters |
 |---------------|-------------------------------|---------------|------------|
-| conv1         | 96 maps 11x11, stride 4       | 55 x 55 x 96  | 34,944     |
+| conv1         | 96 filters 11x11, stride 4    | 55 x 55 x 96  | 34,944     |
 | lrn1, pool1   | 3x3 maxima, stride 2          | 27 x 27 x 96  |            |
-| conv2         | 256 maps 5x5, two groups      | 27 x 27 x 256 | 307,456    |
+| conv2         | 256 filters 5x5, two groups   | 27 x 27 x 256 | 307,456    |
 | lrn2, pool2   | 3x3 maxima, stride 2          | 13 x 13 x 256 |            |
-| conv3         | 384 maps 3x3                  | 13 x 13 x 384 | 885,120    |
-| conv4         | 384 maps 3x3, two groups      | 13 x 13 x 384 | 663,936    |
-| conv5, pool5  | 256 maps 3x3, two groups      | 6 x 6 x 256   | 442,624    |
-| fc6, fc7      | dense, dropout behind each    | 4096          | 54,534,144 |
+| conv3         | 384 filters 3x3               | 13 x 13 x 384 | 885,120    |
+| conv4         | 384 filters 3x3, two groups   | 13 x 13 x 384 | 663,936    |
+| conv5, pool5  | 256 filters 3x3, two groups   | 6 x 6 x 256   | 442,624    |
+| fc6, fc7      | dense, dropout after each     | 4096          | 54,534,144 |
 | logits        | dense                         | 1000          | 4,097,000  |
 
-| variant           | what it is                                                                    | parameters |
-|-------------------|-------------------------------------------------------------------------------|------------|
-| `paper`           | the two-GPU network as one: maps in two groups                                | 60,965,224 |
-| `single_tower`    | the same without groups                                                       | 62,378,344 |
-| `one_weird_trick` | 64-192-384-256-256 maps, no normalisation, padding 2: torchvision's `alexnet` | 61,100,840 |
-| `notes`           | that without conv5, as lecture notes have it (56,454,730 with 10 classes)     | 60,510,760 |
+| variant           | what it is                                                                       | parameters |
+|-------------------|----------------------------------------------------------------------------------|------------|
+| `paper`           | the two-GPU network as one: filters in two groups                                | 60,965,224 |
+| `single_tower`    | the same without groups                                                          | 62,378,344 |
+| `one_weird_trick` | 64-192-384-256-256 filters, no normalization, padding 2: torchvision's `alexnet` | 61,100,840 |
+| `notes`           | that without conv5, as lecture notes have it (56,454,730 with 10 classes)        | 60,510,760 |
 
 The paper's 224 pixels do not give 55 positions of conv1 by any rounding down. Its own code rounds up and reads
 zeros past the right and lower border; so does `paper` here, and an input of 227 pixels needs none of them.
@@ -29,28 +29,28 @@ Small images: where the stride of 4 would leave pool5 nothing to pool, conv1 has
 not enough, of 1. So 64 pixels keep the paper's stride, 28 and 32 have a stride of 1; the smallest side is 25.
 
 Deliberate deviations from the paper:
-- The order is the text's (ReLU, normalisation, pooling), and alpha multiplies the sum of the squares; the paper's
+- The order is the text's (ReLU, normalization, pooling), and alpha multiplies the sum of the squares; the paper's
   own code pools before the first ReLU and divides alpha by 5.
 - All weights learn at one rate; in the paper's code biases learn twice as fast.
-- Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean image (section 2).
+- Images are scaled to 0..1 unless a preprocessing is given; the paper subtracts the mean image (section 2).
 - `one_weird_trick` and `notes` start as the paper does, with zero biases; their dropout stands before fc6 and fc7.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import layers
 
+from kpipe.catalog.networks import AlexNetOptions
+from kpipe.catalog.rows import check_options
 from kpipe.models.layers import (
-    ACTIVATIONS,
-    INITIALIZERS,
     POOLING,
     GroupedConv2D,
     InputShape,
     LocalResponseNormalization,
     activated,
     check_arguments,
-    check_choice,
     make_initializer,
     make_logits,
 )
@@ -61,8 +61,8 @@ from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 class Variant:
     """One row of the second table above."""
 
-    maps: tuple[int, ...]
-    """Of conv1, conv2 and so on."""
+    filters: tuple[int, ...]
+    """Filters of conv1, conv2 and so on."""
     grouped: tuple[int, ...] = ()
     """Numbers of the convolutions with two groups."""
     padding: int | None = None
@@ -71,7 +71,7 @@ class Variant:
     ones: tuple[str, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")
     """Layers whose biases start at 1 (section 5)."""
     dropout_first: bool = False
-    """Dropout before fc6 and fc7, not behind them."""
+    """Whether dropout comes before fc6 and fc7, not after them."""
 
 
 VARIANTS = {
@@ -81,7 +81,7 @@ VARIANTS = {
     "notes": Variant((64, 192, 384, 256), padding=2, lrn=False, ones=(), dropout_first=True),
 }
 KERNELS = (11, 5, 3, 3, 3)
-POOLED = (1, 2, 5)  # pool5 stands behind the last convolution, whatever its number
+POOLED = (1, 2, 5)  # pool5 follows the last convolution, whatever its number
 STDDEV = 0.01  # of the first weights, section 5
 
 
@@ -100,61 +100,84 @@ def alexnet(
     preprocessing: Preprocessing | None = None,
     name: str = "alexnet",
 ) -> keras.Model:
-    """AlexNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build AlexNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Args:
         input_shape: (H, W, C), H and W at least 25.
         classes: K.
         variant: "paper", "single_tower", "one_weird_trick" or "notes".
-        activation: a name of `kpipe.models.layers.ACTIVATIONS`.
+        activation: a name in `kpipe.catalog.networks.Activation`.
         pooling: "max" or "average".
-        overlapping: windows of 3x3 every 2 pixels (section 3.4); False: 2x2.
-        lrn: local response normalisation (section 3.3), where the variant has it.
+        overlapping: pooling windows of 3x3 every 2 pixels (section 3.4); False: 2x2.
+        lrn: local response normalization (section 3.3), where the variant has it.
         width: units of fc6 and fc7.
-        dropout: share of units left out at fc6 and fc7.
+        dropout: dropout rate at fc6 and fc7.
         initializer: "paper" (weights N(0, 0.01), some biases 1), "he" or "glorot" (biases 0).
-        preprocessing: the layer that sees the raw images first; None scales them to 0..1.
+        preprocessing: the layer that takes the raw images; None scales them to 0..1.
         name: of the model.
 
     Raises:
-        ConfigError: an input that is too small or of unknown size, an unknown choice, no class.
+        ConfigError: an input that is too small or of unknown size; an option that is unknown or does not apply; no
+            class.
     """
+    options = check_options(
+        "alexnet",
+        AlexNetOptions,
+        variant=variant,
+        activation=activation,
+        pooling=pooling,
+        overlapping=overlapping,
+        lrn=lrn,
+        width=width,
+        dropout=dropout,
+        initializer=initializer,
+    )
     check_arguments("alexnet", input_shape, classes, fixed_size=True)
-    check_choice("alexnet", "variant", variant, VARIANTS)
-    check_choice("alexnet", "activation", activation, ACTIVATIONS)
-    check_choice("alexnet", "pooling", pooling, POOLING)
-    check_choice("alexnet", "initializer", initializer, INITIALIZERS)
-    row, pool_size = VARIANTS[variant], 3 if overlapping else 2
-
-    def start(layer: str) -> dict:
-        bias = "ones" if initializer == "paper" and layer in row.ones else "zeros"
-        return {"name": layer, "kernel_initializer": make_initializer(initializer, STDDEV), "bias_initializer": bias}
-
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)
+    x = _features(x, input_shape, options)
+    return keras.Model(images, _head(x, classes, options), name=name)
+
+
+def _features(x, input_shape: InputShape, options: AlexNetOptions):
+    """Images [B, H, W, C] to what pool5 gives."""
+    row, pool_size = VARIANTS[options.variant], 3 if options.overlapping else 2
     stride = _first_stride(min(input_shape[:2]), row, pool_size)
     x = layers.ZeroPadding2D(_padding(input_shape, row, stride), name="pad1")(x)
-    for number, (maps, kernel) in enumerate(zip(row.maps, KERNELS, strict=False), start=1):
-        layer_class, options = layers.Conv2D, start(f"conv{number}")
+    for number, (filters, kernel) in enumerate(zip(row.filters, KERNELS, strict=False), start=1):
+        layer_class, arguments = layers.Conv2D, _start(f"conv{number}", options)
         if number in row.grouped:
-            layer_class, options = GroupedConv2D, options | {"groups": 2}
-        options |= {"strides": stride, "padding": "valid"} if number == 1 else {"padding": "same"}
-        x = activated(layer_class, maps, kernel, activation=activation, **options)(x)
-        if lrn and row.lrn and number <= 2:
+            layer_class, arguments = GroupedConv2D, arguments | {"groups": 2}
+        arguments |= {"strides": stride, "padding": "valid"} if number == 1 else {"padding": "same"}
+        x = activated(layer_class, filters, kernel, activation=options.activation, **arguments)(x)
+        if options.lrn and row.lrn and number <= 2:
             x = LocalResponseNormalization(name=f"lrn{number}")(x)
-        if number in POOLED[:2] or number == len(row.maps):
-            x = POOLING[pooling](pool_size, 2, name=f"pool{number}")(x)
+        if number in POOLED[:2] or number == len(row.filters):
+            x = POOLING[options.pooling](pool_size, 2, name=f"pool{number}")(x)
+    return x
+
+
+def _head(x, classes: int, options: AlexNetOptions):
+    """What pool5 gives to logits [B, K]."""
+    dropout_first = VARIANTS[options.variant].dropout_first
     x = layers.Flatten(name="flatten")(x)
     for number in (6, 7):
-        dense = activated(layers.Dense, width, activation=activation, **start(f"fc{number}"))
-        drop = layers.Dropout(dropout, name=f"drop{number}")
-        x = dense(drop(x)) if row.dropout_first else drop(dense(x))
-    logits = make_logits(classes, kernel_initializer=make_initializer(initializer, STDDEV))(x)
-    return keras.Model(images, logits, name=name)
+        arguments = _start(f"fc{number}", options)
+        dense = activated(layers.Dense, options.width, activation=options.activation, **arguments)
+        drop = layers.Dropout(options.dropout, name=f"drop{number}")
+        x = dense(drop(x)) if dropout_first else drop(dense(x))
+    return make_logits(classes, kernel_initializer=make_initializer(options.initializer, STDDEV))(x)
+
+
+def _start(layer: str, options: AlexNetOptions) -> dict[str, Any]:
+    """Return a layer's name and the initializers of its weights."""
+    ones = options.initializer == "paper" and layer in VARIANTS[options.variant].ones
+    kernel_initializer = make_initializer(options.initializer, STDDEV)
+    return {"name": layer, "kernel_initializer": kernel_initializer, "bias_initializer": "ones" if ones else "zeros"}
 
 
 def _first_stride(side: int, row: Variant, pool_size: int) -> int:
-    """The largest stride of conv1, of 4, 2 and 1, that leaves pool5 something to pool."""
+    """Return the largest stride of conv1, of 4, 2 and 1, that leaves pool5 something to pool."""
     for stride in (4, 2):
         lost = side + 2 * (row.padding or 0) - KERNELS[0]
         size = 1 + (-(-lost // stride) if row.padding is None else lost // stride)
@@ -166,7 +189,7 @@ def _first_stride(side: int, row: Variant, pool_size: int) -> int:
 
 
 def _padding(input_shape: InputShape, row: Variant, stride: int) -> tuple:
-    """((top, bottom), (left, right)) of zeros around the image."""
+    """Return the zeros around the image, ((top, bottom), (left, right))."""
     if row.padding is not None:
         return ((row.padding, row.padding), (row.padding, row.padding))
     return tuple((0, (KERNELS[0] - side) % stride) for side in input_shape[:2])

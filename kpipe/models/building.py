@@ -1,29 +1,30 @@
-"""Builds a network by its name."""
+"""Building a network by its name."""
+
+from typing import Any
 
 import keras
 
-from kpipe.catalog.networks import MODELS
-from kpipe.errors import ConfigError, did_you_mean
+from kpipe.catalog.networks import find_network
 from kpipe.models.layers import InputShape
-from kpipe.models.preprocessing import NAMED, Normalization, make_preprocessing
+from kpipe.models.preprocessing import NAMED, Normalization, Preprocessing, make_preprocessing
 
 
 def build_model(
     name: str,
-    options: dict,
+    options: dict[str, Any],
     *,
     input_shape: InputShape,
     classes: int,
     normalization: Normalization = NAMED["unit"],
 ) -> keras.Model:
-    """The network called `name`: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build the network called `name`: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Args:
-        name: a name of `kpipe.catalog.networks.MODELS`.
-        options: what the network's builder takes besides the input, the classes and the preprocessing.
+        name: a name in `kpipe.catalog.networks.MODELS`.
+        options: arguments of the network's builder besides the input, the classes and the preprocessing.
         input_shape: (H, W, C).
         classes: K.
-        normalization: what the first layer does, and with which constants.
+        normalization: how the first layer normalizes the raw images, and its constants.
 
     Raises:
         ConfigError: an unknown name, or arguments from which this network cannot be built.
@@ -31,7 +32,8 @@ def build_model(
     return build_network(name, options, input_shape, classes, make_preprocessing(normalization))
 
 
-def build_network(name, options, input_shape, classes, preprocessing) -> keras.Model:
-    if name not in MODELS:
-        raise ConfigError(f"model: expected the name of a network, got '{name}'{did_you_mean(name, MODELS)}")
-    return MODELS[name].load()(input_shape, classes, preprocessing=preprocessing, **options)
+def build_network(
+    name: str, options: dict[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
+) -> keras.Model:
+    """Build the network called `name` with this layer for the raw images; otherwise as `build_model`."""
+    return find_network(name).load()(input_shape, classes, preprocessing=preprocessing, **options)

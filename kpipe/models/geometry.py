@@ -1,4 +1,4 @@
-"""What can be said of a network without running it: sizes, parameters, multiplications, receptive fields, memory.
+"""Facts about a network that need no run: sizes, parameters, multiplications, receptive fields, memory.
 
 Receptive field and stride are counted from the image on (Araujo, Norris, Sim, "Computing Receptive Fields of
 Convolutional Neural Networks", Distill 2019): a window of k pixels every s turns a field r and a stride j into
@@ -16,12 +16,13 @@ import keras
 
 from kpipe.errors import ConfigError
 from kpipe.models.preprocessing import Whiten
+from kpipe.models.structure import find_nodes
 
-# The weights that are multiplied with the input at each position; biases and normalisations only add or scale.
+# The weights that are multiplied with the input at each position; biases and normalizations only add or scale.
 _MULTIPLIED = ("kernel", "depthwise_kernel", "pointwise_kernel", "codes")
 # Layers whose output is their input in another shape: it takes no memory of its own.
 _VIEWS = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.InputLayer)
-# Layers behind which a value has seen the whole image.
+# Layers after which each value depends on the whole image.
 _GLOBAL = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D, keras.layers.Flatten, Whiten)
 _FLOAT32 = 4  # bytes
 
@@ -29,10 +30,10 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Window:
-    """What one value of a tensor has seen of the image: height and width in pixels."""
+class _ReceptiveField:
+    """Pixels of the image that one position of a tensor depends on, down and right."""
 
-    field: Pair = (1, 1)
+    size: Pair = (1, 1)
     stride: Pair = (1, 1)
 
 
@@ -43,22 +44,22 @@ class LayerGeometry:
     name: str
     type: str
     output: tuple[int, ...]
-    """Without the batch: (H, W, C) or (units,)."""
+    """Shape without the batch: (H, W, C) or (units,)."""
     parameters: int
-    """Trained or not; 0 where the layer was counted before."""
+    """Number of weights, trained or not; 0 where the layer was counted before."""
     macs: int
     """Multiplications with a weight, for one image, each with its addition; biases are not counted."""
     receptive_field: Pair | None
-    """(height, width) in pixels of what one position sees, padding included. None where positions are gone, behind a
-    flattening or a global pooling, and behind a layer of a kind that is not known here."""
+    """(height, width) in pixels of what one position depends on, padding included. None where positions are gone, after
+    a flattening or a global pooling, and after a layer of a kind that is not known here."""
     stride: Pair | None
-    """(down, right) in pixels of the image from one position to the next; None as above."""
+    """(down, right) in pixels of the image from one position to the next; None as for the receptive field."""
     memory: int
     """Bytes of the output for one image; 0 where it is the input in another shape."""
 
 
 def measure(model: keras.Model) -> list[LayerGeometry]:
-    """The layers of a functional or sequential model, branch by branch, auxiliary outputs last.
+    """Return the layers of a functional or sequential model, branch by branch, auxiliary outputs last.
 
     Args:
         model: of images [B, H, W, C] with known H and W.
@@ -73,32 +74,32 @@ def measure(model: keras.Model) -> list[LayerGeometry]:
         if len(tensor.shape) != 4 or None in tensor.shape[1:]:
             raise ConfigError(f"measure: expected images of a known size [B, H, W, C], got {tuple(tensor.shape)}.")
     rows: list[LayerGeometry] = []
-    windows: dict[int, _Window | None] = {}
+    fields: dict[int, _ReceptiveField | None] = {}
     counted: set[int] = set()
-    for node in _nodes(model):
+    for node in find_nodes(model.inputs, model.outputs):
         operation = node.operation
-        window = _see(operation, [windows[id(tensor)] for tensor in node.input_tensors], node)
-        windows |= {id(tensor): window for tensor in node.outputs}
+        field = _receptive_field(operation, [fields[id(tensor)] for tensor in node.input_tensors], node)
+        fields |= {id(tensor): field for tensor in node.outputs}
         if not isinstance(operation, keras.layers.InputLayer):
-            rows.append(_row(operation, node, window, first=id(operation) not in counted))
+            rows.append(_row(operation, node, field, first=id(operation) not in counted))
             counted.add(id(operation))
     return rows
 
 
 def count_macs(rows: Sequence[LayerGeometry]) -> int:
-    """Multiply-additions of one image, forward."""
+    """Return the multiply-additions of one image in the forward pass."""
     return sum(row.macs for row in rows)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """An estimate of what a training step holds at once, in bytes."""
+    """Estimate of the memory that a training step needs at once, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """The outputs of all layers, which the backward pass needs again, and twice the largest for gradients."""
+    """Outputs of all layers, which the backward pass needs again, and twice the largest for gradients."""
 
     @property
     def total(self) -> int:
@@ -106,15 +107,15 @@ class TrainingMemory:
 
 
 def estimate_training_memory(model: keras.Model, batch_size: int, optimizer_values: int) -> TrainingMemory:
-    """An estimate from the shapes alone; what the framework itself takes is not in it.
+    """Estimate from the shapes alone, without what the framework itself needs.
 
     Args:
-        model: as `measure` takes it.
+        model: as for `measure`.
         batch_size: B.
-        optimizer_values: numbers that the optimizer keeps, over all weights.
+        optimizer_values: how many numbers the optimizer keeps, over all weights.
 
     Raises:
-        ConfigError: as `measure`.
+        ConfigError: as for `measure`.
     """
     rows = measure(model)
     largest = max(row.memory for row in rows)
@@ -127,40 +128,18 @@ def estimate_training_memory(model: keras.Model, batch_size: int, optimizer_valu
 
 
 def fitting_batch_size(memory: TrainingMemory, batch_size: int, available: int) -> int:
-    """The largest batch that `available` bytes should hold; 0 where not even one image fits.
+    """Return the largest batch that should fit into `available` bytes; 0 where not even one image fits.
 
     Args:
-        memory: estimated for `batch_size`.
+        memory: the estimate for `batch_size`.
         batch_size: B.
-        available: a fifth of it is left to the framework itself.
+        available: bytes; a fifth of them is left to the framework itself.
     """
     fixed = memory.total - memory.activations
     return max(0, int((0.8 * available - fixed) * batch_size / memory.activations))
 
 
-def _nodes(model: keras.Model) -> list:
-    """Every call of a layer between the model's inputs and outputs, each after those it needs.
-
-    `_keras_history` is Keras's own record of where a symbolic tensor comes from; there is no public one.
-    """
-    found: dict[int, object] = {}
-
-    def visit(tensor) -> None:
-        operation, index, _ = tensor._keras_history
-        node = operation._inbound_nodes[index]
-        if id(node) in found:
-            return
-        if not any(tensor is start for start in model.inputs):
-            for needed in node.input_tensors:
-                visit(needed)
-        found[id(node)] = node
-
-    for output in model.outputs:
-        visit(output)
-    return list(found.values())
-
-
-def _row(operation, node, window: _Window | None, *, first: bool) -> LayerGeometry:
+def _row(operation, node, field: _ReceptiveField | None, *, first: bool) -> LayerGeometry:
     bytes_of_outputs = sum(math.prod(tensor.shape[1:]) * _bytes_of(tensor.dtype) for tensor in node.outputs)
     return LayerGeometry(
         name=operation.name,
@@ -168,14 +147,14 @@ def _row(operation, node, window: _Window | None, *, first: bool) -> LayerGeomet
         output=tuple(node.outputs[0].shape[1:]),
         parameters=operation.count_params() if first and hasattr(operation, "count_params") else 0,
         macs=_macs(operation, node),
-        receptive_field=window and window.field,
-        stride=window and window.stride,
+        receptive_field=field and field.size,
+        stride=field and field.stride,
         memory=0 if isinstance(operation, _VIEWS) else bytes_of_outputs,
     )
 
 
 def _bytes_of(dtype: str) -> int:
-    """2 for float16 and bfloat16, 4 for float32, 1 for bool."""
+    """Return 2 for float16 and bfloat16, 4 for float32, 1 for bool."""
     return int(dtype.lstrip(string.ascii_lowercase) or 8) // 8
 
 
@@ -192,28 +171,28 @@ def _macs(operation, node) -> int:
     return weights * math.prod(positions)
 
 
-def _see(operation, inputs: list[_Window | None], node) -> _Window | None:
-    """What the output of a layer has seen, from what its inputs have."""
+def _receptive_field(operation, inputs: list[_ReceptiveField | None], node) -> _ReceptiveField | None:
+    """Return the receptive field of a layer's output from those of its inputs."""
     if not inputs:
-        return _Window()
+        return _ReceptiveField()
     if None in inputs or isinstance(operation, _GLOBAL):
         return None
     # The field is the union over branches; their strides are equal, or they could not meet.
-    field = tuple(max(window.field[axis] for window in inputs) for axis in (0, 1))
+    size = tuple(max(field.size[axis] for field in inputs) for axis in (0, 1))
     stride = inputs[0].stride
     kernel, step = _kernel_and_step(operation)
     if kernel is None:
         same = node.outputs[0].shape[1:3] == node.input_tensors[0].shape[1:3]
         padded = isinstance(operation, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D))
-        return _Window(field, stride) if same or padded else None
-    return _Window(
-        tuple(field[axis] + (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
+        return _ReceptiveField(size, stride) if same or padded else None
+    return _ReceptiveField(
+        tuple(size[axis] + (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
         tuple(stride[axis] * step[axis] for axis in (0, 1)),
     )
 
 
 def _kernel_and_step(operation) -> tuple[Pair | None, Pair]:
-    """The window of a convolution or pooling, dilation included, and its stride; (None, ...) for other layers."""
+    """Return the kernel size of a convolution or pooling, dilation included, and its stride; None for other layers."""
     kernel = getattr(operation, "kernel_size", None) or getattr(operation, "pool_size", None)
     if kernel is None or isinstance(operation, keras.layers.Conv2DTranspose):
         return None, (1, 1)

@@ -20,36 +20,39 @@ C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, sections 4 and 5
 6,998,552 parameters, and 13,378,280 with the two auxiliary heads. The table's own column of parameters is rounded
 and partly wrong (2.7K for the first layer).
 
-`batch_norm` is torchvision's form: no biases but batch normalisation with epsilon 0.001 after each convolution, 3x3
+`batch_norm` is torchvision's form: no biases but batch normalization with epsilon 0.001 after each convolution, 3x3
 convolutions in the place of 5x5, a last pooling of 2x2: 6,624,904 parameters, with the heads 13,004,888.
 
 Poolings round odd sizes up; the smallest side is 17, which leaves the last pooling two pixels. An auxiliary head
-averages windows of 5x5 every 3 pixels, or the whole map where it is smaller.
+averages windows of 5x5 every 3 pixels, or the whole feature map where it is smaller.
 
 Deliberate deviations from the paper:
 - Weights start as in Glorot and Bengio 2010, biases at 0.2, as in the well-known Caffe model; the paper says
-  nothing. `batch_norm` starts with a normal distribution of deviation 0.01 within two deviations, as torchvision.
+  nothing. `batch_norm` starts with a normal distribution of standard deviation 0.01, truncated at two of
+  them, as torchvision.
 - `batch_norm` has the paper's dropout of 0.4 unless another is chosen; torchvision has 0.2.
-- Images come scaled to 0..1 unless a preprocessing is given; the paper takes off the mean colour (section 5).
+- Images are scaled to 0..1 unless a preprocessing is given; the paper subtracts the mean color (section 5).
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 from keras import layers
 
+from kpipe.catalog.networks import GoogLeNetOptions
+from kpipe.catalog.rows import check_options
 from kpipe.models.layers import (
-    INITIALIZERS,
     InputShape,
     LocalResponseNormalization,
     check_arguments,
-    check_choice,
     make_initializer,
     make_logits,
 )
 from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
-# Table 1: maps of the 1x1 branch, of the 3x3 branch and its reduction, of the 5x5 branch and its, behind the pool.
+# Table 1: filters of the 1x1 branch, of the 3x3 branch's reduction and itself, of the 5x5 branch's reduction and
+# itself, and of the 1x1 convolution after the pooling.
 BLOCKS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -62,19 +65,19 @@ BLOCKS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 POOLED = ("3b", "4e")
-"""Blocks with a pooling behind them."""
+"""Blocks that a pooling follows."""
 HEADED = ("4a", "4d")
 """Blocks with an auxiliary head."""
-STDDEV = 0.01  # of torchvision's first weights
+STDDEV = 0.01  # of torchvision's initial weights
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What the two forms differ in."""
+    """What the two variants differ in."""
 
     batch_norm: bool
     largest_kernel: int
-    """Of the branch that the paper calls 5x5."""
+    """Kernel size of the branch that the paper calls 5x5."""
     last_pool: int
     initializer: str = "paper"
 
@@ -87,7 +90,7 @@ VARIANTS = {
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class WithAuxiliaryHeads(keras.Model):
-    """A functional model whose first output are the logits, and whose others are logits of auxiliary heads.
+    """A functional model whose first output is the logits and whose others are the logits of auxiliary heads.
 
     In training the loss is that of the logits plus 0.3 times that of each head (section 5). Metrics, evaluation and
     `predict` know the first output only. It is compiled with an instance of `keras.losses.Loss`, not with a name.
@@ -124,7 +127,7 @@ def googlenet(
     preprocessing: Preprocessing | None = None,
     name: str = "googlenet",
 ) -> keras.Model:
-    """GoogLeNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build GoogLeNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Args:
         input_shape: (H, W, C), H and W at least 17; without auxiliary heads they may be None: any size.
@@ -132,72 +135,91 @@ def googlenet(
         variant: "paper" or "batch_norm".
         auxiliary_heads: two more classifiers for training: the model is a `WithAuxiliaryHeads` and, when it is
             called, gives a list of three logits.
-        lrn: local response normalisation in the stem, where the variant has it.
-        dropout: share of values left out before the last layer.
+        lrn: local response normalization in the stem, where the variant has it.
+        dropout: dropout rate before the last layer.
         initializer: "paper" (see above), "he" or "glorot"; with the last two, biases start at 0.
-        preprocessing: the layer that sees the raw images first; None scales them to 0..1.
+        preprocessing: the layer that takes the raw images; None scales them to 0..1.
         name: of the model.
 
     Raises:
-        ConfigError: an input that is too small, or of unknown size before the heads; an unknown choice; no class.
+        ConfigError: an input that is too small, or of unknown size before the heads; an option that is unknown or does
+            not apply; no class.
     """
+    options = check_options(
+        "googlenet",
+        GoogLeNetOptions,
+        variant=variant,
+        auxiliary_heads=auxiliary_heads,
+        lrn=lrn,
+        dropout=dropout,
+        initializer=initializer,
+    )
     check_arguments("googlenet", input_shape, classes, fixed_size=auxiliary_heads)
-    check_choice("googlenet", "variant", variant, VARIANTS)
-    check_choice("googlenet", "initializer", initializer, INITIALIZERS)
     row = replace(VARIANTS[variant], initializer=initializer)
-
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)
-    x = _stem(x, row, lrn and not row.batch_norm)
-    heads = []
-    for place, maps in BLOCKS.items():
-        x = inception(x, maps, f"inception_{place}", row)
-        if auxiliary_heads and place in HEADED:
-            heads.append(_auxiliary_head(x, classes, f"auxiliary_{place}", row))
-        if place in POOLED:
-            size = row.last_pool if place == "4e" else 3
-            x = layers.MaxPooling2D(size, 2, padding="same", name=f"pool{place[0]}")(x)
-    x = layers.GlobalAveragePooling2D(name="gap")(x)
-    x = layers.Dropout(dropout, name="dropout")(x)
-    logits = make_logits(classes, **_start(row, biased=False))(x)
+    x, heads = _features(x, classes, options, row)
+    logits = _head(x, classes, options, row)
     if heads:
         return WithAuxiliaryHeads(images, [logits, *heads], name=name)
     return keras.Model(images, logits, name=name)
 
 
-def inception(x, maps: tuple[int, int, int, int, int, int], name: str, row: Variant):
-    """One inception block with dimension reduction, figure 2b of the paper.
+def _features(x, classes: int, options: GoogLeNetOptions, row: Variant) -> tuple[Any, list[Any]]:
+    """Images [B, H, W, C] to what inception 5b gives, [B, H / 32, W / 32, 1024], and the logits of auxiliary heads."""
+    x = _stem(x, row, options.lrn and not row.batch_norm)
+    heads = []
+    for place, filters in BLOCKS.items():
+        x = inception(x, filters, f"inception_{place}", row)
+        if options.auxiliary_heads and place in HEADED:
+            heads.append(_auxiliary_head(x, classes, f"auxiliary_{place}", row))
+        if place in POOLED:
+            size = row.last_pool if place == "4e" else 3
+            x = layers.MaxPooling2D(size, 2, padding="same", name=f"pool{place[0]}")(x)
+    return x, heads
+
+
+def _head(x, classes: int, options: GoogLeNetOptions, row: Variant):
+    """[B, H, W, 1024] to logits [B, K]."""
+    x = layers.GlobalAveragePooling2D(name="gap")(x)
+    x = layers.Dropout(options.dropout, name="dropout")(x)
+    return make_logits(classes, **_start(row, biased=False))(x)
+
+
+def inception(x, filters: tuple[int, int, int, int, int, int], name: str, row: Variant):
+    """Add one inception block with dimension reduction, figure 2b of the paper.
 
     Args:
         x: [B, H, W, C].
-        maps: of the 1x1 branch, the 3x3 branch's reduction and itself, the 5x5 branch's and itself, the 1x1
-            convolution behind the pooling.
+        filters: of the convolutions, as in `BLOCKS`.
         name: begins the names of the block's layers.
         row: the variant.
 
     Returns:
-        [B, H, W, the sum of the four branches' maps].
+        [B, H, W, the sum of the four branches' filters].
     """
-    one, reduce_three, three, reduce_five, five, pooled = maps
-    largest = row.largest_kernel
+    one, reduce_three, three, reduce_five, five, pooled = filters
     branches = [_convolution(x, one, 1, f"{name}_1x1", row)]
-    for reduced, maps_out, kernel, label in ((reduce_three, three, 3, "3x3"), (reduce_five, five, largest, "5x5")):
+    for label, reduced, filters_out, kernel in (
+        ("3x3", reduce_three, three, 3),
+        ("5x5", reduce_five, five, row.largest_kernel),
+    ):
         reduction = _convolution(x, reduced, 1, f"{name}_{label}_reduce", row)
-        branches.append(_convolution(reduction, maps_out, kernel, f"{name}_{label}", row))
+        branches.append(_convolution(reduction, filters_out, kernel, f"{name}_{label}", row))
     pool = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
     branches.append(_convolution(pool, pooled, 1, f"{name}_pool_1x1", row))
     return layers.Concatenate(name=name)(branches)
 
 
 def _stem(x, row: Variant, lrn: bool):
-    def normalise(x, number: int):
+    def normalize(x, number: int):
         return LocalResponseNormalization(name=f"lrn{number}")(x) if lrn else x
 
     x = layers.ZeroPadding2D(3, name="pad1")(x)
     x = _convolution(x, 64, 7, "conv1", row, strides=2, padding="valid")
-    x = normalise(layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x), 1)
+    x = normalize(layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x), 1)
     x = _convolution(x, 64, 1, "conv2_reduce", row)
-    x = normalise(_convolution(x, 192, 3, "conv2", row), 2)
+    x = normalize(_convolution(x, 192, 3, "conv2", row), 2)
     return layers.MaxPooling2D(3, 2, padding="same", name="pool2")(x)
 
 
@@ -212,17 +234,17 @@ def _auxiliary_head(x, classes: int, name: str, row: Variant):
     return layers.Dense(classes, dtype="float32", name=f"{name}_logits", **_start(row, biased=False))(x)
 
 
-def _convolution(x, maps: int, kernel: int, name: str, row: Variant, *, strides: int = 1, padding: str = "same"):
+def _convolution(x, filters: int, kernel: int, name: str, row: Variant, *, strides: int = 1, padding: str = "same"):
     options = {"strides": strides, "padding": padding, "name": name} | _start(row)
     if not row.batch_norm:
-        return layers.Conv2D(maps, kernel, activation="relu", **options)(x)
-    x = layers.Conv2D(maps, kernel, use_bias=False, **options)(x)
+        return layers.Conv2D(filters, kernel, activation="relu", **options)(x)
+    x = layers.Conv2D(filters, kernel, use_bias=False, **options)(x)
     x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _start(row: Variant, biased: bool = True) -> dict:
-    """How the weights of a layer start; `biased`: hidden layers of the paper's form have biases of 0.2."""
+def _start(row: Variant, biased: bool = True) -> dict[str, Any]:
+    """Return the initializers of a layer; `biased`: whether the paper's form starts its biases at 0.2."""
     if row.initializer != "paper":
         return {"kernel_initializer": make_initializer(row.initializer, STDDEV)}
     if row.batch_norm:

@@ -4,14 +4,13 @@ Legend of the shapes: B batch, H height, W width, C channels, K classes, * any l
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import get_args
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from kpipe.catalog.networks import MODELS, Initializer
+from kpipe.catalog.networks import MODELS
 from kpipe.errors import ConfigError
 
 InputShape = Sequence[int | None]
@@ -48,9 +47,9 @@ class ScaledTanh(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class Maxout(layers.Layer):
-    """The largest of each `pieces` neighbouring channels: Goodfellow et al. 2013, section 2.
+    """The largest of each `pieces` neighboring channels: Goodfellow et al. 2013, section 2.
 
-    The layer before it has `pieces` times the maps or units that are wanted.
+    The layer before it has `pieces` times as many filters or units as are wanted.
 
     Input: floats [*, pieces x C]. Output: [*, C].
 
@@ -78,7 +77,7 @@ class Maxout(layers.Layer):
         return {**super().get_config(), "pieces": self.pieces}
 
 
-# Keras computes these inside the layer before them; the others are layers of their own.
+# `kpipe.catalog.networks.Activation`: Keras computes these inside the layer before them, the others are layers.
 _INSIDE = ("relu", "sigmoid", "tanh")
 _OWN_LAYER = {
     # Maas et al. 2013, section 2: a slope of 0.01; Keras's own default is 0.3.
@@ -86,16 +85,15 @@ _OWN_LAYER = {
     "scaled_tanh": lambda name: ScaledTanh(name=name),
     "maxout": lambda name: Maxout(name=name),
 }
-ACTIVATIONS = (*_INSIDE, *_OWN_LAYER)
 
 
 def make_activation(activation: str, name: str) -> layers.Layer:
-    """One of `ACTIVATIONS` as a layer of its own; after maxout half the channels are left."""
+    """Return an activation, a name in `kpipe.catalog.networks.Activation`, as a layer; maxout halves the channels."""
     return layers.Activation(activation, name=name) if activation in _INSIDE else _OWN_LAYER[activation](name)
 
 
 def activated(layer_class: type[layers.Layer], units: int, *arguments, activation: str, name: str, **options):
-    """A function of a tensor: `layer_class(units, ...)` and its activation, which gives `units` channels.
+    """Return a function of a tensor: `layer_class(units, ...)` and its activation, with `units` channels in the end.
 
     An activation that Keras has no function for is a layer `<name>_<activation>`; maxout doubles the channels of
     the layer before it.
@@ -108,12 +106,12 @@ def activated(layer_class: type[layers.Layer], units: int, *arguments, activatio
     return lambda x: activate(layer(x))
 
 
-# --- normalisation ------------------------------------------------------------------------------------------
+# --- normalization ------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class LocalResponseNormalization(layers.Layer):
-    """`x / (k + alpha x S)^beta`, S over the squares of `size` neighbouring channels.
+    """`x / (k + alpha x S)^beta`, S over the squares of `size` neighboring channels.
 
     A. Krizhevsky, I. Sutskever, G. Hinton, NIPS 2012, section 3.3: k = 2, n = 5, alpha = 1e-4, beta = 0.75. Alpha
     has two meanings. As the paper is printed, and in `tf.nn.local_response_normalization`, S is the sum of the
@@ -121,7 +119,7 @@ class LocalResponseNormalization(layers.Layer):
     channels, where fewer than n squares are summed.
 
     Args:
-        size: n, the channels that are summed over, the own one in the middle; odd.
+        size: n, how many channels are summed over, with the normalized one in the middle; odd.
         k, alpha, beta: as above.
         alpha_times: what alpha multiplies: "sum" (the paper's text) or "mean" (its code).
 
@@ -142,11 +140,11 @@ class LocalResponseNormalization(layers.Layer):
 
     def call(self, x):
         channels = np.arange(x.shape[-1])
-        neighbours = np.abs(channels[:, None] - channels) <= self.size // 2
+        neighbors = np.abs(channels[:, None] - channels) <= self.size // 2
         alpha = self.alpha / self.size if self.alpha_times == "mean" else self.alpha
         # One matrix product is faster on a CPU than adding `size` shifted copies.
         squares = ops.square(ops.cast(x, "float32"))
-        base = self.k + alpha * ops.matmul(squares, neighbours.astype("float32"))
+        base = self.k + alpha * ops.matmul(squares, neighbors.astype("float32"))
         if self.beta == 0.75:  # two roots cost less than a power
             root = ops.rsqrt(base)
             scale = root * ops.sqrt(root)
@@ -171,7 +169,8 @@ class GroupedConv2D(layers.Conv2D):
 
     On a CPU, Keras's own grouped convolution takes many times as long as its two halves.
 
-    Input: floats [B, H, W, C]. Output: [B, H', W', filters]; map i sees the channels of its own group only.
+    Input: floats [B, H, W, C]. Output: [B, H', W', filters]; a filter sees the channels of its own
+    group only.
     """
 
     def convolution_op(self, inputs, kernel):
@@ -187,11 +186,8 @@ class GroupedConv2D(layers.Conv2D):
         return ops.concatenate(parts, axis=axis)
 
 
-INITIALIZERS = get_args(Initializer)
-
-
 def make_initializer(name: str, stddev: float) -> keras.initializers.Initializer:
-    """How weights start: "paper", N(0, stddev); "he", He et al. 2015; "glorot", Glorot and Bengio 2010."""
+    """Return an initializer: "paper", N(0, stddev); "he", He et al. 2015; "glorot", Glorot and Bengio 2010."""
     makers = {
         "paper": lambda: keras.initializers.RandomNormal(stddev=stddev),
         "he": keras.initializers.HeNormal,
@@ -222,17 +218,17 @@ class FanInUniform(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class PartialConv2D(layers.Layer):
-    """A convolution in which each map sees only some of the input's maps: LeCun et al. 1998, table I.
+    """A convolution in which each filter sees only some of the input's channels: LeCun et al. 1998, table I.
 
     Args:
-        table: for each map the numbers of the input maps that it sees.
+        table: for each filter the numbers of the channels that it sees.
         kernel_size: of the square kernel.
 
     Input: floats [B, H, W, C]. Output: [B, H - kernel_size + 1, W - kernel_size + 1, len(table)]. Weights: one
-    kernel for each connected pair of maps and one bias for each map, uniform in +-2.4 / fan-in.
+    kernel for each connected pair of channel and filter, uniform in +-2.4 / fan-in, and one bias for each filter.
 
     Raises:
-        ConfigError: a map of the table that the input does not have.
+        ConfigError: a channel in the table that the input does not have.
     """
 
     def __init__(self, table: Sequence[Sequence[int]], kernel_size: int, **options):
@@ -242,22 +238,20 @@ class PartialConv2D(layers.Layer):
         self.strides = (1, 1)
 
     def build(self, input_shape):
-        maps, pairs = input_shape[-1], sum(map(len, self.table))
-        if max(map(max, self.table)) >= maps:
-            raise ConfigError(
-                f"{self.name}: expected maps 0 to {maps - 1} in the table, got {max(map(max, self.table))}."
-            )
+        channels, pairs, largest = input_shape[-1], sum(map(len, self.table)), max(map(max, self.table))
+        if largest >= channels:
+            raise ConfigError(f"{self.name}: expected channels 0 to {channels - 1} in the table, got {largest}.")
         self.kernel = self.add_weight(shape=(*self.kernel_size, pairs), initializer=self._start, name="kernel")
         self.bias = self.add_weight(shape=(len(self.table),), initializer="zeros", name="bias")
-        # Where the kernel of (input map, output map) stands among the pairs; one past the last for "not connected".
-        self._place = np.full((maps, len(self.table)), pairs)
-        self._place[[m for seen in self.table for m in seen], self._map_of_pair()] = np.arange(pairs)
+        # Where the kernel of (channel, filter) stands among the pairs; one past the last for "not connected".
+        self._place = np.full((channels, len(self.table)), pairs)
+        self._place[[channel for seen in self.table for channel in seen], self._filter_of_pair()] = np.arange(pairs)
 
-    def _map_of_pair(self) -> list[int]:
+    def _filter_of_pair(self) -> list[int]:
         return [number for number, seen in enumerate(self.table) for _ in seen]
 
     def _start(self, shape, dtype=None):
-        fan_in = [math.prod(self.kernel_size) * len(self.table[number]) for number in self._map_of_pair()]
+        fan_in = [math.prod(self.kernel_size) * len(self.table[number]) for number in self._filter_of_pair()]
         return FanInUniform(fan_in=1)(shape, dtype) / ops.convert_to_tensor(fan_in, dtype)
 
     def call(self, x):
@@ -276,9 +270,9 @@ class PartialConv2D(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class TrainableSubsampling(layers.Layer):
-    """The sum of each 2x2 pixels, times a coefficient, plus a bias, both trained and one for each map.
+    """The sum of each 2x2 pixels, times a coefficient, plus a bias, both trained and one for each channel.
 
-    LeCun et al. 1998, section II.B, layers S2 and S4; the squashing function behind it is a layer of its own.
+    LeCun et al. 1998, section II.B, layers S2 and S4; the squashing function after it is a layer of its own.
 
     Input: floats [B, H, W, C]. Output: [B, H // 2, W // 2, C]. 2 C weights; the coefficients start uniform in
     +-2.4 / 4.
@@ -304,12 +298,12 @@ class TrainableSubsampling(layers.Layer):
 class RBFOutput(layers.Layer):
     """Minus the squared distance to the code of each class: LeCun et al. 1998, section II.B, equation 7.
 
-    The codes are of +1 and -1. For 10 classes and 84 inputs they are stylised digits of 7x12 pixels, as in the
+    The codes are of +1 and -1. For 10 classes and 84 inputs they are stylized digits of 7x12 pixels, as in the
     paper's figure 3; otherwise they are drawn at random, which the paper names as the alternative.
 
     Args:
         classes: K.
-        trainable_codes: whether they are trained; in the paper they are not.
+        trainable_codes: whether the codes are trained; in the paper they are not.
         dtype: of the arithmetic and of the result; leave it.
 
     Input: floats [B, D]. Output: float32 [B, K], at most 0; the nearest class has the largest.
@@ -337,7 +331,7 @@ class RBFOutput(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kpipe")
 class PositionBias(layers.Layer):
-    """Adds a bias of its own to each position: the last layer of AlphaGo's policy network.
+    """Adds a separate bias at each position: the last layer of AlphaGo's policy network.
 
     Silver et al. 2016, methods, "Neural network architecture".
 
@@ -359,7 +353,7 @@ class PositionBias(layers.Layer):
 
 
 def make_logits(classes: int, **options) -> layers.Layer:
-    """The last layer of most networks: float32 [B, K] without softmax, also under mixed precision."""
+    """Return the last layer of most networks: float32 [B, K] without softmax, also under mixed precision."""
     return layers.Dense(classes, dtype="float32", name="logits", **options)
 
 
@@ -382,14 +376,14 @@ _DIGITS = """
 
 
 def digit_codes() -> np.ndarray:
-    """float32 [10, 84]: the digits 0 to 9 as bitmaps of 7x12 pixels, row by row, +1 for ink, -1 for paper."""
+    """Return float32 [10, 84]: the digits 0 to 9 as bitmaps of 7x12 pixels by rows, +1 for ink, -1 for paper."""
     rows = [row.split() for row in _DIGITS.split("\n") if row]
     bitmaps = ["".join(row[digit] for row in rows) for digit in range(10)]
     return np.array([[1.0 if pixel == "#" else -1.0 for pixel in bitmap] for bitmap in bitmaps], "float32")
 
 
 def _make_codes(shape, dtype=None):
-    """The start of `RBFOutput`'s codes [K, D]; the same in every process."""
+    """Return the initial codes [K, D] of `RBFOutput`, the same in every process."""
     codes = digit_codes()
     if shape != codes.shape:
         codes = np.random.default_rng(0).choice(np.float32([-1, 1]), shape)
@@ -400,9 +394,16 @@ def _make_codes(shape, dtype=None):
 
 
 def check_arguments(network: str, input_shape: InputShape, classes: int, *, fixed_size: bool) -> None:
-    """Raises ConfigError where `network`, a name of `kpipe.catalog.networks.MODELS`, cannot take this input and K.
+    """Check the input and the classes of a network, by the sizes in its row of `kpipe.catalog.networks.MODELS`.
 
-    `fixed_size` says that H and W must be known, because the network ends in dense layers over positions.
+    Args:
+        network: its name.
+        input_shape: (H, W, C).
+        classes: K.
+        fixed_size: whether H and W must be known, because the network ends in dense layers over positions.
+
+    Raises:
+        ConfigError: the network cannot be built for them.
     """
     shape = tuple(input_shape)
     if len(shape) != 3 or not shape[2]:
@@ -418,14 +419,10 @@ def check_arguments(network: str, input_shape: InputShape, classes: int, *, fixe
 
 
 def check_known_size(layer: str, input_shape: InputShape) -> None:
-    """Raises ConfigError where H or W of (H, W, C) is unknown, for a layer with weights of its own for each pixel."""
+    """Check that H and W of (H, W, C) are known, for a layer with weights for each pixel.
+
+    Raises:
+        ConfigError: one of them is unknown.
+    """
     if None in input_shape:
         raise ConfigError(f"{layer}: expected a known height and width, got {tuple(input_shape)}.")
-
-
-def check_choice(network: str, option: str, value: str, known: Iterable[str]) -> None:
-    """Raises ConfigError where an option of `network` is none of the known names."""
-    known = list(known)
-    if value not in known:
-        names = " or ".join(repr(name) for name in known)
-        raise ConfigError(f"{network}: expected {option} {names}, got {value!r}.")

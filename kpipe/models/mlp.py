@@ -1,20 +1,15 @@
 """A multilayer perceptron: the fully connected baseline that convolutional networks are compared with.
 
-It forgets which pixels are neighbours and has a weight for each pixel in each unit: with two layers of 512 units,
+It forgets which pixels are neighbors and has a weight for each pixel in each unit: with two layers of 512 units,
 669,706 parameters on 28x28x1 images, ten times those of LeNet-5.
 """
 
 import keras
 from keras import layers
 
-from kpipe.models.layers import (
-    ACTIVATIONS,
-    InputShape,
-    activated,
-    check_arguments,
-    check_choice,
-    make_logits,
-)
+from kpipe.catalog.networks import MLPOptions
+from kpipe.catalog.rows import check_options
+from kpipe.models.layers import InputShape, activated, check_arguments, make_logits
 from kpipe.models.preprocessing import Preprocessing, scale_to_unit
 
 
@@ -29,27 +24,29 @@ def mlp(
     preprocessing: Preprocessing | None = None,
     name: str = "mlp",
 ) -> keras.Model:
-    """A multilayer perceptron: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build a multilayer perceptron: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Args:
         input_shape: (H, W, C).
         classes: K.
         depth: hidden layers, `fc1` and so on.
         width: units of each.
-        activation: a name of `kpipe.models.layers.ACTIVATIONS`.
-        dropout: share of units left out after each hidden layer.
-        preprocessing: the layer that sees the raw images first; None scales them to 0..1.
+        activation: a name in `kpipe.catalog.networks.Activation`.
+        dropout: dropout rate after each hidden layer.
+        preprocessing: the layer that takes the raw images; None scales them to 0..1.
         name: of the model.
 
     Raises:
-        ConfigError: an input of unknown size, an unknown activation, no class.
+        ConfigError: an input of unknown size, an unknown option, no class.
     """
+    options = check_options("mlp", MLPOptions, depth=depth, width=width, activation=activation, dropout=dropout)
     check_arguments("mlp", input_shape, classes, fixed_size=True)
-    check_choice("mlp", "activation", activation, ACTIVATIONS)
-
     images = keras.Input(input_shape, dtype="float32", name="images")
-    x = layers.Flatten(name="flatten")((preprocessing or scale_to_unit())(images))
-    for number in range(1, depth + 1):
-        x = activated(layers.Dense, width, activation=activation, name=f"fc{number}")(x)
-        x = layers.Dropout(dropout, name=f"drop{number}")(x)
+    x = (preprocessing or scale_to_unit())(images)
+    # Features.
+    x = layers.Flatten(name="flatten")(x)
+    for number in range(1, options.depth + 1):
+        x = activated(layers.Dense, options.width, activation=options.activation, name=f"fc{number}")(x)
+        x = layers.Dropout(options.dropout, name=f"drop{number}")(x)
+    # Head.
     return keras.Model(images, make_logits(classes)(x), name=name)

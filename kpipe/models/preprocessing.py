@@ -1,13 +1,12 @@
-"""The layers that see the raw images first: a model takes 0..255 and normalises them itself.
+"""The layers that take the raw images: a model is given 0..255 and normalizes them itself.
 
 All of them compute in float32 whatever the global dtype policy is: bfloat16 keeps eight bits of a number, and raw
-values rounded to it before the mean is taken off lose detail that no later layer can bring back.
+values rounded to it before the mean is subtracted lose detail that no later layer can bring back.
 
 Legend of the shapes: B batch, H height, W width, C channels, D = H x W x C.
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kpipe.catalog.data import MOST_WHITENED
+from kpipe.catalog.data import whitening_conflict
 from kpipe.errors import ConfigError
+from kpipe.files import replacing
 from kpipe.models.layers import InputShape, check_known_size
 
 Preprocessing = Callable[[Any], Any]
-"""What a network's builder takes: a layer, or layers in a row, that see the raw images first."""
+"""What a network's builder takes: a layer, or a function of several, to which the raw images go."""
 
 
 @keras.saving.register_keras_serializable(package="kpipe")
@@ -53,7 +53,7 @@ class Standardize(keras.layers.Layer):
         self._std_constant = self._constant("std", self.std, input_shape)
 
     def _constant(self, what: str, values: float | list[float], input_shape: InputShape) -> np.ndarray:
-        """float32 [1, H, W, C] where H and W are known, else [1, 1, 1, C].
+        """Return float32 [1, H, W, C] where H and W are known, else [1, 1, 1, C].
 
         On a CPU, broadcasting over a last axis of three is slow; tiled constants cost little.
         """
@@ -154,17 +154,14 @@ class Whiten(keras.layers.Layer):
 
 
 def check_whitening(where: str, input_shape: InputShape, components: int | None = None) -> None:
-    """Raises ConfigError where images (H, W, C) cannot be whitened: too many numbers or components, H or W unknown."""
+    """Check that images (H, W, C) can be whitened.
+
+    Raises:
+        ConfigError: too many values or components, or H or W is unknown.
+    """
     check_known_size(where, input_shape)
-    dimensions = math.prod(input_shape)
-    if dimensions > MOST_WHITENED:
-        size = "x".join(str(side) for side in input_shape)
-        raise ConfigError(
-            f"{where}: expected images of at most {MOST_WHITENED:,} numbers to whiten, got {size} = {dimensions:,}. "
-            "Take smaller images, or a normalisation per channel."
-        )
-    if components is not None and not 1 <= components <= dimensions:
-        raise ConfigError(f"{where}: expected 1 to {dimensions:,} components, got {components:,}.")
+    if message := whitening_conflict(input_shape, components):
+        raise ConfigError(f"{where}: {message}.")
 
 
 # --- which of them, and with what -------------------------------------------------------------------------------
@@ -172,7 +169,7 @@ def check_whitening(where: str, input_shape: InputShape, components: int | None 
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """What is done to the raw images first, and its constants, in units of 0..255.
+    """How raw images are normalized, with constants in units of 0..255.
 
     | kind         | result                                   | mean        | std         | matrix |
     |--------------|------------------------------------------|-------------|-------------|--------|
@@ -189,11 +186,11 @@ class Normalization:
 
     @property
     def per_channel(self) -> bool:
-        """Whether it is one for images of any size."""
+        """Whether it applies to images of any size."""
         return self.kind in ("affine", "caffe")
 
     def fits(self, input_shape: InputShape) -> bool:
-        """Whether the constants are finite, and of a known kind for images (H, W, C)."""
+        """Whether the kind is known and the constants are finite and fit images (H, W, C)."""
         height, width, channels = input_shape
         one_or_each = ((), (1,), (channels,))
         shapes = {
@@ -215,14 +212,14 @@ class Normalization:
 NAMED = {
     "none": Normalization("affine", 0.0),
     "unit": Normalization("affine", 0.0, 255.0),
-    # Of the 1.2 million photographs, as torchvision has them, in units of 0..1.
+    # torchvision's constants of ImageNet, which are in units of 0..1.
     "imagenet": Normalization(
-        "affine", [255 * share for share in (0.485, 0.456, 0.406)], [255 * share for share in (0.229, 0.224, 0.225)]
+        "affine", [255 * mean for mean in (0.485, 0.456, 0.406)], [255 * std for std in (0.229, 0.224, 0.225)]
     ),
-    # Blue first, as the networks were trained that the VGG and GoogLeNet papers have published.
+    # Blue first, as in the networks that the authors of VGG and GoogLeNet published.
     "caffe": Normalization("caffe", [103.939, 116.779, 123.68]),
 }
-"""Normalisations that ask nothing of the training images. The last two are for three channels."""
+"""Normalizations whose constants do not depend on the training images. The last two are for three channels."""
 
 
 def make_neutral(kind: str, shape: tuple[int, int, int], components: int | None = None) -> Normalization:
@@ -243,11 +240,11 @@ def make_neutral(kind: str, shape: tuple[int, int, int], components: int | None 
 
 
 def make_preprocessing(normalization: Normalization, *, portable: bool = False) -> Preprocessing:
-    """What a network's builder takes as `preprocessing`.
+    """Return what a network's builder takes as `preprocessing`.
 
     Args:
-        normalization: what is done, and with which constants.
-        portable: with plain Keras layers where it is the same for each pixel; kpipe's own compute it faster.
+        normalization: the kind and its constants.
+        portable: use plain Keras layers where each pixel is treated alike; kpipe's own are faster.
     """
     if normalization.kind == "mean_image":
         return _holding(SubtractMeanImage(name="mean_image"), normalization.mean)
@@ -257,7 +254,7 @@ def make_preprocessing(normalization: Normalization, *, portable: bool = False) 
         return _holding(layer, normalization.mean, normalization.matrix)
     scale = _scale(normalization, portable)
     if normalization.kind == "caffe":
-        # An operation of Keras and no layer: it has no name to keep, and is loaded without kpipe.
+        # An operation of Keras, not a layer: it has no name to keep, and it is loaded without kpipe.
         return lambda images: scale(ops.flip(images, axis=-1))
     return scale
 
@@ -270,7 +267,7 @@ def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
 
 
 def _holding(layer: keras.layers.Layer, *weights: np.ndarray) -> Preprocessing:
-    """The layer, which gets its weights as soon as it has been built."""
+    """Return a preprocessing that sets the layer's weights as soon as it has been built."""
 
     def preprocess(images):
         outputs = layer(images)
@@ -281,22 +278,19 @@ def _holding(layer: keras.layers.Layer, *weights: np.ndarray) -> Preprocessing:
 
 
 def save_normalization(path: Path, normalization: Normalization) -> None:
-    """Writes a file that `load_normalization` reads; it is never seen half-written.
+    """Write a file that `load_normalization` reads; it is never seen half-written.
 
     Raises:
         OSError: it cannot be written.
     """
     arrays = {name: value for name, value in vars(normalization).items() if value is not None}
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
+    # An open file, because np.savez adds .npz to a path that ends otherwise.
+    with replacing(path) as beside, open(beside, "wb") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def load_normalization(path: Path, input_shape: InputShape) -> Normalization | None:
-    """What `save_normalization` wrote; None where that is gone, damaged, or not for images (H, W, C)."""
+    """Read what `save_normalization` wrote; None where it is missing, damaged, or not for images (H, W, C)."""
     try:
         # Opened here, because np.load leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -309,5 +303,5 @@ def load_normalization(path: Path, input_shape: InputShape) -> Normalization | N
 
 
 def scale_to_unit() -> keras.layers.Layer:
-    """The preprocessing where none is given: raw 0..255 to 0..1."""
+    """Return the preprocessing where none is given: raw 0..255 to 0..1."""
     return keras.layers.Rescaling(1 / 255, dtype="float32", name="scale")

@@ -3,20 +3,21 @@ import os
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
 import kpipe.models
-import kpipe.models.layers
-from kpipe.catalog.networks import MODELS
+from kpipe.catalog.networks import MODELS, Activation
 from kpipe.errors import ConfigError
 from kpipe.models.alexnet import alexnet
 from kpipe.models.building import build_model
 from kpipe.models.go import go_policy
 from kpipe.models.googlenet import googlenet
 from kpipe.models.lenet import lenet5
+from kpipe.models.mlp import mlp
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.preprocessing import (
     NAMED,
@@ -26,6 +27,7 @@ from kpipe.models.preprocessing import (
     make_preprocessing,
     save_normalization,
 )
+from kpipe.models.speech import speech_cnn
 from kpipe.models.text import text_cnn
 from kpipe.models.vgg import start_from_net_a, vgg11, vgg16, vgg16_c
 from kpipe.models.zfnet import zfnet
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 MEAN, STD = [120.5, 110.25, 100.0], [60.0, 55.5, 70.0]
 CONSTANTS = {"normalization": Normalization("affine", MEAN, STD)}
-GREY = Normalization("affine", 33.3, 78.6)
+GRAY = Normalization("affine", 33.3, 78.6)
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +72,18 @@ def test_options_are_the_builder_s_own_parameters_and_defaults(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_builders_are_functions_of_the_package(name):
-    assert inspect.isfunction(getattr(kpipe.models, name))
+def test_builders_are_functions_of_the_package_with_a_help_page_of_their_own(name):
+    builder = getattr(kpipe.models, name)
+    assert inspect.isfunction(builder)
+    assert builder.__name__ == builder.__qualname__ == name
+    documented = inspect.getdoc(builder).partition("Args:")[2].partition("Raises:")[0]
+    assert re.findall(r"^    (\w+):", documented, re.M) == list(inspect.signature(builder).parameters)
+
+
+def test_each_vgg_says_which_net_of_the_paper_it_is():
+    nets = {name: inspect.getdoc(MODELS[name].load()).partition(":")[0] for name in MODELS if name.startswith("vgg")}
+    letters = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg16_c": "C", "vgg19": "E"}
+    assert nets == {name: f"Build VGG net {letter}" for name, letter in letters.items()}
 
 
 # What a network takes beside its smallest height and width, and how to keep it small.
@@ -83,10 +95,15 @@ SMALL = {
 }
 
 
+def small(name, options):
+    """The options of a small network; a head without hidden layers has no width to be kept small."""
+    return options if options.get("head") == "gap" else SMALL.get(name, {}) | options
+
+
 def build(name, height, width, options=None, **arguments):
     """The network `name`, small, for images of this size and 10 classes, or a class a point."""
     classes = height * width if name == "go_policy" else 10
-    options = SMALL.get(name, {}) | (options or {})
+    options = small(name, options or {})
     shape = (height, width, CHANNELS.get(name, 3))
     return build_model(name, options, input_shape=shape, classes=classes, **arguments)
 
@@ -113,7 +130,7 @@ def test_image_networks_take_the_sizes_that_students_use(name, size):
     logits = keras.ops.convert_to_numpy(build(name, size, size)(images))
     assert logits.shape == (1, 10)
     assert np.isfinite(logits).all()
-    assert len(set(logits[0].tolist())) == 10  # a map of nothing would leave all of them zero
+    assert len(set(logits[0].tolist())) == 10  # an empty feature map would leave all of them zero
 
 
 # --- parameters and layers ----------------------------------------------------------------------------------
@@ -150,9 +167,9 @@ def test_lenet5_options():
 
 @pytest.mark.parametrize("name, channels", [("vgg11", 2_752), ("vgg13", 2_944), ("vgg16", 4_224), ("vgg19", 5_504)])
 def test_batch_norm_adds_two_trained_and_two_moving_numbers_a_channel(name, channels):
-    plain, normalised = (build(name, 32, 32, {"batch_norm": batch_norm}) for batch_norm in (False, True))
-    assert trainable_parameters(normalised) == plain.count_params() + 2 * channels
-    assert normalised.count_params() == plain.count_params() + 4 * channels
+    plain, normalized = (build(name, 32, 32, {"batch_norm": batch_norm}) for batch_norm in (False, True))
+    assert trainable_parameters(normalized) == plain.count_params() + 2 * channels
+    assert normalized.count_params() == plain.count_params() + 4 * channels
 
 
 @pytest.mark.parametrize(
@@ -223,7 +240,7 @@ def test_net_c_has_convolutions_of_one_pixel():
     assert [name for name, kernel in kernels.items() if kernel == (1, 1)] == ["conv3_3", "conv4_3", "conv5_3"]
 
 
-def test_net_a_lrn_normalises_after_the_first_convolution():
+def test_net_a_lrn_normalizes_after_the_first_convolution():
     names = [layer.name for layer in vgg11((32, 32, 3), 10, width=8, lrn=True).layers]
     assert names[names.index("conv1_1") + 1] == "lrn1"
     assert sum(name.startswith("lrn") for name in names) == 1
@@ -247,22 +264,22 @@ def test_deeper_nets_start_from_net_a():
         start_from_net_a(vgg16(shape, 10, head="gap"), net_a)
 
 
-def deviation_of(model, layer):
+def std_of(model, layer):
     return float(np.std(keras.ops.convert_to_numpy(model.get_layer(layer).kernel)))
 
 
 def test_initial_weights():
-    """Deviations: N(0, 0.01) and N(0, variance 0.01) of the papers, He's sqrt(2 / fan-in), Glorot's."""
+    """Standard deviations: N(0, 0.01) and N(0, variance 0.01) of the papers, He's sqrt(2 / fan-in), Glorot's."""
     net = alexnet((64, 64, 3), 10, width=512)
-    assert [deviation_of(net, f"conv{n}") for n in range(1, 6)] == pytest.approx([0.01] * 5, rel=0.03)
+    assert [std_of(net, f"conv{n}") for n in range(1, 6)] == pytest.approx([0.01] * 5, rel=0.03)
     biases = {layer.name: float(layer.bias[0]) for layer in net.layers if hasattr(layer, "bias")}
     assert {name for name, bias in biases.items() if bias == 1} == {"conv2", "conv4", "conv5", "fc6", "fc7"}
-    assert deviation_of(zfnet((64, 64, 3), 10, width=8), "conv3") == pytest.approx(0.01, rel=0.03)
-    assert deviation_of(vgg11((32, 32, 3), 10, width=8, initializer="paper"), "conv4_1") == pytest.approx(0.1, rel=0.03)
+    assert std_of(zfnet((64, 64, 3), 10, width=8), "conv3") == pytest.approx(0.01, rel=0.03)
+    assert std_of(vgg11((32, 32, 3), 10, width=8, initializer="paper"), "conv4_1") == pytest.approx(0.1, rel=0.03)
     fan_in, fan_out = 9 * 256, 9 * 512
     for name, wanted in (("he", 2 / fan_in), ("glorot", 2 / (fan_in + fan_out))):
         net = vgg11((32, 32, 3), 10, width=8, initializer=name)
-        assert deviation_of(net, "conv4_1") == pytest.approx(wanted**0.5, rel=0.03)
+        assert std_of(net, "conv4_1") == pytest.approx(wanted**0.5, rel=0.03)
     first = lenet5(variant="original").get_layer("c1").kernel
     assert 0.9 * 2.4 / 25 < np.abs(first).max() <= 2.4 / 25
     inception = googlenet((32, 32, 3), 10).get_layer("inception_4a_1x1")
@@ -333,12 +350,12 @@ def test_googlenet_heads_stand_after_4a_and_4d_and_average_five_by_five():
     assert model.predict(random_images(1, 224, 224, 3), verbose=0).shape == (1, 10)
 
 
-@pytest.mark.parametrize("activation", kpipe.models.layers.ACTIVATIONS)
+@pytest.mark.parametrize("activation", get_args(Activation))
 @pytest.mark.parametrize("name", ["lenet5", "alexnet", "zfnet", "vgg11", "mlp"])
 def test_every_activation_fits_every_network(name, activation):
     plain, model = build(name, 32, 32), build(name, 32, 32, {"activation": activation})
     assert model.output_shape == (None, 10)
-    assert (model.count_params() > plain.count_params()) == (activation == "maxout")  # it has twice the maps
+    assert (model.count_params() > plain.count_params()) == (activation == "maxout")  # it has twice the filters
 
 
 def test_batch_norm_stands_before_an_activation_of_any_kind():
@@ -398,7 +415,7 @@ def one_step(tmp_path_factory):
         path = folder / f"{index}.keras"
         model, images = train_one_step(name, options, "float32")
         shape = model.input_shape[1:]
-        network = {"name": name, "options": SMALL.get(name, {}) | options, "input_shape": shape}
+        network = {"name": name, "options": small(name, options), "input_shape": shape}
         classes = shape[0] * shape[1] if name == "go_policy" else 10
         save_portable(model, path, **network, classes=classes, normalization=NAMED["unit"])
         np.save(f"{path}.npy", images)
@@ -460,7 +477,13 @@ def test_a_model_with_auxiliary_heads_can_be_saved_whole(tmp_path):
             {"head": "gap"},
             r"^vgg16: expected an input of at least 17x17 pixels, got 16xNone\.$",
         ),
-        (((32, 32, 3), 10), {"head": "conv"}, r"^vgg16: expected head 'fc' or 'gap', got 'conv'\.$"),
+        (((32, 32, 3), 10), {"head": "conv"}, r"^vgg16\.head: expected one of fc, gap, got 'conv'$"),
+        (((32, 32, 3), 10), {"width": 0}, "^vgg16.width: expected at least 1, got 0$"),
+        (
+            ((32, 32, 3), 10),
+            {"head": "gap", "width": 512},
+            "^vgg16.width: applies only when head is 'fc', it is 'gap'$",
+        ),
         (((32, 32, 3), 0), {}, r"^vgg16: expected at least 1 class, got 0\.$"),
         (
             ((32, 32), 10),
@@ -492,14 +515,29 @@ def test_the_message_names_the_network_not_the_model():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: lenet5(pooling="min"), "lenet5: expected pooling 'max' or 'average', got 'min'."),
-        (lambda: lenet5(variant="new"), "lenet5: expected variant 'modern' or 'original' or 'concept', got 'new'."),
-        (lambda: lenet5(activation="gelu"), "lenet5: expected activation 'relu' or 'sigmoid' or 'tanh' or 'leaky_"),
+        (lambda: lenet5(pooling="min"), "lenet5.pooling: expected one of max, average, got 'min'"),
+        (lambda: lenet5(variant="new"), "lenet5.variant: expected one of modern, original, concept, got 'new'"),
+        (
+            lambda: lenet5(activation="gelu"),
+            "lenet5.activation: expected one of relu, leaky_relu, sigmoid, tanh, scaled_tanh, maxout, got 'gelu'",
+        ),
+        (
+            lambda: lenet5(variant="concept", pooling="average"),
+            "lenet5.pooling: applies only when variant is 'modern', it is 'concept'",
+        ),
         (lambda: lenet5((None, None, 1)), "lenet5: expected a known height and width before dense layers, got "),
-        (lambda: alexnet(variant="new"), "alexnet: expected variant 'paper' or 'single_tower' or 'one_weird_trick' "),
-        (lambda: alexnet(initializer="x"), "alexnet: expected initializer 'paper' or 'he' or 'glorot', got 'x'."),
-        (lambda: zfnet(variant="x"), "zfnet: expected variant 'paper' or 'wide', got 'x'."),
-        (lambda: googlenet(variant="x"), "googlenet: expected variant 'paper' or 'batch_norm', got 'x'."),
+        (
+            lambda: alexnet(variant="new", width=0),
+            "alexnet.variant: expected one of paper, single_tower, one_weird_trick, notes, got 'new'\n"
+            "alexnet.width: expected at least 1, got 0",
+        ),
+        (lambda: alexnet(initializer="x"), "alexnet.initializer: expected one of paper, he, glorot, got 'x'"),
+        (lambda: zfnet(variant="x"), "zfnet.variant: expected one of paper, wide, got 'x'"),
+        (lambda: googlenet(variant="x"), "googlenet.variant: expected one of paper, batch_norm, got 'x'"),
+        (lambda: mlp(depth=0), "mlp.depth: expected at least 1, got 0"),
+        (lambda: go_policy(width=1.5), "go_policy.width: expected a whole number, got 1.5"),
+        (lambda: speech_cnn(dropout=1.0), "speech_cnn.dropout: expected less than 1, got 1.0"),
+        (lambda: text_cnn(hidden=0), "text_cnn.hidden: expected at least 1, got 0"),
         (lambda: googlenet((None, None, 3), auxiliary_heads=True), "googlenet: expected a known height and width"),
         (lambda: go_policy((9, 9, 3)), "go_policy: expected one class for each of the 9x9 = 81 points of the board"),
         (lambda: text_cnn((128, 2, 27)), "text_cnn: expected texts (length, 1, alphabet), got images (128, 2, 27)."),
@@ -584,7 +622,7 @@ def by_numpy(name, images):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_normalisation_is_computed_in_float32(name, portable, policy):
+def test_every_normalization_is_computed_in_float32(name, portable, policy):
     keras.config.set_dtype_policy("float32" if portable else policy)
     inputs = keras.Input((12, 12, 3), dtype="float32")
     model = keras.Model(inputs, make_preprocessing(KINDS[name], portable=portable)(inputs))
@@ -599,14 +637,14 @@ def test_every_normalisation_is_computed_in_float32(name, portable, policy):
 @pytest.mark.parametrize(
     "name, theirs", [("caffe", keras.applications.vgg16), ("imagenet", keras.applications.densenet)]
 )
-def test_the_named_normalisations_are_those_of_keras(name, theirs):
+def test_the_named_normalizations_are_those_of_keras(name, theirs):
     images = random_images(2, 12, 12, 3)
     outputs = make_preprocessing(NAMED[name])(images)
     np.testing.assert_allclose(outputs, theirs.preprocess_input(images.copy()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mean_image", "zca", "caffe"])
-def test_a_network_keeps_its_normalisation_when_it_is_saved(tmp_path, name):
+def test_a_network_keeps_its_normalization_when_it_is_saved(tmp_path, name):
     arguments = {"name": "vgg11", "options": {"head": "gap"}, "input_shape": (32, 32, 3), "classes": 4}
     kind = KINDS[name]
     if name == "mean_image":
@@ -638,8 +676,8 @@ def test_constants_in_a_file_are_the_same_numbers(tmp_path, name):
     assert kept.kind == KINDS[name].kind
     for mine, theirs in ((kept.mean, KINDS[name].mean), (kept.std, KINDS[name].std), (kept.matrix, KINDS[name].matrix)):
         np.testing.assert_array_equal(mine, theirs)
-    fit_grey = load_normalization(tmp_path / "constants.npz", (12, 12, 1)) is not None
-    assert fit_grey == (name in ("none", "unit"))
+    fit_gray = load_normalization(tmp_path / "constants.npz", (12, 12, 1)) is not None
+    assert fit_gray == (name in ("none", "unit"))
 
 
 def test_a_damaged_file_of_constants_is_none(tmp_path):
@@ -690,7 +728,7 @@ def test_raw_values_are_scaled_before_they_are_rounded(policy):
 
 
 def test_a_model_takes_bytes_and_floats_alike():
-    model = build_model("lenet5", {}, input_shape=(28, 28, 1), classes=10, normalization=GREY)
+    model = build_model("lenet5", {}, input_shape=(28, 28, 1), classes=10, normalization=GRAY)
     images = random_images(2, 28, 28, 1)
     np.testing.assert_array_equal(model(images.astype("uint8")), model(images))
 
@@ -746,8 +784,8 @@ def test_the_portable_file_needs_no_kpipe(tmp_path):
 def test_the_portable_file_is_float32_after_mixed_precision(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     arguments = {"name": "lenet5", "options": {}, "input_shape": (28, 28, 1), "classes": 10}
-    model = build_model(**arguments, normalization=GREY)
-    save_portable(model, tmp_path / "model.keras", **arguments, normalization=GREY)
+    model = build_model(**arguments, normalization=GRAY)
+    save_portable(model, tmp_path / "model.keras", **arguments, normalization=GRAY)
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     loaded = keras.models.load_model(tmp_path / "model.keras")
     # The input layer computes nothing; Keras gives it the global policy of the moment.

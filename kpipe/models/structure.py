@@ -1,0 +1,76 @@
+"""Networks as features and a head: which layers fine-tuning reuses, and which ones classify.
+
+The features are everything that the head's first layer is computed from. That layer's name follows from the network
+and its options (`NetworkOptions.first_head_layer`), so a model loaded from a file is divided like one just built.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kpipe.catalog.networks import find_network
+from kpipe.catalog.rows import check_options
+from kpipe.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturesAndHead:
+    """The two parts of a network, each with its layers in the order of `model.layers`."""
+
+    features: tuple[keras.Layer, ...]
+    """Layers from the input on, the preprocessing included."""
+    head: tuple[keras.Layer, ...]
+    """All other layers: the classifier, and GoogLeNet's auxiliary classifiers where the model has them."""
+    output: keras.KerasTensor
+    """Output of the last feature layer; `keras.Model(model.input, output)` is the feature extractor."""
+
+
+def features_and_head(model: keras.Model, network: str, options: dict[str, Any] | None = None) -> FeaturesAndHead:
+    """Divide a network into its features and its head.
+
+    Args:
+        model: a network of this kind, just built or loaded from a file, under any name.
+        network: a name in `kpipe.catalog.networks.MODELS`.
+        options: the options that it was built with; None: the defaults.
+
+    Raises:
+        ConfigError: an unknown network, an option that it cannot have, or a model without the head's first layer.
+    """
+    first = check_options(network, find_network(network).options, **(options or {})).first_head_layer
+    uses = [node for node in find_nodes(model.inputs, model.outputs) if node.operation.name == first]
+    if not uses:
+        raise ConfigError(
+            f"features_and_head: expected a model with the layer '{first}', where the head of {network} begins with "
+            f"these options, got '{model.name}' without it. Give the network and the options that it was built with."
+        )
+    inputs = uses[0].input_tensors
+    computed = {id(node.operation) for node in find_nodes(model.inputs, inputs)}
+    return FeaturesAndHead(
+        features=tuple(layer for layer in model.layers if id(layer) in computed),
+        head=tuple(layer for layer in model.layers if id(layer) not in computed),
+        output=inputs[0],
+    )
+
+
+def find_nodes(inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.KerasTensor]) -> list[Any]:
+    """Return every call of a layer between symbolic inputs and outputs, each after those it needs.
+
+    `_keras_history` is Keras's own record of where a symbolic tensor comes from; there is no public one.
+    """
+    found: dict[int, Any] = {}
+
+    def visit(tensor: keras.KerasTensor) -> None:
+        operation, index, _ = tensor._keras_history
+        node = operation._inbound_nodes[index]
+        if id(node) in found:
+            return
+        if not any(tensor is start for start in inputs):
+            for needed in node.input_tensors:
+                visit(needed)
+        found[id(node)] = node
+
+    for output in outputs:
+        visit(output)
+    return list(found.values())
