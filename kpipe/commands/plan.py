@@ -52,9 +52,10 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         ConfigError: the network cannot be built, or something is assumed about data that is there.
     """
     missing, splits = None, None
+    experiment = resolve(experiment)
     if with_data:
         try:
-            prepared = prepare(resolve(experiment), make_strategy(), statistics=False)
+            prepared = prepare(experiment, make_strategy(), statistics=False)
             splits = prepared.splits
         except DataError as error:
             missing = str(error)
@@ -67,9 +68,8 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         assumed = assumed or Assumed()
         if with_data and assumed.image_size is None:
             assumed = replace(assumed, image_size=experiment.data.image_size)
-        prepared = prepare(
-            resolve(experiment), make_strategy(), statistics=False, splits=_stand_in(experiment, assumed)
-        )
+        stand_in = _stand_in(experiment, assumed)
+        prepared = prepare(experiment, make_strategy(), statistics=False, splits=stand_in)
     model = prepared.model
     rows = measure(model)
     return {
@@ -96,7 +96,7 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
     classes = assumed.classes or (height * width if has_class_for_each_point else classes)
     batch = experiment.data.batch_size
-    split = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
+    split = ArraySplit(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
     return Splits(split, split, None, tuple(map(str, range(classes))))
 
 
