@@ -14,7 +14,7 @@ from kpipe.assembly import Prepared, prepare
 from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_size
-from kpipe.data.splits import Splits
+from kpipe.data import ArraySplit, Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.runs.machine import resolve
