@@ -140,7 +140,7 @@ def alexnet(
 
 
 def _features(x, input_shape: InputShape, options: AlexNetOptions):
-    """Images [B, H, W, C] to what pool5 gives."""
+    """Map images [B, H, W, C] to the output of pool5."""
     row, pool_size = VARIANTS[options.variant], 3 if options.overlapping else 2
     stride = _first_stride(min(input_shape[:2]), row, pool_size)
     x = layers.ZeroPadding2D(_padding(input_shape, row, stride), name="pad1")(x)
@@ -158,7 +158,7 @@ def _features(x, input_shape: InputShape, options: AlexNetOptions):
 
 
 def _head(x, classes: int, options: AlexNetOptions):
-    """What pool5 gives to logits [B, K]."""
+    """Map the output of pool5 to logits [B, K]."""
     dropout_first = VARIANTS[options.variant].dropout_first
     x = layers.Flatten(name="flatten")(x)
     for number in (6, 7):

@@ -166,7 +166,7 @@ def googlenet(
 
 
 def _features(x, classes: int, options: GoogLeNetOptions, row: Variant) -> tuple[Any, list[Any]]:
-    """Images [B, H, W, C] to what inception 5b gives, [B, H / 32, W / 32, 1024], and the logits of auxiliary heads."""
+    """Map images [B, H, W, C] to the output of inception 5b [B, H / 32, W / 32, 1024] and logits of auxiliary heads."""
     x = _stem(x, row, options.lrn and not row.batch_norm)
     heads = []
     for place, filters in BLOCKS.items():
@@ -180,7 +180,7 @@ def _features(x, classes: int, options: GoogLeNetOptions, row: Variant) -> tuple
 
 
 def _head(x, classes: int, options: GoogLeNetOptions, row: Variant):
-    """[B, H, W, 1024] to logits [B, K]."""
+    """Map the output of inception 5b [B, H, W, 1024] to logits [B, K]."""
     x = layers.GlobalAveragePooling2D(name="gap")(x)
     x = layers.Dropout(options.dropout, name="dropout")(x)
     return make_logits(classes, **_start(row, biased=False))(x)
@@ -224,7 +224,7 @@ def _stem(x, row: Variant, lrn: bool):
 
 
 def _auxiliary_head(x, classes: int, name: str, row: Variant):
-    """[B, H, W, C] to logits [B, K]: the side network of section 5."""
+    """Map [B, H, W, C] to logits [B, K]: the side network of section 5."""
     window = tuple(min(5, side) for side in x.shape[1:3])
     x = layers.AveragePooling2D(window, 3, name=f"{name}_pool")(x)
     x = _convolution(x, 128, 1, f"{name}_1x1", row)

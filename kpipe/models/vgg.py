@@ -195,7 +195,7 @@ def _build(
 
 
 def _features(x, stages: tuple[tuple[int, ...], ...], options: VGGOptions, lrn: bool):
-    """[B, H, W, *] to [B, H / 32, W / 32, 512], rounded up: five stages of convolutions, a pooling after each."""
+    """Map images to [B, H / 32, W / 32, 512], rounded up: five stages of convolutions, a pooling after each."""
     for stage, (kernels, filters) in enumerate(zip(stages, FILTERS, strict=True), start=1):
         for number, kernel in enumerate(kernels, start=1):
             x = _convolve(x, filters, kernel, f"{stage}_{number}", options)
@@ -206,7 +206,7 @@ def _features(x, stages: tuple[tuple[int, ...], ...], options: VGGOptions, lrn: 
 
 
 def _convolve(x, filters: int, kernel: int, place: str, options: VGGOptions):
-    """[B, H, W, *] to [B, H, W, filters]; `place` is the `3_2` of `conv3_2`."""
+    """Map [B, H, W, *] to [B, H, W, filters]; `place` is the `3_2` of `conv3_2`."""
     activation = options.activation
     initializer = make_initializer(options.initializer, STDDEV)
     arguments = {"padding": "same", "kernel_initializer": initializer, "name": f"conv{place}"}
@@ -220,7 +220,7 @@ def _convolve(x, filters: int, kernel: int, place: str, options: VGGOptions):
 
 
 def _head(x, classes: int, options: VGGOptions):
-    """[B, H, W, 512] to logits [B, K]."""
+    """Map the output of pool5 [B, H, W, 512] to logits [B, K]."""
 
     def start() -> keras.initializers.Initializer:
         return make_initializer("glorot" if options.initializer == "he" else options.initializer, STDDEV)

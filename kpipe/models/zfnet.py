@@ -121,7 +121,7 @@ def zfnet(
 
 
 def _features(x, strides: tuple[int, int], options: ZFNetOptions):
-    """Images [B, H, W, C] to what pool5 gives; `strides`: of conv1 and conv2."""
+    """Map images [B, H, W, C] to the output of pool5; `strides`: of conv1 and conv2."""
     x = layers.ZeroPadding2D(1, name="pad1")(x)
     x = _pool(_convolve(x, 1, 7, options, strides[0], "valid"), 1, options)
     x = _pool(_convolve(x, 2, 5, options, strides[1], "valid"), 2, options)
@@ -131,7 +131,7 @@ def _features(x, strides: tuple[int, int], options: ZFNetOptions):
 
 
 def _head(x, classes: int, options: ZFNetOptions):
-    """What pool5 gives to logits [B, K]."""
+    """Map the output of pool5 to logits [B, K]."""
     x = layers.Flatten(name="flatten")(x)
     for number in (6, 7):
         x = activated(layers.Dense, options.width, **_start(f"fc{number}", options))(x)
