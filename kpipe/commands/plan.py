@@ -130,8 +130,8 @@ def _describe_training(experiment: Experiment, prepared: Prepared, splits: Split
     steps = prepared.steps_per_epoch * training.epochs if splits else None
     return {
         "optimizer": training.optimizer.name,
-        "loss": training.loss.name if training.loss else experiment.model.default_loss,
-        "precision": prepared.precision,
+        "loss": experiment.loss[0],
+        "precision": experiment.chosen.precision,
         "batch_size": batch_size,
         "epochs": training.epochs,
         "steps_per_epoch": prepared.steps_per_epoch if splits else None,
