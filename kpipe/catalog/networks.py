@@ -133,6 +133,8 @@ class VGGOptions(NetworkOptions):
         return self.head == "gap"
 
 
+# A class of its own: one more option in the resolved experiment of the other networks would keep the runs that began
+# without it from being resumed.
 class VGG11Options(VGGOptions):
     lrn: bool = False
     """Local response normalization after conv1_1: net A-LRN."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 
 from kpipe.catalog.networks import find_network
+from kpipe.catalog.rows import check_options
 from kpipe.errors import EnvironmentFault
 from kpipe.files import replacing
 from kpipe.models.building import build_network
@@ -43,7 +44,7 @@ def save_portable(
     """
     section = find_network(name).options
     kept = {option: value for option, value in options.items() if option not in section.training_only}
-    if section(**kept).any_size and normalization.per_channel:
+    if check_options(name, section, **kept).any_size and normalization.per_channel:
         input_shape = (None, None, input_shape[-1])
     with _float32():
         portable = build_network(name, kept, input_shape, classes, make_preprocessing(normalization, portable=True))

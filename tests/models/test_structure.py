@@ -79,6 +79,9 @@ def test_features_end_where_the_head_begins(name, options, input_shape, classes,
     order = names(model.layers)
     assert names(parts.features) == [layer for layer in order if layer not in head]
     assert names(parts.head) == [layer for layer in order if layer in head]
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    loaded = features_and_head(again, name, options)
+    assert (names(loaded.features), names(loaded.head)) == (names(parts.features), names(parts.head))
 
 
 @pytest.mark.parametrize("normalization", ["unit", "caffe"])
