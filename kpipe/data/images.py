@@ -14,25 +14,25 @@ RATIOS = (1, 2, 4, 8)  # the decoder can leave out so much of a JPEG
 
 @dataclass(frozen=True)
 class Form:
-    """The form in which the images of a set are kept."""
+    """Form in which the images of a set are kept."""
 
     size: int | None = None
     """Pixels a side; None: as the images are."""
     resize: Literal["crop", "pad", "squash"] = "crop"
-    """How an image that is not square becomes so. `crop`: the shorter side is scaled to `size` and the middle kept;
+    """How an image that is not square becomes so. `crop`: the shorter side is scaled to `size` and the center kept;
     `pad`: the longer side is, and the rest is black; `squash`: both sides are, each by its own factor."""
     channels: int | None = None
-    """1 from colour is the luminance (ITU-R 601), 3 from grey are copies; None: as the images are."""
+    """1 from color is the luminance (ITU-R 601), 3 from gray are copies; None: as the images are."""
 
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
-    """A JPEG, PNG, GIF (its first frame) or BMP file, string [] -> uint8 [H, W, 3]."""
+    """Decode a JPEG, PNG, GIF (its first frame) or BMP file, string [] -> uint8 [H, W, 3]."""
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
 
 
 def decode_to_form(contents: tf.Tensor, form: Form) -> tf.Tensor:
-    """The same file in its form, uint8 [S, S, C]; a JPEG of a camera is decoded at a fraction of its size."""
+    """Decode a file to its form, uint8 [S, S, C]; a JPEG of a camera is decoded at a fraction of its size."""
 
     def from_jpeg():
         height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(contents))
@@ -47,9 +47,9 @@ def decode_to_form(contents: tf.Tensor, form: Form) -> tf.Tensor:
 
 
 def decode_crop(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | None = None) -> tf.Tensor:
-    """Decodes the part of an image that a crop shows, and scales it to uint8 [I, I, C].
+    """Decode what a crop shows of an image, and scale it to uint8 [I, I, C].
 
-    Of a JPEG only the box is decoded. Up to two pixels from the edge of the box its colours may differ a little from
+    Of a JPEG only the box is decoded. Up to two pixels from the edge of the box its colors may differ a little from
     those of the whole image, since the decoder interpolates them from what it has decoded.
 
     Args:
@@ -72,7 +72,7 @@ def decode_crop(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | 
 
 
 def sides_of(contents: tf.Tensor) -> tf.Tensor:
-    """Height and width of an encoded image, int32 [2]."""
+    """Return height and width of an encoded image, int32 [2]."""
     return tf.cond(
         tf.io.is_jpeg(contents),
         lambda: tf.io.extract_jpeg_shape(contents)[:2],
@@ -81,7 +81,7 @@ def sides_of(contents: tf.Tensor) -> tf.Tensor:
 
 
 def cut(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """The box (top, left, height, width: int32 [4]) of an image [H, W, C]."""
+    """Cut the box (top, left, height, width: int32 [4]) out of an image [H, W, C]."""
     top, left, height, width = tf.unstack(box)
     return image[top : top + height, left : left + width]
 
@@ -126,10 +126,10 @@ def to_channels(image: tf.Tensor, channels: int | None) -> tf.Tensor:
 
 
 def _ratio_number(times: tf.Tensor) -> tf.Tensor:
-    """Which of `RATIOS` is the largest that is at most `times`: int32 []."""
+    """Return which of `RATIOS` is the largest that is at most `times`: int32 []."""
     return tf.reduce_sum(tf.cast(times >= RATIOS[1:], tf.int32))
 
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
-    """Means of bytes, which rounding errors alone can bring out of 0..255, to the nearest byte."""
+    """Round means of bytes, which only rounding errors can bring out of 0..255, to the nearest byte."""
     return tf.cast(tf.round(values), tf.uint8)

@@ -196,7 +196,7 @@ def _make_batcher(
     classes: int | None,
     class_weights: np.ndarray | None,
 ) -> Callable:
-    """Returns a function that makes of `fetch`, which takes images by their numbers inside XLA, one that gives a batch
+    """Return a function that makes of `fetch`, which takes images by their numbers inside XLA, one that gives a batch
     of numbers (without `fetch`: of images), labels and uniforms."""
     first, *others = _group(changes, crop.uniforms if crop else 0)
     mixes = any(isinstance(entry, Mix) for entry in changes)
@@ -228,7 +228,7 @@ def _make_batcher(
 
 
 def _group(changes: Sequence[Augmentation | Mix], column: int) -> list[Callable]:
-    """Functions (images, labels, uniforms) -> (images, labels), each to be compiled alone; the first one only moves.
+    """Return functions (images, labels, uniforms) -> (images, labels), each compiled alone; the first one only moves.
 
     The uniforms of the changes begin at `column`.
     """
@@ -260,7 +260,7 @@ def _center(images: tf.Tensor, size: int | None) -> tf.Tensor:
 
 
 def _with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """Keras counts steps and losses wrongly, without a word, where the cardinality is unknown."""
+    """Give the batches their cardinality: where it is unknown, Keras counts steps and losses wrongly, without a word."""
     # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False

@@ -1,6 +1,6 @@
 """Statistics of the training images, for the first layer of the model.
 
-Each function looks once at every batch, so that the images need not lie in memory together. All sums are sums of
+Each function reads every batch once, so that the images need not be in memory together. All sums are sums of
 whole numbers and exact: the result depends neither on how the images are cut into batches nor on their order.
 
 b images of a batch, H height, W width, C channels, D = H x W x C numbers of an image.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 SMALLEST_STD = 1e-3  # a constant channel has no spread to divide by
-SHARE_OF_NOISE = 1e-2
+NOISE_FRACTION = 1e-2
 """Of the mean eigenvalue, added to each before whitening divides by its root. Pixels that never change have
 eigenvalues of zero, and the small ones belong to noise, which a division by them would blow up to the size of the
 image."""
@@ -43,7 +43,7 @@ def measure_constants(
 
 
 def channel_statistics(batches: Batches) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in units of 0..255.
+    """Return mean and standard deviation of each channel, in units of 0..255.
 
     Args:
         batches: images uint8 [b, H, W, C], 0..255; at least one image in all.
@@ -66,7 +66,7 @@ def channel_statistics(batches: Batches) -> tuple[list[float], list[float]]:
 
 
 def mean_image(batches: Batches) -> np.ndarray:
-    """The mean of each pixel in each channel, float32 [H, W, C], in units of 0..255.
+    """Return the mean of each pixel in each channel, float32 [H, W, C], in units of 0..255.
 
     Args and Raises: as `channel_statistics`.
     """
@@ -78,7 +78,7 @@ def mean_image(batches: Batches) -> np.ndarray:
 
 
 def whitening(batches: Batches, kind: str, components: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The constants with which `(pixels - mean) @ matrix` turns images into independent numbers.
+    """Return the constants with which `(pixels - mean) @ matrix` turns images into independent numbers.
 
     With the eigenvectors U and eigenvalues l of the pixels' covariance (over N, not N - 1), the largest first, and
     e a hundredth of the mean eigenvalue, the matrix is
@@ -107,14 +107,14 @@ def whitening(batches: Batches, kind: str, components: int | None = None) -> tup
     eigenvalues, vectors = _eigenvectors(covariance)
     matrix = vectors
     if kind != "pca":
-        noise = max(SHARE_OF_NOISE * eigenvalues.mean(), SMALLEST_STD**2)
+        noise = max(NOISE_FRACTION * eigenvalues.mean(), SMALLEST_STD**2)
         matrix = vectors / np.sqrt(eigenvalues + noise)
     matrix = matrix @ vectors.T if kind == "zca" else matrix[:, :components]
     return mean.astype(np.float32), np.ascontiguousarray(matrix, np.float32)
 
 
 def _moments(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of the pixels, float64."""
+    """Return mean [D] and covariance [D, D] of the pixels, float64."""
     count, total, products = 0, np.float64(0), np.empty(0)
     for images in _checked(batches, "whitening"):
         # In float64 every sum of products of bytes is exact. In float32 it is for 256 rows, and blocks of so few were
@@ -130,7 +130,7 @@ def _moments(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [D], none below zero, the largest first, and the eigenvectors in the columns of [D, D]."""
+    """Return the eigenvalues [D], none below zero, the largest first, and the eigenvectors in the columns of [D, D]."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
     eigenvalues, vectors = np.maximum(eigenvalues[::-1], 0), vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
@@ -138,7 +138,7 @@ def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(batches: Batches, where: str) -> Iterator[np.ndarray]:
-    """The batches that hold an image, once it is sure that they are images."""
+    """Yield the batches that hold an image, once it is sure that they are images."""
     found = False
     for images in batches:
         if images.dtype != np.uint8 or images.ndim != 4:

@@ -92,7 +92,7 @@ class Unreadable:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
-        """A file that is there and may not be opened is no broken image."""
+        """Raise DataError for a file that is there and may not be opened: it is no broken image."""
         if not self.are_files:
             return
         try:
@@ -104,7 +104,7 @@ class Unreadable:
             self._raise(f"{self.where}: {self.name(number)} cannot be read ({error.strerror})")
 
     def _raise_again(self) -> None:
-        """A stream may go on for a while after an error, with gaps that mean nothing."""
+        """Raise an earlier error again: a stream may run on after it, with gaps that mean nothing."""
         if self.error:
             raise self.error
 

@@ -177,7 +177,7 @@ def test_pca_shifts_as_far_as_its_docstring_says(scale, total):
     assert np.sqrt((shifts**2).sum(axis=3).mean()) == pytest.approx(total, rel=0.02)
 
 
-# A photograph's range of colours, a narrow one, one colour alone, and noise.
+# A photograph's range of colors, a narrow one, one color alone, and noise.
 RAMP = np.stack(np.meshgrid(np.arange(20, 244, 7), np.arange(0, 256, 11), [90]), axis=3)[:, :, 0].astype(np.uint8)
 SCENES = np.stack(
     [RAMP, RAMP // 3 + 60, np.full_like(RAMP, 77), RANDOM.integers(0, 256, RAMP.shape, np.uint8)]

@@ -96,7 +96,7 @@ def test_a_stream_is_kept_as_files_are(tmp_path, kept):
         np.testing.assert_array_equal(part.labels, memory.labels)
 
 
-def test_auto_keeps_part_by_part_what_fits(tmp_path):
+def test_auto_keeps_split_by_split_what_fits(tmp_path):
     for name, number in (("train", 6), ("validation", 3), ("test", 2)):
         write_classes(tmp_path / name, {"a": number, "b": number})
 
@@ -123,7 +123,7 @@ def test_auto_counts_the_stored_size(root):
     assert splits.train.shape == (9, 9, 3) and splits.image_shape == (8, 8, 3)
 
 
-def test_windows_on_whole_images_are_not_kept_by_auto(tmp_path):
+def test_crops_on_whole_images_are_not_kept_by_auto(tmp_path):
     for name in ("train", "validation", "test"):
         write_classes(tmp_path / name, {"a": 2, "b": 2})
 
@@ -158,7 +158,7 @@ def test_a_second_load_decodes_nothing(root, kept, nothing_is_decoded):
     np.testing.assert_array_equal(part.labels, np.arange(12))
 
 
-def test_parts_that_are_carved_out_are_mapped_too(tmp_path, kept, nothing_is_decoded):
+def test_splits_that_are_carved_out_are_mapped_too(tmp_path, kept, nothing_is_decoded):
     write_classes(tmp_path / "set", {"a": 10, "b": 10})
     shares = {"validation": 0.2, "test": 0.2}
     splits = load(tmp_path / "set", **shares)

@@ -164,7 +164,7 @@ def test_fixed_random_resized_crop_of_the_whole_image_is_a_resize():
 
 
 @pytest.mark.parametrize(("low", "high", "size"), [(256, 512, 224), (8, 8, 8), (7, 30, 5), (1, 3, 1)])
-def test_scale_jitter_is_a_window_of_the_scaled_image(low, high, size):
+def test_scale_jitter_is_a_crop_of_the_scaled_image(low, high, size):
     window = scale_jitter(low, high)
     sides = np.repeat(SIDES, 60, axis=0)
     uniforms = np.tile(uniforms_of(window, 60), (len(SIDES), 1))
@@ -282,7 +282,7 @@ def test_ranges_are_refused(make, message):
         ({"image_size": 9}, r"data\.image_size: expected at most the 8 pixels of the kept images, got 9"),
     ],
 )
-def test_windows_that_do_not_fit_the_pipeline(options, message):
+def test_crops_that_do_not_fit_the_pipeline(options, message):
     part = ArraySplit(np.zeros((4, 8, 10, 3), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ConfigError, match=message):
         make_pipeline(part, 2, **options)

@@ -54,7 +54,7 @@ BOXES = [(0, 0, 40, 40), (7, 13, 24, 24), (57, 31, 40, 40), (1, 2, 95, 20), (50,
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_a_window_of_a_png_is_that_of_the_whole_image(box):
+def test_a_crop_of_a_png_is_that_of_the_whole_image(box):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
     found = decode_crop(tf.constant(encode(pixels)), tf.constant(box), 16).numpy()
     top, left, height, width = box
@@ -69,9 +69,9 @@ def test_a_window_that_needs_no_scaling_is_cut_out():
     np.testing.assert_array_equal(found, pixels[7:31, 13:37])
 
 
-@pytest.mark.parametrize("subsampling", [0, 2])  # colours in full, and halved as cameras do
+@pytest.mark.parametrize("subsampling", [0, 2])  # colors in full, and halved as cameras do
 @pytest.mark.parametrize("box", [(0, 0, 24, 24), (7, 13, 24, 24), (73, 96, 24, 24), (33, 50, 24, 24)])
-def test_a_window_of_a_jpeg_is_that_of_the_whole_image_but_for_colours_at_the_edge(box, subsampling):
+def test_a_crop_of_a_jpeg_is_that_of_the_whole_image_but_for_colors_at_the_edge(box, subsampling):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)  # noise is the hardest
     contents = encode(pixels, "JPEG", quality=90, subsampling=subsampling)
     found = decode_crop(tf.constant(contents), tf.constant(box), 24).numpy()
@@ -116,7 +116,7 @@ def test_a_window_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkey
     assert ratios == [1, 2, 2, 4, 8, 8, 1]
 
 
-def test_a_window_in_grey():
+def test_a_window_in_gray():
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[..., 1] = 255
     found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
@@ -176,12 +176,12 @@ def test_an_image_that_has_its_form_is_not_touched(resize):
 
 # TensorFlow decodes a JPEG by the faster of two ways, and cuts the luminance to whole numbers.
 @pytest.mark.parametrize(("kind", "within"), [("PNG", 1), ("JPEG", 6)])
-def test_grey_and_colour(kind, within):
+def test_gray_and_color(kind, within):
     for pixels in (picture(60, 90, 1), picture(60, 90)):
         contents = encode(pixels, kind)
-        colour = np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
-        grey = np.round(colour @ [0.299, 0.587, 0.114])[..., None]
-        for channels, expected in ((None, colour), (3, colour), (1, grey)):
+        color = np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
+        gray = np.round(color @ [0.299, 0.587, 0.114])[..., None]
+        for channels, expected in ((None, color), (3, color), (1, gray)):
             found = decode_to_form(tf.constant(contents), Form(None, "crop", channels)).numpy()
             assert found.shape == expected.shape
             assert differences(found, expected).max() <= within

@@ -44,14 +44,14 @@ def test_digits_have_their_fixed_split():
     assert same(splits.train, load_dataset().train)
 
 
-def test_digits_resized_and_in_colour():
+def test_digits_resized_and_in_color():
     images = load_dataset("digits", image_size=32, channels=3).train.images
     assert images.shape == (1293, 32, 32, 3)
     np.testing.assert_array_equal(images[..., 0], images[..., 2])
 
 
 @pytest.mark.parametrize(("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])])
-def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
+def test_a_share_of_nothing_leaves_the_split_out(validation, test, sizes):
     splits = load_dataset("digits", validation=validation, test=test)
     assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
 
@@ -99,7 +99,7 @@ def test_folder_of_classes_is_split(tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "VALID"])
-def test_folder_with_all_parts_keeps_them(tmp_path, validation):
+def test_folder_with_all_splits_keeps_them(tmp_path, validation):
     for part, number in (("train", 4), (validation, 2), ("test", 3)):
         write_classes(tmp_path / part, {"cat": number, "dog": number})
     splits = load_dataset(f"folder:{tmp_path}")
@@ -107,7 +107,7 @@ def test_folder_with_all_parts_keeps_them(tmp_path, validation):
     assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_folder_with_a_test_part_has_validation_carved_out(tmp_path):
+def test_folder_with_a_test_split_has_validation_carved_out(tmp_path):
     write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
     write_classes(tmp_path / "test", {"dog": 3})
     splits = load_dataset(f"folder:{tmp_path}")
@@ -118,7 +118,7 @@ def test_folder_with_a_test_part_has_validation_carved_out(tmp_path):
     ]
 
 
-def test_folder_with_a_validation_part_has_no_test(tmp_path):
+def test_folder_with_a_validation_split_has_no_test(tmp_path):
     write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
     write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}")
@@ -133,7 +133,7 @@ def test_small_class_goes_whole_to_train(tmp_path):
     assert splits.notes == ("too few images to split, all of them in train: few",)
 
 
-def test_parts_that_come_out_empty_are_none(tmp_path):
+def test_splits_that_come_out_empty_are_none(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 1})
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), splits.validation, splits.test) == (3, None, None)
@@ -166,7 +166,7 @@ def test_one_stray_file_is_named(tmp_path):
     assert notes == ("ignored 1 file that is not a JPEG, PNG, GIF or BMP image: notes.txt",)
 
 
-def test_folder_with_umlauts_spaces_and_grey_images(tmp_path):
+def test_folder_with_umlauts_spaces_and_gray_images(tmp_path):
     root = tmp_path / "schöne Bilder"
     write_image(root / "Käfer rot" / "ein Käfer.jpeg", 77, channels=1)
     write_image(root / "Äpfel" / "ö ü.png", 200)
@@ -178,7 +178,7 @@ def test_folder_with_umlauts_spaces_and_grey_images(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(20, 40), (40, 20), (8, 16), (10, 10)])
-def test_resize_scales_the_shorter_side_and_crops_the_centre(tmp_path, size):
+def test_resize_scales_the_shorter_side_and_crops_the_center(tmp_path, size):
     for name in ("a", "b"):
         write_image(tmp_path / name / "0.png", size=size)
     raw = tf.io.decode_png((tmp_path / "a" / "0.png").read_bytes()).numpy()
@@ -190,9 +190,9 @@ def test_resize_scales_the_shorter_side_and_crops_the_centre(tmp_path, size):
     np.testing.assert_array_equal(part.images[part.labels == 0][0], expected)
 
 
-def test_grey_from_colour_is_the_luminance(tmp_path):
-    for name, colour in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
-        write_image(tmp_path / name / "0.png", colour)
+def test_gray_from_color_is_the_luminance(tmp_path):
+    for name, color in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
+        write_image(tmp_path / name / "0.png", color)
     part = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
     assert part.images.shape == (2, 8, 8, 1)
     assert dict(zip(part.labels.tolist(), part.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
@@ -259,7 +259,7 @@ def test_too_many_pixels_are_counted_over_all_parts(tmp_path, nothing_is_decoded
 
 def test_all_frames_of_an_animation_count(tmp_path, nothing_is_decoded):
     write_classes(tmp_path, {"a": 2, "b": 2})
-    frames = [Image.new("P", (1000, 1000), colour) for colour in range(180)]
+    frames = [Image.new("P", (1000, 1000), color) for color in range(180)]
     frames[0].save(tmp_path / "a" / "film.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=rf"{TOO_LARGE}.*film\.gif\. Replace or remove it"):
         load_dataset(f"folder:{tmp_path}", image_size=8)
@@ -376,7 +376,7 @@ def tfds_data(tmp_path):
         yield tfds
 
 
-def test_tfds_parts_by_name(tfds_data):
+def test_tfds_splits_by_name(tfds_data):
     define_set(tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
     splits = load_dataset("tfds:tiny_parts")
     assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)

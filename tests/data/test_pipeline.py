@@ -103,7 +103,7 @@ def test_an_augmentation_that_was_not_made(wrong):
         make_pipeline(PART, 4, augment=[wrong])
 
 
-def test_a_part_is_shown_in_a_line():
+def test_a_split_is_shown_in_a_line():
     assert repr(PART) == "ArraySplit(23 images of 8x8x3)"
 
 
@@ -154,7 +154,7 @@ def labels_of(found):
     return [labels.tolist() for _, labels in found]
 
 
-def test_parts_are_of_their_kinds(parts):
+def test_splits_are_of_their_kinds(parts):
     assert [type(part) for part in parts.values()] == [ArraySplit, ArraySplit, FileSplit, RecordSplit]
     assert [parts[kind].kept_pixels.is_mapped for kind in ("memory", "mapped")] == [False, True]
     assert [repr(parts[kind]) for kind in ("mapped", "files", "stream")] == [
@@ -224,7 +224,7 @@ def test_kept_and_read_images_give_the_same_batches(parts):
     assert_same_batches(files, memory)
 
 
-def test_a_mapped_part_gives_the_same_resampled_batches(parts):
+def test_a_mapped_split_gives_the_same_resampled_batches(parts):
     options = {"last": 11, "augment": [random_resized_crop()], "image_size": 6}
     assert_same_batches(steps(parts["mapped"], **options), steps(parts["memory"], **options))
 

@@ -69,7 +69,7 @@ UNUSUAL = {
     "png_called.jpg": encode("PNG"),
     "jpeg_called.png": encode("JPEG", quality=95),
     "cmyk.jpg": encode("JPEG", mode="CMYK", quality=95),
-    "grey.jpg": encode("JPEG", mode="L", quality=95),
+    "gray.jpg": encode("JPEG", mode="L", quality=95),
     "progressive.jpg": encode("JPEG", progressive=True, quality=95),
     "sixteen_bits.png": sixteen_bits(),
     "palette.png": encode("PNG", mode="P"),

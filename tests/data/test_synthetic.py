@@ -74,21 +74,21 @@ def test_the_same_in_every_run(kind):
 # --- board --------------------------------------------------------------------------------------------------
 
 
-def neighbours(point, size):
+def neighbors(point, size):
     row, column = point
     near = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
     return [(r, c) for r, c in near if 0 <= r < size and 0 <= c < size]
 
 
 def groups(stones):
-    """(colour, points, liberties) of each group, by flood fill."""
+    """(color, points, liberties) of each group, by flood fill."""
     size, left, found = len(stones), {tuple(p) for p in np.argwhere(stones)}, []
     while left:
         group, edge, liberties = set(), [left.pop()], set()
         while edge:
             point = edge.pop()
             group.add(point)
-            for near in neighbours(point, size):
+            for near in neighbors(point, size):
                 if not stones[near]:
                     liberties.add(near)
                 elif stones[near] == stones[point] and near in left:

@@ -111,7 +111,7 @@ def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, log
     assert summary_of(logs)["test"]["accuracy"] == 1.0
 
 
-def test_windows_need_no_stored_size(kpipe, experiment, photos, logs):
+def test_crops_need_no_stored_size(kpipe, experiment, photos, logs):
     for window in ("center_crop", "random_resized_crop"):
         code, _, err = kpipe("run", experiment, f"data.augment=[{window}]", "training.epochs=1")
         assert (code, err) == (0, "")
@@ -123,7 +123,7 @@ def test_files_are_planned(kpipe, experiment, photos):
     assert "folder:photos: 43 train, 5 validation, 12 test" in out
 
 
-def test_colours_that_grey_images_do_not_have(kpipe, experiment, photos, logs):
+def test_colors_that_gray_images_do_not_have(kpipe, experiment, photos, logs):
     code, _, err = kpipe("run", experiment, "data.augment=[pca_color]", "data.channels=1")
     assert code == 2
     assert err == "command line: data.augment.0: pca_color needs images of 3 channels, got 1\n"

@@ -87,7 +87,7 @@ def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
     assert all(np.array_equal(a, b) for a, b in zip(weights, again, strict=True))
 
 
-def test_every_precision_and_normalisation(kpipe, experiment, logs):
+def test_every_precision_and_normalization(kpipe, experiment, logs):
     for normalize, precision in (("none", "float32"), ("unit", "mixed_bfloat16")):
         options = (f"data.normalize={normalize}", f"training.precision={precision}", "training.epochs=1")
         code, _, err = kpipe("run", experiment, *options)
@@ -101,7 +101,7 @@ NORMALISATIONS = ["none", "unit", "mean", "mean_image", "standardize", "pca_whit
 
 
 @pytest.mark.parametrize("normalize", NORMALISATIONS)
-def test_a_network_is_built_and_planned_with_every_normalisation(kpipe, experiment, normalize):
+def test_a_network_is_built_and_planned_with_every_normalization(kpipe, experiment, normalize):
     overrides = [f"data.normalize={normalize}"]
     if normalize == "pca":
         overrides = ["data.normalize.pca.components=20", "model.name=mlp"]
@@ -146,7 +146,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
 
 
 @pytest.mark.parametrize("normalize", ["imagenet", "zca"])
-def test_a_normalisation_that_the_images_do_not_allow(experiment, normalize):
+def test_a_normalization_that_the_images_do_not_allow(experiment, normalize):
     loaded = load_experiment(experiment, [f"data.normalize={normalize}"]).experiment
     part = ArraySplit(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
     expected = {
@@ -170,7 +170,7 @@ def test_augmentations_and_early_stopping(kpipe, experiment, logs):
     assert json.loads((only_run(logs) / "summary.json").read_text())["epochs"] < 30
 
 
-def test_without_held_out_parts_the_last_weights_are_kept(kpipe, experiment, logs):
+def test_without_held_out_splits_the_last_weights_are_kept(kpipe, experiment, logs):
     code, out, _ = kpipe("run", experiment, "data.split.validation=0", "data.split.test=0")
     assert code == 0
     assert "best" not in out

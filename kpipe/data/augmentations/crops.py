@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-TRIES = 10  # of random_resized_crop before it takes the middle, as in torchvision
+from kpipe.catalog.data import ImageFacts, RandomResizedCropOptions, ScaleJitterOptions
+from kpipe.catalog.rows import check_options
+from kpipe.errors import ConfigError
+
+TRIES = 10  # of random_resized_crop before it takes the center, as in torchvision
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Crop:
 
 
 def random_crop() -> Crop:
-    """A crop of I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
+    """Crop I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
 
     def boxes(sides, uniforms, size):
         crops = tf.fill(tf.shape(sides), size)
@@ -39,7 +43,7 @@ def random_crop() -> Crop:
 
 
 def center_crop() -> Crop:
-    """The middle I x I of the kept image, as in evaluation (no uniforms)."""
+    """Crop the center I x I of the kept image, as in evaluation (no uniforms)."""
 
     def boxes(sides, uniforms, size):
         crops = tf.fill(tf.shape(sides), size)
@@ -49,20 +53,19 @@ def center_crop() -> Crop:
 
 
 def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Crop:
-    """A crop of random area and aspect, scaled to I x I. Szegedy et al. 2015, section 6.
+    """Crop a random area and aspect, and scale it to I x I. Szegedy et al. 2015, section 6.
 
     As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the crop fits into
-    the image; else the largest crop in the middle whose aspect is allowed (22 uniforms).
+    the image; else the largest crop in the center whose aspect is allowed (22 uniforms).
 
     Args:
-        area: the smallest and the largest share of the image, in (0, 1].
+        area: the smallest and the largest fraction of the image, in (0, 1].
         aspect: the smallest and the largest width / height, above 0.
 
     Raises:
-        ValueError: a range is empty or out of bounds.
+        ConfigError: a range is empty or out of bounds.
     """
-    _check_range("random_resized_crop.area", area, 1.0)
-    _check_range("random_resized_crop.aspect", aspect, math.inf)
+    check_options("random_resized_crop", RandomResizedCropOptions, area=area, aspect=aspect)
     low, high = math.log(aspect[0]), math.log(aspect[1])
 
     def boxes(sides, uniforms, size):
@@ -83,7 +86,7 @@ def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[fl
 
 
 def scale_jitter(low: int = 256, high: int = 512) -> Crop:
-    """Scales the shorter side to `low` to `high` pixels, all equally likely, and takes I x I anywhere (3 uniforms).
+    """Scale the shorter side to `low` to `high` pixels, all equally likely, and crop I x I anywhere (3 uniforms).
 
     Simonyan and Zisserman 2015, section 3.1, multi-scale training. The uniforms are for the side, the row, the column.
 
@@ -91,14 +94,13 @@ def scale_jitter(low: int = 256, high: int = 512) -> Crop:
         low, high: pixels; `low` at least I.
 
     Raises:
-        ValueError: `low` is not at least 1, or `high` is below `low`; later, `low` is below I.
+        ConfigError: `low` is not at least 1, or `high` is below `low`; when applied, `low` is below I.
     """
-    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
-        raise ValueError(f"scale_jitter: expected whole numbers 1 <= low <= high, got low={low!r}, high={high!r}")
+    options = check_options("scale_jitter", ScaleJitterOptions, low=low, high=high)
 
     def boxes(sides, uniforms, size):
-        if size > low:
-            raise ValueError(f"scale_jitter.low: expected at least the {size} pixels of the crop, got {low}")
+        for message in options.conflicts_with(ImageFacts(size=size)):
+            raise ConfigError(f"scale_jitter: {message}")
         scaled = low + _whole(uniforms[:, :1], high - low)
         # I pixels of the scaled image are so many of the image as it is.
         crop = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
@@ -109,21 +111,21 @@ def scale_jitter(low: int = 256, high: int = 512) -> Crop:
 
 
 def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
-    """The four corners and the middle of each image, then the same five mirrored. AlexNet, section 4.1.
+    """Crop the four corners and the center of each image, then mirror these five. AlexNet, section 4.1.
 
     Args:
         images: [B, S, S, C] of any dtype.
         size: I, at most S.
 
     Returns:
-        [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, middle, then mirrored.
+        [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, center, then mirrored.
 
     Raises:
-        ValueError: the crop is larger than the images.
+        ConfigError: the crop is larger than the images.
     """
     height, width = images.shape[1:3]
     if not 1 <= size <= min(height, width):
-        raise ValueError(f"ten_crop.size: expected 1 to {min(height, width)} pixels, got {size}")
+        raise ConfigError(f"ten_crop.size: expected 1 to {min(height, width)} pixels, got {size}")
     bottom, right = height - size, width - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = tf.stack([images[:, top : top + size, left : left + size] for top, left in corners], axis=1)
@@ -131,7 +133,7 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) -> tf.Tensor:
-    """[B, S, S, C] -> [B, I, I, C], for a crop that does not resample."""
+    """Crop images [B, S, S, C] to [B, I, I, C], with a crop that does not resample."""
     height, width = images.shape[1:3]
     sides = tf.tile(tf.constant([[height, width]]), [tf.shape(images)[0], 1])
     top, left = tf.unstack(crop.boxes(sides, uniforms, size)[:, :2, None], axis=1)
@@ -140,15 +142,7 @@ def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) ->
 
 
 def _whole(uniforms: tf.Tensor, largest) -> tf.Tensor:
-    """Uniforms in [0, 1) to int32 in 0..largest, all equally likely; `largest` a number or int32 of the same shape."""
+    """Map uniforms in [0, 1) to int32 in 0..largest, all equally likely; `largest` is a number or of the same shape."""
     # The product of the last float32 below 1 may round up to the next whole number.
     count = tf.cast(largest + 1, tf.float32)
     return tf.minimum(tf.cast(uniforms * count, tf.int32), largest)
-
-
-def _check_range(name: str, bounds: Sequence[float], most: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most or math.isinf(bounds[1]):
-        limit = f" <= {most:g}" if math.isfinite(most) else ""
-        raise ValueError(
-            f"{name}: expected [smallest, largest] with 0 < smallest <= largest{limit}, got {list(bounds)!r}"
-        )

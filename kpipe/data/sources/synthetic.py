@@ -1,6 +1,6 @@
 """Data that is made up here, for trying a network without a file or a network connection.
 
-Four kinds, one for each sort of thing that the networks look at: stripes, Go positions, spoken words, texts. Each is
+Four kinds, one for each kind of input of the networks: stripes, Go positions, spoken words, texts. Each is
 the same in every run.
 
 N images, S image size, C channels, F frequency bands, T frames, L characters, K classes.
@@ -102,7 +102,7 @@ def _stripes(labels, classes: int, shape: Shape, random: np.random.Generator) ->
 
 EMPTY, OWN, OPPONENT = 0, 1, 2
 COLUMNS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"  # as on a real board, where I is left out: it looks like 1
-STONES = (0.2, 0.7)  # share of points that carry one, from an opening to an endgame
+STONES = (0.2, 0.7)  # fraction of points that carry one, from an opening to an endgame
 
 
 def _boards(labels, classes: int, shape: Shape, random: np.random.Generator) -> np.ndarray:
@@ -120,16 +120,16 @@ def _boards(labels, classes: int, shape: Shape, random: np.random.Generator) -> 
 
 
 def _positions(labels, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Stones int8 [N, S, S], and which positions can be used, bool [N]."""
+    """Return stones int8 [N, S, S], and which positions can be used, bool [N]."""
     shape = (len(labels), size, size)
     label = np.zeros(shape, bool)
     label.reshape(len(labels), -1)[np.arange(len(labels)), labels] = True
     target = _one_of(_beside(label), random)
     guards = _beside(target) & ~label
-    share, draw = random.uniform(*STONES, (len(labels), 1, 1)), random.random(shape)
-    stones = np.select([draw < share / 2, draw < share], [OWN, OPPONENT], EMPTY).astype(np.int8)
+    fraction, draw = random.uniform(*STONES, (len(labels), 1, 1)), random.random(shape)
+    stones = np.select([draw < fraction / 2, draw < fraction], [OWN, OPPONENT], EMPTY).astype(np.int8)
     stones[label], stones[target], stones[guards] = EMPTY, OPPONENT, OWN
-    # Taking stones off gives liberties to others and takes none, so one pass leaves no weak group behind. It may
+    # Taking stones off gives liberties to others and takes none, so no weak group is left after one pass. It may
     # take the guards themselves; then the target has more than one liberty and the position is drawn again.
     liberties = _count_liberties(stones)
     weak = (stones == OPPONENT) & (liberties < 2) & ~target | (stones == OWN) & (liberties == 0)
@@ -138,7 +138,7 @@ def _positions(labels, size: int, random: np.random.Generator) -> tuple[np.ndarr
 
 
 def _beside(points: np.ndarray) -> np.ndarray:
-    """The neighbours of the points that are set: bool [N, S, S] to the same."""
+    """Return the neighbors of the points that are set: bool [N, S, S] to the same."""
     beside = np.zeros_like(points)
     for to, come in _directions():
         beside[to] |= points[come]
@@ -146,7 +146,7 @@ def _beside(points: np.ndarray) -> np.ndarray:
 
 
 def _one_of(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """One of the points that are set, for each board: bool [N, S, S] to the same."""
+    """Return one of the points that are set, for each board: bool [N, S, S] to the same."""
     draw = (points * (1 - random.random(points.shape))).reshape(len(points), -1)  # above 0 where set
     chosen = np.zeros(draw.shape, bool)
     chosen[np.arange(len(draw)), draw.argmax(axis=1)] = True
@@ -154,14 +154,14 @@ def _one_of(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _directions() -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """For each of the four directions: all points that have a neighbour there, and those neighbours."""
+    """Return for each of the four directions all points that have a neighbor there, and those neighbors."""
     every, low, high = slice(None), slice(None, -1), slice(1, None)
     pairs = [((every, low), (every, high)), ((every, every, low), (every, every, high))]
     return [pair for first, second in pairs for pair in ((first, second), (second, first))]
 
 
 def _count_liberties(stones: np.ndarray) -> np.ndarray:
-    """The liberties of each stone's group, int8 [N, S, S]: 0, 1, or 2 for more than one. Empty points: 1."""
+    """Count the liberties of each stone's group, int8 [N, S, S]: 0, 1, or 2 for more than one. Empty points: 1."""
     points = stones[0].size
     numbers = np.arange(points, dtype=np.int16).reshape(stones.shape[1:])
     lowest, highest = _lowest_liberty(stones, numbers), points - 1 - _lowest_liberty(stones, points - 1 - numbers)
@@ -170,11 +170,11 @@ def _count_liberties(stones: np.ndarray) -> np.ndarray:
 
 
 def _lowest_liberty(stones: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Of the points' numbers int16 [S, S], the lowest among the liberties of each stone's group: int16 [N, S, S].
+    """Return the lowest of the points' numbers int16 [S, S] among the liberties of each stone's group: int16 [N, S, S].
 
-    Numbers flow from empty points to stones, and between stones of one colour, until nothing changes.
+    Numbers flow from empty points to stones, and between stones of one color, until nothing changes.
     """
-    nothing = np.iinfo(np.int16).max  # all bits set: a number behind a wall becomes it, too
+    nothing = np.iinfo(np.int16).max  # all bits set: a number after a wall becomes it, too
     lowest = np.where(stones == EMPTY, numbers, np.int16(nothing))
     flows = []
     for to, come in _directions():
@@ -189,7 +189,7 @@ def _lowest_liberty(stones: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _point_names(classes: int) -> tuple[str, ...]:
-    """Go's coordinates, row by row from the top: rows are counted from the bottom."""
+    """Return Go's coordinates, row by row from the top: rows are counted from the bottom."""
     size = math.isqrt(classes)
     return tuple(f"{column}{number}" for number in range(size, 0, -1) for column in COLUMNS[:size])
 
@@ -197,11 +197,11 @@ def _point_names(classes: int) -> tuple[str, ...]:
 # --- spectrogram --------------------------------------------------------------------------------------------
 
 
-MOVEMENTS = (-0.12, 0.0, 0.12)  # of a tone, from its start to its middle and on to its end, in shares of F
+MOVEMENTS = (-0.12, 0.0, 0.12)  # of a tone, from its start to its middle and on to its end, in fractions of F
 PITCHES = (0.25, 0.5, 0.75)  # of a tone's middle
 PITCH_SHIFT = 0.06  # less than half of what lies between two pitches: a voice does not make another word
-WIDTH = 0.035  # of a tone, in shares of F: a standard deviation
-DURATION = (0.15, 0.25)  # of a tone with the gap behind it, in shares of T
+WIDTH = 0.035  # of a tone, in fractions of F: a standard deviation
+DURATION = (0.15, 0.25)  # of a tone with the gap after it, in fractions of T
 VOICED = 0.8  # of that duration; the gap tells one long tone from two
 LOUDNESS = (10.0, 24.0)  # of a tone above the noise, in dB
 DECIBELS = (-20.0, 35.0)  # what 0 and 255 stand for
@@ -209,7 +209,7 @@ DECIBELS = (-20.0, 35.0)  # what 0 and 255 stand for
 
 @functools.cache
 def _words() -> np.ndarray:
-    """All words, in a fixed random order: float32 [648, 3, 2], (pitch, movement) of each tone; NaN: no tone."""
+    """Return all words, in a fixed random order: float32 [648, 3, 2], (pitch, movement) of each tone; NaN: no tone."""
     random = np.random.default_rng(20)
     tones = list(itertools.product(PITCHES, MOVEMENTS))
     short = [(*pair, (np.nan, np.nan)) for pair in itertools.permutations(tones, 2)]
@@ -238,7 +238,7 @@ def _spectrograms(labels, classes: int, shape: Shape, random: np.random.Generato
 
 
 def _tones(words: np.ndarray, frames: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """When a word's tones are heard: pitch and power 0..1, float32 [N, T] each."""
+    """Return when a word's tones are heard: pitch and power 0..1, float32 [N, T] each."""
     count = len(words)
     tones = (~np.isnan(words[..., 0])).sum(axis=1)[:, None]
     duration = random.uniform(*DURATION, (count, 1))
@@ -266,7 +266,7 @@ OWN_SHARE = 0.4  # of a text's words
 
 @functools.cache
 def _vocabulary(classes: int) -> tuple[list[str], ...]:
-    """The words of each class, and behind them those that all classes share. No word occurs twice."""
+    """Return the words of each class, and after them those that all classes share. No word occurs twice."""
     random, used = np.random.default_rng(20), set()
     shared = _new_words(SYLLABLES, SHARED_WORDS, used, random)
     own = (random.choice(SYLLABLES, OWN_SYLLABLES, replace=False) for _ in range(classes))
@@ -274,7 +274,7 @@ def _vocabulary(classes: int) -> tuple[list[str], ...]:
 
 
 def _new_words(syllables, count: int, used: set[str], random: np.random.Generator) -> list[str]:
-    """`count` words of two or three different syllables, not in `used`, where they are put."""
+    """Return `count` words of two or three different syllables, not in `used`, where they are put."""
     words = []
     while len(words) < count:
         word = "".join(random.choice(syllables, random.integers(2, 4), replace=False))
@@ -304,11 +304,11 @@ def _texts(labels, classes: int, shape: Shape, random: np.random.Generator) -> n
 @dataclass(frozen=True)
 class _Kind:
     shape: Callable[[int], Shape]
-    """Of one image, from its size."""
+    """Shape of one image, from its size."""
     draw: Callable[[np.ndarray, int, Shape, np.random.Generator], np.ndarray]
     """(labels int32 [N], K, shape, random) -> uint8 [N, *shape], 0..255."""
     class_names: Callable[[int], tuple[str, ...]]
-    """Of K classes."""
+    """Names of K classes."""
 
 
 KINDS = {

@@ -115,7 +115,7 @@ def _without_lost(split: RecordSplit, folder, skip_limit: float | None) -> Recor
 
 
 def _count_records(shard: Shard) -> int:
-    """RecordSplit up to the end or the first damage."""
+    """Return the number of records up to the end or the first damage."""
     records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.count)
     # After a damage TensorFlow reads nothing more of the file.
     return int(records.ignore_errors().reduce(np.int64(0), lambda count, record: count + 1))
