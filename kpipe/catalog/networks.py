@@ -7,11 +7,7 @@ from kpipe.catalog.rows import Count, Fraction, Row, Section
 from kpipe.errors import ConfigError, did_you_mean
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
-
-
 Pooling = Literal["max", "average"]
-
-
 Initializer = Literal["paper", "he", "glorot"]
 
 

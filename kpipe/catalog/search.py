@@ -54,7 +54,6 @@ class Values(Section):
 
 VALUE_KINDS = ("choice", "uniform", "log", "int", "cases")
 
-
 SPACES: dict[str, dict[str, Any]] = {
     "learning_rate_and_optimizer": {
         "training.optimizer.name": ["sgd", "rmsprop", "adam"],

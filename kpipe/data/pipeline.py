@@ -260,7 +260,7 @@ def _center(images: tf.Tensor, size: int | None) -> tf.Tensor:
 
 
 def _with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """Give the batches their cardinality: where it is unknown, Keras counts steps and losses wrongly, without a word."""
+    """Give the batches their cardinality: where it is unknown, Keras counts steps and losses wrongly, in silence."""
     # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
