@@ -56,14 +56,14 @@ def measure_in_process(name: str, deterministic: bool, steps: int) -> tuple[int,
 def train_and_send(pipe, name: str, deterministic: bool, steps: int) -> None:
     with hold_back_libraries():
         from kpipe.assembly import prepare
-        from kpipe.runs.machine import resolve
+        from kpipe.runs.machine import resolve_auto
         from kpipe.training.device import seed_everything
         from kpipe.training.distribution import make_strategy
         from kpipe.training.trainer import Trainer
 
         overrides = ["training.precision=float32", "training.epochs=1000"]  # more than will be trained
         overrides.append(f"training.deterministic={str(deterministic).lower()}")
-        experiment = resolve(load_experiment(EXPERIMENTS / name, overrides).experiment)
+        experiment = resolve_auto(load_experiment(EXPERIMENTS / name, overrides).experiment)
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         prepared = prepare(experiment, make_strategy())
         trainer = Trainer(prepared.model)

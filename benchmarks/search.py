@@ -141,10 +141,10 @@ def make_keras_fit(loaded: Loaded, optimizer: str, options: dict[str, float], pa
 
     from kpipe.assembly import prepare
     from kpipe.models import build_model
-    from kpipe.runs.machine import resolve
+    from kpipe.runs.machine import resolve_auto
     from kpipe.training.distribution import make_strategy
 
-    experiment = resolve(loaded.experiment)
+    experiment = resolve_auto(loaded.experiment)
     prepared = prepare(experiment, make_strategy())
     splits, network, batch_size = prepared.splits, prepared.network, experiment.data.batch_size
     images, labels = splits.train.images[:batch_size], splits.train.labels[:batch_size]

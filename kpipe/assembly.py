@@ -1,4 +1,4 @@
-"""From an experiment to all that its training needs: data, model, schedule, optimizer, loss. Nothing is trained here.
+"""Builds all that a training needs from an experiment: data, model, schedule, optimizer, loss. Trains nothing.
 
 `train` and `plan` share `prepare`; nowhere else do data, models and training meet. Each part gets its own section of
 the experiment.
@@ -34,10 +34,9 @@ class Prepared:
     model: keras.Model
     """Compiled."""
     network: dict[str, Any]
-    """Arguments from which `build_model` has built the model."""
+    """Keyword arguments that were passed to `build_model`."""
     training_batches: Callable[[int], tf.data.Dataset]
-    """First step -> the batches from there to the end of the training."""
-    batch_size: int
+    """Function that returns the batches from a given step to the end of the training."""
     steps_per_epoch: int
 
     def find_unreadable(self) -> dict[str, list[int]]:
@@ -57,7 +56,7 @@ def prepare(
     """Build data, model, schedule, optimizer and loss.
 
     Args:
-        experiment: what to build, resolved (see `kpipe.runs.machine.resolve`).
+        experiment: what to build, resolved (see `kpipe.runs.machine.resolve_auto`).
         strategy: of this process, see `make_strategy`.
         splits: the data, where it is loaded already.
         statistics: False leaves out the scan of the training split, and downloads nothing; the first layer then has
@@ -66,7 +65,7 @@ def prepare(
         progress: shows how far the reading of the data is.
 
     Raises:
-        ConfigError, DataError: as `load_dataset`, `build_model` and the rest.
+        ConfigError, DataError: as `load_dataset`, `make_normalization`, `build_model`, `make_optimizer`.
     """
     config, training = experiment.data, experiment.training
     splits = splits or load_splits(config, ahead=statistics, progress=progress)
@@ -90,7 +89,7 @@ def prepare(
             metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    return Prepared(splits, model, network, training_batches, config.batch_size, steps_per_epoch)
+    return Prepared(splits, model, network, training_batches, steps_per_epoch)
 
 
 def load_splits(
@@ -125,7 +124,7 @@ def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
 
 
 def reads_whole_images(config: DataConfig) -> bool:
-    """Whether an augmentation reads the images as they are in their files."""
+    """Return whether an augmentation reads the images as they are in their files."""
     return any(AUGMENTATIONS[entry.chosen[0]].reads_whole_image for entry in config.augment)
 
 

@@ -1,7 +1,7 @@
-"""One experiment, from its file to a trained network: the page to read first.
+"""Runs one experiment from its file to a trained network. Start reading here.
 
 `train` is the whole job, in the order in which things happen: open the run, assemble, restore, fit, evaluate, write.
-`assembly` builds data, model and optimizer; `training.trainer` has the loop; `runs` is what lies on the disk.
+`assembly` builds data, model and optimizer, `training.trainer` has the loop, and `runs` keeps the run directory.
 """
 
 import math
@@ -26,7 +26,7 @@ from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
 from kpipe.runs.logs import RunLog
-from kpipe.runs.machine import resolve
+from kpipe.runs.machine import resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
@@ -54,7 +54,7 @@ def train(
         experiment: what to train.
         options: how to run it.
         splits: the data, where it is loaded already.
-        screen: where the user sees it; default standard output.
+        screen: where progress is printed; default: standard output.
 
     Raises:
         ConfigError, DataError: nothing was trained.
@@ -66,17 +66,17 @@ def train(
     resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)
-    which = {"new": options.new, "resume": resume, "at": options.path}
+    where = {"new": options.new, "resume": resume, "at": options.path}
     with (
-        # Open the run: find an unfinished one of this experiment, or start another.
+        # Open the run: find an unfinished one of this experiment, or start another. The outer errors word the inner ones.
         stop_signals() as stop,
-        open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **which) as run,
+        open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
         translate_write_errors(run.path),
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
     ):
-        # Assemble: data, model, optimizer.
-        experiment = resolve(experiment, run)
+        # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
+        experiment = resolve_auto(experiment, run)
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
@@ -86,7 +86,7 @@ def train(
         model, splits, steps_per_epoch = prepared.model, prepared.splits, prepared.steps_per_epoch
         trainer, checkpoints = Trainer(model), Checkpoints(run.checkpoints, training.checkpoint.keep)
 
-        # Restore: where the run stands, and whether it can be continued on this machine.
+        # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
         restored = restore_state(run, checkpoints, model, splits.counts, steps_per_epoch)
         splits.note_unreadable(restored.state.unreadable)
         check_disk(run.path, run.checkpoints, estimate_disk(model, training.checkpoint.keep), training.checkpoint.keep)
@@ -117,7 +117,7 @@ def train(
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             epochs, every = options.epochs or training.epochs, training.checkpoint.every
             length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
-            with recorder.until_the_end(), screen.training(**length, batch_size=config.batch_size):
+            with recorder.saving_at_the_end(), screen.training(**length, batch_size=config.batch_size):
                 trainer.fit(
                     prepared.training_batches,
                     **length,
@@ -134,7 +134,7 @@ def train(
             stop.obey()  # all is saved
 
             # Evaluate: the best weights, on every held-out split.
-            if not recorder.load_best_weights():
+            if not recorder.load_best_weights():  # a finished run that was extended has them in model.keras alone
                 load_portable_weights(model, run.model)
             held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
             scores = {name: trainer.evaluate(batches) for name, batches in held_out.items() if batches}

@@ -1,4 +1,4 @@
-"""What a user reads when a training does not fit into memory, before it starts and after it failed."""
+"""Warns when a training may not fit into memory, and words the error when it did not."""
 
 import math
 import os

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kpipe.assembly import prepare
 from kpipe.config import Experiment
-from kpipe.runs.machine import resolve
+from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
 
 TINY = {
@@ -32,7 +32,7 @@ def strategy_of_worker(index, workers):
 
 
 def training_batches(strategy):
-    experiment = resolve(Experiment.model_validate(TINY))
+    experiment = resolve_auto(Experiment.model_validate(TINY))
     return list(prepare(experiment, strategy).training_batches(0).as_numpy_iterator())
 
 

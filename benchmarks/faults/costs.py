@@ -13,7 +13,7 @@ from report import clock, median_row
 
 from kpipe.assembly import Prepared, prepare
 from kpipe.config import load_experiment
-from kpipe.runs.machine import resolve
+from kpipe.runs.machine import resolve_auto
 from kpipe.runs.state import RunState
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import seed_everything
@@ -41,7 +41,7 @@ def measure_costs(sandbox: Sandbox) -> list[dict]:
 
 
 def measure_experiment(pipe, name: str, file: str, folder: Path, quick: bool) -> None:
-    experiment = resolve(load_experiment(file, ["training.epochs=100"]).experiment)  # more than will be trained
+    experiment = resolve_auto(load_experiment(file, ["training.epochs=100"]).experiment)  # more than will be trained
     seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     prepared = prepare(experiment, make_strategy())
     trainer = Trainer(prepared.model)

@@ -9,7 +9,7 @@ from expectations import expect
 
 from kpipe.assembly import prepare
 from kpipe.config import load_experiment
-from kpipe.runs.machine import resolve
+from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import seed_everything
 from kpipe.training.distribution import make_strategy
 
@@ -26,7 +26,7 @@ def fit_stock(pipe, file: str, folder: Path, make_callback: Callable | None = No
         make_callback: called as `make_callback(pipe, backup, *options)`; returns another callback for `fit`.
         options: of `make_callback`.
     """
-    experiment = resolve(load_experiment(file, ["training.deterministic=true"]).experiment)
+    experiment = resolve_auto(load_experiment(file, ["training.deterministic=true"]).experiment)
     seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     prepared = prepare(experiment, make_strategy())
     train, validation = prepared.splits.train, prepared.splits.validation

@@ -17,7 +17,7 @@ from kpipe.console import Screen, describe_size
 from kpipe.data import ArraySplit, Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
-from kpipe.runs.machine import resolve
+from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy
 from kpipe.training.variables import count_values, estimate_disk
@@ -52,7 +52,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         ConfigError: the network cannot be built, or something is assumed about data that is there.
     """
     missing, splits = None, None
-    experiment = resolve(experiment)
+    experiment = resolve_auto(experiment)
     if with_data:
         try:
             prepared = prepare(experiment, make_strategy(), statistics=False)

@@ -1,4 +1,4 @@
-"""Which images a training step shows, and its random numbers: both follow from seed and step.
+"""Maps a training step to the images that it shows and to its random numbers: both follow from seed and step.
 
 B batch, b rows of one worker, N images of the split, n uniforms an image.
 """
@@ -14,7 +14,7 @@ PAD = 498247692  # what TensorFlow's wrapper of `index_shuffle` puts in front of
 
 
 class Drawing:
-    """What a worker's rows of each batch show, and the random numbers of these rows.
+    """Maps a step to the images of a worker's rows, and to the random numbers of these rows.
 
     Stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
 
@@ -82,7 +82,7 @@ class Drawing:
         return tf.while_loop(lambda *state: tf.reduce_any(is_unreadable(*state)), move_on, (places, numbers))[1]
 
     def numbers_from(self, first_step: int):
-        """Return the same as a function of this worker's places, counted from a step on."""
+        """Return `numbers` for places that are counted over this worker's rows alone, from a step on."""
 
         def numbers(places):
             steps, places = first_step + places // self.count, places % self.count

@@ -2,8 +2,8 @@
 
 A training batch is a pure function of (seed, step): two runs agree, and a run that starts at step n sees exactly the
 batches it would have seen. No iterator state has to be saved. An image that cannot be read gives its place to the next
-readable one, which then appears twice: of the batch's order, or, from files with several workers, of the worker's own
-rows.
+readable one, which then appears twice. The next one is that of the epoch's order; of files with several workers, it is
+the next of the worker's own rows.
 
 B batch, b rows of one worker, H height, W width, C channels, I pixels a side of what the network sees, K classes, N
 images of the split, n uniforms an image.
@@ -40,8 +40,8 @@ def make_pipeline(
 ) -> tf.data.Dataset:
     """Return the training batches of the steps `first_step` up to, not including, `last_step`.
 
-    An epoch has floor(N / B) steps and shows every image at most once; the N mod B images that do not fill a
-    batch are others in each epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
+    An epoch has floor(N / B) steps and shows every image at most once; the N mod B images that do not
+    fill a batch differ from epoch to epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
 
     Args:
         split: N images.
@@ -118,7 +118,9 @@ def make_evaluation_pipeline(
 def evaluation_batches(splits: Splits, name: str, batch_size: int) -> tf.data.Dataset | None:
     """Return the evaluation pipeline of a split, as the network sees its images; None where there is no such split."""
     split = splits.by_name.get(name)
-    return split and make_evaluation_pipeline(split, batch_size, image_size=splits.image_size)
+    if split is None:
+        return None
+    return make_evaluation_pipeline(split, batch_size, image_size=splits.image_size)
 
 
 def iterate_images(

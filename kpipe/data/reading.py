@@ -25,7 +25,7 @@ def read_what_can_be_read(
     Args:
         split: its images have one size, or `batch_size` is 1.
         batch_size: B, 1 <= b <= B.
-        what: is done with them, for the progress.
+        what: the verb in front of the progress bar: "decoding".
         progress: shows how far it is.
 
     Raises:

@@ -55,7 +55,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """N."""
+        """Number of images, N."""
 
     def __repr__(self) -> str:
         sides = "x".join("?" if side is None else str(side) for side in self.shape)

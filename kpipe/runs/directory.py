@@ -58,7 +58,7 @@ class Run:
         return self.path / "model.keras"
 
     def begin(self, experiment: dict[str, Any], resolved: dict[str, Any]) -> None:
-        """Write what is trained; a finished run that is extended is unfinished from here on."""
+        """Write the config; mark a finished run that is extended as interrupted."""
         if self.status is not None:
             self.write_json("summary.json", self.read_json("summary.json") | {"status": "interrupted"})
         self.write_config(experiment, resolved)
@@ -130,7 +130,7 @@ def open_run(
 
 
 def without_machine(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes two runs runs of the same experiment."""
+    """Return a config without what differs between machines: what is left makes two runs the same experiment."""
     return {key: value for key, value in config.items() if key not in ("chosen", "logs")}
 
 

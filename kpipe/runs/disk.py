@@ -1,4 +1,4 @@
-"""Whether a run has the disk that it needs."""
+"""Checks that a run has the disk that it needs."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a user reads when a signal ends a run: what is saved, and the command that resumes it."""
+"""Says what is saved when a signal ends a run, and which command resumes it."""
 
 import os
 import shlex

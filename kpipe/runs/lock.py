@@ -1,4 +1,4 @@
-"""Who owns a run or a search: one process, for as long as it lives."""
+"""Locks that give a run or a search to one process for as long as it lives."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
 
     Args:
         path: the directory.
-        what: it is, for the message.
+        what: "run" or "search", for the message.
         name: the lock file's name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run resolves for its machine: precision and determinism, where the experiment says `auto`."""
+"""Resolves precision and determinism for this machine, where the experiment says `auto`."""
 
 import tensorflow as tf
 from pydantic import ValidationError
@@ -9,7 +9,7 @@ from kpipe.runs.directory import Run
 from kpipe.training.precision import resolve_precision
 
 
-def resolve(experiment: Experiment, run: Run | None = None) -> Experiment:
+def resolve_auto(experiment: Experiment, run: Run | None = None) -> Experiment:
     """Return the experiment with every `auto` of `training` resolved for this machine.
 
     A run that is resumed, or repeated from its config.yaml, keeps what it resolved before.

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: records, checkpoints, the best weights so far, summary.json."""
+"""Records a run while it is trained: log, checkpoints, the best weights so far, summary.json."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from kpipe.training.control import Hooks, TrainState
 
 
 class Subject(Protocol):
-    """What a recorder has to know of what is trained."""
+    """The part of `kpipe.assembly.Prepared` that a recorder uses."""
 
     model: keras.Model
     steps_per_epoch: int
@@ -58,7 +58,7 @@ class Recorder:
         return self.state.train.step // self.subject.steps_per_epoch
 
     def save(self) -> None:
-        """Commit this moment: the run can be resumed from here."""
+        """Save a checkpoint of this moment, from which the run can be resumed."""
         state = self.state
         self._bring_up_to_date()
         self.checkpoints.commit(
@@ -112,7 +112,7 @@ class Recorder:
         return summary
 
     def finish(self, scores: Mapping[str, Mapping], *, keep_last: bool | None = None) -> dict[str, Any]:
-        """Write the test record and the summary of a finished run; remove all checkpoints but, if it is kept, the last.
+        """Write the test record and the summary of a finished run; delete the checkpoints, but for the last if it is kept.
 
         Args:
             scores: the numbers of the evaluated splits.
@@ -159,7 +159,7 @@ class Recorder:
         )
 
     @contextmanager
-    def until_the_end(self) -> Iterator[None]:
+    def saving_at_the_end(self) -> Iterator[None]:
         """Save when the training inside the `with` has ended, and write down how it ended.
 
         Raises:

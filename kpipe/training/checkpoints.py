@@ -216,7 +216,7 @@ class Checkpoints:
         assign_all(str(path), arrays, named_variables(model, NETWORK))
 
     def finish(self, *, keep_last: bool) -> None:
-        """Remove all checkpoints but the newest, or that one too."""
+        """Delete all checkpoints, but for the newest if it is kept."""
         for path in self._candidates():
             if not keep_last or path != self.latest:
                 _remove(path)

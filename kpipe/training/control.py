@@ -1,4 +1,4 @@
-"""What steers a training from outside: where it stands, when the loop returns to Python, and what it calls then."""
+"""State, cadence and hooks of the training loop."""
 
 import math
 from collections.abc import Callable

@@ -68,8 +68,8 @@ def test_a_share_of_nothing_leaves_the_split_out(validation, test, sizes):
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
         ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
         ({"channels": 0}, "data.channels: expected at least 1, got 0"),
-        ({"validation": 1.0}, "data.split.validation: expected a share of at least 0 and below 1, got 1.0"),
-        ({"test": -0.1}, "data.split.test: expected a share of at least 0 and below 1, got -0.1"),
+        ({"validation": 1.0}, "data.split.validation: expected a fraction of at least 0 and below 1, got 1.0"),
+        ({"test": -0.1}, "data.split.test: expected a fraction of at least 0 and below 1, got -0.1"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
@@ -123,7 +123,7 @@ def test_folder_with_a_validation_split_has_no_test(tmp_path):
     write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), len(splits.validation), splits.test) == (6, 2, None)
-    assert splits.notes == ("there is no test part: the set has a validation part, but none for the test",)
+    assert splits.notes == ("there is no test split: the set has a validation split, but none for the test",)
 
 
 def test_small_class_goes_whole_to_train(tmp_path):
@@ -139,8 +139,8 @@ def test_splits_that_come_out_empty_are_none(tmp_path):
     assert (len(splits.train), splits.validation, splits.test) == (3, None, None)
     assert splits.notes == (
         "too few images to split, all of them in train: a, b",
-        "there is no test part: too few images to split",
-        "there is no validation part: too few images to split",
+        "there is no test split: too few images to split",
+        "there is no validation split: too few images to split",
     )
 
 
@@ -388,7 +388,7 @@ def test_tfds_splits_by_name(tfds_data):
     assert sorted(splits.notes) == [
         "ignored the split extra",
         "ignored the split test, which has no labels",
-        "there is no test part: the set has a validation part, but none for the test",
+        "there is no test split: the set has a validation split, but none for the test",
     ]
 
 
@@ -413,7 +413,7 @@ def test_tfds_with_damaged_files(tfds_data, tmp_path, lost, seen):
     records.write_bytes(records.read_bytes()[:-lost])
     message = (
         rf"tfds:{name}, train: expected 10 records, got {seen}: {re.escape(str(records))} cannot be read to the end\. "
-        r"Remove .* and prepare the set again, or go on with what is left with data\.on_error=skip"
+        r"Remove .* and prepare the set again, or train on what is left with data\.on_error=skip"
     )
     with pytest.raises(DataError, match=message):
         load_dataset(f"tfds:{name}")
