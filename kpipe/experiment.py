@@ -68,7 +68,7 @@ def train(
         check_resume(resume, experiment)
     where = {"new": options.new, "resume": resume, "at": options.path}
     with (
-        # Open the run: find an unfinished one of this experiment, or start another. The outer errors word the inner ones.
+        # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
         open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
         translate_write_errors(run.path),

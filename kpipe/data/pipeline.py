@@ -41,7 +41,8 @@ def make_pipeline(
     """Return the training batches of the steps `first_step` up to, not including, `last_step`.
 
     An epoch has floor(N / B) steps and shows every image at most once; the N mod B images that do not
-    fill a batch differ from epoch to epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
+    fill a batch differ from epoch to epoch. A stream of records is shuffled by file and within blocks, other splits
+    wholly.
 
     Args:
         split: N images.

@@ -112,7 +112,7 @@ class Recorder:
         return summary
 
     def finish(self, scores: Mapping[str, Mapping], *, keep_last: bool | None = None) -> dict[str, Any]:
-        """Write the test record and the summary of a finished run; delete the checkpoints, but for the last if it is kept.
+        """Write the test record and the summary of a finished run; delete all checkpoints but, if it is kept, the last.
 
         Args:
             scores: the numbers of the evaluated splits.

@@ -23,8 +23,8 @@ from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, whe
 class Trainer:
     """Trains and evaluates one compiled model, under the strategy in whose scope it was built.
 
-    The constructor builds optimizer and metrics, so that a checkpoint can be restored before `fit` is called. The arguments
-    `jit_compile` and `steps_per_execution` of `model.compile` have no effect.
+    The constructor builds optimizer and metrics, so that a checkpoint can be restored before `fit` is called. The
+    arguments `jit_compile` and `steps_per_execution` of `model.compile` have no effect.
 
     Args:
         model: takes images [B, H, W, C] and returns logits [B, K]. Its loss and metrics take labels int32 [B], and
