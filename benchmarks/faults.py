@@ -1402,7 +1402,7 @@ def tree_of(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.name not in (".lock", ".owner") and path.suffix != ".yaml" or path.name == "config.yaml":
-            parts = list(path.relative_to(folder).by_name)
+            parts = list(path.relative_to(folder).parts)
             parts[1:2] = ["run"] * len(parts[1:2])
             content = path.read_bytes() if path.is_file() else b"folder"
             found["/".join(parts)] = hashlib.sha256(content).hexdigest()

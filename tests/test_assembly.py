@@ -1,0 +1,53 @@
+"""What an experiment becomes before it is trained: one worker's rows of each batch, and what `auto` means."""
+
+import numpy as np
+import tensorflow as tf
+
+from kpipe.assembly import prepare, resolve
+from kpipe.config.schema import Experiment
+from kpipe.runs.directory import Run
+from kpipe.training.distribution import make_strategy
+
+TINY = {
+    "name": "tiny",
+    "data": {
+        "source": "synthetic",
+        "image_size": 16,
+        "batch_size": 16,
+        "synthetic": {"classes": 2, "images": 100},
+        "augment": [{"pad_crop": {"padding": 2}}, "flip_horizontal", {"color_jitter": {"brightness": 0.4}}],
+    },
+    "model": {"name": "lenet5"},
+    "training": {"epochs": 2},
+}
+
+
+class SecondOfTwo:
+    """A stand-in for the strategy of worker 1 beside worker 0: a real one waits for the other."""
+
+    cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": ["host:1", "host:2"]}), task_type="worker", task_id=1
+    )
+
+    def scope(self):
+        return tf.distribute.get_strategy().scope()
+
+
+def test_a_worker_trains_on_its_rows_of_the_global_batch():
+    experiment = Experiment.model_validate(TINY)
+    alone, second = prepare(experiment, make_strategy()), prepare(experiment, SecondOfTwo())
+    assert (second.batch_size, second.steps_per_epoch) == (alone.batch_size, alone.steps_per_epoch) == (16, 4)
+    whole, ours = (list(each.training_batches(0).as_numpy_iterator()) for each in (alone, second))
+    assert len(whole) == len(ours) == 8
+    for (images, labels), (our_images, our_labels) in zip(whole, ours, strict=True):
+        np.testing.assert_array_equal(our_images, images[8:])
+        np.testing.assert_array_equal(our_labels, labels[8:])
+
+
+def test_a_resumed_run_keeps_what_it_resolved(tmp_path):
+    experiment = Experiment.model_validate(TINY)
+    before = {"precision": "mixed_bfloat16", "deterministic": not resolve(experiment).chosen.deterministic}
+    kept = resolve(experiment, Run(tmp_path, resumed=True, resolved=before)).chosen
+    assert kept.model_dump() == before
+    told = experiment.model_copy(update={"training": experiment.training.model_copy(update={"precision": "float32"})})
+    assert resolve(told, Run(tmp_path, resumed=True, resolved=before)).chosen.precision == "float32"
