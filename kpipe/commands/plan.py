@@ -10,11 +10,12 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from kpipe.assembly import Prepared, prepare
+from kpipe.assembly import Prepared, prepare, resolve
 from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_size
-from kpipe.data.splits import Part, Splits
+from kpipe.data.arrays import ArraySplit
+from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, DataError
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.runs.disk import estimate_disk
@@ -94,7 +95,7 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
     classes = assumed.classes or (height * width if has_class_for_each_point else classes)
     batch = experiment.data.batch_size
-    split = Part(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
+    split = ArraySplit(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
     return Splits(split, split, None, tuple(map(str, range(classes))))
 
 
@@ -129,7 +130,7 @@ def _describe_training(experiment: Experiment, prepared: Prepared, splits: Split
     return {
         "optimizer": training.optimizer.name,
         "loss": training.loss.name if training.loss else experiment.model.default_loss,
-        "precision": prepared.precision,
+        "precision": resolve(experiment).chosen.precision,
         "batch_size": batch_size,
         "epochs": training.epochs,
         "steps_per_epoch": prepared.steps_per_epoch if splits else None,
