@@ -22,7 +22,7 @@ from kpipe import cli
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that both workers end at the same time."""
+    """Run the longest files first, so that both workers end at the same time."""
     longest = (
         "runs/test_resume",
         "models/test_models",
@@ -54,14 +54,14 @@ def keras_as_it_was():
 
 
 @pytest.fixture(autouse=True)
-def pictures_are_drawn_where_they_are_looked_at(request, monkeypatch):
-    """Half a second of each run goes into its pictures."""
+def figures_are_drawn_where_they_are_tested(request, monkeypatch):
+    """Save each run the half second that its figures take."""
     if request.path.parent.name not in ("figures", "commands") and request.path.stem != "test_run":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 
 def touch(figure, path, **options):
-    """Stands for Matplotlib's `Figure.savefig`."""
+    """Stand in for Matplotlib's `Figure.savefig`."""
     Path(path).touch()
 
 
@@ -80,7 +80,7 @@ def experiment(tmp_path, request):
 
 @pytest.fixture
 def kpipe(capfd):
-    """Runs a verb in this process; returns (exit code, standard output, standard error)."""
+    """Run a verb in this process; return (exit code, standard output, standard error)."""
 
     def kpipe(*arguments):
         code = cli.main(arguments)
@@ -112,7 +112,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def unfinished(made_once, logs):
-    """A copy of it, which the same command goes on with."""
+    """A copy of it, which the same command resumes."""
     shutil.copytree(made_once, logs)
     return only_run(logs)
 
@@ -124,7 +124,7 @@ FORKS.set_forkserver_preload(["kpipe.experiment"])
 
 @functools.cache
 def begin_serving():
-    """Starts that process, with what TensorFlow says at its import thrown away."""
+    """Start that process, with what TensorFlow says at its import thrown away."""
     held, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     multiprocessing.forkserver.ensure_running()
@@ -134,7 +134,7 @@ def begin_serving():
 
 
 def run_verb(arguments, folder, environment, blow):
-    """The life of a started process. `blow`: (module, class or None, function, n-th call, signal to itself)."""
+    """Live as a started process. `blow`: (module, class or None, function, n-th call, signal to itself)."""
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, name in ((1, "out"), (2, "err")):
@@ -191,7 +191,7 @@ class Started:
         return path.read_text() if path.exists() else ""
 
     def wait_for(self, text, times=1):
-        """Until the text stands on its standard output."""
+        """Wait until the text stands on its standard output."""
         deadline = time.monotonic() + 60
         while self.out.count(text) < times:
             if not self.process.is_alive() and self.out.count(text) < times:
@@ -204,14 +204,14 @@ class Started:
         os.kill(self.pid, signal_number)
 
     def wait(self):
-        """Its exit code; a negative number for the signal that killed it."""
+        """Return its exit code; a negative number for the signal that killed it."""
         self.process.join(timeout=90)
         return self.process.exitcode
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts `kpipe ARGUMENTS`; whatever is left of it is ended after the test."""
+    """Start `kpipe ARGUMENTS`; whatever is left of it is ended after the test."""
     started = []
 
     def start(*arguments, blow=None, **environment):

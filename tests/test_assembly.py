@@ -1,12 +1,11 @@
-"""Data, model and training put together."""
-
-from types import SimpleNamespace
+"""What an experiment becomes before it is trained: one worker's rows of each batch, and what `auto` means."""
 
 import numpy as np
 import tensorflow as tf
 
 from kpipe.assembly import prepare
-from kpipe.config import Experiment
+from kpipe.config.schema import Experiment
+from kpipe.runs.directory import Run
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
 
@@ -16,31 +15,40 @@ TINY = {
         "source": "synthetic",
         "image_size": 16,
         "batch_size": 16,
-        "augment": ["flip_horizontal", {"pad_crop": {"padding": 2}}],
-        "synthetic": {"classes": 2, "images": 200},
+        "synthetic": {"classes": 2, "images": 100},
+        "augment": [{"pad_crop": {"padding": 2}}, "flip_horizontal", {"color_jitter": {"brightness": 0.4}}],
     },
     "model": {"name": "lenet5"},
     "training": {"epochs": 2},
 }
 
 
-def strategy_of_worker(index, workers):
-    """A strategy that says which of several workers this is, and trains like that of one process."""
-    cluster = tf.train.ClusterSpec({"worker": [f"127.0.0.1:{2000 + i}" for i in range(workers)]})
-    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, task_type="worker", task_id=index)
-    return SimpleNamespace(scope=make_strategy().scope, cluster_resolver=resolver)
+class SecondOfTwo:
+    """A stand-in for the strategy of worker 1 beside worker 0: a real one waits for the other."""
+
+    cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": ["host:1", "host:2"]}), task_type="worker", task_id=1
+    )
+
+    def scope(self):
+        return tf.distribute.get_strategy().scope()
 
 
-def training_batches(strategy):
+def test_a_worker_trains_on_its_rows_of_the_global_batch():
     experiment = resolve_auto(Experiment.model_validate(TINY))
-    return list(prepare(experiment, strategy).training_batches(0).as_numpy_iterator())
+    alone, second = prepare(experiment, make_strategy()), prepare(experiment, SecondOfTwo())
+    assert second.steps_per_epoch == alone.steps_per_epoch == 4
+    whole, ours = (list(each.training_batches(0).as_numpy_iterator()) for each in (alone, second))
+    assert len(whole) == len(ours) == 8
+    for (images, labels), (our_images, our_labels) in zip(whole, ours, strict=True):
+        np.testing.assert_array_equal(our_images, images[8:])
+        np.testing.assert_array_equal(our_labels, labels[8:])
 
 
-def test_each_worker_of_a_strategy_gets_its_rows_of_the_batches_of_one():
-    whole = training_batches(make_strategy())
-    first, second = (training_batches(strategy_of_worker(index, 2)) for index in (0, 1))
-    assert len(whole) == len(first) == len(second) == 18
-    for batch, *halves in zip(whole, first, second, strict=True):
-        for column, *rows in zip(batch, *halves, strict=True):
-            assert len(rows[0]) == len(rows[1]) == 8
-            np.testing.assert_array_equal(column, np.concatenate(rows))
+def test_a_resumed_run_keeps_what_it_resolved(tmp_path):
+    experiment = Experiment.model_validate(TINY)
+    before = {"precision": "mixed_bfloat16", "deterministic": not resolve_auto(experiment).chosen.deterministic}
+    kept = resolve_auto(experiment, Run(tmp_path, resumed=True, resolved=before)).chosen
+    assert kept.model_dump() == before
+    told = experiment.model_copy(update={"training": experiment.training.model_copy(update={"precision": "float32"})})
+    assert resolve_auto(told, Run(tmp_path, resumed=True, resolved=before)).chosen.precision == "float32"

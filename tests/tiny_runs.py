@@ -27,7 +27,7 @@ def timeless(run):
 
 
 def arrays_of(run):
-    """The weights in model.keras, and every variable of the last checkpoint."""
+    """Return the weights in model.keras, and every variable of the last checkpoint."""
     [last] = (run / "checkpoints").glob("step-*")
     saved = [np.load(last / name) for name in ("weights.npz", "training.npz")]
     arrays = {name: archive[name] for archive in saved for name in archive.files}
@@ -36,7 +36,7 @@ def arrays_of(run):
 
 
 def assert_same_run(run, other):
-    assert timeless(run) == timeless(other)  # first: it says where they part
+    assert timeless(run) == timeless(other)  # first: it says where they diverge
     arrays, expected = arrays_of(run), arrays_of(other)
     assert arrays.keys() == expected.keys()
     for name, array in arrays.items():
@@ -45,7 +45,7 @@ def assert_same_run(run, other):
 
 
 def assert_steps_increase(run):
-    """In TensorBoard, over the files of all the processes that have worked on the run."""
+    """Check it in TensorBoard, over the files of all the processes that have worked on the run."""
     for split in ("train", "validation"):
         steps = {}
         for file in sorted((run / split).iterdir()):
@@ -57,9 +57,6 @@ def assert_steps_increase(run):
             assert found == sorted(set(found)), (split, tag)
 
 
-# Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
-
-
 def refuse_to_write(*arguments, **options):
-    """Stands for any function that writes."""
+    """Stand in for any function that writes."""
     raise OSError(28, "No space left on device", "model.keras")

@@ -26,7 +26,7 @@ training:
 
 @pytest.fixture
 def plan(capfd):
-    """Runs `kpipe plan`; returns standard output, or the error's text."""
+    """Run `kpipe plan`; return standard output, or the error's text."""
 
     def plan(*arguments, code=0):
         assert cli.main(["plan", *arguments]) == code

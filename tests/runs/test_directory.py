@@ -176,7 +176,7 @@ def test_a_run_is_named_by_hand(tmp_path):
         assert (again.path, again.resumed, again.status) == (run.path, True, "finished")
 
 
-def test_the_step_to_go_on_from_is_the_one_that_was_acknowledged(tmp_path):
+def test_the_step_to_resume_from_is_the_one_that_was_acknowledged(tmp_path):
     assert saved_step(tmp_path) is None
     for step in (7, 12):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_a_run_that_has_lost_its_checkpoints_alone_is_not_removed(tmp_path, kept
         (run.path / kept).write_text("{}")
     with open_run(tmp_path, "x", IDENTITY) as again:
         assert again.path != run.path
-        said = f"{run.path} is unfinished, but has no checkpoint to go on from; it is left alone"
+        said = f"{run.path} is unfinished, but has no checkpoint to resume from; it is left alone"
         assert again.note == said
     assert (run.path / kept).exists()
 
@@ -240,7 +240,7 @@ def test_what_kpipe_has_not_written_is_passed_over(tmp_path, config, summary):
 
 
 @pytest.mark.parametrize("status", ["interrupted", "finished"])
-def test_a_run_at_a_place_is_gone_on_with_if_it_is_the_same(tmp_path, status):
+def test_a_run_at_a_place_is_resumed_if_it_is_the_same(tmp_path, status):
     place = tmp_path / "search" / "0001"
     with open_run(tmp_path, "x", IDENTITY, at=place) as run:
         assert (run.path, run.resumed) == (place, False)

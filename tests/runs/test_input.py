@@ -33,7 +33,7 @@ def photos(tmp_path, monkeypatch):
 
 @pytest.fixture
 def broken(photos):
-    """Three of them no longer readable: one in each part, since the split is always the same."""
+    """Three of them no longer readable: one in each split, since the split is always the same."""
     files = [photos / name for name in ("dark/00.png", "dark/04.png", "light/05.png")]
     for file in files:
         file.write_bytes(file.read_bytes()[:200])
@@ -52,9 +52,9 @@ def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, brok
     assert sum(found.values()) == 3
     names = (only_run(logs) / "unreadable.txt").read_text().splitlines()
     assert sorted(names) == sorted(f"photos/{file.parent.name}/{file.name}" for file in broken)
-    counts = ", ".join(f"{count} {part}" for part, count in found.items())
+    counts = ", ".join(f"{count} {split}" for split, count in found.items())
     assert f"Unreadable and left out: {counts}; their names are in {only_run(logs) / 'unreadable.txt'}\n" in out
-    scored = {part: summary_of(logs)[part]["images"] for part in ("validation", "test")}
+    scored = {split: summary_of(logs)[split]["images"] for split in ("validation", "test")}
     assert scored == {"validation": 5 - found.get("validation", 0), "test": 12 - found.get("test", 0)}
 
 
@@ -96,7 +96,7 @@ def test_the_same_training_wherever_images_are_kept(kpipe, experiment, broken, t
 
 
 def test_every_augmentation_trains(kpipe, experiment, photos, logs):
-    """The windows center_crop and random_resized_crop do below."""
+    """center_crop and random_resized_crop train below."""
     others = [name for name, row in AUGMENTATIONS.items() if not row.is_crop]
     for augment in (["random_crop", *others], ["{scale_jitter: {low: 18, high: 24}}"]):
         code, _, err = kpipe(
@@ -112,8 +112,8 @@ def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, log
 
 
 def test_crops_need_no_stored_size(kpipe, experiment, photos, logs):
-    for window in ("center_crop", "random_resized_crop"):
-        code, _, err = kpipe("run", experiment, f"data.augment=[{window}]", "training.epochs=1")
+    for crop in ("center_crop", "random_resized_crop"):
+        code, _, err = kpipe("run", experiment, f"data.augment=[{crop}]", "training.epochs=1")
         assert (code, err) == (0, "")
 
 

@@ -18,6 +18,7 @@ from tiny_runs import assert_same_run, only_run, records_of, timeless
 
 from kpipe.runs.interruption import command_again
 
+# Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
 EXACT = (
     "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
     "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5",
@@ -276,12 +277,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert_same_run(run, only_run(tmp_path / "whole"))
 
 
-def test_a_lost_best_checkpoint_is_said_and_looked_for_anew(kpipe, experiment, unfinished, first_epoch_is_best):
+def test_a_lost_best_checkpoint_is_said_and_searched_anew(kpipe, experiment, unfinished, first_epoch_is_best):
     run = unfinished
     os.truncate(run / "checkpoints" / "step-00000009" / "weights.npz", 1000)
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert "note: the best weights so far, of step 9, are damaged; the best is looked for anew from here" in out
+    assert "note: the best weights so far, of step 9, are damaged; the best is searched anew from here" in out
     assert json.loads((run / "summary.json").read_text())["best_epoch"] == 2
 
 
@@ -305,7 +306,7 @@ def test_other_versions_and_shorter_logs_are_said_on_resume(kpipe, experiment, u
     assert again["resumed"][0]["versions"]["keras"] == keras.__version__
 
 
-def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinished, monkeypatch):
+def test_a_run_is_not_resumed_on_data_that_have_changed(kpipe, experiment, unfinished, monkeypatch):
     from kpipe.data.loading import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
@@ -317,7 +318,7 @@ def test_data_that_have_changed_are_not_gone_on_with(kpipe, experiment, unfinish
     assert err.endswith(" now. Bring them back, or start another run with --new.\n")
 
 
-def test_what_was_chosen_for_the_machine_may_be_damaged(kpipe, experiment, unfinished):
+def test_what_was_resolved_for_the_machine_may_be_damaged(kpipe, experiment, unfinished):
     config = unfinished / "config.yaml"
     config.write_text(config.read_text().replace("precision: float32\n  deterministic: true", "precision: fast"))
     code, _, err = kpipe("run", experiment)
@@ -385,13 +386,13 @@ def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experime
     assert not list(logs.glob("tiny/*/"))
 
 
-def test_the_command_that_goes_on_can_be_pasted(monkeypatch):
+def test_the_command_that_resumes_can_be_pasted(monkeypatch):
     augment = "data.augment=[{pad_crop: {padding: 2}}]"
     monkeypatch.setattr(sys, "executable", "/x/bin/python3.11")
     monkeypatch.setattr(shutil, "which", lambda name: f"/x/bin/{name}")
     monkeypatch.setattr(sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", augment])
     assert command_again(resumes=True) == f"python -m kpipe.run 'a b.yaml' '{augment}'"
-    # Without --new, an older run would be gone on with where this one has left nothing.
+    # Without --new, an older run would be resumed where this one has left nothing.
     assert command_again(resumes=False) == f"python -m kpipe.run 'a b.yaml' --new '{augment}'"
     monkeypatch.setattr(sys, "argv", ["/x/bin/kpipe", "run", "a.yaml"])
     assert command_again(resumes=True) == "kpipe run a.yaml"

@@ -20,6 +20,7 @@ from kpipe.config.loading import load_experiment
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, Interrupted
+from kpipe.training.distribution import make_strategy
 
 
 def test_a_run_from_file_to_model(kpipe, experiment, logs):
@@ -97,17 +98,18 @@ def test_every_precision_and_normalization(kpipe, experiment, logs):
     assert code == 0
 
 
-NORMALISATIONS = ["none", "unit", "mean", "mean_image", "standardize", "pca_whiten", "zca", "imagenet", "caffe", "pca"]
+NORMALIZATIONS = ["none", "unit", "mean", "mean_image", "standardize", "pca_whiten", "zca", "imagenet", "caffe", "pca"]
 
 
-@pytest.mark.parametrize("normalize", NORMALISATIONS)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_a_network_is_built_and_planned_with_every_normalization(kpipe, experiment, normalize):
     overrides = [f"data.normalize={normalize}"]
     if normalize == "pca":
         overrides = ["data.normalize.pca.components=20", "model.name=mlp"]
     assert kpipe("plan", experiment, *overrides)[0] == 0
     loaded = load_experiment(experiment, overrides).experiment
-    measured, neutral = prepare(loaded), prepare(loaded, statistics=False).model
+    strategy = make_strategy()
+    measured, neutral = prepare(loaded, strategy), prepare(loaded, strategy, statistics=False).model
     assert [w.shape for w in measured.model.weights] == [w.shape for w in neutral.weights]
 
     images = measured.splits.train.images
@@ -134,7 +136,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        patched.setattr("kpipe.data.statistics.whitening", never)
+        patched.setattr("kpipe.data.whitening", never)
         assert kpipe(*arguments)[0] == 5
     file.write_bytes(before[:100])
     code, out, _ = kpipe(*arguments)
@@ -148,14 +150,15 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
 @pytest.mark.parametrize("normalize", ["imagenet", "zca"])
 def test_a_normalization_that_the_images_do_not_allow(experiment, normalize):
     loaded = load_experiment(experiment, [f"data.normalize={normalize}"]).experiment
-    part = ArraySplit(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
+    train = ArraySplit(np.zeros((32, 65, 65, 1), np.uint8), np.zeros(32, np.int32))
+    splits = Splits(train, None, None, ("a", "b"))
     expected = {
         "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
         "zca": "data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225",
     }
     for statistics in (True, False):
         with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
-            prepare(loaded, splits=Splits(part, None, None, ("a", "b")), statistics=statistics)
+            prepare(loaded, make_strategy(), splits=splits, statistics=statistics)
 
 
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):
@@ -182,7 +185,7 @@ def test_without_held_out_splits_the_last_weights_are_kept(kpipe, experiment, lo
 def test_nothing_is_left_of_a_run_that_did_not_start(kpipe, experiment, logs):
     code, _, err = kpipe("run", experiment, "data.batch_size=5000")
     assert code == 2
-    assert "data.batch_size: expected at most the 144 images of the training part, got 5,000" in err
+    assert "data.batch_size: expected at most the 144 images of the training split, got 5,000" in err
     assert [path.name for path in (logs / "tiny").iterdir() if path.is_dir()] == []
 
 
@@ -216,7 +219,7 @@ def test_explicit_constants_must_fit_the_channels(kpipe, experiment):
     assert "data.normalize: expected 1 or " in err
 
 
-def test_a_repeated_run_keeps_what_was_chosen_unless_it_is_told(kpipe, experiment, logs):
+def test_a_repeated_run_keeps_what_was_resolved_unless_it_is_told(kpipe, experiment, logs):
     kpipe("run", experiment, "training.precision=auto")
     config = yaml.safe_load((only_run(logs) / "config.yaml").read_text())
     config["chosen"]["precision"] = "mixed_bfloat16"

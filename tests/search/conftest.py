@@ -21,7 +21,7 @@ def search(logs):
 
 
 class Trained(list):
-    """Stands for `train`, and holds (experiment, options, splits) of each call that has not failed.
+    """Stand-in for `train` that holds (experiment, options, splits) of each call that has not failed.
 
     Attributes:
         score: of an experiment.

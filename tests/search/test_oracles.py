@@ -35,7 +35,7 @@ def score(codes):
 
 
 def run_trials(search, records, *, until=None, failing=(), epochs=9):
-    """Runs a search with made-up scores from where it stands; to the middle of trial `until`."""
+    """Run a search with made-up scores from where it stands, to the middle of trial `until`."""
     records = dict(records)
     oracle = make_oracle(search, "val_accuracy", epochs, records)
     while True:
