@@ -6,7 +6,10 @@ import pytest
 
 from kpipe.catalog.networks import MODELS
 from kpipe.errors import ConfigError
-from kpipe.models import NAMED, build_model, features_and_head, save_portable
+from kpipe.models.building import build_model
+from kpipe.models.portable import save_portable
+from kpipe.models.preprocessing import NAMED
+from kpipe.models.structure import features_and_head
 
 # Keras 3.15 reads TensorFlow's variables with NumPy 2 in a way that NumPy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -20,6 +20,7 @@ from kpipe.config.loading import load_experiment
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, Interrupted
+from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
 
 
@@ -109,6 +110,7 @@ def test_a_network_is_built_and_planned_with_every_normalization(kpipe, experime
     assert kpipe("plan", experiment, *overrides)[0] == 0
     loaded = load_experiment(experiment, overrides).experiment
     strategy = make_strategy()
+    loaded = resolve_auto(loaded)
     measured, neutral = prepare(loaded, strategy), prepare(loaded, strategy, statistics=False).model
     assert [w.shape for w in measured.model.weights] == [w.shape for w in neutral.weights]
 
