@@ -242,7 +242,7 @@ class PadCropOptions(AugmentationOptions):
     """Pixels added on each side before the crop."""
 
     def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and self.padding >= images.size:
+        if "padding" in self.model_fields_set and images.size and self.padding >= images.size:
             yield f"expected padding below data.image_size, {images.size}, got {self.padding}"
 
 
@@ -267,7 +267,8 @@ class CutoutOptions(AugmentationOptions):
     """Value of the covered pixels."""
 
     def conflicts_with(self, images: ImageFacts) -> Iterator[str]:
-        if images.size and self.size >= images.size:
+        # The default may cover a small image: only a size that somebody has given is a mistake.
+        if "size" in self.model_fields_set and images.size and self.size >= images.size:
             yield f"expected size below data.image_size, {images.size}, got {self.size}"
 
 

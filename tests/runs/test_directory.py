@@ -87,8 +87,7 @@ START = """
 import sys, time
 sys.stdin.readline()
 from kpipe.errors import EnvironmentFault
-from kpipe.runs.directory import open_run, saved_step
-from kpipe.search.directory import find_search, open_search, unfinished_searches
+from kpipe.runs.directory import open_run
 from pathlib import Path
 began = time.monotonic()
 try:

@@ -14,7 +14,7 @@ NEED = DiskNeed(checkpoint=2_000_000, most=9_000_000, finished=3_000_000)
 
 @pytest.fixture
 def free(monkeypatch):
-    """Pretends a disk with so many bytes free."""
+    """Pretend a disk with so many bytes free."""
     usage = shutil.disk_usage(".")
 
     def pretend(size):
