@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
     )
 
     def place(item):
-        name = "/".join(item.path.with_suffix("").by_name[-2:])
+        name = "/".join(item.path.with_suffix("").parts[-2:])
         return longest.index(name) if name in longest else len(longest)
 
     items.sort(key=place)

@@ -16,7 +16,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def write_image(path: Path, value=None, size=(8, 8), channels=3):
-    """A PNG or JPEG file, by its ending; grey `value` or random."""
+    """A PNG or JPEG file, by its ending; gray `value` or random."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = RANDOM.integers(0, 256, (*size, channels), np.uint8)
     if value is not None:
@@ -59,7 +59,7 @@ def tfds_in(folder: Path):
 def define_set(
     tfds, set_name, splits, *, size=(8, 8, 3), image=None, keys=("image", "label"), classes=("zebra", "ape")
 ):
-    """Registers a set with `splits` {name: labels}; the grey value of an image is 10 times its place."""
+    """Registers a set with `splits` {name: labels}; the gray value of an image is 10 times its place."""
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
         name = set_name
@@ -98,9 +98,9 @@ def prepare_set(tfds, name, shards=1):
     return sorted(Path(builder.data_path).glob("*.tfrecord*"))
 
 
-def batches(part, first=0, last=15, **options):
+def batches(split, first=0, last=15, **options):
     """Training batches of four images."""
-    return list(make_pipeline(part, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
+    return list(make_pipeline(split, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
 
 
 def labels_of(found):

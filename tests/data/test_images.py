@@ -1,4 +1,4 @@
-"""Decoding: windows of encoded images, large JPEGs at a fraction of their size, and the ways to become square."""
+"""Decoding: crops of encoded images, large JPEGs at a fraction of their size, and the ways to become square."""
 
 import io
 
@@ -48,30 +48,30 @@ def differences(ours, expected):
     return np.abs(np.subtract(ours, expected, dtype=float))
 
 
-# --- windows ----------------------------------------------------------------------------------------------
+# --- crops ------------------------------------------------------------------------------------------------
 
 BOXES = [(0, 0, 40, 40), (7, 13, 24, 24), (57, 31, 40, 40), (1, 2, 95, 20), (50, 60, 8, 60), (96, 119, 1, 1)]
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_a_window_of_a_png_is_that_of_the_whole_image(box):
+def test_a_crop_of_a_png_is_that_of_the_whole_image(box):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
     found = decode_crop(tf.constant(encode(pixels)), tf.constant(box), 16).numpy()
     top, left, height, width = box
-    part = pixels[top : top + height, left : left + width].astype(np.float32)
-    expected = np.round(tf.image.resize(part, [16, 16], antialias=True).numpy())
+    region = pixels[top : top + height, left : left + width].astype(np.float32)
+    expected = np.round(tf.image.resize(region, [16, 16], antialias=True).numpy())
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_window_that_needs_no_scaling_is_cut_out():
+def test_a_crop_that_needs_no_scaling_is_cut_out():
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
     found = decode_crop(tf.constant(encode(pixels)), tf.constant((7, 13, 24, 24)), 24).numpy()
     np.testing.assert_array_equal(found, pixels[7:31, 13:37])
 
 
-@pytest.mark.parametrize("subsampling", [0, 2])  # colours in full, and halved as cameras do
+@pytest.mark.parametrize("subsampling", [0, 2])  # colors in full, and halved as cameras do
 @pytest.mark.parametrize("box", [(0, 0, 24, 24), (7, 13, 24, 24), (73, 96, 24, 24), (33, 50, 24, 24)])
-def test_a_window_of_a_jpeg_is_that_of_the_whole_image_but_for_colours_at_the_edge(box, subsampling):
+def test_a_crop_of_a_jpeg_is_that_of_the_whole_image_but_for_colors_at_the_edge(box, subsampling):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)  # noise is the hardest
     contents = encode(pixels, "JPEG", quality=90, subsampling=subsampling)
     found = decode_crop(tf.constant(contents), tf.constant(box), 24).numpy()
@@ -88,11 +88,11 @@ def test_a_window_of_a_jpeg_is_that_of_the_whole_image_but_for_colours_at_the_ed
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (15, 35, 1, 1.4), (11, 23, 1.4, 1)])
-def test_a_large_window_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
+def test_a_large_crop_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
     size = 32
     pixels = picture(450, 420)
     contents = encode(pixels, "JPEG", quality=95)
-    # Between `ratio` and twice as many pixels a side as the window has.
+    # Between `ratio` and twice as many pixels a side as the crop has.
     box = (*box[:2], *(int(side * ratio * size * 1.05) for side in box[2:]))
     found = decode_crop(tf.constant(contents), tf.constant(box), size).numpy()
     # Its pixels lie on the grid of the fraction: the box moves by less than `ratio`, thus less than a pixel of the end.
@@ -101,22 +101,22 @@ def test_a_large_window_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
     assert off.mean() < 1.5 and off.max() <= 8
 
 
-def test_a_window_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkeypatch):
+def test_a_crop_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkeypatch):
     ratios = []
     real = tf.io.decode_and_crop_jpeg
 
-    def look(contents, box, *, channels, ratio):
+    def decode(contents, box, *, channels, ratio):
         ratios.append(ratio)
         return real(contents, box, channels=channels, ratio=ratio)
 
-    monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", look)
+    monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", decode)
     contents = tf.constant(encode(picture(400, 400), "JPEG"))
     for sides in ((63, 400), (64, 64), (400, 127), (128, 300), (256, 256), (400, 400), (20, 20)):
         decode_crop(contents, tf.constant((0, 0, *sides)), 32)
     assert ratios == [1, 2, 2, 4, 8, 8, 1]
 
 
-def test_a_window_in_grey():
+def test_a_crop_in_gray():
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[..., 1] = 255
     found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
@@ -176,12 +176,12 @@ def test_an_image_that_has_its_form_is_not_touched(resize):
 
 # TensorFlow decodes a JPEG by the faster of two ways, and cuts the luminance to whole numbers.
 @pytest.mark.parametrize(("kind", "within"), [("PNG", 1), ("JPEG", 6)])
-def test_grey_and_colour(kind, within):
+def test_gray_and_color(kind, within):
     for pixels in (picture(60, 90, 1), picture(60, 90)):
         contents = encode(pixels, kind)
-        colour = np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
-        grey = np.round(colour @ [0.299, 0.587, 0.114])[..., None]
-        for channels, expected in ((None, colour), (3, colour), (1, grey)):
+        color = np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
+        gray = np.round(color @ [0.299, 0.587, 0.114])[..., None]
+        for channels, expected in ((None, color), (3, color), (1, gray)):
             found = decode_to_form(tf.constant(contents), Form(None, "crop", channels)).numpy()
             assert found.shape == expected.shape
             assert differences(found, expected).max() <= within
@@ -193,11 +193,11 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(resize, ratio, monkeypatch):
     size, ratios = 24, []
     real = tf.io.decode_jpeg
 
-    def look(contents, channels, ratio):
+    def decode(contents, channels, ratio):
         ratios.append(ratio)
         return real(contents, channels=channels, ratio=ratio)
 
-    monkeypatch.setattr(tf.io, "decode_jpeg", look)
+    monkeypatch.setattr(tf.io, "decode_jpeg", decode)
     # Odd sides, and the one that counts is just large enough for the ratio.
     least = 2 * ratio * size
     pixels = picture(*((least, int(least * 0.7)) if resize == "pad" else (int(least * 1.3), least + 1)))

@@ -19,12 +19,12 @@ from kpipe.errors import ConfigError, DataError
 RANDOM = np.random.default_rng(0)
 
 
-def counts(part, classes):
-    return np.bincount(part.labels, minlength=classes).tolist()
+def counts(split, classes):
+    return np.bincount(split.labels, minlength=classes).tolist()
 
 
-def same(part, other):
-    return np.array_equal(part.images, other.images) and np.array_equal(part.labels, other.labels)
+def same(split, other):
+    return np.array_equal(split.images, other.images) and np.array_equal(split.labels, other.labels)
 
 
 # --- embedded ---------------------------------------------------------------------------------------------
@@ -32,28 +32,28 @@ def same(part, other):
 
 def test_digits_have_their_fixed_split():
     splits = load_dataset("digits")
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [1293, 144, 360]
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [1293, 144, 360]
     assert splits.train.images.shape == (1293, 8, 8, 1)
     assert (splits.train.images.dtype, splits.train.labels.dtype) == (np.uint8, np.int32)
     assert (splits.train.images.min(), splits.train.images.max()) == (0, 255)
     assert splits.class_names == tuple("0123456789")
     assert splits.notes == ()
-    every = np.concatenate([part.images for part in (splits.train, splits.validation, splits.test)])
+    every = np.concatenate([split.images for split in (splits.train, splits.validation, splits.test)])
     assert len(np.unique(every.reshape(1797, -1), axis=0)) == 1797
     np.testing.assert_allclose(counts(splits.test, 10), np.array(counts(splits.train, 10)) * 360 / 1293, atol=1)
     assert same(splits.train, load_dataset().train)
 
 
-def test_digits_resized_and_in_colour():
+def test_digits_resized_and_in_color():
     images = load_dataset("digits", image_size=32, channels=3).train.images
     assert images.shape == (1293, 32, 32, 3)
     np.testing.assert_array_equal(images[..., 0], images[..., 2])
 
 
 @pytest.mark.parametrize(("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])])
-def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
+def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
     splits = load_dataset("digits", validation=validation, test=test)
-    assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
+    assert [len(split or ()) for split in (splits.train, splits.validation, splits.test)] == sizes
 
 
 # --- arguments --------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def test_a_share_of_nothing_leaves_the_part_out(validation, test, sizes):
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
         ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
         ({"channels": 0}, "data.channels: expected at least 1, got 0"),
-        ({"validation": 1.0}, "data.split.validation: expected a share of at least 0 and below 1, got 1.0"),
-        ({"test": -0.1}, "data.split.test: expected a share of at least 0 and below 1, got -0.1"),
+        ({"validation": 1.0}, "data.split.validation: expected a fraction of at least 0 and below 1, got 1.0"),
+        ({"test": -0.1}, "data.split.test: expected a fraction of at least 0 and below 1, got -0.1"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
@@ -90,7 +90,7 @@ def test_folder_of_classes_is_split(tmp_path):
     write_classes(tmp_path, {"b": 20, "a": 30})
     splits = load_dataset(f"folder:{tmp_path}")
     assert splits.class_names == ("a", "b")
-    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+    assert [counts(split, 2) for split in (splits.train, splits.validation, splits.test)] == [
         [22, 14],
         [2, 2],
         [6, 4],
@@ -99,31 +99,31 @@ def test_folder_of_classes_is_split(tmp_path):
 
 
 @pytest.mark.parametrize("validation", ["validation", "val", "VALID"])
-def test_folder_with_all_parts_keeps_them(tmp_path, validation):
-    for part, number in (("train", 4), (validation, 2), ("test", 3)):
-        write_classes(tmp_path / part, {"cat": number, "dog": number})
+def test_folder_with_all_splits_keeps_them(tmp_path, validation):
+    for split, number in (("train", 4), (validation, 2), ("test", 3)):
+        write_classes(tmp_path / split, {"cat": number, "dog": number})
     splits = load_dataset(f"folder:{tmp_path}")
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [8, 4, 6]
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [8, 4, 6]
     assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_folder_with_a_test_part_has_validation_carved_out(tmp_path):
+def test_folder_with_a_test_split_has_validation_carved_out(tmp_path):
     write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
     write_classes(tmp_path / "test", {"dog": 3})
     splits = load_dataset(f"folder:{tmp_path}")
-    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+    assert [counts(split, 2) for split in (splits.train, splits.validation, splits.test)] == [
         [9, 9],
         [1, 1],
         [0, 3],
     ]
 
 
-def test_folder_with_a_validation_part_has_no_test(tmp_path):
+def test_folder_with_a_validation_split_has_no_test(tmp_path):
     write_classes(tmp_path / "train", {"cat": 3, "dog": 3})
     write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), len(splits.validation), splits.test) == (6, 2, None)
-    assert splits.notes == ("there is no test part: the set has a validation part, but none for the test",)
+    assert splits.notes == ("there is no test split: the set has a validation split, but none for the test",)
 
 
 def test_small_class_goes_whole_to_train(tmp_path):
@@ -133,14 +133,14 @@ def test_small_class_goes_whole_to_train(tmp_path):
     assert splits.notes == ("too few images to split, all of them in train: few",)
 
 
-def test_parts_that_come_out_empty_are_none(tmp_path):
+def test_splits_that_come_out_empty_are_none(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 1})
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), splits.validation, splits.test) == (3, None, None)
     assert splits.notes == (
         "too few images to split, all of them in train: a, b",
-        "there is no test part: too few images to split",
-        "there is no validation part: too few images to split",
+        "there is no test split: too few images to split",
+        "there is no validation split: too few images to split",
     )
 
 
@@ -166,36 +166,36 @@ def test_one_stray_file_is_named(tmp_path):
     assert notes == ("ignored 1 file that is not a JPEG, PNG, GIF or BMP image: notes.txt",)
 
 
-def test_folder_with_umlauts_spaces_and_grey_images(tmp_path):
+def test_folder_with_umlauts_spaces_and_gray_images(tmp_path):
     root = tmp_path / "schöne Bilder"
     write_image(root / "Käfer rot" / "ein Käfer.jpeg", 77, channels=1)
     write_image(root / "Äpfel" / "ö ü.png", 200)
-    part = load_dataset(f"folder:{root}", validation=0, test=0).train
-    assert {label: int(image.mean()) for label, image in zip(part.labels, part.images, strict=True)} == {
+    split = load_dataset(f"folder:{root}", validation=0, test=0).train
+    assert {label: int(image.mean()) for label, image in zip(split.labels, split.images, strict=True)} == {
         0: 77,
         1: 200,
     }
 
 
 @pytest.mark.parametrize("size", [(20, 40), (40, 20), (8, 16), (10, 10)])
-def test_resize_scales_the_shorter_side_and_crops_the_centre(tmp_path, size):
+def test_resize_scales_the_shorter_side_and_crops_the_center(tmp_path, size):
     for name in ("a", "b"):
         write_image(tmp_path / name / "0.png", size=size)
     raw = tf.io.decode_png((tmp_path / "a" / "0.png").read_bytes()).numpy()
-    part = load_dataset(f"folder:{tmp_path}", image_size=10, validation=0, test=0).train
+    split = load_dataset(f"folder:{tmp_path}", image_size=10, validation=0, test=0).train
     shorter = min(size)
     scaled = tf.image.resize(raw, [side * 10 // shorter for side in size], antialias=True).numpy()
     top, left = ((side - 10) // 2 for side in scaled.shape[:2])
     expected = np.round(scaled[top : top + 10, left : left + 10])
-    np.testing.assert_array_equal(part.images[part.labels == 0][0], expected)
+    np.testing.assert_array_equal(split.images[split.labels == 0][0], expected)
 
 
-def test_grey_from_colour_is_the_luminance(tmp_path):
-    for name, colour in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
-        write_image(tmp_path / name / "0.png", colour)
-    part = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
-    assert part.images.shape == (2, 8, 8, 1)
-    assert dict(zip(part.labels.tolist(), part.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
+def test_gray_from_color_is_the_luminance(tmp_path):
+    for name, color in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
+        write_image(tmp_path / name / "0.png", color)
+    split = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
+    assert split.images.shape == (2, 8, 8, 1)
+    assert dict(zip(split.labels.tolist(), split.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):
@@ -246,11 +246,11 @@ def test_a_file_that_declares_too_many_pixels_is_not_decoded(tmp_path, nothing_i
     assert str(caught.value) == f"folder:{tmp_path}: {TOO_LARGE}{bomb}. Replace or remove it"
 
 
-def test_too_many_pixels_are_counted_over_all_parts(tmp_path, nothing_is_decoded):
-    for part in ("train", "test"):
-        write_classes(tmp_path / part, {"a": 2, "b": 2})
+def test_too_many_pixels_are_counted_over_all_splits(tmp_path, nothing_is_decoded):
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, {"a": 2, "b": 2})
         for i in range(3):
-            (tmp_path / part / "b" / f"bomb{i}.png").write_bytes(png_header(20_000, 20_000))
+            (tmp_path / split / "b" / f"bomb{i}.png").write_bytes(png_header(20_000, 20_000))
     with pytest.raises(
         DataError, match=r"got 6 files that declare more: .*bomb0\.png.* and 1 more\. Replace or remove"
     ):
@@ -259,7 +259,7 @@ def test_too_many_pixels_are_counted_over_all_parts(tmp_path, nothing_is_decoded
 
 def test_all_frames_of_an_animation_count(tmp_path, nothing_is_decoded):
     write_classes(tmp_path, {"a": 2, "b": 2})
-    frames = [Image.new("P", (1000, 1000), colour) for colour in range(180)]
+    frames = [Image.new("P", (1000, 1000), color) for color in range(180)]
     frames[0].save(tmp_path / "a" / "film.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=rf"{TOO_LARGE}.*film\.gif\. Replace or remove it"):
         load_dataset(f"folder:{tmp_path}", image_size=8)
@@ -333,8 +333,8 @@ def no_train(root):
 
 
 def two_validations(root):
-    for part in ("train", "val", "valid"):
-        write_classes(root / part, {"cat": 1})
+    for split in ("train", "val", "valid"):
+        write_classes(root / split, {"cat": 1})
 
 
 def empty_test(root):
@@ -376,9 +376,9 @@ def tfds_data(tmp_path):
         yield tfds
 
 
-def test_tfds_parts_by_name(tfds_data):
-    define_set(tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
-    splits = load_dataset("tfds:tiny_parts")
+def test_tfds_splits_by_name(tfds_data):
+    define_set(tfds_data, "tiny_splits", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
+    splits = load_dataset("tfds:tiny_splits")
     assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)
     assert splits.class_names == ("zebra", "ape")
     assert splits.train.images.shape == (20, 8, 8, 3)
@@ -388,14 +388,14 @@ def test_tfds_parts_by_name(tfds_data):
     assert sorted(splits.notes) == [
         "ignored the split extra",
         "ignored the split test, which has no labels",
-        "there is no test part: the set has a validation part, but none for the test",
+        "there is no test split: the set has a validation split, but none for the test",
     ]
 
 
 def test_tfds_with_images_of_many_sizes(tfds_data):
     define_set(tfds_data, "tiny_sizes", {"train": [0, 1] * 5}, size=(None, None, 3))
     splits = load_dataset("tfds:tiny_sizes", image_size=6, channels=1)
-    assert [part.images.shape for part in (splits.train, splits.validation, splits.test)] == [
+    assert [split.images.shape for split in (splits.train, splits.validation, splits.test)] == [
         (7, 6, 6, 1),
         (1, 6, 6, 1),
         (2, 6, 6, 1),
@@ -413,7 +413,7 @@ def test_tfds_with_damaged_files(tfds_data, tmp_path, lost, seen):
     records.write_bytes(records.read_bytes()[:-lost])
     message = (
         rf"tfds:{name}, train: expected 10 records, got {seen}: {re.escape(str(records))} cannot be read to the end\. "
-        r"Remove .* and prepare the set again, or go on with what is left with data\.on_error=skip"
+        r"Remove .* and prepare the set again, or train on what is left with data\.on_error=skip"
     )
     with pytest.raises(DataError, match=message):
         load_dataset(f"tfds:{name}")

@@ -1,4 +1,4 @@
-"""Which part of an image the network sees: crops of training, and the ten crops of evaluation.
+"""The crop of an image that the network sees: crops of training, and the ten crops of evaluation.
 
 A crop never draws: it gets its uniforms, as an augmentation does.
 
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-TRIES = 10  # of random_resized_crop before it takes the middle, as in torchvision
+from kpipe.catalog.data import ImageFacts, RandomResizedCropOptions, ScaleJitterOptions
+from kpipe.catalog.rows import check_options
+
+TRIES = 10  # of random_resized_crop before it takes the center, as in torchvision
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,16 @@ class Crop:
 
     name: str
     uniforms: int
-    """How many random numbers an image needs."""
+    """Number of uniforms that an image needs."""
     boxes: Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
-    """(heights and widths int32 [B, 2], uniforms float32 [B, n] in [0, 1), I) -> what is shown of each image, in its
-    pixels: top, left, height, width, int32 [B, 4]."""
+    """(sides int32 [B, 2]: height, width; uniforms float32 [B, n] in [0, 1); I) -> the box of each image that is shown,
+    int32 [B, 4] in its pixels: top, left, height, width."""
     resamples: bool
     """Whether the box has another size than I x I, and is scaled to it."""
 
 
 def random_crop() -> Crop:
-    """A crop of I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
+    """Crop I x I anywhere in the kept image (2 uniforms: row, column). AlexNet, section 4.1."""
 
     def boxes(sides, uniforms, size):
         crops = tf.fill(tf.shape(sides), size)
@@ -39,7 +42,7 @@ def random_crop() -> Crop:
 
 
 def center_crop() -> Crop:
-    """The middle I x I of the kept image, as in evaluation (no uniforms)."""
+    """Crop the center I x I of the kept image, as in evaluation (no uniforms)."""
 
     def boxes(sides, uniforms, size):
         crops = tf.fill(tf.shape(sides), size)
@@ -49,20 +52,19 @@ def center_crop() -> Crop:
 
 
 def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Crop:
-    """A crop of random area and aspect, scaled to I x I. Szegedy et al. 2015, section 6.
+    """Crop a random area and aspect ratio, and scale to I x I. Szegedy et al. 2015, section 6.
 
-    As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the crop fits into
-    the image; else the largest crop in the middle whose aspect is allowed (22 uniforms).
+    As in torchvision, the area is drawn uniformly and the aspect ratio uniformly in its logarithm, until the crop fits
+    into the image. After ten tries it is the largest crop at the center whose ratio is allowed (22 uniforms).
 
     Args:
-        area: the smallest and the largest share of the image, in (0, 1].
-        aspect: the smallest and the largest width / height, above 0.
+        area: smallest and largest fraction of the image's area, in (0, 1].
+        aspect: smallest and largest width / height, above 0.
 
     Raises:
-        ValueError: a range is empty or out of bounds.
+        ConfigError: a range is empty or out of bounds.
     """
-    _check_range("random_resized_crop.area", area, 1.0)
-    _check_range("random_resized_crop.aspect", aspect, math.inf)
+    check_options("random_resized_crop", RandomResizedCropOptions, area=area, aspect=aspect)
     low, high = math.log(aspect[0]), math.log(aspect[1])
 
     def boxes(sides, uniforms, size):
@@ -74,8 +76,8 @@ def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[fl
         found = tf.reduce_any(fits, axis=1, keepdims=True)
         first = tf.gather(tried, tf.argmax(tf.cast(fits, tf.int32), axis=1), axis=1, batch_dims=1)
         widest = tf.reverse(floats, axis=[1]) * tf.constant([1 / aspect[0], aspect[1]], tf.float32)
-        middle = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
-        crops = tf.where(found, first, middle)
+        fallback = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
+        crops = tf.where(found, first, fallback)
         free = sides - crops
         return tf.concat([tf.where(found, _whole(uniforms[:, -2:], free), free // 2), crops], axis=1)
 
@@ -83,24 +85,24 @@ def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[fl
 
 
 def scale_jitter(low: int = 256, high: int = 512) -> Crop:
-    """Scales the shorter side to `low` to `high` pixels, all equally likely, and takes I x I anywhere (3 uniforms).
+    """Scale the shorter side to `low` to `high` pixels, all equally likely, and crop I x I anywhere (3 uniforms).
 
     Simonyan and Zisserman 2015, section 3.1, multi-scale training. The uniforms are for the side, the row, the column.
 
     Args:
-        low, high: pixels; `low` at least I.
+        low, high: smallest and largest length in pixels; `low` is at least I.
 
     Raises:
-        ValueError: `low` is not at least 1, or `high` is below `low`; later, `low` is below I.
+        ConfigError: `low` is not at least 1, or `high` is below `low`.
+        ValueError: when applied, `low` is below I.
     """
-    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
-        raise ValueError(f"scale_jitter: expected whole numbers 1 <= low <= high, got low={low!r}, high={high!r}")
+    options = check_options("scale_jitter", ScaleJitterOptions, low=low, high=high)
 
     def boxes(sides, uniforms, size):
-        if size > low:
-            raise ValueError(f"scale_jitter.low: expected at least the {size} pixels of the crop, got {low}")
+        for message in options.conflicts_with(ImageFacts(size=size)):
+            raise ValueError(f"scale_jitter: {message}")
         scaled = low + _whole(uniforms[:, :1], high - low)
-        # I pixels of the scaled image are so many of the image as it is.
+        # The number of pixels of the stored image that I pixels of the scaled one are.
         crop = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
         crops = tf.repeat(tf.maximum(crop, 1), 2, axis=1)
         return tf.concat([_whole(uniforms[:, 1:], sides - crops), crops], axis=1)
@@ -109,14 +111,14 @@ def scale_jitter(low: int = 256, high: int = 512) -> Crop:
 
 
 def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
-    """The four corners and the middle of each image, then the same five mirrored. AlexNet, section 4.1.
+    """Crop the four corners and the center of each image, then mirror these five. AlexNet, section 4.1.
 
     Args:
         images: [B, S, S, C] of any dtype.
         size: I, at most S.
 
     Returns:
-        [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, middle, then mirrored.
+        [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, center, then mirrored.
 
     Raises:
         ValueError: the crop is larger than the images.
@@ -131,7 +133,7 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) -> tf.Tensor:
-    """[B, S, S, C] -> [B, I, I, C], for a crop that does not resample."""
+    """Crop images [B, S, S, C] to [B, I, I, C], by a crop that does not resample."""
     height, width = images.shape[1:3]
     sides = tf.tile(tf.constant([[height, width]]), [tf.shape(images)[0], 1])
     top, left = tf.unstack(crop.boxes(sides, uniforms, size)[:, :2, None], axis=1)
@@ -140,15 +142,7 @@ def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) ->
 
 
 def _whole(uniforms: tf.Tensor, largest) -> tf.Tensor:
-    """Uniforms in [0, 1) to int32 in 0..largest, all equally likely; `largest` a number or int32 of the same shape."""
+    """Map uniforms in [0, 1) to int32 in 0..largest, all equally likely. `largest` is a number or int32 like them."""
     # The product of the last float32 below 1 may round up to the next whole number.
     count = tf.cast(largest + 1, tf.float32)
     return tf.minimum(tf.cast(uniforms * count, tf.int32), largest)
-
-
-def _check_range(name: str, bounds: Sequence[float], most: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most or math.isinf(bounds[1]):
-        limit = f" <= {most:g}" if math.isfinite(most) else ""
-        raise ValueError(
-            f"{name}: expected [smallest, largest] with 0 < smallest <= largest{limit}, got {list(bounds)!r}"
-        )

@@ -1,8 +1,8 @@
 """Augmentations of whole batches: each is a pure function of the images and of given random numbers.
 
-None of them draws. The pipeline draws once a batch (a draw under XLA gives other numbers than without) and
-hands each augmentation its columns, so that a batch depends on (seed, step) alone. XLA fuses the gathers and
-selects below into one loop over the output.
+None of them draws. The pipeline draws once a batch (a draw under XLA gives other numbers than without) and passes each
+augmentation its columns, so that a batch depends on (seed, step) alone. XLA fuses the gathers and selects below into
+one loop over the output.
 
 B batch, H height, W width, C channels, n uniforms an image.
 """
@@ -11,27 +11,21 @@ import math
 
 import tensorflow as tf
 
-from kpipe.data.augmentations.base import (
-    Augmentation,
-    box,
-    check_fill,
-    in_dtype_of,
-    spread,
-    turn,
-)
+from kpipe.catalog.data import CutoutOptions, PadCropOptions, RotateOptions, TranslateOptions
+from kpipe.catalog.rows import check_options
+from kpipe.data.augmentations.base import Augmentation, box, in_dtype_of, spread, turn
 
 
 def pad_crop(padding: int = 4) -> Augmentation:
-    """Pads with zeros on all sides, then crops to the old size at a random place (2 uniforms: row, column).
+    """Pad with zeros on all sides, then crop the old size at a random place (2 uniforms: row, column).
 
     Args:
-        padding: pixels a side, at least 1.
+        padding: pixels added on each side, at least 1.
 
     Raises:
-        ValueError: `padding` is not a whole number of at least 1.
+        ConfigError: `padding` is not a whole number of at least 1.
     """
-    if not isinstance(padding, int) or padding < 1:
-        raise ValueError(f"pad_crop.padding: expected a whole number of at least 1, got {padding!r}")
+    check_options("pad_crop", PadCropOptions, padding=padding)
 
     def apply(images, uniforms):
         # The crop moves by the uniform, the image against it.
@@ -42,17 +36,15 @@ def pad_crop(padding: int = 4) -> Augmentation:
 
 
 def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
-    """Shifts by whole pixels; what becomes vacant is 0 (2 uniforms: row, column).
+    """Shift by whole pixels; vacated pixels are 0 (2 uniforms: row, column).
 
     Args:
-        height, width: the largest shift as a share of the image, in [0, 1), rounded to the nearest pixel.
+        height, width: largest shift as a fraction of the image, in [0, 1), rounded to the nearest pixel.
 
     Raises:
-        ValueError: a share is outside [0, 1).
+        ConfigError: a fraction is outside [0, 1).
     """
-    for name, share in (("height", height), ("width", width)):
-        if not 0 <= share < 1:
-            raise ValueError(f"translate.{name}: expected a share of at least 0 and below 1, got {share!r}")
+    check_options("translate", TranslateOptions, height=height, width=width)
 
     def apply(images, uniforms):
         down = _whole_shifts(uniforms[:, 0], round(height * images.shape[1]))
@@ -63,7 +55,7 @@ def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
 
 
 def flip_horizontal() -> Augmentation:
-    """Mirrors left and right where the uniform is below 0.5: every second image on average (1 uniform)."""
+    """Mirror left and right where the uniform is below 0.5, in half of the images on average (1 uniform)."""
 
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
@@ -72,7 +64,7 @@ def flip_horizontal() -> Augmentation:
 
 
 def flip_vertical() -> Augmentation:
-    """Mirrors top and bottom where the uniform is below 0.5: every second image on average (1 uniform)."""
+    """Mirror top and bottom where the uniform is below 0.5, in half of the images on average (1 uniform)."""
 
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[1]), images)
@@ -81,18 +73,16 @@ def flip_vertical() -> Augmentation:
 
 
 def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
-    """Turns about the centre by an angle uniform in +-`degrees`, with bilinear interpolation (1 uniform).
+    """Rotate about the center by an angle uniform in +-`degrees`, with bilinear interpolation (1 uniform).
 
     Args:
-        degrees: the largest angle, above 0 and at most 180.
-        fill: what lies around the image, 0..255. Pixels at its border are interpolated towards it.
+        degrees: largest angle, above 0 and at most 180.
+        fill: value around the image, 0..255. Pixels at the border are interpolated towards it.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ConfigError: an argument is out of its range.
     """
-    if not 0 < degrees <= 180:
-        raise ValueError(f"rotate.degrees: expected more than 0 and at most 180, got {degrees!r}")
-    check_fill("rotate", fill)
+    check_options("rotate", RotateOptions, degrees=degrees, fill=fill)
 
     def apply(images, uniforms):
         rows, columns = turn(images, spread(uniforms[:, 0], math.radians(degrees)))
@@ -102,21 +92,19 @@ def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
 
 
 def cutout(size: int = 16, fill: int = 0) -> Augmentation:
-    """Covers a square whose centre is uniform over the image; the border cuts it (2 uniforms: row, column).
+    """Cover a square whose center is uniform over the image; the border cuts it (2 uniforms: row, column).
 
     DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017, section 3.2. They
-    cover with 0 after the mean is subtracted: with the mean of the training images.
+    cover with 0 after the mean is subtracted, which is the mean of the training images.
 
     Args:
         size: side of the square in pixels, at least 1.
-        fill: the value inside, 0..255.
+        fill: value inside the square, 0..255.
 
     Raises:
-        ValueError: an argument is no whole number of its range.
+        ConfigError: an argument is not a whole number of its range.
     """
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"cutout.size: expected a whole number of at least 1, got {size!r}")
-    check_fill("cutout", fill)
+    check_options("cutout", CutoutOptions, size=size, fill=fill)
 
     def apply(images, uniforms):
         covered = box(images, uniforms, size, size)
@@ -126,9 +114,9 @@ def cutout(size: int = 16, fill: int = 0) -> Augmentation:
 
 
 def _interpolate(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, fill: int) -> tf.Tensor:
-    """Bilinear samples float32 [B, H, W, C] at `rows` and `columns` [B, H, W]; around the images lies `fill`."""
+    """Sample bilinearly at `rows` and `columns` [B, H, W], with `fill` around the images: float32 [B, H, W, C]."""
     height, width, channels = images.shape[1:]
-    # One pixel of fill before and two behind are all that samples outside can see, once they are clipped.
+    # One pixel of fill before and two after are all that samples outside can see, once they are clipped.
     padded = tf.pad(images, [[0, 0], [1, 2], [1, 2], [0, 0]], constant_values=fill)
     flat = tf.reshape(padded, [-1, (height + 3) * (width + 3), channels])
     rows = tf.clip_by_value(rows, -1.0, height) + 1
@@ -146,13 +134,13 @@ def _interpolate(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, fill: i
 
 
 def _whole_shifts(uniforms: tf.Tensor, largest: int) -> tf.Tensor:
-    """Uniforms in [0, 1) to int32 in -largest..largest, all equally likely."""
+    """Map uniforms in [0, 1) to int32 in -largest..largest, all equally likely."""
     # Even the last float32 below 1 stays below 2 * largest + 1: for an odd factor the product rounds down.
     return tf.cast(uniforms * (2 * largest + 1), tf.int32) - largest
 
 
 def _shift(images: tf.Tensor, down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """Moves each image [H, W, C] by its own int32 `down` [B] and `right` [B]; vacated pixels are 0."""
+    """Move each image [H, W, C] by its own int32 `down` [B] and `right` [B]; vacated pixels are 0."""
     height, width = images.shape[1:3]
     rows = tf.range(height) - down[:, None]  # [B, H]
     columns = tf.range(width) - right[:, None]  # [B, W]
