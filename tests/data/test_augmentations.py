@@ -186,7 +186,7 @@ SCENES = np.stack(
 
 
 def pillow_operation(image, name, sign, magnitude):
-    """What torchvision's RandAugment calls for an image of Pillow."""
+    """Apply what torchvision's RandAugment calls for an image of Pillow."""
     strength, (width, height) = sign * magnitude / 30, image.size
     moves = {
         "shear_x": (1, 0.3 * strength, 0, 0, 1, 0),
@@ -211,7 +211,7 @@ def pillow_operation(image, name, sign, magnitude):
 
 
 def every_operation():
-    """Uniforms [28, 2]: each operation with both signs."""
+    """Return uniforms [28, 2]: each operation with both signs."""
     places = (np.repeat(np.arange(len(OPERATIONS)), 2) + 0.5) / len(OPERATIONS)
     return np.stack([places, np.tile([0.25, 0.75], len(OPERATIONS))], axis=1).astype(np.float32)
 
@@ -271,12 +271,12 @@ def test_translate_moves_small_images_too():
 
 
 WHOLE, AT_LEAST_1, AT_LEAST_0 = "a whole number", "at least 1", "at least 0"
-FRACTION = [(-0.1, AT_LEAST_0), (1.1, "at most 1"), (math.nan, AT_LEAST_0)]
+FRACTION = [(-0.1, AT_LEAST_0), (1.1, "at most 1"), (math.nan, "at most 1")]
 WRONG = [
     (pad_crop, "padding", [(0, AT_LEAST_1), (-1, AT_LEAST_1), (1.5, WHOLE), ("4", WHOLE)]),
-    (translate, "height", [(-0.1, AT_LEAST_0), (1.0, "less than 1"), (math.nan, AT_LEAST_0)]),
-    (translate, "width", [(-0.1, AT_LEAST_0), (1.0, "less than 1"), (math.nan, AT_LEAST_0)]),
-    (rotate, "degrees", [(0, "more than 0"), (-1, "more than 0"), (181, "at most 180"), (math.nan, "more than 0")]),
+    (translate, "height", [(-0.1, AT_LEAST_0), (1.0, "less than 1"), (math.nan, "less than 1")]),
+    (translate, "width", [(-0.1, AT_LEAST_0), (1.0, "less than 1"), (math.nan, "less than 1")]),
+    (rotate, "degrees", [(0, "more than 0"), (-1, "more than 0"), (181, "at most 180"), (math.nan, "at most 180")]),
     (rotate, "fill", [(-1, AT_LEAST_0), (256, "at most 255"), (0.5, WHOLE)]),
     (cutout, "size", [(0, AT_LEAST_1), (1.5, WHOLE)]),
     (cutout, "fill", [(-1, AT_LEAST_0), (256, "at most 255")]),

@@ -49,7 +49,7 @@ def load(root, cache="disk", **options):
 
 
 def sets_in(folder):
-    """What is kept; beside it lie hidden locks."""
+    """Return the sets that are kept, without the hidden locks beside them."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 

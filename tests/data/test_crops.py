@@ -22,7 +22,7 @@ def boxes(crop, sides, uniforms, size):
 
 
 def uniforms_of(crop, images):
-    """Random ones, and rows of both extremes and of their mixtures."""
+    """Draw random uniforms, with rows of both extremes and of their mixtures."""
     random = RANDOM.random((images, crop.uniforms), np.float32)
     random[0], random[1] = 0, LAST
     random[2:12] = RANDOM.choice([0, LAST], (10, crop.uniforms))
@@ -35,7 +35,7 @@ def assert_inside(found, sides):
 
 
 def whole(uniform, largest):
-    """In float32: an integer 0..largest."""
+    """Return an integer 0..largest, computed in float32."""
     return min(int(np.float32(uniform) * np.float32(largest + 1)), largest)
 
 

@@ -11,7 +11,7 @@ from kpipe.data.images import Form, decode_crop, decode_to_form, sides_of
 
 
 def picture(height, width, channels=3):
-    """A smooth one: waves of a few periods, another in each channel; uint8 [H, W, C]."""
+    """Draw a smooth image: waves of a few periods, others in each channel; uint8 [H, W, C]."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     waves = [
         np.sin(2 * np.pi * ((1 + c) * y / height + 0.3 * c)) * np.cos(2 * np.pi * (2 - 0.5 * c) * x / width)
@@ -31,7 +31,7 @@ def encode(pixels, kind="PNG", **options):
 
 
 def pillow(pixels, height, width, box=None):
-    """The pixels, or a box (top, left, height, width) of them, resized by Pillow."""
+    """Resize the pixels, or a box (top, left, height, width) of them, by Pillow."""
     if box is not None:
         top, left, rows, columns = box
         pixels = pixels[top : top + rows, left : left + columns]
@@ -40,7 +40,7 @@ def pillow(pixels, height, width, box=None):
 
 
 def decoded(contents):
-    """By TensorFlow: no two JPEG decoders agree to the last bit."""
+    """Decode by TensorFlow, since no two JPEG decoders agree to the last bit."""
     return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
 
 
@@ -134,7 +134,7 @@ SHAPES = [(64, 64), (64, 97), (97, 64), (33, 65), (20, 31), (31, 20), (1, 1), (5
 
 
 def square(pixels, size, resize):
-    """By Pillow: `crop`, `pad` or `squash` to size x size; also where the picture lies in it."""
+    """Bring to size x size by Pillow, with `crop`, `pad` or `squash`. Return also where the picture is in it."""
     height, width, channels = pixels.shape
     if resize == "squash":
         return pillow(pixels, size, size), (slice(0, size), slice(0, size))

@@ -230,7 +230,7 @@ def test_a_mapped_split_gives_the_same_resampled_batches(splits):
 
 
 def together(by_worker):
-    """The global batches: the rows of all workers in their order."""
+    """Return the global batches: the rows of all workers in their order."""
     return [
         tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         for batches in zip(*by_worker, strict=True)

@@ -23,7 +23,7 @@ SKIP = {"on_error": "skip", "skip_limit": 0.2}
 
 
 def encode(kind, size=(8, 8), mode="RGB", **options):
-    """A file whose upper half is light and whose lower half is dark."""
+    """Encode an image whose upper half is light and whose lower half is dark."""
     stream = io.BytesIO()
     pixels = np.full(size, 220, np.uint8)
     pixels[size[0] // 2 :] = 40
@@ -41,7 +41,7 @@ BROKEN = {3: half_a_jpeg(), 7: b"", 12: b"this is no image"}
 
 
 def write_broken(root, broken=BROKEN):
-    """IMAGES, the label of each its number, with some files broken; returns the paths of these."""
+    """Write IMAGES with their numbers as labels, and break some files. Return the paths of these."""
     paths = write_numbered(root, IMAGES)
     for number, contents in broken.items():
         paths[number].write_bytes(contents)
@@ -314,7 +314,7 @@ def test_a_file_that_may_not_be_opened_is_no_broken_image(tmp_path, monkeypatch)
 
 
 def test_the_limit_is_that_of_the_whole_set(tmp_path):
-    """Also where all that is broken lies in one small split."""
+    """Even if all broken files are in one small split."""
     write_broken(tmp_path / "train", {})
     paths = write_numbered(tmp_path / "test", IMAGES)[:4]
     for path in paths[:2]:

@@ -27,7 +27,7 @@ def test_synthetic_has_what_was_asked_for(size, channels, classes):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_synthetic_can_be_learned(channels):
-    # A linear classifier does not see stripes of random phase, so this is a lower bound for a network.
+    # A linear classifier cannot detect stripes of random phase, so this is a lower bound for a network.
     from sklearn.linear_model import RidgeClassifier
 
     splits = load_dataset("synthetic", image_size=16, channels=channels, classes=4)
@@ -82,7 +82,7 @@ def neighbors(point, size):
 
 
 def groups(stones):
-    """(color, points, liberties) of each group, by flood fill."""
+    """Return (color, points, liberties) of each group, by flood fill."""
     size, left, found = len(stones), {tuple(p) for p in np.argwhere(stones)}, []
     while left:
         group, edge, liberties = set(), [left.pop()], set()
@@ -150,7 +150,7 @@ def test_a_word_is_heard_at_any_time():
 
 
 def features(kind, images):
-    """What tells the classes apart without regard to place: pairs of letters, or a word's loudest pitches in order."""
+    """Return features that do not depend on place: pairs of letters, or a word's loudest pitches in order."""
     if kind == "text":
         pairs = images[:, :-1, 0, :, None] // 255 * (images[:, 1:, 0, None, :] // 255)
         return pairs.sum(axis=1, dtype=float).reshape(len(images), -1)
