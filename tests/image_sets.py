@@ -1,4 +1,4 @@
-"""Sets of images that tests make: folders of files, a set of TensorFlow Datasets, and their batches."""
+"""Sets of images for tests: folders of files, sets of TensorFlow Datasets, and their batches."""
 
 import functools
 import struct
@@ -16,7 +16,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def write_image(path: Path, value=None, size=(8, 8), channels=3):
-    """A PNG or JPEG file, by its ending; gray `value` or random."""
+    """Write a PNG or JPEG file, by its ending: gray `value`, or random pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = RANDOM.integers(0, 256, (*size, channels), np.uint8)
     if value is not None:
@@ -32,7 +32,7 @@ def write_classes(root: Path, sizes: dict[str, int], **options):
 
 
 def write_numbered(root: Path, images: np.ndarray):
-    """One PNG a class, so that the label of an image is its number; returns the paths."""
+    """Write one PNG for each class, so that the label of an image is its number. Return the paths."""
     paths = [root / f"{number:03}" / "image.png" for number in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         path.parent.mkdir(parents=True)
@@ -41,14 +41,14 @@ def write_numbered(root: Path, images: np.ndarray):
 
 
 def png_header(height: int, width: int) -> bytes:
-    """A PNG up to where the pixels would begin."""
+    """Return a PNG up to where the pixels would begin."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
 
 
 @contextmanager
 def tfds_in(folder: Path):
-    """TensorFlow Datasets with `folder` as its data folder."""
+    """Give TensorFlow Datasets with `folder` as its data folder."""
     import tensorflow_datasets as tfds
 
     with pytest.MonkeyPatch.context() as patched:
@@ -59,7 +59,7 @@ def tfds_in(folder: Path):
 def define_set(
     tfds, set_name, splits, *, size=(8, 8, 3), image=None, keys=("image", "label"), classes=("zebra", "ape")
 ):
-    """Registers a set with `splits` {name: labels}; the gray value of an image is 10 times its place."""
+    """Register a set with `splits` {name: labels}. The gray value of an image is 10 times its place."""
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
         name = set_name
@@ -92,15 +92,15 @@ def define_set(
 
 
 def prepare_set(tfds, name, shards=1):
-    """Writes a set that was defined into so many files; returns their paths."""
+    """Write a defined set into this number of files. Return their paths."""
     builder = tfds.builder(name)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return sorted(Path(builder.data_path).glob("*.tfrecord*"))
 
 
-def batches(part, first=0, last=15, **options):
-    """Training batches of four images."""
-    return list(make_pipeline(part, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
+def batches(split, first=0, last=15, **options):
+    """Return training batches of four images."""
+    return list(make_pipeline(split, 4, first_step=first, last_step=last, **options).as_numpy_iterator())
 
 
 def labels_of(found):

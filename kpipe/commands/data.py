@@ -1,4 +1,4 @@
-"""`kpipe data show` and `kpipe data check`: the images as a training sees them, and those that it could not read."""
+"""`kpipe data show` and `kpipe data check`: the images that training sees, and those that it could not read."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from kpipe.files import write_names
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:
-    """Draw images of the training split: as they are, as they are kept, and as a training sees them.
+    """Draw images of the training split: as they are stored, as they are kept, and as training sees them.
 
     Args:
-        experiment: its `data` section and seed count.
+        experiment: its `data` section and its seed are used.
         path: the PNG file to write.
-        images: rows, spread over the classes; a stream shows its first ones.
-        views: how often each is drawn, with new random numbers.
-        screen: where the user sees what was drawn; default standard output.
+        images: number of rows, spread over the classes. A stream shows its first images.
+        views: number of times that each is drawn, with new random numbers.
+        screen: where the user reads what was drawn; by default standard output.
 
     Raises:
         ConfigError, DataError: as `load_dataset` and `make_pipeline`.
@@ -49,9 +49,9 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     """Try to read every image of every split, and write the names of those that cannot be read.
 
     Args:
-        experiment: its `data` section counts.
-        path: the text file to write, one name a line; without a name only where it exists already.
-        screen: for the progress bar and the counts; default standard output.
+        experiment: its `data` section is used.
+        path: the text file to write, one name a line. With no names, it is written only if it exists already.
+        screen: shows the progress bar and the counts; by default standard output.
 
     Raises:
         DataError: there are images that cannot be read, or records that are lost.
@@ -71,7 +71,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
         )
         names += split.unreadable.names()
         lost += split.lost
-    if names or path.exists():  # a list of before is not left there
+    if names or path.exists():  # an old list must not stay
         write_names(path, names)
     if names or lost:
         where = f"; their names are in {path}" if names else ""
@@ -83,7 +83,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
 
 
 def _draw(experiment: Experiment, splits: data.Splits, split: data.Split, images: int, views: int):
-    """Return for each view which image each row of its batch shows, and the batch with these numbers as labels."""
+    """Return, for each view, the number of the image in each row, and the batch with these numbers as labels."""
 
     def pipeline(augment):
         return data.make_pipeline(
@@ -96,17 +96,17 @@ def _draw(experiment: Experiment, splits: data.Splits, split: data.Split, images
             last_step=views,
         ).as_numpy_iterator()
 
-    plain = pipeline([])  # the order is the same whatever is done to the images
+    plain = pipeline([])  # augmentations do not change the order
     return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape[-1]))
 
 
 def _choose(config: DataConfig, split: data.Split, images: int) -> tuple[data.Split, list[np.ndarray]]:
-    """Return some images of a split that can be read, and the same as they are in their files."""
+    """Return some readable images of a split, and the same images as they are in their files."""
     numbers = split.spread(images)
     chosen = split.select(numbers)
     if split.kept_pixels:
         row, _ = parse_source(config.source)
-        if row.is_resized:  # from the size that the images have of their own
+        if row.is_resized:  # raw images have the size of the source
             native = config.model_copy(update={"image_size": None, "stored_size": None})
             split = load_splits(native, ahead=False).train
         return chosen, [image for image, _ in split.select(numbers).read()]
@@ -121,7 +121,7 @@ def _sides(image: np.ndarray) -> str:
 
 
 def _caption(label: np.ndarray, names: list[str]) -> str:
-    """Say which images are mixed, in which fractions; nothing for one that is not, whose name stands at the left."""
+    """Return which images are mixed, in which fractions. An image that is not mixed needs no caption."""
     if not label.ndim:
         return ""
     mixed = np.flatnonzero(label)

@@ -1,4 +1,4 @@
-"""Data: from a source's name to batches.
+"""Data, from the name of a source to batches.
 
 `load_dataset` reads a source and splits it; `make_pipeline` and `make_evaluation_pipeline` turn a split into batches.
 """

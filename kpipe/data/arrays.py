@@ -19,11 +19,11 @@ class ArraySplit(Split):
     """Decoded images, 0..255, and their labels.
 
     Args:
-        images: uint8 [N, H, W, C], or `Pixels` that other splits have as well.
+        images: uint8 [N, H, W, C], or `Pixels` that other splits share.
         labels: int32 [N].
         unreadable: images whose pixels are all 0 because their file could not be read; training and evaluation leave
             them out.
-        numbers: which of the pixels these are, int64 [N]; None: all.
+        numbers: numbers of these images in `Pixels`, int64 [N]; None: all.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ArraySplit(Split):
 
     @property
     def images(self) -> np.ndarray:
-        """uint8 [N, H, W, C]; a copy, where the split has not all of its pixels."""
+        """Images uint8 [N, H, W, C]. They are a copy if the split has only some of its pixels."""
         return self.kept_pixels.images if self.numbers is None else self.kept_pixels.images[self.numbers]
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class ArraySplit(Split):
         return self.kept_pixels.images[numbers if self.numbers is None else self.numbers[numbers]]
 
     def fetch(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Return the same inside a graph; numbers int64 [] or [n]."""
+        """Return the images with these numbers, int64 [] or [n], inside a graph."""
         if self.kept_pixels.is_mapped:
             images = tf.numpy_function(self.take, [numbers], tf.uint8)
             return tf.ensure_shape(images, [*numbers.shape, *self.shape])

@@ -1,4 +1,4 @@
-"""Decodes a split once and keeps its pixels, in memory or on the disk.
+"""Decoded pixels of a split, kept in memory or on the disk.
 
 N images, H height, W width, C channels.
 """
@@ -24,11 +24,11 @@ from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
 
 CHUNK = 256  # images that are copied at a time
-VERSION = 1  # of `kpipe.data.images`: another one gives other pixels of the same file
+VERSION = 1  # of `kpipe.data.images`; raise it when the same file gives other pixels
 
 
 def count_bytes(split: Split) -> int | None:
-    """Return the bytes of the decoded images; None: their size is known only when they are read."""
+    """Return the number of bytes of the decoded images; None: it is known only when they are read."""
     return None if None in split.shape else len(split) * int(np.prod(split.shape))
 
 
@@ -36,9 +36,9 @@ def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, m
     """Decode the whole split.
 
     Args:
-        split: of images of known size, or all of one size.
-        progress: shows how far it is.
-        most: bytes that it may fill.
+        split: its images have a known size, or all the same size.
+        progress: shows how many images are decoded.
+        most: largest number of bytes that it may fill.
 
     Raises:
         DataError: an image cannot be read and may not be left out; images differ in size where no size is given; more
@@ -57,12 +57,13 @@ def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, m
 
 
 def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_progress) -> ArraySplit:
-    """Decode the whole split into a file and map it; one that was decoded before is mapped at once.
+    """Decode the whole split into a file and map it. A split that was decoded before is mapped at once.
 
     Args:
-        split: of images of known size.
-        folder: of all sets. Each has a folder of its own in it, named by all that its pixels depend on; it is
+        split: its images have a known size.
+        folder: folder of all sets. Each set has a folder in it, named by all that its pixels depend on, which is
             complete or not there.
+        progress: shows how many images are decoded.
 
     Raises:
         DataError: as `cache_in_memory`.
@@ -84,7 +85,7 @@ def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_pr
 
 
 def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """Return images, labels and numbers of the unreadable, or None where they are not there or damaged."""
+    """Return images, labels and the numbers of unreadable images; None if they are not there or damaged."""
     try:
         images, labels = np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy")
         unreadable = json.loads((place / "unreadable.json").read_text())
@@ -95,7 +96,7 @@ def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] 
 
 def _decode(split: Split, make: Callable[[tuple[int, ...]], np.ndarray], progress: ProgressReporter) -> ArraySplit:
     images, labels = None, np.zeros(len(split), np.int32)
-    # Images of unknown size come one by one: in a batch, different ones would be TensorFlow's error, not ours.
+    # Images of unknown size come one by one: in a batch, different sizes would raise TensorFlow's error, not this one.
     chunk = 1 if None in split.shape else CHUNK
     for numbers, batch, batch_labels in read_what_can_be_read(split, chunk, "decoding", progress):
         if images is None:
@@ -142,7 +143,7 @@ def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
 
 
 def _fingerprint(split: Split) -> str:
-    """Return a digest of all that the pixels depend on: the code, the form, the files, their sizes and times."""
+    """Return a digest of all that the pixels depend on: code, form, and the files, their sizes and times."""
     digest = hashlib.sha256(repr((VERSION, tf.__version__, split.form)).encode())
     for path, taken in split.fingerprint_items():
         stat = os.stat(path) if path and os.path.exists(path) else None

@@ -1,6 +1,6 @@
 """A split of image files, read when they are needed.
 
-TensorFlow's own way to leave out a broken image drops it without a word. Here each image carries its place in the
+TensorFlow leaves out a broken image without a word. Here each image carries its place in the
 stream, so that a missing one leaves a gap in the places, which the next image fills.
 
 N images, H height, W width, C channels, I pixels a side of what the network sees, b images of a batch.
@@ -26,7 +26,7 @@ from kpipe.data.splits import Shape, Split, no_progress
 from kpipe.data.unreadable import Unreadable
 
 FURTHEST = 10_000
-"""Images in a row of which not one can be read, before nobody looks for the next one."""
+"""Number of images in a row that cannot be read, after which the reading ends."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,12 +34,12 @@ class FileSplit(Split):
     """Image files and their labels.
 
     Attributes:
-        paths: bytes [N]: file names need not be valid text.
+        paths: bytes [N], since file names need not be valid text.
         labels: int32 [N].
         sides: height and width, int32 [N, 2]; 1 and 1 where the header could not be read.
-        form: the form that an image is brought to, unless a crop takes its part of the image as it is in the file.
+        form: form of an image, unless a crop reads it as it is in its file.
         shape: (H, W, C) in this form.
-        unreadable: the files that could not be read so far.
+        unreadable: files that could not be read so far.
     """
 
     paths: np.ndarray
@@ -74,19 +74,19 @@ class FileSplit(Split):
         return replace(self, form=Form(channels=self.form.channels), shape=(None, None, self.shape[2]))
 
     def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
-        """Yield the path of each file, and what is taken of it."""
+        """Yield the path of each file, and an empty tuple: all of it is read."""
         for path in self.paths:
             yield path, ()
 
     def labels_when_kept(self, labels: np.ndarray) -> np.ndarray:
         """Return the labels of images that were decoded before.
 
-        Files may have other labels than then: a new class moves the numbers of those after it.
+        They are those of now: a class that was added since moves the numbers of those after it.
         """
         return self.labels
 
     def attempt(self, numbers: np.ndarray) -> tf.data.Dataset:
-        """Return (number, image, label) of those of `numbers` that can be read."""
+        """Return (number, image, label) of each image of `numbers` that can be read."""
         read, labels = self._reader(), tf.constant(self.labels)
         wanted = tf.data.Dataset.from_tensor_slices(numbers.astype(np.int64))
         attempts = wanted.map(
@@ -110,7 +110,7 @@ class FileSplit(Split):
         return read_in_order(self)
 
     def _read(self, drawing, crop, size, first_step) -> tf.data.Dataset:
-        """Return batches from a step on without an end: (images, labels, uniforms).
+        """Return endless batches (images, labels, uniforms) from a step on.
 
         An image that cannot be read is replaced by the next. More unreadable images than allowed end the stream with
         an error; `unreadable.error` says which.
@@ -122,9 +122,9 @@ class FileSplit(Split):
             number, label, box = row
             return place, read(number, box), label
 
-        looked = locate(drawn, self.labels, self.sides, crop, size).enumerate()
-        looked = looked.take_while(lambda index, row: tf.numpy_function(lead.goes_on, [index * count], tf.bool))
-        rows = looked.map(lambda index, row: row).unbatch().enumerate()
+        located = locate(drawn, self.labels, self.sides, crop, size).enumerate()
+        located = located.take_while(lambda index, row: tf.numpy_function(lead.may_read, [index * count], tf.bool))
+        rows = located.map(lambda index, row: row).unbatch().enumerate()
         found = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
         found = found.batch(count, drop_remainder=True)
         images = _fill_gaps(found, self.unreadable, drawing.numbers_from(first_step), lead)
@@ -143,13 +143,13 @@ def _fill_gaps(
 ) -> tf.data.Dataset:
     """Turn (places, images, labels) of what could be read into (images, labels) of all places, in batches of any size.
 
-    By batch: image by image it would take a twentieth of the decoding.
+    Whole batches are handled at once: image by image it would take a twentieth of the time of decoding.
 
     Args:
         found: the batches.
-        unreadable: gets the numbers of the images that are missing.
-        number_of: the numbers of the images at places of this stream, int64 [m] -> int64 [m].
-        lead: is told of the last place that arrived.
+        unreadable: notes the numbers of the images that are missing.
+        number_of: maps places of this stream to numbers of images, int64 [m] -> int64 [m].
+        lead: notes the last place that arrived.
     """
 
     def fill(place, batch):
@@ -172,16 +172,16 @@ def _fill_gaps(
 
 
 class _Lead:
-    """How far the reading is ahead of the last image that could be read.
+    """Distance of the reading from the last image that could be read.
 
-    Where nothing can be read any more, as of a disk that is gone, tf.data would look for the next image for ever.
+    Where nothing can be read any more, such as when a disk is gone, tf.data would try the next image forever.
     """
 
     def __init__(self, unreadable: Unreadable):
         self.unreadable, self.arrived = unreadable, 0
 
-    def goes_on(self, place: np.int64) -> bool:
-        """Whether the image at this place is still to be read."""
+    def may_read(self, place: np.int64) -> bool:
+        """Return whether the image at this place is still to be read."""
         if not place:  # another pass
             self.arrived = 0
         if place - self.arrived > FURTHEST:

@@ -1,4 +1,4 @@
-"""From the bytes of a file, or a decoded image of any size, to pixels of the wanted size.
+"""Decode image files, or parts of them, and resize images to the form in which a set is kept.
 
 H height, W width, C channels, S or I pixels a side.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 import tensorflow as tf
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-RATIOS = (1, 2, 4, 8)  # the decoder can leave out so much of a JPEG
+RATIOS = (1, 2, 4, 8)  # by which the decoder can reduce the sides of a JPEG
 
 
 @dataclass(frozen=True)
@@ -17,22 +17,22 @@ class Form:
     """Form in which the images of a set are kept."""
 
     size: int | None = None
-    """Pixels a side; None: as the images are."""
+    """Pixels a side; None: the images keep their size."""
     resize: Literal["crop", "pad", "squash"] = "crop"
-    """How an image that is not square becomes so. `crop`: the shorter side is scaled to `size` and the center kept;
-    `pad`: the longer side is, and the rest is black; `squash`: both sides are, each by its own factor."""
+    """How an image becomes square. `crop`: scale the shorter side to `size`, keep the center. `pad`: scale the longer
+    side, fill the rest with black. `squash`: scale both sides, each by its own factor."""
     channels: int | None = None
-    """1 from color is the luminance (ITU-R 601), 3 from gray are copies; None: as the images are."""
+    """1: color becomes its luminance (ITU-R 601). 3: gray is copied. None: the images keep their channels."""
 
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
-    """Decode a JPEG, PNG, GIF (its first frame) or BMP file, string [] -> uint8 [H, W, 3]."""
+    """Decode a JPEG, PNG, GIF (its first frame) or BMP file, string [], to uint8 [H, W, 3]."""
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
 
 
 def decode_to_form(contents: tf.Tensor, form: Form) -> tf.Tensor:
-    """Decode a file to its form, uint8 [S, S, C]; a JPEG of a camera is decoded at a fraction of its size."""
+    """Decode a file to its form, uint8 [S, S, C]. A large JPEG is decoded at a fraction of its size."""
 
     def from_jpeg():
         height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(contents))
@@ -47,13 +47,13 @@ def decode_to_form(contents: tf.Tensor, form: Form) -> tf.Tensor:
 
 
 def decode_crop(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | None = None) -> tf.Tensor:
-    """Decode what a crop shows of an image, and scale it to uint8 [I, I, C].
+    """Decode the part of an image that a crop shows, and scale it to uint8 [I, I, C].
 
-    Of a JPEG only the box is decoded. Up to two pixels from the edge of the box its colors may differ a little from
-    those of the whole image, since the decoder interpolates them from what it has decoded.
+    Only the box of a JPEG is decoded. Up to two pixels from the edge of the box, colors may differ a little from those
+    of the whole image, since the decoder interpolates them from the pixels that it has decoded.
 
     Args:
-        contents: of the file, string [].
+        contents: contents of the file, string [].
         box: top, left, height, width in pixels of the whole image, int32 [4].
         size: I.
         channels: as in `Form`.
@@ -63,9 +63,9 @@ def decode_crop(contents: tf.Tensor, box: tf.Tensor, size: int, channels: int | 
         return tf.io.decode_and_crop_jpeg(contents, box // ratio, channels=3, ratio=ratio)
 
     branches = [lambda ratio=ratio: from_jpeg(ratio) for ratio in RATIOS]
-    branches.append(lambda: scale(cut(decode(contents), box), size, antialias=True))  # scaled once more it stays so
+    branches.append(lambda: scale(cut(decode(contents), box), size, antialias=True))  # scaling it again changes nothing
     number = _ratio_number(tf.reduce_min(box[2:]) // size)
-    # One choice with little in it: the operations that are not chosen cost time as well.
+    # The branches are small, since the operations that are not chosen cost time as well.
     crop = tf.switch_case(tf.where(tf.io.is_jpeg(contents), number, len(RATIOS)), branches)
     image = scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=False)
     return to_channels(image, channels)
@@ -87,17 +87,17 @@ def cut(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
 
 def scale(image: tf.Tensor, size: int, *, antialias: bool) -> tf.Tensor:
-    """uint8 [H, W, C] -> uint8 [I, I, C], bilinear.
+    """Scale an image uint8 [H, W, C] to uint8 [I, I, C], bilinearly.
 
-    An image that shrinks to more than half can do without antialiasing: each of its pixels counts all the same, and
-    antialiasing takes as long as all the rest, 0.9 ms for an image of 224.
+    An image that shrinks by less than a half needs no antialiasing, since each of its pixels still counts. Antialiasing
+    takes as long as all the rest, 0.9 ms for an image of 224 pixels.
     """
     scaled = tf.image.resize(image, [size, size], method="bilinear", antialias=antialias)
     return _bytes(tf.ensure_shape(scaled, [size, size, image.shape[-1]]))
 
 
 def to_form(image: tf.Tensor, form: Form) -> tf.Tensor:
-    """uint8 [H, W, C] -> uint8 [S, S, C], bilinear, with antialiasing where it shrinks."""
+    """Bring an image uint8 [H, W, C] to its form, uint8 [S, S, C], bilinearly and with antialiasing."""
     image = to_channels(image, form.channels)
     size = form.size
     if size is None or image.shape[:2] == (size, size):
@@ -119,17 +119,17 @@ def to_form(image: tf.Tensor, form: Form) -> tf.Tensor:
 
 
 def to_channels(image: tf.Tensor, channels: int | None) -> tf.Tensor:
-    """uint8 [H, W, 1 or 3] -> uint8 [H, W, channels]."""
+    """Convert an image uint8 [H, W, 1 or 3] to uint8 [H, W, channels]."""
     if channels in (None, image.shape[-1]):
         return image
     return tf.image.rgb_to_grayscale(image) if channels == 1 else tf.image.grayscale_to_rgb(image)
 
 
 def _ratio_number(times: tf.Tensor) -> tf.Tensor:
-    """Return which of `RATIOS` is the largest that is at most `times`: int32 []."""
+    """Return the index of the largest of `RATIOS` that is at most `times`: int32 []."""
     return tf.reduce_sum(tf.cast(times >= RATIOS[1:], tf.int32))
 
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
-    """Round means of bytes, which only rounding errors can bring out of 0..255, to the nearest byte."""
+    """Round means of bytes to the nearest byte. Only rounding errors could take them out of 0..255."""
     return tf.cast(tf.round(values), tf.uint8)

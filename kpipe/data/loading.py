@@ -1,4 +1,4 @@
-"""Finds a source, splits it, and decodes what is to be kept decoded."""
+"""Data sets by the name of their source: found, split, and decoded where they are kept decoded."""
 
 import os
 from dataclasses import replace
@@ -34,30 +34,30 @@ def load_dataset(
     progress: ProgressReporter = no_progress,
     **options,
 ) -> Splits:
-    """Find a source, split it, and decode what is to be kept decoded.
+    """Find a source, split it, and decode the splits that are kept decoded.
 
-    Splits that the source has are kept. A source without splits is divided, stratified and shuffled, the same way
-    each time; where only the validation split is missing, it is cut out of train. A class with fewer images than
+    Splits that the source has are kept. A source without splits is shuffled and divided, stratified by class, the same
+    way each time. If only the validation split is missing, it is cut out of train. A class with fewer images than
     splits goes whole to train. A stream of records is divided in its order.
 
     Args:
         source: `digits`, `synthetic`, `folder:<path>` or `tfds:<name>`.
         image_size: I, pixels a side of what the network sees; None: images are used as they are.
-        stored_size: S, pixels a side at which images are kept, at least I; None: I. Evaluation sees the center I x I.
+        stored_size: S, pixels a side of the images that are kept, at least I; None: I. Evaluation sees the center.
         resize: how an image becomes S x S: `crop`, `pad` or `squash`, see `kpipe.data.images.Form`.
-        channels: 1 or 3; None: as the source is.
-        cache: where the decoded images are kept. `memory`; `disk`: in $KPIPE_CACHE, by default ~/.cache/kpipe;
-            `none`: nowhere, an image is decoded each time; `auto`: in memory, split by split, while they fit.
-        cache_gigabytes: what `auto` may fill, in 10^9 bytes.
-        whole_images: crops of training read the images as they are in their files; `auto` does not keep those.
-        on_error: what happens at an image that cannot be read: `fail` or `skip`.
+        channels: 1 or 3; None: those of the source.
+        cache: where the decoded images are kept: `memory`, `disk` ($KPIPE_CACHE, by default ~/.cache/kpipe), `none`
+            (an image is decoded each time) or `auto` (in memory, split by split, while they fit).
+        cache_gigabytes: memory that `auto` may fill, in 10^9 bytes.
+        whole_images: whether crops of training read images as they are in their files; `auto` does not keep these.
+        on_error: `fail` or `skip` at an image that cannot be read.
         skip_limit: largest fraction of unreadable images under `skip`, in each split that the source has.
         validation: fraction of what the test split leaves, rounded up; 0 leaves the split out.
         test: fraction of all images, rounded up; 0 leaves the split out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
         ahead: False decodes and checks nothing beforehand, unless the size of the images is not known otherwise.
-        progress: shows how far the decoding is.
-        options: the options of the source's row in `kpipe.catalog.data.SOURCES`.
+        progress: shows how many images are decoded.
+        options: options of the source's row in `kpipe.catalog.data.SOURCES`.
 
     Raises:
         ConfigError: an unknown source, or an argument out of range.
@@ -72,7 +72,7 @@ def load_dataset(
         source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
     )
     cacher = _Cacher(cache, cache_gigabytes, whole_images, progress)
-    ahead = ahead or any(None in split.shape for split in found.splits.values())  # nobody knows their size before
+    ahead = ahead or any(None in split.shape for split in found.splits.values())  # to know their size
     # Decoded before it is divided, a stream shows its labels, and all broken files are named at once.
     kept = cacher.cache_those_that_fit(found.splits) if ahead else found.splits
     splits = split_source(replace(found, splits=kept), validation, test)
@@ -85,12 +85,12 @@ def load_dataset(
 def find_source(
     source: str, form: Form, *, skip_limit: float | None = None, download: bool = True, **options
 ) -> Source:
-    """Find the images of a source: embedded ones are decoded and in their form, others are as they lie on the disk.
+    """Find the images of a source. Embedded ones are decoded and in their form, others are still on the disk.
 
     Args:
         source, download, options: as in `load_dataset`.
-        form: of the images.
-        skip_limit: fraction of a split's images that may be unreadable; None: not one.
+        form: form of the images.
+        skip_limit: largest fraction of a split's images that may be unreadable; None: none of them.
 
     Raises:
         ConfigError, DataError: as `load_dataset`.
@@ -110,13 +110,13 @@ def _check_fractions(fractions: dict[str, float]) -> None:
 
 
 class _Cacher:
-    """Decides where the images of each split lie, and decodes those that are to be kept."""
+    """Decide where the images of each split are kept, and decode them."""
 
     def __init__(self, cache: str, gigabytes: float, whole_images: bool, progress: ProgressReporter):
         self.cache, self.free, self.whole_images, self.progress = cache, gigabytes * 1e9, whole_images, progress
 
     def cache_those_that_fit(self, splits: dict[str, Split]) -> dict[str, Split]:
-        """Decode by name, train first: it is read most often, and what is decoded later may not fit any more.
+        """Decode splits by name. Train comes first: it is read most often, and later ones may not fit any more.
 
         Raises:
             DataError, EnvironmentFault: as `load_dataset`.
@@ -125,12 +125,12 @@ class _Cacher:
         return {name: splits[name] if splits[name].kept_pixels else self._cache(splits[name], name) for name in names}
 
     def or_check(self, splits: dict[str, Split]) -> dict[str, Split]:
-        """Find what cannot be read in splits that are not decoded, where it is to be left out.
+        """Find the images to be left out of splits that are not decoded.
 
-        Training replaces an unreadable file when it meets it; evaluation and streams must know of it before.
+        Training replaces an unreadable file when it meets one. Evaluation and streams must know of them before.
 
         Raises:
-            DataError: there is more than allowed.
+            DataError: there are more than allowed.
         """
         for name, split in splits.items():
             if not split.kept_pixels and split.unreadable.limit is not None and (split.is_stream or name != "train"):

@@ -1,4 +1,4 @@
-"""Maps a training step to the images that it shows and to its random numbers: both follow from seed and step.
+"""The images that a training step shows, and its random numbers. Both depend on seed and step alone.
 
 B batch, b rows of one worker, N images of the split, n uniforms an image.
 """
@@ -10,22 +10,22 @@ import tensorflow as tf
 
 from kpipe.errors import ConfigError
 
-PAD = 498247692  # what TensorFlow's wrapper of `index_shuffle` puts in front of a seed of two numbers
+PAD = 498247692  # TensorFlow's wrapper of `index_shuffle` puts it before a seed of two numbers
 
 
 class Drawing:
-    """Maps a step to the images of a worker's rows, and to the random numbers of these rows.
+    """Images of a worker's rows of each batch, and the random numbers of these rows.
 
-    Stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
+    It stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
 
     Args:
         images: N.
         batch_size: B, over all workers.
         steps_per_epoch: full batches in an epoch.
-        seed: of the order and of the uniforms.
+        seed: seed of the order and of the uniforms.
         uniforms: n.
         worker, workers: this worker's rows are B / workers from `worker` x B / workers on.
-        unreadable: numbers of images whose place is given to the next one of the order.
+        unreadable: numbers of images that are replaced by the next one in the order.
 
     Raises:
         ConfigError: the batch cannot be divided among the workers.
@@ -53,7 +53,7 @@ class Drawing:
 
     @property
     def images_per_epoch(self) -> int:
-        """Images that an epoch shows, over all workers."""
+        """Number of images that an epoch shows, over all workers."""
         return self.steps_per_epoch * self.batch_size
 
     def draw(self, step):
@@ -62,6 +62,7 @@ class Drawing:
         return self.numbers(places), self.draw_uniforms(step)
 
     def draw_uniforms(self, step):
+        """Return the uniforms of a step, float32 [b, n]; step int64 []."""
         step_seed = tf.stack([tf.constant(self.seed, tf.int64), step])
         uniforms = tf.random.stateless_uniform([self.batch_size, self.uniforms], seed=step_seed)
         return uniforms[self.offset : self.offset + self.count]
@@ -82,7 +83,7 @@ class Drawing:
         return tf.while_loop(lambda *state: tf.reduce_any(is_unreadable(*state)), move_on, (places, numbers))[1]
 
     def numbers_from(self, first_step: int):
-        """Return `numbers` for places that are counted over this worker's rows alone, from a step on."""
+        """Return `numbers` as a function of this worker's places, counted from a step on."""
 
         def numbers(places):
             steps, places = first_step + places // self.count, places % self.count
@@ -91,7 +92,7 @@ class Drawing:
         return numbers
 
     def is_ours(self, place):
-        """Whether this worker shows the image at a place counted over all workers: int64 [] -> bool []."""
+        """Return whether this worker shows the image at a place counted over all workers: int64 [] -> bool []."""
         return (place % self.batch_size) // self.count == self.offset // self.count
 
     def _order(self, places):

@@ -1,9 +1,9 @@
 """Batches for training and for evaluation.
 
-A training batch is a pure function of (seed, step): two runs agree, and a run that starts at step n sees exactly the
-batches it would have seen. No iterator state has to be saved. An image that cannot be read gives its place to the next
-readable one, which then appears twice. The next one is that of the epoch's order; of files with several workers, it is
-the next of the worker's own rows.
+A training batch is a pure function of (seed, step). Two runs agree, and a run that starts at step n sees exactly the
+batches that it would have seen. No iterator state has to be saved. An image that cannot be read is replaced by the next
+readable one, which then appears twice. That is the next one in the order of all images or, where several workers read
+files, among the worker's own rows.
 
 B batch, b rows of one worker, H height, W width, C channels, I pixels a side of what the network sees, K classes, N
 images of the split, n uniforms an image.
@@ -21,7 +21,7 @@ from kpipe.data.order import Drawing
 from kpipe.data.splits import ProgressReporter, Split, Splits, no_progress
 from kpipe.errors import ConfigError
 
-CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # of images that are read together for statistics
+CHUNK_BYTES, MOST_IN_CHUNK = 2**26, 1024  # largest size and number of images that are read together for statistics
 
 
 def make_pipeline(
@@ -38,32 +38,31 @@ def make_pipeline(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Return the training batches of the steps `first_step` up to, not including, `last_step`.
+    """Return the training batches of the steps from `first_step` up to, but not including, `last_step`.
 
-    An epoch has floor(N / B) steps and shows every image at most once; the N mod B images that do not
-    fill a batch differ from epoch to epoch. A stream of records is shuffled by file and within blocks, other splits
-    wholly.
+    An epoch has floor(N / B) steps and shows every image at most once. The N mod B images that do not fill a batch are
+    left out, others in each epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
 
     Args:
         split: N images.
-        batch_size: images a batch over all workers, at most N.
-        seed: of the order and of the augmentations.
-        augment: applied in this order; a crop, if there is one, first. Without one the network sees the center.
+        batch_size: number of images in a batch over all workers, at most N.
+        seed: seed of the order and of the augmentations.
+        augment: augmentations, applied in this order. A crop comes first; without one the network sees the center.
         image_size: I; None: images are as large as the split keeps them.
         classes: K; needed by augmentations that mix labels.
-        class_weights: float [K]; a batch then has the weight of each image, of mixed ones the mean by their labels.
-        first_step: counted from the start of training, over all epochs.
-        last_step: default: one epoch after `first_step`.
+        class_weights: float [K]. A batch then has the weight of each image, which soft labels average.
+        first_step: step counted from the start of training, over all epochs.
+        last_step: by default one epoch after `first_step`.
         worker, workers: this worker's rows of the global batch are B / workers from `worker` x B / workers on.
 
     Returns:
-        Dataset with known cardinality of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), and weights
-        float32 [b] under `class_weights`. Under an augmentation that mixes, the labels are float32 [b, K] and the
-        images may be float32.
+        Dataset with known cardinality of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), and with
+        `class_weights` also weights float32 [b]. After an augmentation that mixes, the labels are soft, float32 [b, K],
+        and the images may be float32.
 
     Raises:
         ConfigError: the batch is larger than the split or not at least 1, or cannot be divided among the workers; the
-            crop is larger than the image, or not the first.
+            crop is larger than the image, or not the first augmentation.
     """
     crop, changes = _separate_crop(augment)
     size = _crop_size(split, crop, image_size)
@@ -97,10 +96,10 @@ def make_evaluation_pipeline(
         split: N images.
         batch_size: at least 1.
         image_size: I: the network sees the center of each image; None: images are as large as the split keeps them.
-        ten_crops: ten views of each image instead of the center, see `ten_crop`; needs `image_size`.
+        ten_crops: whether each image gives ten views instead of the center, see `ten_crop`; needs `image_size`.
 
     Returns:
-        Dataset of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), 1 <= b <= B, with known cardinality; the
+        Dataset of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), 1 <= b <= B, with known cardinality. The
         images of ten crops are [b, 10, I, I, C].
 
     Raises:
@@ -141,7 +140,7 @@ def count_steps_per_epoch(split: Split, batch_size: int) -> int:
     """Return the number of full batches in an epoch of training.
 
     Raises:
-        ConfigError: there is not one, or `batch_size` is not at least 1.
+        ConfigError: there is none, or `batch_size` is not at least 1.
     """
     _check_batch_size(batch_size)
     images = split.images_per_epoch
@@ -199,8 +198,7 @@ def _make_batcher(
     classes: int | None,
     class_weights: np.ndarray | None,
 ) -> Callable:
-    """Return a function that makes of `fetch`, which takes images by their numbers inside XLA, one that gives a batch
-    of numbers (without `fetch`: of images), labels and uniforms."""
+    """Return the function `make_batch` of `Split.training_batches`."""
     first, *others = _group(changes, crop.uniforms if crop else 0)
     mixes = any(isinstance(entry, Mix) for entry in changes)
 
@@ -231,7 +229,7 @@ def _make_batcher(
 
 
 def _group(changes: Sequence[Augmentation | Mix], column: int) -> list[Callable]:
-    """Return functions (images, labels, uniforms) -> (images, labels), each compiled alone; the first one only moves.
+    """Return functions (images, labels, uniforms) -> (images, labels), each to be compiled alone. The first only moves.
 
     The uniforms of the changes begin at `column`.
     """
@@ -263,7 +261,7 @@ def _center(images: tf.Tensor, size: int | None) -> tf.Tensor:
 
 
 def _with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """Give the batches their cardinality: where it is unknown, Keras counts steps and losses wrongly, in silence."""
+    """Assert the cardinality, since Keras counts steps and losses wrongly where it is unknown, without a word."""
     # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False

@@ -1,4 +1,4 @@
-"""Decoded images that several splits share, where TensorFlow can use them without a copy.
+"""Decoded images that several splits share, in memory that TensorFlow can use without a copy.
 
 M images, H height, W width, C channels.
 """
@@ -12,7 +12,7 @@ ALIGNMENT = 64  # bytes; TensorFlow ends the process when it meets a tensor at a
 
 
 class Pixels:
-    """Decoded images, once, however many splits share them: uint8 [M, H, W, C], in memory or mapped from a file."""
+    """Decoded images uint8 [M, H, W, C], in memory or mapped from a file. All splits share one copy."""
 
     def __init__(self, images: np.ndarray):
         self.images = images
@@ -30,7 +30,7 @@ class Pixels:
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Return uint8 zeros that TensorFlow can share; else a large set would be in memory three times while copied."""
+    """Return uint8 zeros that TensorFlow can share. Otherwise copies would hold a large set three times in memory."""
     size = int(np.prod(shape))
     memory = np.zeros(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -1,4 +1,4 @@
-"""Reads images that are not decoded yet, one by one and in parallel, and notices those that cannot be read.
+"""Read images that are not decoded yet, one by one and in parallel, and note those that cannot be read.
 
 N images, H height, W width, C channels, I pixels a side of what the network sees, n uniforms an image.
 """
@@ -25,8 +25,8 @@ def read_what_can_be_read(
     Args:
         split: its images have one size, or `batch_size` is 1.
         batch_size: B, 1 <= b <= B.
-        what: the verb in front of the progress bar: "decoding".
-        progress: shows how far it is.
+        what: what is done with them, for the progress bar.
+        progress: shows how many are done.
 
     Raises:
         DataError: more images than allowed cannot be read.
@@ -42,7 +42,7 @@ def read_what_can_be_read(
 
 
 def note_unreadable(split: Split, progress: ProgressReporter = no_progress) -> None:
-    """Try all images, so that those which cannot be read are known; raises as `read_what_can_be_read`."""
+    """Try to read all images and note those that cannot be read. Raises as `read_what_can_be_read`."""
     for _ in read_what_can_be_read(split, 1 if None in split.shape else 64, "checking", progress):
         pass
 
@@ -67,10 +67,10 @@ def read_in_order(split: Split) -> Iterator[tuple[np.ndarray, int]]:
 def locate(
     drawn: tf.data.Dataset, labels: np.ndarray, sides: np.ndarray, crop: Crop | None, size: int | None
 ) -> tf.data.Dataset:
-    """Return a step's numbers int64 [b], labels int32 [b], and what a crop shows of each image, int32 [b, 4].
+    """Return a step's numbers int64 [b], labels int32 [b], and the box of each image that a crop shows, int32 [b, 4].
 
     Args:
-        drawn: a step's numbers of images, int64 [b], and uniforms, float32 [b, n], the crop's first.
+        drawn: the numbers of a step's images, int64 [b], and uniforms, float32 [b, n], the crop's first.
         labels: int32 [N].
         sides: height and width of each image, int32 [N, 2].
         crop: None or one that resamples.
@@ -78,26 +78,26 @@ def locate(
     """
     labels, sides = tf.constant(labels), tf.constant(sides)
 
-    def look(numbers, uniforms):
+    def add_boxes(numbers, uniforms):
         boxes = tf.zeros([tf.size(numbers), 4], tf.int32)
         if crop:  # for the whole batch at once: image by image it would take a tenth of the decoding
             boxes = crop.boxes(tf.gather(sides, numbers), uniforms[:, : crop.uniforms], size)
         return numbers, tf.gather(labels, numbers), boxes
 
-    return drawn.map(look)
+    return drawn.map(add_boxes)
 
 
 def with_uniforms(images: tf.data.Dataset, drawn: tf.data.Dataset) -> tf.data.Dataset:
-    """Return (images, labels, uniforms) of batches (images, labels) and of the draws that they belong to.
+    """Add the uniforms of `drawn` to batches (images, labels): (images, labels, uniforms).
 
-    Each place has its own: an image that appears twice is augmented in two ways, as one kept in memory is.
+    Each place has its own uniforms. An image that appears twice is augmented in two ways, as one kept in memory is.
     """
     uniforms = drawn.map(lambda numbers, uniforms: uniforms)
     return tf.data.Dataset.zip(images, uniforms).map(lambda images, uniforms: (*images, uniforms))
 
 
 def note(method: Callable[[np.ndarray], None], condition: tf.Tensor, numbers: Callable[[], tf.Tensor]) -> tf.Tensor:
-    """Call a method of `Unreadable` with numbers, where the condition holds."""
+    """Call a method of `Unreadable` with numbers if the condition holds."""
 
     def call(values: np.ndarray) -> np.int64:
         method(values)
@@ -108,7 +108,7 @@ def note(method: Callable[[np.ndarray], None], condition: tf.Tensor, numbers: Ca
 
 @contextmanager
 def translate_reading_errors(splits: Iterable[Split]) -> Iterator[None]:
-    """Turn what TensorFlow makes of an image that cannot be read into the DataError that says which."""
+    """Translate TensorFlow's error about an image that cannot be read into a DataError that names the image."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -128,7 +128,7 @@ def _in_order(split: Split, numbers: np.ndarray) -> tf.data.Dataset:
     """Return the images of these numbers, int64 [n], ascending: (uint8 [H, W, C], label int32 [])."""
     blank = tf.zeros([side or 1 for side in split.shape], tf.uint8)
     wanted = tf.constant(numbers, tf.int64)
-    # One more after the last: without it nobody would miss the last image.
+    # One more after the last: without it a missing last image would not be noticed.
     end = tf.data.Dataset.range(1).map(lambda _: (np.int64(len(split)), blank, 0))
     wanted_and_end = tf.concat([wanted, [len(split)]], axis=0)
 
@@ -144,6 +144,6 @@ def _in_order(split: Split, numbers: np.ndarray) -> tf.data.Dataset:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """Return what TensorFlow says, without the operations around it: its last line before the first is named."""
+    """Return what TensorFlow says, without the operations: the last line before the first operation is named."""
     said = re.split(r"\[\[|\[Op:", str(error))[0].strip().splitlines() or [type(error).__name__]
     return re.sub(r"\{\{.*?\}\} ?", "", said[-1]).strip()

@@ -19,9 +19,9 @@ from kpipe.data.stratify import count_of
 from kpipe.data.unreadable import Unreadable
 
 SHUFFLE_BLOCK = 2048
-"""Records that are shuffled together, while they are still encoded."""
+"""Number of records that are shuffled together, while they are still encoded."""
 STREAMS = 16
-"""Files that are read by turns."""
+"""Number of files that are read by turns."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class RecordSplit(Split):
     """A stream of records.
 
     Attributes:
-        shards: in their order.
+        shards: pieces of files, in their order.
         parse: a record, string [] -> the encoded image, string [], and its label, int32 [].
-        form: the form that an image is brought to, unless a crop takes its part of the encoded image.
+        form: form of an image, unless a crop reads the encoded image.
         shape: (H, W, C) in this form.
-        unreadable: the records that could not be read so far.
-        is_in_form: all images have this form already.
-        lost: records that were declared and are not there.
+        unreadable: records that could not be read so far.
+        is_in_form: whether all images have this form already.
+        lost: number of records that were declared and are not there.
     """
 
     shards: tuple[Shard, ...]
@@ -76,11 +76,11 @@ class RecordSplit(Split):
         return np.arange(images)
 
     def select(self, numbers: np.ndarray) -> "RecordSplit":
-        """Return the records with these numbers, which must follow each other."""
+        """Return the records with these numbers, which must be consecutive."""
         return self.slice(int(numbers[0]), int(numbers[-1]) + 1)
 
     def slice(self, start: int, stop: int) -> "RecordSplit":
-        """Return the records `start` up to, not including, `stop`."""
+        """Return the records from `start` up to, but not including, `stop`."""
         shards, first = [], 0
         for shard in self.shards:
             low, high = max(start - first, 0), min(stop - first, shard.count)
@@ -99,7 +99,7 @@ class RecordSplit(Split):
         return replace(self, parse=parse)
 
     def as_stored(self) -> "RecordSplit":
-        """Return the same images in the size in which they are stored."""
+        """Return the same images in the size that they have in their records."""
         return replace(self, form=Form(channels=self.form.channels), shape=(None, None, self.shape[2]))
 
     def divide(self, fractions: Mapping[str, float]):
@@ -112,7 +112,7 @@ class RecordSplit(Split):
         return {"train": self.slice(0, stop), **splits}, [], said
 
     def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
-        """Yield the path of each shard, and what is taken of it."""
+        """Yield the path of each shard, and which of its records are read."""
         for shard in self.shards:
             yield os.fsencode(shard.path), (shard.skip, shard.count)
 
@@ -126,7 +126,7 @@ class RecordSplit(Split):
         return records.map(lambda number, record: self.parse(record), num_parallel_calls=tf.data.AUTOTUNE)
 
     def attempt(self, numbers: np.ndarray) -> tf.data.Dataset:
-        """Return (number, image, label) of those of `numbers` that can be read."""
+        """Return (number, image, label) of each image of `numbers` that can be read."""
 
         def decode(number, record):
             contents, label = self.parse(record)
@@ -156,9 +156,9 @@ class RecordSplit(Split):
     def _read(self, drawing: Drawing, crop: Crop | None, size: int | None, first_step: int) -> tf.data.Dataset:
         """Return (image uint8 [H, W, C] or [I, I, C], label int32 [], uniforms float32 [n]) from a step on.
 
-        The files are read by turns, in another order each epoch, and shuffled in blocks. A stream has no random
-        access: it is read and thrown away up to where a training resumes. A record that cannot be read, or is
-        missing, ends it with TensorFlow's error.
+        The files are read by turns, in another order each epoch, and shuffled in blocks. A stream has no random access:
+        what comes before the step at which a training resumes is read and dropped. A record that cannot be read or is
+        missing ends the stream with TensorFlow's error.
         """
         per_epoch, first = drawing.images_per_epoch, first_step * drawing.batch_size
         uniforms = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw_uniforms)
@@ -181,15 +181,15 @@ class RecordSplit(Split):
         return tf.data.Dataset.zip(ours, uniforms.unbatch()).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _shards(self) -> tuple[tf.Tensor, ...]:
-        """Return of each file its path, how many records to skip and to take, and the number of the first one."""
+        """Return the path of each file, how many records to skip and to take, and the number of the first one."""
         counts = np.array([shard.count for shard in self.shards], np.int64)
         skips = np.array([shard.skip for shard in self.shards], np.int64)
         return tf.constant([shard.path for shard in self.shards]), skips, counts, np.cumsum(counts) - counts
 
     def _opener(self) -> Callable[..., tf.data.Dataset]:
-        """Return `_records` without those that are known to be unreadable.
+        """Return a function like `_records` that leaves out what is known to be unreadable.
 
-        A damage after which all records of a file are unreadable ends the file.
+        Where all records after a damage are unreadable, the file ends there.
         """
         if not self.unreadable:
             return _records

@@ -1,4 +1,4 @@
-"""The splits of a set: train, validation and test, however their images lie.
+"""The splits of a set: train, validation and test, wherever their images are kept.
 
 A `Split` has one interface and three forms: decoded arrays (`arrays.ArraySplit`), image files (`files.FileSplit`) and
 records of a stream (`records.RecordSplit`).
@@ -25,7 +25,7 @@ from kpipe.data.unreadable import Unreadable
 Shape = tuple[int | None, int | None, int]
 
 ProgressReporter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(what is done, how many images) -> a context, in which a function takes how many more are done."""
+"""(what is done, number of images) -> a context. It gives a function to call with the number of images just done."""
 
 
 @contextmanager
@@ -39,11 +39,11 @@ class Split(abc.ABC):
 
     Attributes:
         shape: (H, W, C) of an image in the form in which the split gives it; H and W are None where they differ.
-        unreadable: the images that could not be read so far.
-        lost: records that were declared and are not there.
-        is_in_form: all stored images have this form already.
-        kept_pixels: the decoded images, which several splits may share; None where they are decoded each time.
-        is_stream: the images can only be read in their order.
+        unreadable: images that could not be read so far.
+        lost: number of records that were declared and are not there.
+        is_in_form: whether all stored images have this form already.
+        kept_pixels: decoded images, which several splits may share; None where they are decoded each time.
+        is_stream: whether the images can only be read in their order.
     """
 
     shape: Shape
@@ -64,7 +64,7 @@ class Split(abc.ABC):
     @property
     @abc.abstractmethod
     def where_kept(self) -> str:
-        """Where the images are when a batch asks for them, for the user: "in memory"."""
+        """Where the images are kept, in words for the user: "in memory"."""
 
     @property
     def images_per_epoch(self) -> int:
@@ -92,11 +92,11 @@ class Split(abc.ABC):
         """Return the same images with their numbers as labels."""
 
     def divide(self, fractions: Mapping[str, float]) -> "tuple[dict[str, Split], list[int], str | None]":
-        """Cut named fractions off the split, one after the other; "train" is what is left.
+        """Cut named fractions off the split, one after the other; "train" is the rest.
 
         Returns:
-            The splits, as far as they have images; the classes that were too small to be divided and are whole in
-            train; and a line for the user, or None.
+            The splits that have images; the classes that were too small to be divided and went whole to train; and a
+            line for the user, or None.
         """
         numbers, small = divide_by_class(self.labels, fractions)
         return {name: self.select(chosen) for name, chosen in numbers.items() if len(chosen)}, small, None
@@ -114,12 +114,12 @@ class Split(abc.ABC):
         """Return the training batches of some steps.
 
         Args:
-            drawing: which images a step shows, and with which uniforms.
-            crop: None or what chooses the part of an image that the network sees.
+            drawing: the images that a step shows, and their uniforms.
+            crop: crop of an image that the network sees; None: all of it.
             size: I; None: images as the split gives them.
             first_step, last_step: the last one is not included.
-            make_batch: as `pipeline` makes it: a function of (images, labels, uniforms), and of a way to fetch images
-                by their numbers inside XLA.
+            make_batch: returns a function (images, labels, uniforms) -> batch. Called with a function that fetches
+                images by their numbers inside XLA, it returns (numbers, labels, uniforms) -> batch.
         """
 
     @abc.abstractmethod
@@ -129,7 +129,7 @@ class Split(abc.ABC):
         Args:
             numbers: of readable images.
             batch_size: B; the last batch may be smaller.
-            see: (images uint8 [b, H, W, C], labels int32 [b]) -> what the batch holds.
+            see: (images uint8 [b, H, W, C], labels int32 [b]) -> the batch.
         """
 
     @abc.abstractmethod
@@ -151,7 +151,7 @@ class Split(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader found: `splits` has "train" and perhaps "validation" and "test"."""
+    """Splits that a reader found: "train" and perhaps "validation" and "test"."""
 
     splits: dict[str, Split]
     class_names: tuple[str, ...]
@@ -160,7 +160,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A whole set. A split that does not exist is None; `notes` are lines for the user."""
+    """A whole set. A split that does not exist is None. `notes` are lines for the user."""
 
     train: Split
     validation: Split | None
@@ -172,13 +172,13 @@ class Splits:
 
     @property
     def by_name(self) -> dict[str, Split]:
-        """The splits that there are."""
+        """The splits that exist."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of images of each split that there is."""
+        """Number of images of each split that exists."""
         return {name: len(split) for name, split in self.by_name.items()}
 
     @property

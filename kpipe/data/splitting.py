@@ -1,4 +1,4 @@
-"""Brings the splits of a source to train, validation and test."""
+"""Train, validation and test from the splits of a source."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def split_source(source: Source, validation: float, test: float) -> Splits:
     """Keep the splits that a source has, and divide train where it has none.
 
     Args:
-        source: what a reader found.
+        source: splits that a reader found.
         validation: fraction of what the test split leaves, rounded up; 0 leaves the split out.
         test: fraction of all images, rounded up; 0 leaves the split out.
     """
@@ -34,7 +34,7 @@ def split_source(source: Source, validation: float, test: float) -> Splits:
 
 
 def balanced_weights(split: Split, classes: int) -> np.ndarray:
-    """Return weights by which each class counts as much as any other: N / (K x images of the class), float32 [K].
+    """Return weights with which all classes count equally: N / (K x images of the class), float32 [K].
 
     The mean weight of the readable images is 1. A class without images has weight 0.
     """

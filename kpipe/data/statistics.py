@@ -1,9 +1,9 @@
 """Statistics of the training images, for the first layer of the model.
 
-Each function reads every batch once, so that the images need not be in memory together. All sums are sums of
-whole numbers and exact: the result depends neither on how the images are cut into batches nor on their order.
+Each function reads every batch once, so that the images need not be in memory together. All sums are sums of whole
+numbers and exact: the result depends neither on how the images are cut into batches nor on their order.
 
-b images of a batch, H height, W width, C channels, D = H x W x C numbers of an image.
+b images of a batch, H height, W width, C channels, D = H x W x C values of an image.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,9 @@ import numpy as np
 
 SMALLEST_STD = 1e-3  # a constant channel has no spread to divide by
 NOISE_FRACTION = 1e-2
-"""Of the mean eigenvalue, added to each before whitening divides by its root. Pixels that never change have
-eigenvalues of zero, and the small ones belong to noise, which a division by them would blow up to the size of the
-image."""
+"""Fraction of the mean eigenvalue that is added to each eigenvalue before whitening divides by its root. Pixels that
+never change have eigenvalues of zero. The small ones belong to noise, which the division would amplify to the size of
+the image."""
 
 WHITENINGS = ("pca", "pca_whiten", "zca")
 Batches = Iterable[np.ndarray]
@@ -78,10 +78,10 @@ def mean_image(batches: Batches) -> np.ndarray:
 
 
 def whitening(batches: Batches, kind: str, components: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the constants with which `(pixels - mean) @ matrix` turns images into independent numbers.
+    """Return the constants with which `(pixels - mean) @ matrix` decorrelates the values of an image.
 
-    With the eigenvectors U and eigenvalues l of the pixels' covariance (over N, not N - 1), the largest first, and
-    e a hundredth of the mean eigenvalue, the matrix is
+    With the eigenvectors U and eigenvalues l of the pixels' covariance (over N, not N - 1), the largest first, and e a
+    hundredth of the mean eigenvalue, the matrix is
 
     - pca: U;
     - pca_whiten: U / sqrt(l + e);
@@ -90,10 +90,10 @@ def whitening(batches: Batches, kind: str, components: int | None = None) -> tup
     The largest entry of each eigenvector is positive, so that the same images have the same matrix everywhere.
 
     Args:
-        batches: as `channel_statistics`, a thousand images each or so: each costs a pass over the D x D numbers of
-            the covariance.
+        batches: as `channel_statistics`, best of about a thousand images: each batch costs a pass over the D x D values
+            of the covariance.
         kind: one of `WHITENINGS`.
-        components: how many eigenvectors, the first ones, `pca` and `pca_whiten` keep; None: all D.
+        components: number of leading eigenvectors that `pca` and `pca_whiten` keep; None: all D.
 
     Returns:
         (mean float32 [D] in units of 0..255, matrix float32 [D, components]).
@@ -117,8 +117,8 @@ def _moments(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     """Return mean [D] and covariance [D, D] of the pixels, float64."""
     count, total, products = 0, np.float64(0), np.empty(0)
     for images in _checked(batches, "whitening"):
-        # In float64 every sum of products of bytes is exact. In float32 it is for 256 rows, and blocks of so few were
-        # slower for 32x32x3 (1.6 against 1.0 s for 8,192 images): each pays for its D x D numbers.
+        # In float64 every sum of products of bytes is exact. In float32 it is exact for 256 rows, and such small blocks
+        # were slower for 32x32x3 (1.6 against 1.0 s for 8,192 images), since each adds D x D values.
         rows = images.reshape(len(images), -1).astype(np.float64)
         if not count:
             products = np.zeros((rows.shape[1], rows.shape[1]))
@@ -130,7 +130,7 @@ def _moments(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues [D], none below zero, the largest first, and the eigenvectors in the columns of [D, D]."""
+    """Return eigenvalues [D], at least zero, the largest first, and eigenvectors in the columns of [D, D]."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
     eigenvalues, vectors = np.maximum(eigenvalues[::-1], 0), vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
@@ -138,7 +138,7 @@ def _eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(batches: Batches, where: str) -> Iterator[np.ndarray]:
-    """Yield the batches that hold an image, once it is sure that they are images."""
+    """Yield the batches that are not empty, after checking that they are images."""
     found = False
     for images in batches:
         if images.dtype != np.uint8 or images.ndim != 4:

@@ -1,11 +1,11 @@
-"""Divides labeled images such that each class keeps its fraction."""
+"""Division of labeled images in which each class keeps its fraction."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-SPLIT_SEED = 0  # one split for all runs, whatever their seed: results stay comparable
+SPLIT_SEED = 0  # the same for all runs, whatever their seed, so that results stay comparable
 
 
 def divide_by_class(labels: np.ndarray, fractions: Mapping[str, float]) -> tuple[dict[str, np.ndarray], list[int]]:
@@ -16,8 +16,8 @@ def divide_by_class(labels: np.ndarray, fractions: Mapping[str, float]) -> tuple
         fractions: name -> fraction of what those before it have left, rounded up.
 
     Returns:
-        The numbers of the images of each name, int64 [n], and of "train", which is what is left; the classes with too
-        few images to be divided, which go whole to train.
+        The numbers of the images of each name, int64 [n], and of "train", which is the rest; the classes with too few
+        images to be divided, which go whole to train.
     """
     counts = np.bincount(labels)
     small = np.flatnonzero((counts > 0) & (counts <= len(fractions)))
@@ -37,7 +37,7 @@ def count_of(fraction: float, images: int) -> int:
 
 
 def _stratify(labels: np.ndarray, size: int, reserve: int) -> np.ndarray:
-    """Return a mask of `size` labels in which classes keep their fractions; each class leaves `reserve` out of it."""
+    """Return a mask of `size` labels in which classes keep their fractions. Each leaves out `reserve` images."""
     counts = np.bincount(labels)
     quota = size * counts / max(1, len(labels))
     take = np.floor(quota).astype(int)

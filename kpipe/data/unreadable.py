@@ -1,4 +1,4 @@
-"""The images of a split that could not be read."""
+"""Images of a split that could not be read."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,12 +8,12 @@ from kpipe.errors import DataError, some
 
 
 class Unreadable:
-    """The images of a split that could not be read, as they are met.
+    """Images of a split that could not be read, noted when they are met.
 
     Args:
         where: the source and the split, for messages.
-        total: images of the split.
-        name: what image number i is called.
+        total: number of images of the split.
+        name: returns the name of image number i.
         limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Splits
             that are cut out of one have its limit together.
         are_files: the names are paths.
@@ -31,17 +31,17 @@ class Unreadable:
         self.where, self.total, self.name, self.limit, self.are_files = where, total, name, limit, are_files
         self.numbers: set[int] = set()
         self.error: DataError | None = None
-        """Error that `add` has raised. On its way out of a pipeline TensorFlow makes an error of its own of it."""
+        """Error that `add` has raised. Out of a pipeline it comes as an error of TensorFlow's own."""
         self._note_at_source: Callable[[set[int]], None] = self._judge
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def add(self, numbers: Iterable[int]) -> None:
-        """Note images; those that are known already count once.
+        """Note images; one that is noted twice counts once.
 
         Raises:
-            DataError: there are more than allowed, or it is not the image's fault that it cannot be read.
+            DataError: there are more than allowed, or a file is intact and may not be opened.
         """
         self._raise_again()
         new = {int(number) for number in numbers} - self.numbers
@@ -53,7 +53,7 @@ class Unreadable:
             raise
 
     def refuse(self, numbers: Iterable[int]) -> None:
-        """Raise DataError for images that must be there: all can be read but those that are noted already."""
+        """Raise DataError for images that must be readable, since all others are noted already."""
         self._raise_again()
         numbers = [int(number) for number in numbers]
         for number in numbers:
@@ -66,13 +66,14 @@ class Unreadable:
         )
 
     def give_up(self, images: int) -> None:
-        """Keep the error that so many images in a row could not be read."""
+        """Keep an error which says that so many images in a row could not be read."""
         self.error = self.error or DataError(
             f"{self.where}: expected images, got not one that can be read of {images:,} in a row. Is the folder still "
             "there? The same command resumes when it is back"
         )
 
     def names(self) -> list[str]:
+        """Return the names of the images that could not be read, in their order."""
         return [self.name(number) for number in sorted(self.numbers)]
 
     def select(self, numbers: np.ndarray) -> "Unreadable":
@@ -92,7 +93,7 @@ class Unreadable:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
-        """Raise DataError for a file that is there and may not be opened: it is no broken image."""
+        """Raise DataError for a file that exists and may not be opened. It is no broken image."""
         if not self.are_files:
             return
         try:
@@ -104,7 +105,7 @@ class Unreadable:
             self._raise(f"{self.where}: {self.name(number)} cannot be read ({error.strerror})")
 
     def _raise_again(self) -> None:
-        """Raise an earlier error again: a stream may run on after it, with gaps that mean nothing."""
+        """Raise a known error again. A stream may run on after it, with gaps that mean nothing."""
         if self.error:
             raise self.error
 

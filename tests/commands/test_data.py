@@ -50,7 +50,7 @@ def drawn(monkeypatch):
 def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
     code, out, err = kpipe("data", "show", experiment, "--images", "3", "--views", "2")
     assert (code, err) == (0, "")
-    assert out == "3 of 8 images of the training part are drawn in tiny_data.png\n"
+    assert out == "3 of 8 images of the training split are drawn in tiny_data.png\n"
     [(rows, headings, title)] = drawn
     assert headings == ["raw", "kept (crop)", "training 1", "training 2"]
     assert title == "tiny: folder:photos"
@@ -68,9 +68,9 @@ def test_show_keeps_an_image_in_its_row(kpipe, photos, experiment, drawn):
     kpipe("data", "show", experiment, "data.augment=[]", "--images", "4", "--views", "3")
     [(rows, _, _)] = drawn
     for row in rows:
-        middle = row[1][0][2:14, 2:14]
+        center = row[1][0][2:14, 2:14]
         for image, caption in row[2:]:
-            np.testing.assert_array_equal(image, middle)
+            np.testing.assert_array_equal(image, center)
             assert caption == ""
 
 
@@ -81,7 +81,7 @@ def test_show_says_what_was_mixed(kpipe, experiment, drawn, tmp_path):
     )  # fmt: skip
     assert (code, err) == (0, "")
     [(rows, _, _)] = drawn
-    assert {row[0][0].shape for row in rows} == {(8, 8, 1)}  # raw: before they are brought to 12 pixels
+    assert {row[0][0].shape for row in rows} == {(8, 8, 1)}  # raw: before they are resized to 12 pixels
     captions = [(row[0][1], caption) for row in rows for _, caption in row[2:]]
     assert all(name in caption for name, caption in captions if caption)
     assert all(" + " in caption for _, caption in captions if caption)

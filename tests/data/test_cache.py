@@ -49,12 +49,12 @@ def load(root, cache="disk", **options):
 
 
 def sets_in(folder):
-    """What is kept; beside it lie hidden locks."""
+    """Return the sets that are kept, without the hidden locks beside them."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
-def is_mapped(part):
-    return isinstance(part, ArraySplit) and part.kept_pixels.is_mapped
+def is_mapped(split):
+    return isinstance(split, ArraySplit) and split.kept_pixels.is_mapped
 
 
 # --- which kind -------------------------------------------------------------------------------------------
@@ -62,10 +62,10 @@ def is_mapped(part):
 
 @pytest.mark.parametrize(("cache", "kind", "mapped"), [("auto", ArraySplit, False), ("memory", ArraySplit, False)])
 def test_images_are_kept_in_memory(root, cache, kind, mapped):
-    part = load(root, cache).train
-    assert type(part) is kind and part.kept_pixels.is_mapped is mapped
-    np.testing.assert_array_equal(part.images, IMAGES)
-    np.testing.assert_array_equal(part.labels, np.arange(12))
+    split = load(root, cache).train
+    assert type(split) is kind and split.kept_pixels.is_mapped is mapped
+    np.testing.assert_array_equal(split.images, IMAGES)
+    np.testing.assert_array_equal(split.labels, np.arange(12))
 
 
 def test_images_are_kept_nowhere(root, kept, nothing_is_decoded):
@@ -75,10 +75,10 @@ def test_images_are_kept_nowhere(root, kept, nothing_is_decoded):
 
 
 def test_images_are_kept_on_the_disk(root, kept):
-    part = load(root, "disk").train
-    assert is_mapped(part) and not part.kept_pixels.images.flags.writeable
-    np.testing.assert_array_equal(part.images, IMAGES)
-    np.testing.assert_array_equal(part.labels, np.arange(12))
+    split = load(root, "disk").train
+    assert is_mapped(split) and not split.kept_pixels.images.flags.writeable
+    np.testing.assert_array_equal(split.images, IMAGES)
+    np.testing.assert_array_equal(split.labels, np.arange(12))
     assert len(sets_in(kept)) == 1
 
 
@@ -91,9 +91,9 @@ def test_a_stream_is_kept_as_files_are(tmp_path, kept):
         )
         again = load_dataset("tfds:tiny_kept", cache="disk", **WHOLE).train
     assert type(stream) is RecordSplit and is_mapped(mapped) and not is_mapped(memory)
-    for part in (mapped, again):
-        np.testing.assert_array_equal(part.images, memory.images)
-        np.testing.assert_array_equal(part.labels, memory.labels)
+    for split in (mapped, again):
+        np.testing.assert_array_equal(split.images, memory.images)
+        np.testing.assert_array_equal(split.labels, memory.labels)
 
 
 def test_auto_keeps_split_by_split_what_fits(tmp_path):
@@ -102,7 +102,7 @@ def test_auto_keeps_split_by_split_what_fits(tmp_path):
 
     def kinds(images):
         splits = load_dataset(f"folder:{tmp_path}", image_size=8, cache="auto", cache_gigabytes=images * BYTES / 1e9)
-        return {name: type(part) for name, part in splits.by_name.items()}
+        return {name: type(split) for name, split in splits.by_name.items()}
 
     assert kinds(22) == {"train": ArraySplit, "validation": ArraySplit, "test": ArraySplit}
     assert kinds(21.9) == {"train": ArraySplit, "validation": ArraySplit, "test": FileSplit}
@@ -123,13 +123,13 @@ def test_auto_counts_the_stored_size(root):
     assert splits.train.shape == (9, 9, 3) and splits.image_shape == (8, 8, 3)
 
 
-def test_crops_on_whole_images_are_not_kept_by_auto(tmp_path):
+def test_crops_of_whole_images_are_not_kept_by_auto(tmp_path):
     for name in ("train", "validation", "test"):
         write_classes(tmp_path / name, {"a": 2, "b": 2})
 
     def kinds(**options):
         splits = load_dataset(f"folder:{tmp_path}", image_size=8, whole_images=True, **options)
-        return [type(part) for part in splits.by_name.values()]
+        return [type(split) for split in splits.by_name.values()]
 
     assert kinds() == [FileSplit, ArraySplit, ArraySplit]  # evaluation sees its images in their form all the same
     assert kinds(cache="memory") == [ArraySplit, ArraySplit, ArraySplit]
@@ -153,21 +153,21 @@ def test_images_of_many_sizes_cannot_stay_in_their_files(tmp_path, kept, cache):
 def test_a_second_load_decodes_nothing(root, kept, nothing_is_decoded):
     load(root)
     nothing_is_decoded()
-    part = load(root).train
-    np.testing.assert_array_equal(part.images, IMAGES)
-    np.testing.assert_array_equal(part.labels, np.arange(12))
+    split = load(root).train
+    np.testing.assert_array_equal(split.images, IMAGES)
+    np.testing.assert_array_equal(split.labels, np.arange(12))
 
 
 def test_splits_that_are_carved_out_are_mapped_too(tmp_path, kept, nothing_is_decoded):
     write_classes(tmp_path / "set", {"a": 10, "b": 10})
-    shares = {"validation": 0.2, "test": 0.2}
-    splits = load(tmp_path / "set", **shares)
+    fractions = {"validation": 0.2, "test": 0.2}
+    splits = load(tmp_path / "set", **fractions)
     assert all(map(is_mapped, splits.by_name.values())) and len(splits.by_name) == 3
-    for name, part in load(tmp_path / "set", "memory", **shares).by_name.items():
-        np.testing.assert_array_equal(part.images, splits.by_name[name].images)
-        np.testing.assert_array_equal(part.labels, splits.by_name[name].labels)
+    for name, split in load(tmp_path / "set", "memory", **fractions).by_name.items():
+        np.testing.assert_array_equal(split.images, splits.by_name[name].images)
+        np.testing.assert_array_equal(split.labels, splits.by_name[name].labels)
     nothing_is_decoded()
-    load(tmp_path / "set", **shares)
+    load(tmp_path / "set", **fractions)
 
 
 @pytest.mark.parametrize("options", [{"image_size": 6}, {"stored_size": 9}, {"channels": 1}, {"resize": "pad"}])
@@ -184,9 +184,9 @@ def test_a_file_that_changes_is_decoded_anew(root, kept):
     before = path.stat()
     path.write_bytes(tf.io.encode_png(IMAGES[5]).numpy())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    part = load(root).train
-    np.testing.assert_array_equal(part.images[3], IMAGES[5])
-    np.testing.assert_array_equal(part.images[4:], IMAGES[4:])
+    split = load(root).train
+    np.testing.assert_array_equal(split.images[3], IMAGES[5])
+    np.testing.assert_array_equal(split.images[4:], IMAGES[4:])
 
 
 def test_labels_are_those_of_now(tmp_path, kept):

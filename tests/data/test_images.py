@@ -1,4 +1,4 @@
-"""Decoding: windows of encoded images, large JPEGs at a fraction of their size, and the ways to become square."""
+"""Decoding: crops of encoded images, large JPEGs at a fraction of their size, and the ways to become square."""
 
 import io
 
@@ -11,7 +11,7 @@ from kpipe.data.images import Form, decode_crop, decode_to_form, sides_of
 
 
 def picture(height, width, channels=3):
-    """A smooth one: waves of a few periods, another in each channel; uint8 [H, W, C]."""
+    """Draw a smooth image: waves of a few periods, others in each channel; uint8 [H, W, C]."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     waves = [
         np.sin(2 * np.pi * ((1 + c) * y / height + 0.3 * c)) * np.cos(2 * np.pi * (2 - 0.5 * c) * x / width)
@@ -31,7 +31,7 @@ def encode(pixels, kind="PNG", **options):
 
 
 def pillow(pixels, height, width, box=None):
-    """The pixels, or a box (top, left, height, width) of them, resized by Pillow."""
+    """Resize the pixels, or a box (top, left, height, width) of them, by Pillow."""
     if box is not None:
         top, left, rows, columns = box
         pixels = pixels[top : top + rows, left : left + columns]
@@ -40,7 +40,7 @@ def pillow(pixels, height, width, box=None):
 
 
 def decoded(contents):
-    """By TensorFlow: no two JPEG decoders agree to the last bit."""
+    """Decode by TensorFlow, since no two JPEG decoders agree to the last bit."""
     return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
 
 
@@ -48,7 +48,7 @@ def differences(ours, expected):
     return np.abs(np.subtract(ours, expected, dtype=float))
 
 
-# --- windows ----------------------------------------------------------------------------------------------
+# --- crops ------------------------------------------------------------------------------------------------
 
 BOXES = [(0, 0, 40, 40), (7, 13, 24, 24), (57, 31, 40, 40), (1, 2, 95, 20), (50, 60, 8, 60), (96, 119, 1, 1)]
 
@@ -58,12 +58,12 @@ def test_a_crop_of_a_png_is_that_of_the_whole_image(box):
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
     found = decode_crop(tf.constant(encode(pixels)), tf.constant(box), 16).numpy()
     top, left, height, width = box
-    part = pixels[top : top + height, left : left + width].astype(np.float32)
-    expected = np.round(tf.image.resize(part, [16, 16], antialias=True).numpy())
+    region = pixels[top : top + height, left : left + width].astype(np.float32)
+    expected = np.round(tf.image.resize(region, [16, 16], antialias=True).numpy())
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_window_that_needs_no_scaling_is_cut_out():
+def test_a_crop_that_needs_no_scaling_is_cut_out():
     pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), np.uint8)
     found = decode_crop(tf.constant(encode(pixels)), tf.constant((7, 13, 24, 24)), 24).numpy()
     np.testing.assert_array_equal(found, pixels[7:31, 13:37])
@@ -88,11 +88,11 @@ def test_a_crop_of_a_jpeg_is_that_of_the_whole_image_but_for_colors_at_the_edge(
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (15, 35, 1, 1.4), (11, 23, 1.4, 1)])
-def test_a_large_window_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
+def test_a_large_crop_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
     size = 32
     pixels = picture(450, 420)
     contents = encode(pixels, "JPEG", quality=95)
-    # Between `ratio` and twice as many pixels a side as the window has.
+    # Between `ratio` and twice as many pixels a side as the crop has.
     box = (*box[:2], *(int(side * ratio * size * 1.05) for side in box[2:]))
     found = decode_crop(tf.constant(contents), tf.constant(box), size).numpy()
     # Its pixels lie on the grid of the fraction: the box moves by less than `ratio`, thus less than a pixel of the end.
@@ -101,22 +101,22 @@ def test_a_large_window_of_a_jpeg_is_decoded_at_a_fraction(box, ratio):
     assert off.mean() < 1.5 and off.max() <= 8
 
 
-def test_a_window_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkeypatch):
+def test_a_crop_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkeypatch):
     ratios = []
     real = tf.io.decode_and_crop_jpeg
 
-    def look(contents, box, *, channels, ratio):
+    def decode(contents, box, *, channels, ratio):
         ratios.append(ratio)
         return real(contents, box, channels=channels, ratio=ratio)
 
-    monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", look)
+    monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", decode)
     contents = tf.constant(encode(picture(400, 400), "JPEG"))
     for sides in ((63, 400), (64, 64), (400, 127), (128, 300), (256, 256), (400, 400), (20, 20)):
         decode_crop(contents, tf.constant((0, 0, *sides)), 32)
     assert ratios == [1, 2, 2, 4, 8, 8, 1]
 
 
-def test_a_window_in_gray():
+def test_a_crop_in_gray():
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[..., 1] = 255
     found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
@@ -134,7 +134,7 @@ SHAPES = [(64, 64), (64, 97), (97, 64), (33, 65), (20, 31), (31, 20), (1, 1), (5
 
 
 def square(pixels, size, resize):
-    """By Pillow: `crop`, `pad` or `squash` to size x size; also where the picture lies in it."""
+    """Bring to size x size by Pillow, with `crop`, `pad` or `squash`. Return also where the picture is in it."""
     height, width, channels = pixels.shape
     if resize == "squash":
         return pillow(pixels, size, size), (slice(0, size), slice(0, size))
@@ -193,11 +193,11 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(resize, ratio, monkeypatch):
     size, ratios = 24, []
     real = tf.io.decode_jpeg
 
-    def look(contents, channels, ratio):
+    def decode(contents, channels, ratio):
         ratios.append(ratio)
         return real(contents, channels=channels, ratio=ratio)
 
-    monkeypatch.setattr(tf.io, "decode_jpeg", look)
+    monkeypatch.setattr(tf.io, "decode_jpeg", decode)
     # Odd sides, and the one that counts is just large enough for the ratio.
     least = 2 * ratio * size
     pixels = picture(*((least, int(least * 0.7)) if resize == "pad" else (int(least * 1.3), least + 1)))

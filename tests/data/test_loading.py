@@ -19,12 +19,12 @@ from kpipe.errors import ConfigError, DataError
 RANDOM = np.random.default_rng(0)
 
 
-def counts(part, classes):
-    return np.bincount(part.labels, minlength=classes).tolist()
+def counts(split, classes):
+    return np.bincount(split.labels, minlength=classes).tolist()
 
 
-def same(part, other):
-    return np.array_equal(part.images, other.images) and np.array_equal(part.labels, other.labels)
+def same(split, other):
+    return np.array_equal(split.images, other.images) and np.array_equal(split.labels, other.labels)
 
 
 # --- embedded ---------------------------------------------------------------------------------------------
@@ -32,13 +32,13 @@ def same(part, other):
 
 def test_digits_have_their_fixed_split():
     splits = load_dataset("digits")
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [1293, 144, 360]
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [1293, 144, 360]
     assert splits.train.images.shape == (1293, 8, 8, 1)
     assert (splits.train.images.dtype, splits.train.labels.dtype) == (np.uint8, np.int32)
     assert (splits.train.images.min(), splits.train.images.max()) == (0, 255)
     assert splits.class_names == tuple("0123456789")
     assert splits.notes == ()
-    every = np.concatenate([part.images for part in (splits.train, splits.validation, splits.test)])
+    every = np.concatenate([split.images for split in (splits.train, splits.validation, splits.test)])
     assert len(np.unique(every.reshape(1797, -1), axis=0)) == 1797
     np.testing.assert_allclose(counts(splits.test, 10), np.array(counts(splits.train, 10)) * 360 / 1293, atol=1)
     assert same(splits.train, load_dataset().train)
@@ -51,9 +51,9 @@ def test_digits_resized_and_in_color():
 
 
 @pytest.mark.parametrize(("validation", "test", "sizes"), [(0, 0.2, [1437, 0, 360]), (0.1, 0, [1617, 180, 0])])
-def test_a_share_of_nothing_leaves_the_split_out(validation, test, sizes):
+def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
     splits = load_dataset("digits", validation=validation, test=test)
-    assert [len(part or ()) for part in (splits.train, splits.validation, splits.test)] == sizes
+    assert [len(split or ()) for split in (splits.train, splits.validation, splits.test)] == sizes
 
 
 # --- arguments --------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_folder_of_classes_is_split(tmp_path):
     write_classes(tmp_path, {"b": 20, "a": 30})
     splits = load_dataset(f"folder:{tmp_path}")
     assert splits.class_names == ("a", "b")
-    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+    assert [counts(split, 2) for split in (splits.train, splits.validation, splits.test)] == [
         [22, 14],
         [2, 2],
         [6, 4],
@@ -100,10 +100,10 @@ def test_folder_of_classes_is_split(tmp_path):
 
 @pytest.mark.parametrize("validation", ["validation", "val", "VALID"])
 def test_folder_with_all_splits_keeps_them(tmp_path, validation):
-    for part, number in (("train", 4), (validation, 2), ("test", 3)):
-        write_classes(tmp_path / part, {"cat": number, "dog": number})
+    for split, number in (("train", 4), (validation, 2), ("test", 3)):
+        write_classes(tmp_path / split, {"cat": number, "dog": number})
     splits = load_dataset(f"folder:{tmp_path}")
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [8, 4, 6]
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [8, 4, 6]
     assert splits.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -111,7 +111,7 @@ def test_folder_with_a_test_split_has_validation_carved_out(tmp_path):
     write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
     write_classes(tmp_path / "test", {"dog": 3})
     splits = load_dataset(f"folder:{tmp_path}")
-    assert [counts(part, 2) for part in (splits.train, splits.validation, splits.test)] == [
+    assert [counts(split, 2) for split in (splits.train, splits.validation, splits.test)] == [
         [9, 9],
         [1, 1],
         [0, 3],
@@ -170,8 +170,8 @@ def test_folder_with_umlauts_spaces_and_gray_images(tmp_path):
     root = tmp_path / "schöne Bilder"
     write_image(root / "Käfer rot" / "ein Käfer.jpeg", 77, channels=1)
     write_image(root / "Äpfel" / "ö ü.png", 200)
-    part = load_dataset(f"folder:{root}", validation=0, test=0).train
-    assert {label: int(image.mean()) for label, image in zip(part.labels, part.images, strict=True)} == {
+    split = load_dataset(f"folder:{root}", validation=0, test=0).train
+    assert {label: int(image.mean()) for label, image in zip(split.labels, split.images, strict=True)} == {
         0: 77,
         1: 200,
     }
@@ -182,20 +182,20 @@ def test_resize_scales_the_shorter_side_and_crops_the_center(tmp_path, size):
     for name in ("a", "b"):
         write_image(tmp_path / name / "0.png", size=size)
     raw = tf.io.decode_png((tmp_path / "a" / "0.png").read_bytes()).numpy()
-    part = load_dataset(f"folder:{tmp_path}", image_size=10, validation=0, test=0).train
+    split = load_dataset(f"folder:{tmp_path}", image_size=10, validation=0, test=0).train
     shorter = min(size)
     scaled = tf.image.resize(raw, [side * 10 // shorter for side in size], antialias=True).numpy()
     top, left = ((side - 10) // 2 for side in scaled.shape[:2])
     expected = np.round(scaled[top : top + 10, left : left + 10])
-    np.testing.assert_array_equal(part.images[part.labels == 0][0], expected)
+    np.testing.assert_array_equal(split.images[split.labels == 0][0], expected)
 
 
 def test_gray_from_color_is_the_luminance(tmp_path):
     for name, color in (("green", (0, 255, 0)), ("blue", (0, 0, 255))):
         write_image(tmp_path / name / "0.png", color)
-    part = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
-    assert part.images.shape == (2, 8, 8, 1)
-    assert dict(zip(part.labels.tolist(), part.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
+    split = load_dataset(f"folder:{tmp_path}", channels=1, validation=0, test=0).train
+    assert split.images.shape == (2, 8, 8, 1)
+    assert dict(zip(split.labels.tolist(), split.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 29, 1: 149}
 
 
 def test_images_of_different_sizes_need_a_size(tmp_path):
@@ -246,11 +246,11 @@ def test_a_file_that_declares_too_many_pixels_is_not_decoded(tmp_path, nothing_i
     assert str(caught.value) == f"folder:{tmp_path}: {TOO_LARGE}{bomb}. Replace or remove it"
 
 
-def test_too_many_pixels_are_counted_over_all_parts(tmp_path, nothing_is_decoded):
-    for part in ("train", "test"):
-        write_classes(tmp_path / part, {"a": 2, "b": 2})
+def test_too_many_pixels_are_counted_over_all_splits(tmp_path, nothing_is_decoded):
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, {"a": 2, "b": 2})
         for i in range(3):
-            (tmp_path / part / "b" / f"bomb{i}.png").write_bytes(png_header(20_000, 20_000))
+            (tmp_path / split / "b" / f"bomb{i}.png").write_bytes(png_header(20_000, 20_000))
     with pytest.raises(
         DataError, match=r"got 6 files that declare more: .*bomb0\.png.* and 1 more\. Replace or remove"
     ):
@@ -333,8 +333,8 @@ def no_train(root):
 
 
 def two_validations(root):
-    for part in ("train", "val", "valid"):
-        write_classes(root / part, {"cat": 1})
+    for split in ("train", "val", "valid"):
+        write_classes(root / split, {"cat": 1})
 
 
 def empty_test(root):
@@ -377,8 +377,8 @@ def tfds_data(tmp_path):
 
 
 def test_tfds_splits_by_name(tfds_data):
-    define_set(tfds_data, "tiny_parts", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
-    splits = load_dataset("tfds:tiny_parts")
+    define_set(tfds_data, "tiny_splits", {"train": [0, 1] * 10, "test": [-1] * 4, "extra": [0], "validation": [1, 0]})
+    splits = load_dataset("tfds:tiny_splits")
     assert (len(splits.train), len(splits.validation), splits.test) == (20, 2, None)
     assert splits.class_names == ("zebra", "ape")
     assert splits.train.images.shape == (20, 8, 8, 3)
@@ -395,7 +395,7 @@ def test_tfds_splits_by_name(tfds_data):
 def test_tfds_with_images_of_many_sizes(tfds_data):
     define_set(tfds_data, "tiny_sizes", {"train": [0, 1] * 5}, size=(None, None, 3))
     splits = load_dataset("tfds:tiny_sizes", image_size=6, channels=1)
-    assert [part.images.shape for part in (splits.train, splits.validation, splits.test)] == [
+    assert [split.images.shape for split in (splits.train, splits.validation, splits.test)] == [
         (7, 6, 6, 1),
         (1, 6, 6, 1),
         (2, 6, 6, 1),

@@ -10,6 +10,7 @@ from scipy import stats
 
 from kpipe.catalog.data import AUGMENTATIONS
 from kpipe.data.augmentations.mix import cutmix, mixup
+from kpipe.errors import ConfigError
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (5, 10, 14, 3), np.uint8)
@@ -37,10 +38,10 @@ def test_mixup_agrees_with_numpy(dtype, run):
     images, labels = run(mixup(0.7), IMAGES.astype(dtype), LABELS, UNIFORMS[:, :1])
     assert images.dtype == labels.dtype == tf.float32
     for row, partner in enumerate(PARTNERS):
-        share = stats.beta(0.7, 0.7).ppf(UNIFORMS[row, 0])
-        # The quantiles are interpolated: 0.001 of a share is a quarter of 255.
-        np.testing.assert_allclose(images[row], share * IMAGES[row] + (1 - share) * IMAGES[partner], atol=0.25)
-        np.testing.assert_allclose(labels[row], share * LABELS[row] + (1 - share) * LABELS[partner], atol=0.001)
+        fraction = stats.beta(0.7, 0.7).ppf(UNIFORMS[row, 0])
+        # The quantiles are interpolated: 0.001 of a fraction is a quarter of 255.
+        np.testing.assert_allclose(images[row], fraction * IMAGES[row] + (1 - fraction) * IMAGES[partner], atol=0.25)
+        np.testing.assert_allclose(labels[row], fraction * LABELS[row] + (1 - fraction) * LABELS[partner], atol=0.001)
     np.testing.assert_array_equal(images[4], IMAGES[4])
     np.testing.assert_array_equal(labels[4], LABELS[4])
 
@@ -51,8 +52,8 @@ def test_cutmix_agrees_with_numpy(dtype, run):
     images, labels = run(cutmix(), IMAGES.astype(dtype), LABELS, UNIFORMS)
     assert images.dtype == dtype
     for row, partner in enumerate(PARTNERS):
-        share, down, right = UNIFORMS[row].astype(float)  # Beta(1, 1) is uniform
-        height, width = (int(side * math.sqrt(1 - share)) for side in (10, 14))
+        fraction, down, right = UNIFORMS[row].astype(float)  # Beta(1, 1) is uniform
+        height, width = (int(side * math.sqrt(1 - fraction)) for side in (10, 14))
         top, left = int(10 * down) - height // 2, int(14 * right) - width // 2
         expected, covered = IMAGES[row].copy(), 0
         for y in range(max(0, top), min(10, top + height)):
@@ -65,7 +66,7 @@ def test_cutmix_agrees_with_numpy(dtype, run):
 
 
 @pytest.mark.parametrize("make", [mixup, cutmix])
-def test_labels_remain_shares(make):
+def test_labels_still_add_up_to_one(make):
     uniforms = RANDOM.random((64, 3), np.float32)
     labels = RANDOM.dirichlet(np.ones(7), 64).astype(np.float32)
     _, mixed = eager(make(), np.zeros((64, 8, 8, 1), np.uint8), labels, uniforms)
@@ -73,8 +74,8 @@ def test_labels_remain_shares(make):
     assert tf.reduce_min(mixed) >= 0
 
 
-def drawn_shares(alpha, uniforms):
-    """The shares that mixup takes: each image of 1 has a partner of 0."""
+def drawn_fractions(alpha, uniforms):
+    """Return the fractions that mixup draws: each image of 1 has a partner of 0."""
     images = np.tile([[[[1.0]]], [[[0.0]]]], (len(uniforms), 1, 1, 1)).astype(np.float32)
     labels = np.ones((len(images), 1), np.float32)
     mixed, _ = eager(mixup(alpha), images, labels, np.repeat(uniforms, 2)[:, None].astype(np.float32))
@@ -82,21 +83,24 @@ def drawn_shares(alpha, uniforms):
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
-def test_shares_follow_the_beta_distribution(alpha):
-    shares = drawn_shares(alpha, (np.arange(10_000) + 0.5) / 10_000)
+def test_fractions_follow_the_beta_distribution(alpha):
+    fractions = drawn_fractions(alpha, (np.arange(10_000) + 0.5) / 10_000)
     for limit in (0.01, 0.1, 0.3, 0.5, 0.9, 0.99):
-        assert (shares < limit).mean() == pytest.approx(stats.beta(alpha, alpha).cdf(limit), abs=0.001)
+        assert (fractions < limit).mean() == pytest.approx(stats.beta(alpha, alpha).cdf(limit), abs=0.001)
 
 
-def test_shares_lie_between_the_quantiles_of_the_table():
+def test_fractions_lie_between_the_quantiles_of_the_table():
     uniforms = np.linspace(0, ALMOST_ONE, 10_001)
-    np.testing.assert_allclose(drawn_shares(1.0, uniforms), uniforms, atol=1e-6)  # Beta(1, 1) is uniform
+    np.testing.assert_allclose(drawn_fractions(1.0, uniforms), uniforms, atol=1e-6)  # Beta(1, 1) is uniform
 
 
 @pytest.mark.parametrize("make", [mixup, cutmix])
-@pytest.mark.parametrize("alpha", [0, -1.0, math.inf, math.nan])
-def test_alpha_is_checked_here_and_in_the_table(make, alpha):
-    with pytest.raises(ValueError, match=rf"^{make.__name__}\.alpha: expected a number above 0, got {alpha!r}$"):
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [(0, "more than 0"), (-1.0, "more than 0"), (math.inf, "a finite number"), (math.nan, "a finite number")],
+)
+def test_alpha_is_checked_here_and_in_the_table(make, alpha, expected):
+    with pytest.raises(ConfigError, match=rf"^{make.__name__}\.alpha: expected {expected}, got {alpha!r}$"):
         make(alpha)
     with pytest.raises(ValidationError, match="alpha"):
         AUGMENTATIONS[make.__name__].options(alpha=alpha)

@@ -1,4 +1,4 @@
-"""FileSplit that cannot be read, or are of an unusual kind."""
+"""Image files that cannot be read, or are of an unusual kind."""
 
 import io
 import re
@@ -23,7 +23,7 @@ SKIP = {"on_error": "skip", "skip_limit": 0.2}
 
 
 def encode(kind, size=(8, 8), mode="RGB", **options):
-    """A file whose upper half is light and whose lower half is dark."""
+    """Encode an image whose upper half is light and whose lower half is dark."""
     stream = io.BytesIO()
     pixels = np.full(size, 220, np.uint8)
     pixels[size[0] // 2 :] = 40
@@ -41,7 +41,7 @@ BROKEN = {3: half_a_jpeg(), 7: b"", 12: b"this is no image"}
 
 
 def write_broken(root, broken=BROKEN):
-    """IMAGES, the label of each its number, with some files broken; returns the paths of these."""
+    """Write IMAGES with their numbers as labels, and break some files. Return the paths of these."""
     paths = write_numbered(root, IMAGES)
     for number, contents in broken.items():
         paths[number].write_bytes(contents)
@@ -96,13 +96,13 @@ def test_unusual_files_are_read(tmp_path, cache):
         assert np.abs(image[5:].astype(int) - 40).max() <= within and image[5:].max() < 128, name
 
 
-def test_a_window_looks_into_unusual_files(tmp_path):
+def test_a_crop_reads_unusual_files(tmp_path):
     for name, contents in UNUSUAL.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_bytes(contents)
     splits = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE)
-    window = random_resized_crop((1, 1), (1, 1))
-    [(images, labels)] = make_pipeline(splits.train, len(UNUSUAL), augment=[window], image_size=8).as_numpy_iterator()
+    crop = random_resized_crop((1, 1), (1, 1))
+    [(images, labels)] = make_pipeline(splits.train, len(UNUSUAL), augment=[crop], image_size=8).as_numpy_iterator()
     assert sorted(labels) == list(range(len(UNUSUAL)))
     assert (images[:, :3] > 128).all() and (images[:, 5:] < 128).all()
 
@@ -111,9 +111,9 @@ def test_an_image_of_one_pixel(tmp_path):
     paths = write_numbered(tmp_path, IMAGES[:4])
     paths[1].write_bytes(tf.io.encode_png(np.full((1, 1, 3), 99, np.uint8)).numpy())
     paths[2].write_bytes(tf.io.encode_jpeg(np.full((1, 1, 3), 99, np.uint8)).numpy())
-    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     for augment in ([], [random_resized_crop()]):
-        [(images, labels)] = make_pipeline(part, 4, augment=augment, image_size=8).as_numpy_iterator()
+        [(images, labels)] = make_pipeline(split, 4, augment=augment, image_size=8).as_numpy_iterator()
         assert (images[(labels == 1) | (labels == 2)] == 99).all()
 
 
@@ -133,10 +133,10 @@ def test_all_broken_files_are_named_where_images_are_kept(tmp_path):
 @pytest.mark.parametrize(("number", "augment"), [(0, []), (19, []), (7, [random_resized_crop()])])
 def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
     [path] = write_broken(tmp_path, {number: b"no image"})
-    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     with pytest.raises(tf.errors.OpError):
-        list(make_pipeline(part, 20, augment=augment, image_size=8).as_numpy_iterator())
-    assert str(part.unreadable.error) == (
+        list(make_pipeline(split, 20, augment=augment, image_size=8).as_numpy_iterator())
+    assert str(split.unreadable.error) == (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
         "Replace or remove it, or leave such files out with data.on_error=skip"
     )
@@ -145,10 +145,10 @@ def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
 @pytest.mark.parametrize("number", [0, 7, 19])
 def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
     [path] = write_broken(tmp_path, {number: b"no image"})
-    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     with pytest.raises(tf.errors.OpError):
-        list(make_evaluation_pipeline(part, 20).as_numpy_iterator())
-    assert str(part.unreadable.error) == (
+        list(make_evaluation_pipeline(split, 20).as_numpy_iterator())
+    assert str(split.unreadable.error) == (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
         "Replace or remove it, or leave such files out with data.on_error=skip"
     )
@@ -156,9 +156,9 @@ def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
 
 def test_statistics_name_the_broken_files(tmp_path):
     [path] = write_broken(tmp_path, {19: b""})
-    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
+    split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: {re.escape(path)}\. "):
-        list(iterate_images(part))
+        list(iterate_images(split))
 
 
 def test_a_file_that_vanishes_after_loading(tmp_path):
@@ -178,7 +178,7 @@ def test_a_file_that_vanishes_after_loading(tmp_path):
 
 @pytest.fixture(scope="module")
 def skipping(tmp_path_factory):
-    """The folder of a set with broken files, and its part kept in memory."""
+    """The folder of a set with broken files, and its split kept in memory."""
     root = tmp_path_factory.mktemp("skipping")
     write_broken(root)
     return root, load_dataset(f"folder:{root}", **WHOLE, **SKIP).train
@@ -205,10 +205,10 @@ def test_the_next_readable_image_takes_the_place_of_a_broken_one(skipping, intac
         np.testing.assert_array_equal(images, IMAGES[labels])
     # In each epoch of 20 images, the three replacements appear once more.
     assert [len(set(expected[i : i + 20])) for i in (0, 20, 40)] >= [16] * 3
-    part = files_of(root)
-    assert_same_batches(batches(part), found)
-    assert part.unreadable.names() == memory.unreadable.names()
-    assert len(part.unreadable) == 3  # distinct files, over three epochs
+    split = files_of(root)
+    assert_same_batches(batches(split), found)
+    assert split.unreadable.names() == memory.unreadable.names()
+    assert len(split.unreadable) == 3  # distinct files, over three epochs
 
 
 @pytest.mark.parametrize("augment", [[flip_horizontal()], [random_crop(), flip_horizontal()]])
@@ -221,19 +221,19 @@ def test_kept_and_read_images_are_replaced_alike_under_augmentations(skipping, a
 def test_from_any_step_on_replacements_are_the_same(skipping):
     root, memory = skipping
     options = {"augment": [random_resized_crop(), flip_horizontal()], "image_size": 6}
-    for part in (memory, files_of(root)):
-        whole = batches(part, **options)
+    for split in (memory, files_of(root)):
+        whole = batches(split, **options)
         for first in np.random.default_rng(0).integers(1, 13, 4).tolist():
-            assert_same_batches(batches(part, first, first + 2, **options), whole[first : first + 2])
+            assert_same_batches(batches(split, first, first + 2, **options), whole[first : first + 2])
 
 
 @pytest.mark.parametrize("worker", [0, 1])
 def test_a_worker_replaces_by_the_next_of_its_own_and_names_those_that_it_met(skipping, intact, worker):
-    part, options = files_of(skipping[0]), {"worker": worker, "workers": 2}
+    split, options = files_of(skipping[0]), {"worker": worker, "workers": 2}
     own = labels_of(batches(intact, last=20, **options))
     expected = [next(label for label in own[place:] if label not in BROKEN) for place in range(30)]
-    assert labels_of(batches(part, **options)) == expected
-    assert set(own[:30]) & set(BROKEN) <= part.unreadable.numbers <= set(BROKEN)
+    assert labels_of(batches(split, **options)) == expected
+    assert set(own[:30]) & set(BROKEN) <= split.unreadable.numbers <= set(BROKEN)
 
 
 def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
@@ -245,12 +245,12 @@ def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", **WHOLE, on_error="skip", skip_limit=0.1)
     assert str(caught.value) == message
-    part = files_of(tmp_path, skip_limit=0.1)
+    split = files_of(tmp_path, skip_limit=0.1)
     with pytest.raises(tf.errors.OpError):
-        batches(part)
-    assert str(part.unreadable.error) == message
+        batches(split)
+    assert str(split.unreadable.error) == message
     with pytest.raises(DataError) as caught:  # and it stays ended
-        list(iterate_images(part))
+        list(iterate_images(split))
     assert str(caught.value) == message
     assert len(files_of(tmp_path, skip_limit=0.15).unreadable) == 0
 
@@ -260,16 +260,16 @@ def test_evaluation_leaves_broken_files_out(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "kept"))
     write_numbered(tmp_path / "set" / "train", IMAGES)
     paths = write_broken(tmp_path / "set" / "test")
-    part = load_dataset(f"folder:{tmp_path}/set", cache=cache, image_size=8, validation=0, **SKIP).test
-    assert part.unreadable.names() == paths
-    dataset = make_evaluation_pipeline(part, 5)
+    split = load_dataset(f"folder:{tmp_path}/set", cache=cache, image_size=8, validation=0, **SKIP).test
+    assert split.unreadable.names() == paths
+    dataset = make_evaluation_pipeline(split, 5)
     seen = list(dataset.as_numpy_iterator())
     assert int(dataset.cardinality()) == len(seen) == 4
     readable = [number for number in range(20) if number not in BROKEN]
     assert labels_of(seen) == readable
     np.testing.assert_array_equal(np.concatenate([images for images, _ in seen]), IMAGES[readable])
-    np.testing.assert_array_equal(np.concatenate(list(iterate_images(part))), IMAGES[readable])
-    weights = balanced_weights(part, 20)
+    np.testing.assert_array_equal(np.concatenate(list(iterate_images(split))), IMAGES[readable])
+    weights = balanced_weights(split, 20)
     np.testing.assert_allclose(weights, [0 if number in BROKEN else 17 / 20 for number in range(20)])
 
 
@@ -278,29 +278,29 @@ def test_a_file_that_would_fill_the_memory_is_not_opened_at_all(tmp_path, cache)
     [path] = write_broken(tmp_path, {4: png_header(50_000, 40_000)})
     (tmp_path / "004" / "image.png").rename(tmp_path / "bomb.png")
     (tmp_path / "004" / "image.png").symlink_to(tmp_path / "bomb.png")
-    part = load_dataset(f"folder:{tmp_path}", cache=cache, **WHOLE, **SKIP).train
-    assert part.unreadable.names() == [path]
+    split = load_dataset(f"folder:{tmp_path}", cache=cache, **WHOLE, **SKIP).train
+    assert split.unreadable.names() == [path]
     (tmp_path / "bomb.png").write_bytes(tf.io.encode_png(IMAGES[4]).numpy())  # who opens it now sees an image
-    assert 4 not in labels_of(batches(part))
-    assert 4 not in labels_of(make_evaluation_pipeline(part, 4).as_numpy_iterator())
-    assert part.unreadable.names() == [path]
+    assert 4 not in labels_of(batches(split))
+    assert 4 not in labels_of(make_evaluation_pipeline(split, 4).as_numpy_iterator())
+    assert split.unreadable.names() == [path]
 
 
 @pytest.mark.parametrize("options", [{}, SKIP])
 def test_a_folder_that_is_gone_ends_the_training(tmp_path, monkeypatch, options):
-    monkeypatch.setattr("kpipe.data.reading.FURTHEST", 100)
+    monkeypatch.setattr("kpipe.data.files.FURTHEST", 100)
     root = tmp_path / "photos"
     write_numbered(root, IMAGES)
-    part = load_dataset(f"folder:{root}", cache="none", **WHOLE, **options).train
-    stream = iter(make_pipeline(part, 4, last_step=10_000))
+    split = load_dataset(f"folder:{root}", cache="none", **WHOLE, **options).train
+    stream = iter(make_pipeline(split, 4, last_step=10_000))
     next(stream)
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(tf.errors.OpError):
         for _ in stream:
             pass
-    assert str(part.unreadable.error) == (
+    assert str(split.unreadable.error) == (
         f"folder:{root}: expected images, got not one that can be read of 100 in a row. Is the folder still there? "
-        "The same command goes on when it is back"
+        "The same command resumes when it is back"
     )
 
 
@@ -308,13 +308,13 @@ def test_a_file_that_may_not_be_opened_is_no_broken_image(tmp_path, monkeypatch)
     [path, *_] = write_numbered(tmp_path, IMAGES)
     path.unlink()
     path.symlink_to(path)  # as root one may open any file, but not this one
-    part = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE, **SKIP).train
+    split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE, **SKIP).train
     with pytest.raises(DataError, match=r"image\.png cannot be read \(.+\)$"):
-        part.unreadable.add([0])
+        split.unreadable.add([0])
 
 
 def test_the_limit_is_that_of_the_whole_set(tmp_path):
-    """Also where all that is broken lies in one small part."""
+    """Even if all broken files are in one small split."""
     write_broken(tmp_path / "train", {})
     paths = write_numbered(tmp_path / "test", IMAGES)[:4]
     for path in paths[:2]:
@@ -323,7 +323,7 @@ def test_the_limit_is_that_of_the_whole_set(tmp_path):
         f"folder:{tmp_path}", cache="none", image_size=8, on_error="skip", skip_limit=0.1, validation=0.1
     )
     assert len(splits.test.unreadable) == 2
-    pool = splits.train.select(np.arange(2))  # as a validation part that is carved out
+    pool = splits.train.select(np.arange(2))  # as a validation split that is carved out
     pool.unreadable.add([0])
     assert (len(pool.unreadable), pool.unreadable.error) == (1, None)
     with pytest.raises(DataError, match=r"expected at most 10 % of 20 files to be unreadable .*, got 3: "):
@@ -331,7 +331,7 @@ def test_the_limit_is_that_of_the_whole_set(tmp_path):
 
 
 def test_a_header_that_pillow_does_not_understand(tmp_path):
-    """Pillow is stricter than TensorFlow, and the window must know the size of the image."""
+    """Pillow is stricter than TensorFlow, and the crop must know the size of the image."""
     paths = write_numbered(tmp_path, np.random.default_rng(5).integers(0, 256, (8, 40, 40, 3), np.uint8))
     for path in paths:
         contents = path.read_bytes()
@@ -339,5 +339,5 @@ def test_a_header_that_pillow_does_not_understand(tmp_path):
         path.write_bytes(contents[:33] + empty + contents[33:])
         with pytest.raises(ValueError, match="Truncated gAMA"), Image.open(path):
             pass
-    part = load_dataset(f"folder:{tmp_path}", cache="none", validation=0, test=0, image_size=16).train
-    assert (part.sides == 40).all()
+    split = load_dataset(f"folder:{tmp_path}", cache="none", validation=0, test=0, image_size=16).train
+    assert (split.sides == 40).all()

@@ -48,8 +48,8 @@ def empty(file):
     file.write_bytes(b"")
 
 
-def flip_in_the_middle(file):
-    """A byte of the second record."""
+def flip_a_byte(file):
+    """Flip a byte of the second record."""
     contents = bytearray(file.read_bytes())
     record = len(next(iter(tf.data.TFRecordDataset(str(file)))).numpy()) + 16
     contents[record + 12 + 20] ^= 255
@@ -57,7 +57,7 @@ def flip_in_the_middle(file):
 
 
 def bad_length(file):
-    """The second record says that it is longer than the file."""
+    """Make the second record say that it is longer than the file."""
     contents = bytearray(file.read_bytes())
     record = len(next(iter(tf.data.TFRecordDataset(str(file)))).numpy()) + 16
     contents[record : record + 8] = (1 << 40).to_bytes(8, "little")
@@ -65,7 +65,7 @@ def bad_length(file):
 
 
 # How many records of the file are left, and whether its size betrays that some are lost.
-DAMAGES = [(truncate, 3, True), (empty, 0, True), (flip_in_the_middle, 1, False), (bad_length, 1, False)]
+DAMAGES = [(truncate, 3, True), (empty, 0, True), (flip_a_byte, 1, False), (bad_length, 1, False)]
 
 
 @pytest.fixture(scope="module", params=DAMAGES, ids=lambda row: row[0].__name__)
@@ -75,36 +75,36 @@ def damaged(tfds, request):
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
-def test_a_damaged_stream_goes_on_with_what_is_left(damaged, cache):
+def test_a_damaged_stream_is_read_as_far_as_it_goes(damaged, cache):
     stream, is_seen = damaged
     splits = stream.load(cache, on_error="skip", skip_limit=0.5)
-    part, lost = splits.train, 12 - len(stream.readable)
+    split, lost = splits.train, 12 - len(stream.readable)
     if is_seen:
         records = "1 record of train is" if lost == 1 else f"{lost} records of train are"
         assert splits.notes == (f"{records} lost: its files end too early or are damaged",)
-        assert (len(part), part.unreadable.names()) == (12 - lost, [])
+        assert (len(split), split.unreadable.names()) == (12 - lost, [])
     else:
         assert splits.notes == ()
-        assert (len(part), part.unreadable.names()) == (12, stream.names)
-    dataset = make_evaluation_pipeline(part, 4)
+        assert (len(split), split.unreadable.names()) == (12, stream.names)
+    dataset = make_evaluation_pipeline(split, 4)
     images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
     assert int(dataset.cardinality()) == len(images) == -(-len(stream.readable) // 4)
     np.testing.assert_array_equal(np.concatenate(images), stream.images)
     np.testing.assert_array_equal(np.concatenate(labels), stream.labels)
     counts = np.bincount(stream.labels)
-    np.testing.assert_allclose(balanced_weights(part, 2), len(stream.readable) / (2 * counts), rtol=1e-6)
+    np.testing.assert_allclose(balanced_weights(split, 2), len(stream.readable) / (2 * counts), rtol=1e-6)
 
 
 def test_a_training_from_a_damaged_stream(damaged):
     stream, _ = damaged
-    part = stream.load("none", on_error="skip", skip_limit=0.5).train
+    split = stream.load("none", on_error="skip", skip_limit=0.5).train
     values = set(stream.images[:, 0, 0, 0].tolist())
-    whole = batches(part, last=6)  # three epochs of two steps
+    whole = batches(split, last=6)  # three epochs of two steps
     for i in (0, 2, 4):
         shown = np.concatenate([images[:, 0, 0, 0] for images, _ in whole[i : i + 2]]).tolist()
         assert len(set(shown)) == 8 and set(shown) <= values
     for first in (1, 3):
-        assert_same_batches(batches(part, first, 6), whole[first:])
+        assert_same_batches(batches(split, first, 6), whole[first:])
 
 
 def test_a_damaged_stream_is_refused(damaged):
@@ -114,7 +114,7 @@ def test_a_damaged_stream_is_refused(damaged):
     if is_seen:
         message = (
             f"{stream.source}, train: expected 12 records, got {12 - lost}: {stream.files[1]} cannot be read to the "
-            f"end. Remove {stream.files[1].parent} and prepare the set again, or go on with what is left with "
+            f"end. Remove {stream.files[1].parent} and prepare the set again, or train on what is left with "
             "data.on_error=skip"
         )
     else:
@@ -125,13 +125,13 @@ def test_a_damaged_stream_is_refused(damaged):
         with pytest.raises(DataError, match=re.escape(message)):
             stream.load("none")
         return
-    part = stream.load("none").train
+    split = stream.load("none").train
     said = f"{stream.source}, train: expected 12 records that can be read, got an error (corrupted record at "
-    with pytest.raises(DataError, match=re.escape(said)), translate_reading_errors([part]):
-        batches(part)
+    with pytest.raises(DataError, match=re.escape(said)), translate_reading_errors([split]):
+        batches(split)
     with pytest.raises(tf.errors.OpError):
-        list(make_evaluation_pipeline(part, 4))
-    assert f"got {lost} files that cannot be decoded: {names}. " in str(part.unreadable.error)
+        list(make_evaluation_pipeline(split, 4))
+    assert f"got {lost} files that cannot be decoded: {names}. " in str(split.unreadable.error)
 
 
 def test_a_stream_damaged_beyond_the_limit(damaged):

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from kpipe.data.loading import load_dataset
-from kpipe.data.sources.synthetic import ALPHABET, KINDS, read_synthetic
+from kpipe.data.images import Form
+from kpipe.data.loading import find_source, load_dataset
+from kpipe.data.sources.synthetic import ALPHABET, KINDS
 from kpipe.errors import ConfigError
 
 
-def made(kind, images=200, **options):
-    source = read_synthetic(kind=kind, images=images, **options)
-    return source.by_name["train"], source.class_names
+def made(kind, images=200, image_size=None):
+    source = find_source("synthetic", Form(image_size), kind=kind, images=images)
+    return source.splits["train"], source.class_names
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (32, 3, 10), (9, 4, 30)])
@@ -26,11 +27,11 @@ def test_synthetic_has_what_was_asked_for(size, channels, classes):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_synthetic_can_be_learned(channels):
-    # A linear classifier does not see stripes of random phase, so this is a lower bound for a network.
+    # A linear classifier cannot detect stripes of random phase, so this is a lower bound for a network.
     from sklearn.linear_model import RidgeClassifier
 
     splits = load_dataset("synthetic", image_size=16, channels=channels, classes=4)
-    train, test = (part.images.reshape(len(part), -1) / 255 for part in (splits.train, splits.test))
+    train, test = (split.images.reshape(len(split), -1) / 255 for split in (splits.train, splits.test))
     classifier = RidgeClassifier(100.0).fit(train, splits.train.labels)
     assert classifier.score(test, splits.test.labels) > 0.6
 
@@ -53,17 +54,17 @@ def test_synthetic_needs_an_image_for_each_class():
     ],
 )
 def test_shapes_and_classes(kind, size, shape, classes):
-    part, names = made(kind, image_size=size)
-    assert part.images.shape == (200, *shape)
-    assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int32)
+    split, names = made(kind, image_size=size)
+    assert split.images.shape == (200, *shape)
+    assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
     assert len(names) == len(set(names)) == classes
-    each = np.bincount(part.labels, minlength=classes)
+    each = np.bincount(split.labels, minlength=classes)
     assert each.max() - each.min() <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_in_every_run(kind):
-    np.random.seed(1)  # a global seed is not looked at
+    np.random.seed(1)  # a global seed has no effect
     first, _ = made(kind)
     np.random.seed(2)
     again, _ = made(kind)
@@ -81,7 +82,7 @@ def neighbors(point, size):
 
 
 def groups(stones):
-    """(color, points, liberties) of each group, by flood fill."""
+    """Return (color, points, liberties) of each group, by flood fill."""
     size, left, found = len(stones), {tuple(p) for p in np.argwhere(stones)}, []
     while left:
         group, edge, liberties = set(), [left.pop()], set()
@@ -100,10 +101,10 @@ def groups(stones):
 
 @pytest.mark.parametrize("size", [5, 9, 19])
 def test_the_answer_is_the_one_capture_of_a_legal_position(size):
-    part, names = made("board", images=60, image_size=size)
-    assert set(np.unique(part.images)) == {0, 255}
-    assert (part.images.sum(-1, dtype=int) == 255).all()
-    for image, label in zip(part.images, part.labels, strict=True):
+    split, names = made("board", images=60, image_size=size)
+    assert set(np.unique(split.images)) == {0, 255}
+    assert (split.images.sum(-1, dtype=int) == 255).all()
+    for image, label in zip(split.images, split.labels, strict=True):
         own, opponent = 1, 2
         found = groups(image[..., 0] // 255 * own + image[..., 1] // 255 * opponent)
         assert all(liberties for _, _, liberties in found)
@@ -118,24 +119,24 @@ def test_points_are_named_as_on_a_board():
 
 
 def test_boards_are_of_many_games():
-    part, _ = made("board", images=722)
-    assert set(part.labels) == set(range(361))
-    share = (part.images[..., 2] == 0).mean((1, 2))
-    assert share.min() < 0.3 < 0.5 < share.max()
+    split, _ = made("board", images=722)
+    assert set(split.labels) == set(range(361))
+    fraction = (split.images[..., 2] == 0).mean((1, 2))
+    assert fraction.min() < 0.3 < 0.5 < fraction.max()
 
 
 # --- spectrogram and text -----------------------------------------------------------------------------------
 
 
 def test_texts_are_one_hot_words():
-    part, _ = made("text")
-    assert (part.images.sum(axis=(2, 3), dtype=int) == 255).all()
-    texts = ["".join(ALPHABET[code] for code in image[:, 0].argmax(-1)) for image in part.images]
+    split, _ = made("text")
+    assert (split.images.sum(axis=(2, 3), dtype=int) == 255).all()
+    texts = ["".join(ALPHABET[code] for code in image[:, 0].argmax(-1)) for image in split.images]
     words = [word for text in texts for word in text.split()[1:-1]]
     assert {len(word) for word in words} == {4, 6}
     # Some words belong to one topic, others to all.
     topics = {}
-    for text, label in zip(texts, part.labels, strict=True):
+    for text, label in zip(texts, split.labels, strict=True):
         for word in text.split()[1:-1]:
             topics.setdefault(word, set()).add(int(label))
     assert sum(len(found) == 1 for found in topics.values()) > 50
@@ -143,13 +144,13 @@ def test_texts_are_one_hot_words():
 
 
 def test_a_word_is_heard_at_any_time():
-    part, _ = made("spectrogram", images=2000)
-    loudest = part.images[part.labels == 0][..., 0].astype(float).max(1).argmax(-1)  # the frame, for one class
+    split, _ = made("spectrogram", images=2000)
+    loudest = split.images[split.labels == 0][..., 0].astype(float).max(1).argmax(-1)  # the frame, for one class
     assert loudest.min() < 25 < 55 < loudest.max()
 
 
 def features(kind, images):
-    """What tells the classes apart without regard to place: pairs of letters, or a word's loudest pitches in order."""
+    """Return features that do not depend on place: pairs of letters, or a word's loudest pitches in order."""
     if kind == "text":
         pairs = images[:, :-1, 0, :, None] // 255 * (images[:, 1:, 0, None, :] // 255)
         return pairs.sum(axis=1, dtype=float).reshape(len(images), -1)
@@ -164,7 +165,7 @@ def test_text_and_speech_can_be_learned(kind, least):
     from sklearn.linear_model import RidgeClassifier
 
     splits = load_dataset("synthetic", kind=kind, images=1500)
-    train, test = (features(kind, part.images) for part in (splits.train, splits.test))
+    train, test = (features(kind, split.images) for split in (splits.train, splits.test))
     assert RidgeClassifier(10.0).fit(train, splits.train.labels).score(test, splits.test.labels) > least
 
 
@@ -178,7 +179,7 @@ def test_text_and_speech_can_be_learned(kind, least):
             {"kind": "text", "channels": 3},
             "data.channels: expected none with kind: text, whose planes are fixed, got 3",
         ),
-        ({"kind": "board", "classes": 9}, "data.synthetic.classes: expected none with kind: board, which has one "),
+        ({"kind": "board", "classes": 9}, "data.synthetic.classes: a board has one class for each point; leave it out"),
         ({"kind": "board", "image_size": 26}, "data.image_size: expected 2 to 25 with kind: board, got 26"),
         (
             {"kind": "spectrogram", "classes": 1000, "images": 2000},

@@ -1,1 +1,1 @@
-"""What training does to images: one module a family."""
+"""Augmentations of training images: one module a family."""

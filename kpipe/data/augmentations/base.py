@@ -11,24 +11,24 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes images and keeps their size."""
+    """A change of images that keeps their size."""
 
     name: str
     uniforms: int
-    """How many random numbers an image needs."""
+    """Number of uniforms that an image needs."""
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     """(images [B, H, W, C], uniforms float32 [B, n] in [0, 1)) -> images of the same shape and dtype. H, W and C are
     known when the graph is built; XLA compiles the function."""
     moves: bool = False
-    """It only takes pixels from other places: XLA compiles it together with its neighbors of the same kind, and with
-    the reading from memory. An operation that computes is compiled alone: a neighbor would compute it anew for each
-    pixel that it reads. So is one that reads a pixel from two places, as a flip does to choose between them: what its
-    neighbors do before it would be done twice."""
+    """Whether it only takes pixels from other places. XLA compiles it together with its neighbors of the same kind, and
+    with the reading from memory. An operation that computes is compiled alone, since a neighbor would compute it anew
+    for each pixel that it reads. So is one that reads a pixel from two places, as a flip does to choose between them:
+    what its neighbors do before it would be done twice."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Changes images and their labels together: training alone sees soft labels."""
+    """A change of images and their labels together. Training alone sees the soft labels."""
 
     name: str
     uniforms: int
@@ -39,7 +39,7 @@ class Mix:
 
 
 def spread(uniforms: tf.Tensor, largest: float) -> tf.Tensor:
-    """Map uniforms in [0, 1) to uniform in [-largest, largest)."""
+    """Map uniforms in [0, 1) to [-largest, largest)."""
     return (2 * uniforms - 1) * largest
 
 
@@ -55,11 +55,11 @@ def in_dtype_of(images: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 def box(images: tf.Tensor, centers: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
-    """Return a rectangle in each image, cut at the border: bool [B, H, W, 1].
+    """Return a mask of a rectangle in each image, cut at the border: bool [B, H, W, 1].
 
     Args:
         images: [B, H, W, C].
-        centers: uniforms float32 [B, 2]: row, column. An even side has one pixel more before its center than after it.
+        centers: uniforms float32 [B, 2]: row, column. An even side has one pixel more before its center than after.
         height, width: whole numbers, or int32 [B].
     """
 
@@ -73,18 +73,18 @@ def box(images: tf.Tensor, centers: tf.Tensor, height: int | tf.Tensor, width: i
     return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def rotate_grid(images: tf.Tensor, angles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return where each pixel comes from when images rotate counterclockwise about their centers.
+def turn(images: tf.Tensor, angles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return where each pixel comes from when images turn counter-clockwise about their centers.
 
     Args:
         images: [B, H, W, C].
         angles: float32 [B], radians.
 
     Returns:
-        rows and columns, float32 [B, H, W]; the center of the first pixel is (0, 0).
+        Rows and columns, float32 [B, H, W]; the center of the first pixel is (0, 0).
     """
-    middle, center = (images.shape[1] - 1) / 2, (images.shape[2] - 1) / 2
-    down = (tf.range(images.shape[1], dtype=tf.float32) - middle)[:, None]
-    right = tf.range(images.shape[2], dtype=tf.float32) - center
+    row, column = (images.shape[1] - 1) / 2, (images.shape[2] - 1) / 2
+    down = (tf.range(images.shape[1], dtype=tf.float32) - row)[:, None]
+    right = tf.range(images.shape[2], dtype=tf.float32) - column
     cos, sin = tf.cos(angles)[:, None, None], tf.sin(angles)[:, None, None]
-    return cos * down + sin * right + middle, cos * right - sin * down + center
+    return cos * down + sin * right + row, cos * right - sin * down + column

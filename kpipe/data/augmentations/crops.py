@@ -1,4 +1,4 @@
-"""Which part of an image the network sees: crops of training, and the ten crops of evaluation.
+"""The crop of an image that the network sees: crops of training, and the ten crops of evaluation.
 
 A crop never draws: it gets its uniforms, as an augmentation does.
 
@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from kpipe.catalog.data import ImageFacts, RandomResizedCropOptions, ScaleJitterOptions
 from kpipe.catalog.rows import check_options
-from kpipe.errors import ConfigError
 
 TRIES = 10  # of random_resized_crop before it takes the center, as in torchvision
 
@@ -24,10 +23,10 @@ class Crop:
 
     name: str
     uniforms: int
-    """How many random numbers an image needs."""
+    """Number of uniforms that an image needs."""
     boxes: Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
-    """(heights and widths int32 [B, 2], uniforms float32 [B, n] in [0, 1), I) -> what is shown of each image, in its
-    pixels: top, left, height, width, int32 [B, 4]."""
+    """(sides int32 [B, 2]: height, width; uniforms float32 [B, n] in [0, 1); I) -> the box of each image that is shown,
+    int32 [B, 4] in its pixels: top, left, height, width."""
     resamples: bool
     """Whether the box has another size than I x I, and is scaled to it."""
 
@@ -53,14 +52,14 @@ def center_crop() -> Crop:
 
 
 def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3)) -> Crop:
-    """Crop a random area and aspect, and scale it to I x I. Szegedy et al. 2015, section 6.
+    """Crop a random area and aspect ratio, and scale to I x I. Szegedy et al. 2015, section 6.
 
-    As torchvision draws it: the area evenly, the aspect evenly in its logarithm, ten times, until the crop fits into
-    the image; else the largest crop in the center whose aspect is allowed (22 uniforms).
+    As in torchvision, the area is drawn uniformly and the aspect ratio uniformly in its logarithm, until the crop fits
+    into the image. After ten tries it is the largest crop at the center whose ratio is allowed (22 uniforms).
 
     Args:
-        area: the smallest and the largest fraction of the image, in (0, 1].
-        aspect: the smallest and the largest width / height, above 0.
+        area: smallest and largest fraction of the image's area, in (0, 1].
+        aspect: smallest and largest width / height, above 0.
 
     Raises:
         ConfigError: a range is empty or out of bounds.
@@ -77,8 +76,8 @@ def random_resized_crop(area: Sequence[float] = (0.08, 1.0), aspect: Sequence[fl
         found = tf.reduce_any(fits, axis=1, keepdims=True)
         first = tf.gather(tried, tf.argmax(tf.cast(fits, tf.int32), axis=1), axis=1, batch_dims=1)
         widest = tf.reverse(floats, axis=[1]) * tf.constant([1 / aspect[0], aspect[1]], tf.float32)
-        middle = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
-        crops = tf.where(found, first, middle)
+        fallback = tf.maximum(tf.cast(tf.round(tf.minimum(floats, widest)), tf.int32), 1)
+        crops = tf.where(found, first, fallback)
         free = sides - crops
         return tf.concat([tf.where(found, _whole(uniforms[:, -2:], free), free // 2), crops], axis=1)
 
@@ -91,18 +90,19 @@ def scale_jitter(low: int = 256, high: int = 512) -> Crop:
     Simonyan and Zisserman 2015, section 3.1, multi-scale training. The uniforms are for the side, the row, the column.
 
     Args:
-        low, high: pixels; `low` at least I.
+        low, high: smallest and largest length in pixels; `low` is at least I.
 
     Raises:
-        ConfigError: `low` is not at least 1, or `high` is below `low`; when applied, `low` is below I.
+        ConfigError: `low` is not at least 1, or `high` is below `low`.
+        ValueError: when applied, `low` is below I.
     """
     options = check_options("scale_jitter", ScaleJitterOptions, low=low, high=high)
 
     def boxes(sides, uniforms, size):
         for message in options.conflicts_with(ImageFacts(size=size)):
-            raise ConfigError(f"scale_jitter: {message}")
+            raise ValueError(f"scale_jitter: {message}")
         scaled = low + _whole(uniforms[:, :1], high - low)
-        # I pixels of the scaled image are so many of the image as it is.
+        # The number of pixels of the stored image that I pixels of the scaled one are.
         crop = tf.cast(tf.round(tf.reduce_min(sides, axis=1, keepdims=True) * size / scaled), tf.int32)
         crops = tf.repeat(tf.maximum(crop, 1), 2, axis=1)
         return tf.concat([_whole(uniforms[:, 1:], sides - crops), crops], axis=1)
@@ -133,7 +133,7 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) -> tf.Tensor:
-    """Crop images [B, S, S, C] to [B, I, I, C], with a crop that does not resample."""
+    """Crop images [B, S, S, C] to [B, I, I, C], by a crop that does not resample."""
     height, width = images.shape[1:3]
     sides = tf.tile(tf.constant([[height, width]]), [tf.shape(images)[0], 1])
     top, left = tf.unstack(crop.boxes(sides, uniforms, size)[:, :2, None], axis=1)
@@ -142,7 +142,7 @@ def take_crops(images: tf.Tensor, crop: Crop, uniforms: tf.Tensor, size: int) ->
 
 
 def _whole(uniforms: tf.Tensor, largest) -> tf.Tensor:
-    """Map uniforms in [0, 1) to int32 in 0..largest, all equally likely; `largest` is a number or of the same shape."""
+    """Map uniforms in [0, 1) to int32 in 0..largest, all equally likely. `largest` is a number or int32 like them."""
     # The product of the last float32 below 1 may round up to the next whole number.
     count = tf.cast(largest + 1, tf.float32)
     return tf.minimum(tf.cast(uniforms * count, tf.int32), largest)

@@ -1,8 +1,8 @@
 """Augmentations of whole batches: each is a pure function of the images and of given random numbers.
 
-None of them draws. The pipeline draws once a batch (a draw under XLA gives other numbers than without) and
-hands each augmentation its columns, so that a batch depends on (seed, step) alone. XLA fuses the gathers and
-selects below into one loop over the output.
+None of them draws. The pipeline draws once a batch (a draw under XLA gives other numbers than without) and passes each
+augmentation its columns, so that a batch depends on (seed, step) alone. XLA fuses the gathers and selects below into
+one loop over the output.
 
 B batch, H height, W width, C channels, n uniforms an image.
 """
@@ -13,23 +13,17 @@ import tensorflow as tf
 
 from kpipe.catalog.data import CutoutOptions, PadCropOptions, RotateOptions, TranslateOptions
 from kpipe.catalog.rows import check_options
-from kpipe.data.augmentations.base import (
-    Augmentation,
-    box,
-    in_dtype_of,
-    rotate_grid,
-    spread,
-)
+from kpipe.data.augmentations.base import Augmentation, box, in_dtype_of, spread, turn
 
 
 def pad_crop(padding: int = 4) -> Augmentation:
-    """Pad with zeros on all sides, then crop to the old size at a random place (2 uniforms: row, column).
+    """Pad with zeros on all sides, then crop the old size at a random place (2 uniforms: row, column).
 
     Args:
-        padding: pixels a side, at least 1.
+        padding: pixels added on each side, at least 1.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: `padding` is not a whole number of at least 1.
     """
     check_options("pad_crop", PadCropOptions, padding=padding)
 
@@ -42,13 +36,13 @@ def pad_crop(padding: int = 4) -> Augmentation:
 
 
 def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
-    """Shift by whole pixels; what becomes vacant is 0 (2 uniforms: row, column).
+    """Shift by whole pixels; vacated pixels are 0 (2 uniforms: row, column).
 
     Args:
-        height, width: the largest shift as a fraction of the image, in [0, 1), rounded to the nearest pixel.
+        height, width: largest shift as a fraction of the image, in [0, 1), rounded to the nearest pixel.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: a fraction is outside [0, 1).
     """
     check_options("translate", TranslateOptions, height=height, width=width)
 
@@ -61,7 +55,7 @@ def translate(height: float = 0.1, width: float = 0.1) -> Augmentation:
 
 
 def flip_horizontal() -> Augmentation:
-    """Mirror left and right where the uniform is below 0.5: every second image on average (1 uniform)."""
+    """Mirror left and right where the uniform is below 0.5, in half of the images on average (1 uniform)."""
 
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
@@ -70,7 +64,7 @@ def flip_horizontal() -> Augmentation:
 
 
 def flip_vertical() -> Augmentation:
-    """Mirror top and bottom where the uniform is below 0.5: every second image on average (1 uniform)."""
+    """Mirror top and bottom where the uniform is below 0.5, in half of the images on average (1 uniform)."""
 
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[1]), images)
@@ -82,11 +76,11 @@ def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
     """Rotate about the center by an angle uniform in +-`degrees`, with bilinear interpolation (1 uniform).
 
     Args:
-        degrees: the largest angle, above 0 and at most 180.
-        fill: what lies around the image, 0..255. Pixels at its border are interpolated toward it.
+        degrees: largest angle, above 0 and at most 180.
+        fill: value around the image, 0..255. Pixels at the border are interpolated towards it.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of its range.
     """
     check_options("rotate", RotateOptions, degrees=degrees, fill=fill)
 
@@ -101,14 +95,14 @@ def cutout(size: int = 16, fill: int = 0) -> Augmentation:
     """Cover a square whose center is uniform over the image; the border cuts it (2 uniforms: row, column).
 
     DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017, section 3.2. They
-    cover with 0 after the mean is subtracted: with the mean of the training images.
+    cover with 0 after the mean is subtracted, which is the mean of the training images.
 
     Args:
         size: side of the square in pixels, at least 1.
-        fill: the value inside, 0..255.
+        fill: value inside the square, 0..255.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is not a whole number of its range.
     """
     check_options("cutout", CutoutOptions, size=size, fill=fill)
 
@@ -120,7 +114,7 @@ def cutout(size: int = 16, fill: int = 0) -> Augmentation:
 
 
 def _interpolate(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, fill: int) -> tf.Tensor:
-    """Return bilinear samples float32 [B, H, W, C] at `rows` and `columns` [B, H, W]; around the images lies `fill`."""
+    """Sample bilinearly at `rows` and `columns` [B, H, W], with `fill` around the images: float32 [B, H, W, C]."""
     height, width, channels = images.shape[1:]
     # One pixel of fill before and two after are all that samples outside can see, once they are clipped.
     padded = tf.pad(images, [[0, 0], [1, 2], [1, 2], [0, 0]], constant_values=fill)

@@ -1,6 +1,7 @@
 """Augmentations that mix two images of a batch and their labels.
 
-Each row has a partner: 2i and 2i + 1 are each other's. The last row of an odd batch is its own, and stays as it is.
+Each row has a partner: 2i and 2i + 1 are each other's. The last row of an odd batch is its own partner
+and stays as it is.
 
 B batch, H height, W width, C channels, K classes.
 """
@@ -18,16 +19,16 @@ INTERVALS = 1024
 
 
 def mixup(alpha: float = 0.2) -> Mix:
-    """Add to a fraction of each image the rest of its partner, and likewise of the labels (1 uniform: the fraction).
+    """Blend each image and its label with those of its partner (1 uniform: the fraction of the image).
 
     Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: Beyond empirical risk minimization", 2018, section 2. The authors draw
-    one fraction a batch; here each row has its own. The images become float32, in 0..255.
+    one fraction for a batch; here each row has its own. The images become float32, in 0..255.
 
     Args:
-        alpha: above 0. The fraction is distributed as Beta(alpha, alpha): the smaller, the nearer to 0 or 1.
+        alpha: above 0. The fraction is drawn from Beta(alpha, alpha): the smaller alpha, the nearer to 0 or 1.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: `alpha` is not above 0.
     """
     check_options("mixup", MixupOptions, alpha=alpha)
     fraction_of = _make_beta(alpha)
@@ -40,17 +41,17 @@ def mixup(alpha: float = 0.2) -> Mix:
 
 
 def cutmix(alpha: float = 1.0) -> Mix:
-    """Put a rectangle of the partner into each image, at the same place (3 uniforms: fraction, row, column).
+    """Paste a rectangle of the partner into each image, at the same place (3 uniforms: fraction, row, column).
 
     Yun et al., "CutMix: Regularization strategy to train strong classifiers with localizable features", 2019, section
-    3.1. The rectangle has the shape of the image, a center uniform over it and is cut at the border; the label's
-    fraction is that of the pixels which are left, counted after the cut. Each row has a rectangle of its own.
+    3.1. The rectangle has the aspect ratio of the image. Its center is uniform over the image, and the border cuts it.
+    A label counts by the fraction of pixels that are left after the cut. Each row has a rectangle of its own.
 
     Args:
-        alpha: above 0. The fraction of pixels left, before the cut, is distributed as Beta(alpha, alpha).
+        alpha: above 0. The fraction of pixels left, before the cut, is drawn from Beta(alpha, alpha).
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: `alpha` is not above 0.
     """
     check_options("cutmix", CutmixOptions, alpha=alpha)
     fraction_of = _make_beta(alpha)
@@ -66,7 +67,7 @@ def cutmix(alpha: float = 1.0) -> Mix:
 
 
 def _make_beta(alpha: float) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function from uniforms to Beta(alpha, alpha) numbers: its quantiles, linear in between."""
+    """Return a function from uniforms to quantiles of Beta(alpha, alpha), interpolated linearly."""
     from scipy.special import betaincinv  # it takes a quarter of a second, and few trainings mix
 
     quantiles = betaincinv(alpha, alpha, np.linspace(0, 1, INTERVALS + 1)).astype(np.float32)
@@ -86,5 +87,5 @@ def _partners(rows: tf.Tensor) -> tf.Tensor:
 
 
 def _add(rows: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
-    """Return rows with this fraction of their partners; a row that is its own partner comes out exactly as it was."""
+    """Blend rows with this fraction of their partners; a row that is its own partner stays exactly as it is."""
     return rows + fraction * (_partners(rows) - rows)

@@ -3,8 +3,8 @@
 Cubuk, Zoph, Shlens and Le, "RandAugment: Practical automated data augmentation with a reduced search space", 2020. The
 list, the ranges and the steps of the magnitude are torchvision's.
 
-Whatever an image drew, three things are computed for it: a move of its pixels, a table that maps their values, and a
-blend with another image. It takes one of them; without an operation it takes the move, which is then by nothing.
+Whatever an image drew, three results are computed for it: its pixels moved, their values mapped by a table, and a blend
+with another image. One of them is taken. For the identity it is the move, which is then zero.
 
 B batch, H height, W width, C channels.
 """
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kpipe.catalog.data import RandAugmentOptions
 from kpipe.catalog.rows import check_options
-from kpipe.data.augmentations.base import Augmentation, in_dtype_of, per_image, rotate_grid
+from kpipe.data.augmentations.base import Augmentation, in_dtype_of, per_image, turn
 from kpipe.data.augmentations.color import blend, check_channels, luminance
 
 MOVES = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -25,30 +25,31 @@ BLENDS = ("brightness", "color", "contrast", "sharpness")
 TABLES = ("posterize", "solarize", "autocontrast", "equalize")
 OPERATIONS = MOVES + BLENDS + TABLES
 LARGEST_MAGNITUDE = 30
-# At the largest magnitude. 150 pixels of the 331 that the images of AutoAugment's search had.
+# At the largest magnitude. AutoAugment's search shifted its images of 331 pixels by 150.
 SHEAR, SHIFT, DEGREES, FACTOR, BITS = 0.3, 150 / 331, 30, 0.9, 4
 
 
 def rand_augment(operations: int = 2, magnitude: int = 9) -> Augmentation:
-    """Apply operations drawn from 14, one after the other (2 uniforms an operation: which, and its sign).
+    """Apply operations drawn from 14, one after the other (2 uniforms for each operation: which one, and its sign).
 
     Equally likely are identity, shear and shift along either axis, rotation; brightness, color, contrast, sharpness;
-    posterize, solarize, autocontrast and equalize. Moves take the nearest pixel and leave 0 where nothing was. Images
-    of one channel are gray: color leaves them alone. Float images are rounded to whole numbers first. Pillow, which
+    posterize, solarize, autocontrast and equalize. Moves take the nearest pixel, and vacated pixels are 0. Images of
+    one channel are gray: color leaves them alone. Float images are rounded to whole numbers first. Pillow, which
     torchvision calls, drops the fraction after a blend or a stretch of contrast; here it is rounded.
 
     Args:
-        operations: per image, at least 1.
-        magnitude: of all of them, 0..30. At 30: shear by 0.3, shift by 150/331 of the side, rotation by 30 degrees,
+        operations: number for each image, at least 1.
+        magnitude: their strength, 0..30. At 30: shear by 0.3, shift by 150/331 of the side, rotation by 30 degrees,
             factors of 0.1 or 1.9, 4 bits less, all values inverted.
 
     Raises:
-        ConfigError: an argument is out of range; when applied, the images have neither 1 nor 3 channels.
+        ConfigError: an argument is not a whole number of its range.
+        ValueError: when applied, the images have neither 1 nor 3 channels.
     """
     check_options("rand_augment", RandAugmentOptions, operations=operations, magnitude=magnitude)
 
     def apply(images, uniforms):
-        check_channels("rand_augment", images, 1, 3)
+        check_channels("rand_augment", images)
 
         def operate(number, batch):
             chosen = tf.cast(uniforms[:, 2 * number] * len(OPERATIONS), tf.int32)
@@ -66,20 +67,20 @@ def rand_augment(operations: int = 2, magnitude: int = 9) -> Augmentation:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What each image drew."""
+    """Operations that the images drew."""
 
     operations: tf.Tensor
-    """int32 [B], places in `OPERATIONS`."""
+    """Indices into `OPERATIONS`, int32 [B]."""
     strengths: tf.Tensor
-    """float32 [B] in -1..1."""
+    """Signed fractions of the largest magnitude, float32 [B] in -1..1."""
 
     def among(self, names: tuple[str, ...]) -> tf.Tensor:
-        """bool [B]: whether the image drew one of these neighbors in `OPERATIONS`."""
+        """Return whether each image drew one of these neighbors in `OPERATIONS`: bool [B]."""
         first, last = OPERATIONS.index(names[0]), OPERATIONS.index(names[-1])
         return (self.operations >= first) & (self.operations <= last)
 
     def amount(self, *names: str) -> tf.Tensor:
-        """float32 [B]: the strength where the image drew one of these, elsewhere 0."""
+        """Return the strength where the image drew one of these, elsewhere 0: float32 [B]."""
         return tf.where(self.among(names), self.strengths, 0.0)
 
 
@@ -96,11 +97,11 @@ def _move(images: tf.Tensor, choice: _Choice) -> tf.Tensor:
     def amount(name, largest):
         return (choice.amount(name) * largest)[:, None, None]
 
-    rows, columns = rotate_grid(images, choice.amount("rotate") * math.radians(DEGREES))
-    below = (tf.range(height, dtype=tf.float32) + 0.5)[:, None]
-    columns_of = tf.range(width, dtype=tf.float32) + 0.5
-    rows += amount("shear_y", SHEAR) * columns_of
-    columns += amount("shear_x", SHEAR) * below
+    rows, columns = turn(images, choice.amount("rotate") * math.radians(DEGREES))
+    down = (tf.range(height, dtype=tf.float32) + 0.5)[:, None]
+    right = tf.range(width, dtype=tf.float32) + 0.5
+    rows += amount("shear_y", SHEAR) * right
+    columns += amount("shear_x", SHEAR) * down
     # The cast drops the fraction of a shift.
     row = tf.cast(tf.floor(rows + 0.5), tf.int32) - tf.cast(amount("translate_y", SHIFT * height), tf.int32)
     column = tf.cast(tf.floor(columns + 0.5), tf.int32) - tf.cast(amount("translate_x", SHIFT * width), tf.int32)
@@ -111,7 +112,7 @@ def _move(images: tf.Tensor, choice: _Choice) -> tf.Tensor:
 
 
 def _blend(images: tf.Tensor, choice: _Choice) -> tf.Tensor:
-    """Apply brightness, color, contrast and sharpness: blend with black, gray, the mean gray, a smooth image."""
+    """Change brightness, color, contrast and sharpness: blend with black, gray, the mean gray or a smooth image."""
     pixels = tf.cast(images, tf.float32)
     gray = tf.floor(luminance(pixels) + 0.5)
     mean = tf.floor(tf.reduce_mean(gray, axis=[1, 2], keepdims=True) + 0.5)
@@ -137,7 +138,7 @@ def _smooth(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _map_values(images: tf.Tensor, choice: _Choice, magnitude: int) -> tf.Tensor:
-    """Posterize, solarize, autocontrast and equalize by a table of 256 values for each image and channel."""
+    """Posterize, solarize, autocontrast or equalize by a table of 256 values for each image and channel."""
     values, channels = np.arange(256, dtype=np.int32), images.shape[3]
     bits = round(BITS * magnitude / LARGEST_MAGNITUDE)
     solarized = np.where(values >= 255 - 255 * magnitude / LARGEST_MAGNITUDE, 255 - values, values)
@@ -152,7 +153,7 @@ def _map_values(images: tf.Tensor, choice: _Choice, magnitude: int) -> tf.Tensor
 
 
 def _histograms(images: tf.Tensor) -> tf.Tensor:
-    """Return how many pixels have each value: int32 [B, C, 256]."""
+    """Count the pixels of each value: int32 [B, C, 256]."""
     batch, channels = tf.shape(images)[0], images.shape[3]
     table = tf.reshape(tf.range(batch * channels), [batch, 1, 1, channels])
     places = tf.cast(images, tf.int32) + 256 * table
@@ -165,13 +166,13 @@ def _stretch(counts: tf.Tensor) -> tf.Tensor:
     values = tf.range(256)
     darkest = tf.reduce_min(tf.where(counts > 0, values, 255), axis=-1, keepdims=True)
     span = _brightest(counts) - darkest
-    # 255 * x / span, rounded; outside the span no pixel looks.
+    # 255 * x / span, rounded. No pixel has a value outside the span.
     stretched = (510 * (values - darkest) + span) // (2 * tf.maximum(span, 1))
     return tf.where(span > 0, tf.clip_by_value(stretched, 0, 255), values)
 
 
 def _equalize(counts: tf.Tensor) -> tf.Tensor:
-    """Return the table of Pillow's equalize: values are spread such that each range holds equally many pixels."""
+    """Return the table of Pillow's equalize: each range of values then holds equally many pixels."""
     values = np.arange(256)
     before = tf.cumsum(counts, axis=-1, exclusive=True)
     step = tf.reduce_sum(tf.where(values < _brightest(counts), counts, 0), axis=-1, keepdims=True) // 255

@@ -1,1 +1,1 @@
-"""Where images come from: one module a kind of source."""
+"""Sources of images: one module a kind."""

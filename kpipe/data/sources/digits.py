@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn as a source.
+"""A source of the handwritten digits that come with scikit-learn.
 
 N images, H height, W width, C channels.
 """
@@ -16,7 +16,7 @@ def read_digits(request: SourceRequest) -> Source:
     """Return the 1,797 handwritten digits of scikit-learn: 8x8, gray, 10 classes. Values 0..16 become 0..255.
 
     Raises:
-        DataError: a number of channels that cannot be made of gray.
+        DataError: gray cannot be converted to this number of channels.
     """
     from sklearn.datasets import load_digits
 

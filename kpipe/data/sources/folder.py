@@ -25,17 +25,17 @@ HEADERS_AT_ONCE = 16
 
 
 def read_folder(request: SourceRequest) -> Source:
-    """Find a folder with one folder of images a class, or with such folders in train/, validation/ (val/), test/.
+    """Find a folder with one folder of images for each class, or with such folders in train/, validation/ and test/.
 
     Args:
-        request: its argument is the folder, in which `~` is the home folder; channels are 3 by default.
+        request: its argument is the folder. `~` is the home folder. Channels are 3 by default.
 
     Returns:
-        Classes in the order of their names. Hidden files are ignored, other files with a note. A class and an image
-        may be links; a link inside a class to a folder is ignored with a note.
+        Classes in the order of their names. Hidden files are ignored, other files too, with a note. A class or an image
+        may be a link. A link to a folder inside a class is ignored with a note.
 
     Raises:
-        DataError: no folder, no images, one class, a class that train lacks, or files that declare more than
+        DataError: there is no folder, no images or only one class; train lacks a class; or files declare more than
             MOST_PIXELS.
     """
     where, root = f"folder:{request.argument}", Path(request.argument).expanduser()
@@ -57,7 +57,7 @@ def read_folder(request: SourceRequest) -> Source:
 
 
 class _Strays:
-    """What lies in the folder and does not belong to the set."""
+    """Files and folders that do not belong to the set."""
 
     def __init__(self):
         self.files: list[Path] = []
@@ -65,6 +65,7 @@ class _Strays:
         self.links: list[Path] = []
 
     def lines(self, root: Path) -> tuple[str, ...]:
+        """Return a line for the user for each kind that was found."""
         kinds = (
             (
                 self.files,
@@ -83,7 +84,7 @@ class _Strays:
 
 
 def _split_folders(root: Path, where: str, strays: _Strays) -> dict[str, Path]:
-    """Return split name -> folder; a root without train/ is one pool, called train."""
+    """Return split name -> folder. A root without train/ is a single split, train."""
     folders, files = _visible(root)
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not any(folder.name.lower() == "train" for folder in named):
@@ -110,7 +111,7 @@ def _list_classes(folder: Path, strays: _Strays) -> dict[str, list[Path]]:
     strays.files += files
     classes = {}
     for class_folder in folders:
-        # A link to a folder around it is no class: it would hold the images of all the others.
+        # A link to a folder that contains it is no class: it would hold the images of all the others.
         is_around = folder.resolve().is_relative_to(class_folder.resolve())
         found, links = ([], []) if is_around else _files_below(class_folder)
         images = list(filter(_is_image, found))
@@ -124,13 +125,13 @@ def _list_classes(folder: Path, strays: _Strays) -> dict[str, list[Path]]:
 
 
 def _visible(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the files right in `folder`, sorted, without hidden ones."""
+    """Return the folders and the files directly in `folder`, sorted, without hidden ones."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return [entry for entry in entries if entry.is_dir()], [entry for entry in entries if not entry.is_dir()]
 
 
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files at any depth, sorted, and links to folders; these may lead in a circle and are not followed."""
+    """Return the files at any depth, and the links to folders, which may lead in a circle and are not followed."""
     found, links = [], []
     for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -144,15 +145,15 @@ def _raise(error: OSError):
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is an image, by its name.
+    """Return whether a file is an image, by its name.
 
-    A pipe is none: it would be waited for without end. A broken link is one: decoding names it.
+    A pipe is none, since reading it would never end. A broken link is one, so that decoding names it.
     """
     return path.suffix.lower() in ENDINGS and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple[str, ...]:
-    """Return the class names of train, sorted, once every split is known to be usable."""
+    """Return the class names of train, sorted, after checking every split."""
     for split, classes in files.items():
         if not classes:
             place = "" if len(files) == 1 else f" in {split}/"
@@ -178,27 +179,27 @@ def _check_classes(files: dict[str, dict[str, list[Path]]], where: str) -> tuple
 def _make_split(
     classes: dict[str, list[Path]], class_names: tuple[str, ...], form: Form, where: str, skip_limit: float | None
 ) -> FileSplit:
-    """Return one split, in which files that would fill the memory are noted as unreadable before one is decoded."""
+    """Return a split. Files that would fill the memory are noted as unreadable before any file is decoded."""
     paths = [path for name in class_names for path in classes.get(name, ())]
     labels = [label for label, name in enumerate(class_names) for _ in classes.get(name, ())]
-    # Most of the time is the disk's, far more of it where the disk is elsewhere.
+    # Most of the time is the disk's, above all where it is a network disk.
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         declared = list(pool.map(_declared_size, paths, chunksize=64))
     unreadable = Unreadable(where, len(paths), lambda number: str(paths[number]), skip_limit, are_files=True)
     unreadable.numbers = {i for i, size in enumerate(declared) if _is_too_large(size, form.size)}
     encoded = np.array([os.fsencode(path) for path in paths], object)
-    encoded[list(unreadable.numbers)] = b""  # nobody shall open them
+    encoded[list(unreadable.numbers)] = b""  # so that they are never opened
     sides = [size[1:] if size else _decoded_size(path) for path, size in zip(paths, declared, strict=True)]
     shape = (form.size, form.size, form.channels or 3)
     return FileSplit(encoded, np.array(labels, np.int32), np.array(sides, np.int32), form, shape, unreadable)
 
 
 def _decoded_size(path: Path) -> tuple[int, int]:
-    """Return the size of a file whose header Pillow does not understand; TensorFlow is less strict."""
+    """Return the size of a file whose header Pillow does not understand. TensorFlow is less strict."""
     try:
         return tuple(decode(tf.io.read_file(os.fsencode(path))).shape[:2])
     except tf.errors.OpError:
-        return 1, 1  # nobody can read it
+        return 1, 1  # it cannot be read at all
 
 
 def _refuse_large(names: list[str], where: str) -> None:
@@ -215,13 +216,13 @@ def _is_too_large(size: tuple[int, int, int] | None, image_size: int | None) -> 
         return False
     frames, height, width = size  # TensorFlow decodes all frames of a GIF to return the first one
     shorter = max(1, min(height, width))
-    # The shorter side becomes image_size: a strip of one row grows by image_size in both directions.
+    # The shorter side becomes image_size, so a strip of one row grows by image_size in both directions.
     scale = max(1.0, (image_size or 1) / shorter)
     return max(frames * height * width, height * width * scale**2) > MOST_PIXELS
 
 
 def _declared_size(path: Path) -> tuple[int, int, int] | None:
-    """Return frames, height and width from the header; None where it is damaged, which decoding reports."""
+    """Return frames, height and width from the header; None if it is damaged, which decoding reports."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of the limit

@@ -1,4 +1,4 @@
-"""What the readers of sources are asked, and what they share."""
+"""The request that each reader of a source takes, and checks that they share."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,18 @@ SPLIT_NAMES = {
     "valid": "validation",
     "test": "test",
 }
-"""Names of folders and of others' splits -> ours."""
+"""Names of folders and splits -> names of kpipe's splits."""
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a reader is asked for.
+    """Request for the images of a source.
 
     Attributes:
-        argument: what stands after the colon, `folder:<path>`; empty for a source without one.
-        form: of the images.
-        skip_limit: fraction of a split's images that may be unreadable or lost; None: not one.
-        download: whether what is not there may be downloaded.
+        argument: text after the colon, as in `folder:<path>`; empty for a source without one.
+        form: form of the images.
+        skip_limit: largest fraction of a split's images that may be unreadable or lost; None: none of them.
+        download: whether a set that is not there may be downloaded.
     """
 
     argument: str = ""
@@ -33,10 +33,10 @@ class SourceRequest:
 
 
 def check_channels(present: int, channels: int | None, where: str) -> None:
-    """Refuse a number of channels that cannot be made of those that the images have.
+    """Check that images can be converted to a number of channels.
 
     Raises:
-        DataError: there is no such conversion.
+        DataError: they cannot.
     """
     possible = (1, 3) if present in (1, 3) else (present,)
     if channels not in (None, *possible):

@@ -1,6 +1,6 @@
-"""Data that is made up here, for trying a network without a file or a network connection.
+"""Synthetic data, for trying a network without files or a network connection.
 
-Four kinds, one for each kind of input of the networks: stripes, Go positions, spoken words, texts. Each is
+There are four kinds, one for each sort of input of the networks: stripes, Go positions, spoken words and texts. Each is
 the same in every run.
 
 N images, S image size, C channels, F frequency bands, T frames, L characters, K classes.
@@ -79,9 +79,9 @@ def _numbered(name: str, classes: int) -> tuple[str, ...]:
 
 
 def _stripes(labels, classes: int, shape: Shape, random: np.random.Generator) -> np.ndarray:
-    """uint8 [N, S, S, C], one image a label. Phase, contrast and noise are random.
+    """Draw an image for each label, uint8 [N, S, S, C]. Phase, contrast and noise are random.
 
-    The stripes' directions lie within a quarter turn, so a mirrored image looks like no other class.
+    The stripes' directions lie within a quarter turn, so that a mirrored image resembles no other class.
     """
     size, _, channels = shape
     labels = labels.astype(np.float32)[:, None, None]
@@ -106,10 +106,10 @@ STONES = (0.2, 0.7)  # fraction of points that carry one, from an opening to an 
 
 
 def _boards(labels, classes: int, shape: Shape, random: np.random.Generator) -> np.ndarray:
-    """uint8 [N, S, S, 3], 0 or 255: own stones, the opponent's stones, empty points.
+    """Draw a position for each label, uint8 [N, S, S, 3], 0 or 255: own stones, the opponent's stones, empty points.
 
-    Each position is legal, and on each exactly one group of the opponent has one liberty: a single stone, whose
-    liberty is the label. Whoever plays there captures it; no other move captures anything.
+    Each position is legal. On each, exactly one group of the opponent has one liberty: a single stone, whose liberty is
+    the label. A move there captures it, and no other move captures anything.
     """
     stones = np.empty((len(labels), *shape[:2]), np.int8)
     missing = np.arange(len(labels))
@@ -120,7 +120,7 @@ def _boards(labels, classes: int, shape: Shape, random: np.random.Generator) -> 
 
 
 def _positions(labels, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return stones int8 [N, S, S], and which positions can be used, bool [N]."""
+    """Draw stones int8 [N, S, S], and return which positions can be used, bool [N]."""
     shape = (len(labels), size, size)
     label = np.zeros(shape, bool)
     label.reshape(len(labels), -1)[np.arange(len(labels)), labels] = True
@@ -129,8 +129,8 @@ def _positions(labels, size: int, random: np.random.Generator) -> tuple[np.ndarr
     fraction, draw = random.uniform(*STONES, (len(labels), 1, 1)), random.random(shape)
     stones = np.select([draw < fraction / 2, draw < fraction], [OWN, OPPONENT], EMPTY).astype(np.int8)
     stones[label], stones[target], stones[guards] = EMPTY, OPPONENT, OWN
-    # Taking stones off gives liberties to others and takes none, so no weak group is left after one pass. It may
-    # take the guards themselves; then the target has more than one liberty and the position is drawn again.
+    # Removing stones gives liberties to others and takes none, so no weak group is left after one pass. It may remove
+    # the guards themselves. Then the target has more than one liberty, and the position is drawn again.
     liberties = _count_liberties(stones)
     weak = (stones == OPPONENT) & (liberties < 2) & ~target | (stones == OWN) & (liberties == 0)
     stones[weak] = EMPTY
@@ -146,7 +146,7 @@ def _beside(points: np.ndarray) -> np.ndarray:
 
 
 def _one_of(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return one of the points that are set, for each board: bool [N, S, S] to the same."""
+    """Choose one of the points that are set, for each board: bool [N, S, S] to the same."""
     draw = (points * (1 - random.random(points.shape))).reshape(len(points), -1)  # above 0 where set
     chosen = np.zeros(draw.shape, bool)
     chosen[np.arange(len(draw)), draw.argmax(axis=1)] = True
@@ -154,14 +154,14 @@ def _one_of(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _directions() -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Return for each of the four directions all points that have a neighbor there, and those neighbors."""
+    """Return, for each of four directions, all points that have a neighbor there, and those neighbors."""
     every, low, high = slice(None), slice(None, -1), slice(1, None)
     pairs = [((every, low), (every, high)), ((every, every, low), (every, every, high))]
     return [pair for first, second in pairs for pair in ((first, second), (second, first))]
 
 
 def _count_liberties(stones: np.ndarray) -> np.ndarray:
-    """Count the liberties of each stone's group, int8 [N, S, S]: 0, 1, or 2 for more than one. Empty points: 1."""
+    """Count the liberties of each stone's group, int8 [N, S, S]: 0, 1, or 2 for more than one. Empty points have 1."""
     points = stones[0].size
     numbers = np.arange(points, dtype=np.int16).reshape(stones.shape[1:])
     lowest, highest = _lowest_liberty(stones, numbers), points - 1 - _lowest_liberty(stones, points - 1 - numbers)
@@ -174,7 +174,7 @@ def _lowest_liberty(stones: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
     Numbers flow from empty points to stones, and between stones of one color, until nothing changes.
     """
-    nothing = np.iinfo(np.int16).max  # all bits set: a number after a wall becomes it, too
+    nothing = np.iinfo(np.int16).max  # all bits set: a number beyond a wall becomes it, too
     lowest = np.where(stones == EMPTY, numbers, np.int16(nothing))
     flows = []
     for to, come in _directions():
@@ -189,7 +189,7 @@ def _lowest_liberty(stones: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _point_names(classes: int) -> tuple[str, ...]:
-    """Return Go's coordinates, row by row from the top: rows are counted from the bottom."""
+    """Return Go's coordinates, row by row from the top. Rows are counted from the bottom."""
     size = math.isqrt(classes)
     return tuple(f"{column}{number}" for number in range(size, 0, -1) for column in COLUMNS[:size])
 
@@ -197,9 +197,9 @@ def _point_names(classes: int) -> tuple[str, ...]:
 # --- spectrogram --------------------------------------------------------------------------------------------
 
 
-MOVEMENTS = (-0.12, 0.0, 0.12)  # of a tone, from its start to its middle and on to its end, in fractions of F
-PITCHES = (0.25, 0.5, 0.75)  # of a tone's middle
-PITCH_SHIFT = 0.06  # less than half of what lies between two pitches: a voice does not make another word
+MOVEMENTS = (-0.12, 0.0, 0.12)  # of a tone, from its start to its center and on to its end, in fractions of F
+PITCHES = (0.25, 0.5, 0.75)  # of a tone's center, in fractions of F
+PITCH_SHIFT = 0.06  # less than half the distance of two pitches: a voice does not make another word
 WIDTH = 0.035  # of a tone, in fractions of F: a standard deviation
 DURATION = (0.15, 0.25)  # of a tone with the gap after it, in fractions of T
 VOICED = 0.8  # of that duration; the gap tells one long tone from two
@@ -215,14 +215,14 @@ def _words() -> np.ndarray:
     short = [(*pair, (np.nan, np.nan)) for pair in itertools.permutations(tones, 2)]
     long = [three for three in itertools.product(tones, repeat=3) if three[0] != three[1] != three[2]]
     shuffled = np.concatenate([random.permutation(np.array(words, np.float32)) for words in (short, long)])
-    # Short and long by turns, while there are short ones: the first few classes shall have both.
+    # Short and long ones alternate while there are short ones, so that a few classes have both.
     return shuffled[np.argsort([*range(0, 2 * len(short), 2), *range(1, 2 * len(long), 2)])]
 
 
 def _spectrograms(labels, classes: int, shape: Shape, random: np.random.Generator) -> np.ndarray:
-    """uint8 [N, F, T, 1]: logarithm of the power, low frequencies first.
+    """Draw a word for each label, uint8 [N, F, T, 1]: the logarithm of the power, low frequencies first.
 
-    Onset, tempo, loudness and pitch are random, and so is the noise: the moment and the level say nothing.
+    Onset, tempo, loudness, pitch and noise are random, so that time and level say nothing about the class.
     """
     bands, frames, _ = shape
     loudness = random.uniform(*LOUDNESS, (len(labels), 1))
@@ -230,7 +230,7 @@ def _spectrograms(labels, classes: int, shape: Shape, random: np.random.Generato
     band = ((np.arange(bands, dtype=np.float32) + 0.5) / bands)[:, None]
     distance = (band - pitch[:, None]) / WIDTH
     power = (10 ** (loudness / 10) * loud)[:, None] * np.exp(-0.5 * distance * distance)
-    # Noise of a steady level has a power that is distributed exponentially.
+    # The power of noise of a steady level has an exponential distribution.
     power = (power + 1) * random.standard_exponential(power.shape, np.float32)
     low, high = DECIBELS
     scaled = (10 * np.log10(power + 1e-9) - low) * (255 / (high - low))
@@ -238,12 +238,12 @@ def _spectrograms(labels, classes: int, shape: Shape, random: np.random.Generato
 
 
 def _tones(words: np.ndarray, frames: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return when a word's tones are heard: pitch and power 0..1, float32 [N, T] each."""
+    """Draw when a word's tones are heard: pitch and power 0..1, float32 [N, T] each."""
     count = len(words)
     tones = (~np.isnan(words[..., 0])).sum(axis=1)[:, None]
     duration = random.uniform(*DURATION, (count, 1))
     onset = random.uniform(size=(count, 1)) * (1 - tones * duration)
-    place = ((np.arange(frames) + 0.5) / frames - onset) / duration  # 1.5: in the middle of the second tone
+    place = ((np.arange(frames) + 0.5) / frames - onset) / duration  # 1.5: at the center of the second tone
     number = np.clip(np.floor(place), 0, tones - 1).astype(int)
     within = (place - number) / VOICED
     heard = (within >= 0) & (within < 1)
@@ -261,12 +261,12 @@ SHORTEST_WORD, LONGEST_WORD = 4, 6  # characters: two or three syllables
 SHARED_WORDS = 40
 OWN_WORDS = 8  # of each class
 OWN_SYLLABLES = 5  # which they are made of
-OWN_SHARE = 0.4  # of a text's words
+OWN_FRACTION = 0.4  # of a text's words
 
 
 @functools.cache
 def _vocabulary(classes: int) -> tuple[list[str], ...]:
-    """Return the words of each class, and after them those that all classes share. No word occurs twice."""
+    """Return the words of each class, and last those that all classes share. No word occurs twice."""
     random, used = np.random.default_rng(20), set()
     shared = _new_words(SYLLABLES, SHARED_WORDS, used, random)
     own = (random.choice(SYLLABLES, OWN_SYLLABLES, replace=False) for _ in range(classes))
@@ -274,7 +274,7 @@ def _vocabulary(classes: int) -> tuple[list[str], ...]:
 
 
 def _new_words(syllables, count: int, used: set[str], random: np.random.Generator) -> list[str]:
-    """Return `count` words of two or three different syllables, not in `used`, where they are put."""
+    """Draw `count` words of two or three different syllables that are not in `used`, and add them to it."""
     words = []
     while len(words) < count:
         word = "".join(random.choice(syllables, random.integers(2, 4), replace=False))
@@ -285,7 +285,7 @@ def _new_words(syllables, count: int, used: set[str], random: np.random.Generato
 
 
 def _texts(labels, classes: int, shape: Shape, random: np.random.Generator) -> np.ndarray:
-    """uint8 [N, L, 1, 27], 0 or 255: for each character the plane of its letter; the last plane is the space.
+    """Draw a text for each label, one-hot uint8 [N, L, 1, 27], 0 or 255. The last channel is the space.
 
     A text is cut out of a longer one, so it may start and end within a word.
     """
@@ -293,7 +293,7 @@ def _texts(labels, classes: int, shape: Shape, random: np.random.Generator) -> n
     shared = vocabulary[-1]
     words = (length + LONGEST_WORD) // (SHORTEST_WORD + 1) + 1
     for label in labels:
-        own, picks, start = random.random(words) < OWN_SHARE, random.random(words), random.integers(LONGEST_WORD + 1)
+        own, picks, start = random.random(words) < OWN_FRACTION, random.random(words), random.integers(LONGEST_WORD + 1)
         lists = [vocabulary[label] if is_own else shared for is_own in own]
         text = " ".join(known[int(pick * len(known))] for known, pick in zip(lists, picks, strict=True))
         texts.append(text[start : start + length])
@@ -304,11 +304,11 @@ def _texts(labels, classes: int, shape: Shape, random: np.random.Generator) -> n
 @dataclass(frozen=True)
 class _Kind:
     shape: Callable[[int], Shape]
-    """Shape of one image, from its size."""
+    """Shape of an image, from its size."""
     draw: Callable[[np.ndarray, int, Shape, np.random.Generator], np.ndarray]
     """(labels int32 [N], K, shape, random) -> uint8 [N, *shape], 0..255."""
     class_names: Callable[[int], tuple[str, ...]]
-    """Names of K classes."""
+    """K -> names of the classes."""
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""The sets of TensorFlow Datasets as a source: TFRecord files, prepared beforehand or downloaded now.
+"""A source of the sets of TensorFlow Datasets: TFRecord files, prepared beforehand or downloaded.
 
 N images.
 """
@@ -31,11 +31,11 @@ def read_tfds(request: SourceRequest) -> Source:
         request: its argument is `<name>` or `<name>/<config>`.
 
     Returns:
-        The splits train, validation and test as far as the set has them with labels.
+        The splits train, validation and test that the set has with labels.
 
     Raises:
-        DataError: unknown name, not an image classification, neither prepared nor to be downloaded, or records are
-            lost.
+        DataError: the name is unknown, the set is no image classification, it is neither prepared nor can be
+            downloaded, or records are lost.
     """
     import tensorflow_datasets as tfds
 
@@ -99,7 +99,7 @@ def _skip_decoding():
 
 
 def _without_lost(split: RecordSplit, folder, skip_limit: float | None) -> RecordSplit:
-    """Return the split as far as its files can be read; called when their size says that something is wrong."""
+    """Return the split as far as its files can be read. It is called when their size is wrong."""
     declared = len(split)
     shards = tuple(replace(shard, count=_count_records(shard)) for shard in split.shards)
     lost = declared - sum(shard.count for shard in shards)
@@ -115,14 +115,14 @@ def _without_lost(split: RecordSplit, folder, skip_limit: float | None) -> Recor
 
 
 def _count_records(shard: Shard) -> int:
-    """Return the number of records up to the end or the first damage."""
+    """Count the records up to the end or the first damage."""
     records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.count)
     # After a damage TensorFlow reads nothing more of the file.
     return int(records.ignore_errors().reduce(np.int64(0), lambda count, record: count + 1))
 
 
 def _has_labels(split: RecordSplit) -> bool:
-    """Whether a split has labels: some sets keep them secret, and all of them are -1."""
+    """Return whether a split has labels. Some sets keep them secret, and all of them are -1."""
     try:
         first = next(iter(tf.data.TFRecordDataset(split.shards[0].path).take(1)))
     except (StopIteration, IndexError, tf.errors.OpError):
@@ -141,7 +141,7 @@ def _tfds_builder(name: str, where: str):
         hint = f", did you mean '{nearest[0]}'?" if nearest else ""
     except ValueError:
         hint = ", which has no such config or version"
-    # Outside the handlers, whose errors print a screenful of names.
+    # Outside the handlers, whose errors print a whole screen of names.
     raise DataError(f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got '{name}'{hint}")
 
 
