@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kpipe.catalog.data import ImageFacts, RandomResizedCropOptions, ScaleJitterOptions
 from kpipe.catalog.rows import check_options
+from kpipe.errors import ConfigError
 
 TRIES = 10  # of random_resized_crop before it takes the center, as in torchvision
 

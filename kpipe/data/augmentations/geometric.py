@@ -85,7 +85,7 @@ def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
     check_options("rotate", RotateOptions, degrees=degrees, fill=fill)
 
     def apply(images, uniforms):
-        rows, columns = rotate_grid(images, spread(uniforms[:, 0], math.radians(degrees)))
+        rows, columns = turn(images, spread(uniforms[:, 0], math.radians(degrees)))
         return in_dtype_of(images, _interpolate(images, rows, columns, fill))
 
     return Augmentation("rotate", 1, apply)
