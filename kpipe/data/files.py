@@ -1,7 +1,7 @@
 """A split of image files, read when they are needed.
 
-TensorFlow leaves out a broken image without a word. Here each image carries its place in the
-stream, so that a missing one leaves a gap in the places, which the next image fills.
+TensorFlow leaves out a broken image without a word. Here each image carries its place in the stream, so that a missing
+one leaves a gap in the places, which the next image fills.
 
 N images, H height, W width, C channels, I pixels a side of what the network sees, b images of a batch.
 """

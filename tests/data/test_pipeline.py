@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_another_process_sees_the_same_batches(splits, folder):
         "import pathlib, sys; sys.path[:] = eval(sys.argv[1]); "
         "from test_pipeline import digests; print(digests(pathlib.Path(sys.argv[2])))"
     )
-    arguments = [sys.executable, "-c", script, repr(sys.path), str(folder)]
+    arguments = [sys.executable, "-c", script, repr([str(Path(__file__).parent), *sys.path]), str(folder)]
     result = subprocess.run(arguments, capture_output=True, text=True)
     expected = [digest(split) for split in splits.values()]
     assert result.stdout.splitlines()[-1:] == [repr(expected)], result.stderr

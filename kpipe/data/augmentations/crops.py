@@ -26,8 +26,8 @@ class Crop:
     uniforms: int
     """Number of uniforms that an image needs."""
     boxes: Callable[[tf.Tensor, tf.Tensor, int], tf.Tensor]
-    """(sides int32 [B, 2]: height, width; uniforms float32 [B, n] in [0, 1); I) -> the box of each image that is shown,
-    int32 [B, 4] in its pixels: top, left, height, width."""
+    """(heights and widths int32 [B, 2], uniforms float32 [B, n] in [0, 1), I) -> the box of each image that the network
+    sees, in its pixels: top, left, height, width, int32 [B, 4]."""
     resamples: bool
     """Whether the box has another size than I x I, and is scaled to it."""
 
