@@ -152,6 +152,6 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
 
 def _as_plain(value: Any) -> Any:
     """Convert a NumPy number to Python's own, and a tuple to a list."""
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return [_as_plain(each) for each in value]
     return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value

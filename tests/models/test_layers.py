@@ -625,11 +625,11 @@ def test_whiten_starts_as_the_identity(components, columns):
         ),
         (
             lambda: Whiten(13, name="m")(keras.Input((2, 3, 2))),
-            "m: expected 1 to 12 components of images of 2x3x2, got 13.",
+            "m: expected 1 to 12 components for images of 2x3x2, got 13.",
         ),
         (
             lambda: Whiten(0, name="m")(keras.Input((2, 3, 2))),
-            "m: expected 1 to 12 components of images of 2x3x2, got 0.",
+            "m: expected 1 to 12 components for images of 2x3x2, got 0.",
         ),
         (lambda: Maxout(0, name="m"), "m: expected at least 1 piece, got 0."),
         *(

@@ -116,7 +116,8 @@ def check_channels(name: str, images: tf.Tensor) -> None:
     allowed = AUGMENTATIONS[name].channels
     if images.shape[3] not in allowed:
         numbers = " or ".join(map(str, allowed))
-        raise ConfigError(f"{name}: expected images of {numbers} channels, got {images.shape[3]}")
+        # Inside a graph TensorFlow rebuilds an error of its own type from a built-in class only.
+        raise ValueError(f"{name}: expected images of {numbers} channels, got {images.shape[3]}")
 
 
 def luminance(pixels: tf.Tensor) -> tf.Tensor:
