@@ -620,7 +620,7 @@ def test_whiten_starts_as_the_identity(components, columns):
         ),
         (
             lambda: Whiten(name="m")(keras.Input((64, 64, 3))),
-            "m: expected images of at most 4,096 values to whiten, got 64x64x3 = 12,288. Take smaller images, or "
+            "m: expected images of at most 4,096 values to whiten, got 64x64x3 = 12,288. Take a smaller image_size, or "
             "normalize each channel.",
         ),
         (

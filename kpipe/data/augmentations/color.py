@@ -11,7 +11,6 @@ import tensorflow as tf
 from kpipe.catalog.data import AUGMENTATIONS, ColorJitterOptions, GrayscaleOptions, PcaColorOptions
 from kpipe.catalog.rows import check_options
 from kpipe.data.augmentations.base import Augmentation, in_dtype_of, per_image, spread
-from kpipe.errors import ConfigError
 
 # Of the colors of ImageNet's training images in [0, 1]. The vectors are the columns.
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from kpipe.catalog.data import ImageFacts, RandomResizedCropOptions, ScaleJitterOptions
 from kpipe.catalog.rows import check_options
-from kpipe.errors import ConfigError
 
 TRIES = 10  # of random_resized_crop before it takes the center, as in torchvision
 
@@ -122,11 +121,11 @@ def ten_crop(images: tf.Tensor, size: int) -> tf.Tensor:
         [B, 10, I, I, C] of the same dtype: top left, top right, bottom left, bottom right, center, then mirrored.
 
     Raises:
-        ConfigError: the crop is larger than the images.
+        ValueError: the crop is larger than the images.
     """
     height, width = images.shape[1:3]
     if not 1 <= size <= min(height, width):
-        raise ConfigError(f"ten_crop.size: expected 1 to {min(height, width)} pixels, got {size}")
+        raise ValueError(f"ten_crop.size: expected 1 to {min(height, width)} pixels, got {size}")
     bottom, right = height - size, width - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = tf.stack([images[:, top : top + size, left : left + size] for top, left in corners], axis=1)
