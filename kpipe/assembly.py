@@ -128,13 +128,16 @@ def reads_whole_images(config: DataConfig) -> bool:
     return any(AUGMENTATIONS[entry.chosen[0]].reads_whole_image for entry in config.augment)
 
 
-def make_augmentations(config: DataConfig, channels: int) -> list[data.Augmentation | data.Crop | data.Mix]:
+def make_augmentations(
+    config: DataConfig, image_shape: tuple[int, int, int]
+) -> list[data.Augmentation | data.Crop | data.Mix]:
     """Build the augmentations of the section, for `make_pipeline`.
 
     Raises:
-        ConfigError: images with this number of channels do not suit one of them.
+        ConfigError: images of this shape (H, W, C) do not suit one of them.
     """
-    images = ImageFacts(config.image_size, config.stored_size, channels)
+    height, width, channels = image_shape
+    images = ImageFacts(config.image_size, config.stored_size, channels, height == width)
     augmentations = []
     for place, (name, chosen) in enumerate(entry.chosen for entry in config.augment):
         row = AUGMENTATIONS[name]
@@ -156,7 +159,7 @@ def _make_training_batches(
     experiment: Experiment, splits: data.Splits, last_step: int, strategy: tf.distribute.Strategy
 ) -> Callable[[int], tf.data.Dataset]:
     config, classes = experiment.data, len(splits.class_names)
-    augment = make_augmentations(config, splits.image_shape[-1])
+    augment = make_augmentations(config, splits.image_shape)
     worker, workers = workers_of(strategy)
 
     def training_batches(first_step: int) -> tf.data.Dataset:

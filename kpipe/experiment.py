@@ -66,12 +66,13 @@ def train(
     resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)
+    logs = logs_folder(experiment.logs)
     where = {"new": options.new, "resume": resume, "at": options.path}
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
-        open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
-        translate_write_errors(run.path),
+        translate_write_errors(resume or options.path or logs),
+        open_run(logs, experiment.name, experiment.identity(), **where) as run,
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
     ):

@@ -188,6 +188,9 @@ class ImageFacts:
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield combinations that cannot work, as (key of the section `data`, message)."""
+        for key, value in (("image_size", self.size), ("stored_size", self.stored_size)):
+            if value is not None and value < 1:
+                yield key, f"expected at least 1, got {value}"
         if self.stored_size and (self.size is None or self.stored_size < self.size):
             least = self.size or "which is missing"
             yield "stored_size", f"expected at least data.image_size, {least}, got {self.stored_size}"

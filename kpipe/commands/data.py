@@ -97,7 +97,7 @@ def _draw(experiment: Experiment, splits: data.Splits, split: data.Split, images
         ).as_numpy_iterator()
 
     plain = pipeline([])  # augmentations do not change the order
-    return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape[-1]))
+    return (order for _, order in plain), pipeline(make_augmentations(experiment.data, splits.image_shape))
 
 
 def _choose(config: DataConfig, split: data.Split, images: int) -> tuple[data.Split, list[np.ndarray]]:

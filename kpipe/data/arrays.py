@@ -101,13 +101,11 @@ class ArraySplit(Split):
         shrinks = max(self.shape[:2]) >= 2 * size
         sides = np.tile(np.int32(self.shape[:2]), (len(self), 1))
 
-        def decode(place, row):
-            number, label, box = row
-            return place, scale(cut(self.fetch(number), box), size, antialias=shrinks), label
+        def decode(number, label, box):
+            return scale(cut(self.fetch(number), box), size, antialias=shrinks), label
 
-        rows = locate(drawn, self.labels, sides, crop, size).unbatch().enumerate()
-        rows = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        images = rows.map(lambda place, *image: image).batch(drawing.count, drop_remainder=True)
+        rows = locate(drawn, self.labels, sides, crop, size).unbatch()
+        images = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(drawing.count, drop_remainder=True)
         return with_uniforms(images, drawn)
 
     def evaluation_batches(self, numbers, batch_size, see) -> tf.data.Dataset:

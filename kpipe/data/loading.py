@@ -96,9 +96,8 @@ def find_source(
         ConfigError, DataError: as `load_dataset`.
     """
     row, argument = parse_source(source)
-    for name, value in (("image_size", form.size), ("channels", form.channels)):
-        if value is not None and value < 1:
-            raise ConfigError(f"data.{name}: expected at least 1, got {value}")
+    if form.channels is not None and form.channels < 1:
+        raise ConfigError(f"data.channels: expected at least 1, got {form.channels}")
     checked = check_options(f"data.{source.partition(':')[0]}", row.options, **options)
     return row.load()(SourceRequest(argument, form, skip_limit, download), **checked.model_dump())
 

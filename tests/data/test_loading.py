@@ -67,6 +67,7 @@ def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
         ({"source": "folder"}, "expected folder:<path>, got 'folder'"),
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
         ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
+        ({"image_size": 8, "stored_size": 0}, "data.stored_size: expected at least 1, got 0"),
         ({"channels": 0}, "data.channels: expected at least 1, got 0"),
         ({"validation": 1.0}, "data.split.validation: expected a fraction of at least 0 and below 1, got 1.0"),
         ({"test": -0.1}, "data.split.test: expected a fraction of at least 0 and below 1, got -0.1"),

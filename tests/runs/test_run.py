@@ -1,5 +1,6 @@
 """Whole runs through the command line: what stands on the screen, what is left on disk, what bad input gets."""
 
+import errno
 import json
 import os
 import re
@@ -124,6 +125,23 @@ def test_a_network_is_built_and_planned_with_every_normalization(kpipe, experime
         np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-2)
 
 
+def test_a_disk_that_becomes_read_only_ends_a_run_with_a_message(kpipe, experiment, logs, monkeypatch):
+    """The folder's lock cannot be taken either, when the run is left."""
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", "model.keras")
+
+    def become_read_only(*arguments, **options):
+        monkeypatch.setattr("kpipe.runs.directory.FileLock", refuse)
+        refuse()
+
+    monkeypatch.setattr("kpipe.experiment.save_portable", become_read_only)
+    code, _, err = kpipe("run", experiment)
+    assert (code, err.count("\n")) == (5, 1)
+    assert err.startswith("model.keras: cannot be written (Read-only file system); ")
+    assert err.endswith(" and give the same command again.\n")
+
+
 def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypatch):
     arguments = ("run", experiment, "data.normalize=pca_whiten", "training.epochs=3", "logs=" + str(logs))
     with monkeypatch.context() as patched:
@@ -144,7 +162,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
     code, out, _ = kpipe(*arguments)
     assert (code, "resumed" in out) == (0, True)
     assert file.read_bytes() == before
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob("*.part*"))
     with np.load(file, allow_pickle=False) as kept:
         assert kept["matrix"].shape == (768, 768)
 
