@@ -196,7 +196,7 @@ def test_sharing_saves_parameters_against_the_dense_baseline():
 # --- pooling ------------------------------------------------------------------------------------------------
 
 
-def test_twenty_pixels_in_crops_of_ten_are_two():
+def test_twenty_pixels_in_windows_of_ten_are_two():
     assert shape_after(layers.MaxPooling2D(10), size=(20, 20, 1)) == (2, 2, 1)
 
 
@@ -215,7 +215,7 @@ def test_pooling_has_no_parameters_and_keeps_the_channels(pool):
     assert layer.count_params() == 0
 
 
-def test_overlapping_crops():
+def test_overlapping_windows():
     pools = {overlapping: alexnet((64, 64, 3), 2, width=8, overlapping=overlapping) for overlapping in (True, False)}
     sizes = {overlapping: model.get_layer("pool1").pool_size for overlapping, model in pools.items()}
     assert sizes == {True: (3, 3), False: (2, 2)}

@@ -33,7 +33,7 @@ def leave_out_figures(pipe) -> None:
 
 
 def hold_owner(pipe) -> None:
-    """Say "owns" and wait once the run directory is owned: other starts then find a run that is surely going on.
+    """Say "owns" and wait once the run directory is owned: other starts then find a run that is surely running.
 
     Seeding is the first thing that kpipe does after it has locked the run directory.
     """

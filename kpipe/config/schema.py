@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from kpipe.catalog.data import AUGMENTATIONS, SyntheticOptions, parse_source
+from kpipe.catalog.data import AUGMENTATIONS, SOURCES, parse_source
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
@@ -98,7 +98,7 @@ class SplitConfig(Section):
     """Fraction of all images for the test split."""
 
 
-class DataConfig(Section):
+class _DataConfig(Section):
     """Images: where they come from, and how they are resized, split, augmented and kept."""
 
     source: Annotated[str, BeforeValidator(_known_source)]
@@ -146,10 +146,20 @@ class DataConfig(Section):
     and evaluation leaves it out."""
     skip_limit: Fraction = 0.01
     """Largest fraction of unreadable images in a split with `on_error: skip`. The run ends where there are more."""
-    synthetic: SyntheticOptions | None = None
-    """Options of the source `synthetic`."""
 
     applies_when = {"skip_limit": ("on_error", ("skip",)), "cache_gigabytes": ("cache", ("auto",))}
+
+
+DataConfig = create_model(
+    "DataConfig",
+    __base__=_DataConfig,
+    __doc__=_DataConfig.__doc__,
+    **{
+        name: (row.options | None, Field(None, description=f"Options of the source `{name}`."))
+        for name, row in SOURCES.items()
+        if row.options.model_fields
+    },
+)
 
 
 class EarlyStopping(Section):

@@ -76,7 +76,10 @@ def load_dataset(
     # Decoded before it is divided, a stream shows its labels, and all broken files are named at once.
     kept = cacher.cache_those_that_fit(found.splits) if ahead else found.splits
     splits = split_source(replace(found, splits=kept), validation, test)
-    by_name = cacher.or_check(cacher.cache_those_that_fit(splits.by_name)) if ahead else splits.by_name
+    by_name = splits.by_name
+    if ahead:
+        by_name = cacher.cache_those_that_fit(by_name)
+        cacher.note_unreadable(by_name)
     height, width, _ = splits.train.shape
     notes = (*splits.notes, *_lost_notes(found.splits))
     return replace(splits, **by_name, notes=notes, image_size=image_size if height == width else None)
@@ -123,7 +126,7 @@ class _Cacher:
         names = [name for name in ("train", "validation", "test") if name in splits]
         return {name: splits[name] if splits[name].kept_pixels else self._cache(splits[name], name) for name in names}
 
-    def or_check(self, splits: dict[str, Split]) -> dict[str, Split]:
+    def note_unreadable(self, splits: dict[str, Split]) -> None:
         """Find the images to be left out of splits that are not decoded.
 
         Training replaces an unreadable file when it meets one. Evaluation and streams must know of them before.
@@ -134,7 +137,6 @@ class _Cacher:
         for name, split in splits.items():
             if not split.kept_pixels and split.unreadable.limit is not None and (split.is_stream or name != "train"):
                 note_unreadable(split, self.progress)
-        return splits
 
     def _cache(self, split: Split, name: str) -> Split:
         size = count_bytes(split)

@@ -32,7 +32,7 @@ class Unreadable:
         self.numbers: set[int] = set()
         self.error: DataError | None = None
         """Error that `add` has raised. Out of a pipeline it comes as an error of TensorFlow's own."""
-        self._note_at_source: Callable[[set[int]], None] = self._judge
+        self._note_at_source: Callable[[set[int]], None] = self._enforce_limit
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -86,7 +86,7 @@ class Unreadable:
         split._note_at_source = lambda new: self.add([chosen[i] for i in new])
         return split
 
-    def _judge(self, new: set[int]) -> None:
+    def _enforce_limit(self, new: set[int]) -> None:
         for number in new:
             self._check_access(number)
         if len(self) > (self.limit or 0) * self.total:

@@ -57,7 +57,7 @@ def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
     except Timeout:
         owner = read_json(path / OWNER)
         raise EnvironmentFault(
-            f"{path}: this {what} is still going on (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
+            f"{path}: this {what} is still running (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
             "Wait for it, or start another beside it with --new."
         ) from None
     write_text(path / OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))

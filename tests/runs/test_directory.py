@@ -23,7 +23,7 @@ def commit(run):
 
 def test_a_second_start_sees_the_first_before_it_has_trained(tmp_path):
     with open_run(tmp_path, "x", IDENTITY) as run:
-        with pytest.raises(EnvironmentFault, match=r"this run is still going on \(process \d+ on "):
+        with pytest.raises(EnvironmentFault, match=r"this run is still running \(process \d+ on "):
             with open_run(tmp_path, "x", IDENTITY):
                 pass
         with open_run(tmp_path, "x", IDENTITY, new=True) as beside:
@@ -134,7 +134,7 @@ def test_of_twenty_starts_one_wins_and_the_others_change_nothing(tmp_path, conte
     assert len(losers) == 19
     for _, seconds, message in losers:
         assert float(seconds) < 2
-        assert message.startswith(f"{run}: this run is still going on (process {winner.pid} on ")
+        assert message.startswith(f"{run}: this run is still running (process {winner.pid} on ")
     before = files_of(tmp_path)
     with pytest.raises(EnvironmentFault, match=f"process {winner.pid} on"), open_run(tmp_path, "x", IDENTITY):
         pass
@@ -168,7 +168,7 @@ def test_a_run_is_named_by_hand(tmp_path):
     with open_run(tmp_path, "x", IDENTITY) as run:
         commit(run)
         run.write_json("summary.json", {"status": "finished"})
-        with pytest.raises(EnvironmentFault, match="this run is still going on"):
+        with pytest.raises(EnvironmentFault, match="this run is still running"):
             with open_run(tmp_path, "x", IDENTITY, resume=run.path):
                 pass
     with open_run(tmp_path, "x", IDENTITY, resume=run.path) as again:
@@ -276,7 +276,7 @@ def test_a_search_is_found_by_what_it_searches(tmp_path):
 
 def test_a_search_has_one_owner(tmp_path):
     with open_search(tmp_path, "x", SEARCH, {}):
-        with pytest.raises(EnvironmentFault, match=r"this search is still going on \(process \d+ on "):
+        with pytest.raises(EnvironmentFault, match=r"this search is still running \(process \d+ on "):
             with open_search(tmp_path, "x", SEARCH, {}):
                 pass
         with open_search(tmp_path, "x", SEARCH, {}, new=True):

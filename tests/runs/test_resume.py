@@ -114,7 +114,7 @@ def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
     code, out, err = kpipe("run", experiment, *LONG)
     assert time.monotonic() - begin < 2
     assert (code, out) == (5, "")
-    assert f"{run}: this run is still going on (process {process.pid} on " in err
+    assert f"{run}: this run is still running (process {process.pid} on " in err
     assert "start another beside it with --new" in err
     after = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
     assert after == before

@@ -211,7 +211,7 @@ def test_two_searches_at_once(kpipe, experiment, trained, logs):
     with open_search(logs, "tiny", identity_of(loaded.experiment), {}) as path:
         code, _, err = kpipe("search", experiment, "search.trials=2")
     assert code == 5
-    assert err.startswith(f"{path}: this search is still going on (process {os.getpid()} on ")
+    assert err.startswith(f"{path}: this search is still running (process {os.getpid()} on ")
     assert not trained
 
 
