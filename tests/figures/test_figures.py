@@ -20,7 +20,7 @@ def png_size(path):
 
 
 def assert_saved(figure, folder):
-    """As a PNG file of 150 dpi and a size that fits a screen."""
+    """Check for a PNG file of 150 dpi and a size that fits a screen."""
     path = folder / "figure.png"
     figures.save_figure(figure, path)
     (width, height), dots_per_meter = png_size(path)

@@ -17,7 +17,7 @@ IDENTITY = {"name": "x", "seed": 0}
 
 
 def commit(run):
-    """As far as a run directory is concerned."""
+    """Leave what a run directory takes for a checkpoint."""
     (run.checkpoints / "step-00000001").mkdir(parents=True)
 
 

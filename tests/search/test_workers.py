@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def worker_says(monkeypatch, tmp_path):
-    """Puts a shell script in the place of the workers."""
+    """Replace the workers by a shell script."""
 
     def worker_says(script):
         path = tmp_path / "python"
@@ -89,7 +89,7 @@ def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
 
 
 def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkeypatch):
-    """Not one of the worker, and not one of the protocol."""
+    """It is reported neither as the worker's nor as one of the protocol."""
     monkeypatch.setattr("kpipe.search.tuner.Tuner.search", lambda tuner: 1 / 0)
     worker_says("sleep 60")
     with pytest.raises(ZeroDivisionError):

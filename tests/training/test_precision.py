@@ -8,7 +8,7 @@ from kpipe.training.precision import precision_scope, resolve_precision
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Pretends a machine: `machine(flags="avx2")` or `machine(capability=(9, 0))`."""
+    """Pretend a machine: `machine(flags="avx2")` or `machine(capability=(9, 0))`."""
 
     def pretend(*, flags=None, capability=None):
         path = tmp_path / "cpuinfo"

@@ -107,7 +107,7 @@ class Stopper:
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes down each call of Keras, and the names of the logs."""
+    """Record each call of Keras, and the names of the logs."""
 
     def __init__(self):
         super().__init__()
@@ -412,7 +412,7 @@ def early_stopping():
 
 
 def test_early_stopping_stops_and_remembers(tmp_path):
-    """With a gain of 2 nothing improves: wait grows in each epoch, over the interruption as well."""
+    """With a gain of 2 nothing improves: wait grows in each epoch, also across the interruption."""
     stopper, batches = Stopper(50), lambda first: batches_from(first, 200)
     trainer = Trainer(make_model())
     state = fit(
@@ -565,7 +565,7 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_steps():
 
 
 class Poison(keras.callbacks.Callback):
-    """Makes one number of the training not finite at the end of a chunk."""
+    """Make one number of the training not finite at the end of a chunk."""
 
     def __init__(self, find, step, value):
         super().__init__()
