@@ -18,7 +18,7 @@ from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.evaluation.report import write_figures
-from kpipe.files import translate_write_errors, write_names
+from kpipe.files import write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.runs.directory import logs_folder, open_run
@@ -66,13 +66,11 @@ def train(
     resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)
-    logs = logs_folder(experiment.logs)
     where = {"new": options.new, "resume": resume, "at": options.path}
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
-        translate_write_errors(resume or options.path or logs),
-        open_run(logs, experiment.name, experiment.identity(), **where) as run,
+        open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
     ):
@@ -90,7 +88,8 @@ def train(
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
         restored = restore_state(run, checkpoints, model, splits.counts, steps_per_epoch)
         splits.note_unreadable(restored.state.unreadable)
-        check_disk(run.path, run.checkpoints, estimate_disk(model, training.checkpoint.keep), training.checkpoint.keep)
+        need = estimate_disk(model, training.checkpoint.keep)
+        check_disk(run.path, run.checkpoints, need, training.checkpoint.keep)
         run.begin(experiment.identity(), experiment.chosen.model_dump())
         changed = record_environment(run, experiment)
         with (

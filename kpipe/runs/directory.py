@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kpipe.files import read_json, read_yaml, write_json, write_yaml
+from kpipe.files import read_json, read_yaml, translate_write_errors, write_json, write_yaml
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
@@ -105,28 +105,30 @@ def open_run(
             resumed; anything else there is deleted.
 
     Raises:
-        EnvironmentFault: the folder cannot be written, or another process is at work on the same experiment.
+        EnvironmentFault: the folder cannot be written, now or inside the `with`, or another process is at work on the
+            same experiment.
     """
     named = resume or at
     folder = Path(logs) / name if named is None else named.parent
-    with locked_folder(folder, "" if named else ELSEWHERE):
-        note = None
-        if resume is not None:
-            taken = _take(resume)
-        elif at is not None:
-            taken = _take_or_clear(at, identity)
-        else:
-            taken, note = _find(folder, identity, new)
-        run, lock = taken or _create(at or fresh_path(folder), identity, note)
-    try:
-        yield run
-    finally:
-        # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
-        with FileLock(folder / LOCK):
-            leave(run.path)
-            if _has_nothing_to_keep(run.path):
-                shutil.rmtree(run.path, ignore_errors=True)
-            lock.release()
+    with translate_write_errors(named or Path(logs)):
+        with locked_folder(folder, "" if named else ELSEWHERE):
+            note = None
+            if resume is not None:
+                taken = _take(resume)
+            elif at is not None:
+                taken = _take_or_clear(at, identity)
+            else:
+                taken, note = _find(folder, identity, new)
+            run, lock = taken or _create(at or fresh_path(folder), identity, note)
+        try:
+            yield run
+        finally:
+            # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
+            with FileLock(folder / LOCK):
+                leave(run.path)
+                if _has_nothing_to_keep(run.path):
+                    shutil.rmtree(run.path, ignore_errors=True)
+                lock.release()
 
 
 def without_machine(config: dict[str, Any]) -> dict[str, Any]:
