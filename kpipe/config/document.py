@@ -118,7 +118,9 @@ def read_document(path: Path) -> Document:
 def parse_document(text: str, name: str) -> Document:
     """Parse YAML text. `name` stands before line numbers in messages; `read_document` says what is raised."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
+    except _TooDeep as error:
+        raise ConfigError(f"{name}:{error.line}: expected at most {DEEPEST} levels of nesting") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(text for text in (error.context, error.problem) if text)
@@ -126,12 +128,30 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}:1: expected at most {DEEPEST} levels of nesting") from None
     document = Document(None, name)
     if root is not None:
         document.data = _convert(root, (), document, set())
     return document
+
+
+class _TooDeep(Exception):
+    def __init__(self, line: int):
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, which stops where the nesting is too deep: the time it takes grows with the square of it."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.depth > DEEPEST:
+            raise _TooDeep(self.peek_event().start_mark.line + 1)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) -> Any:
@@ -147,8 +167,6 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     seen.add(id(node))
     if node.tag not in _PLAIN_TAGS:
         return problem(f"tags are not accepted, got {node.tag.replace('tag:yaml.org,2002:', '!!')}")
-    if len(keys) > DEEPEST:
-        return problem(f"expected at most {DEEPEST} levels of nesting")
     if isinstance(node, yaml.ScalarNode):
         if "\0" in node.value:
             return problem(f"expected text without NUL, got {show(node.value)}")

@@ -84,18 +84,17 @@ def test_a_folder_that_is_held(tmp_path, monkeypatch):
 
 
 START = """
-import sys, time
+import sys
 sys.stdin.readline()
 from kpipe.errors import EnvironmentFault
 from kpipe.runs.directory import open_run
 from pathlib import Path
-began = time.monotonic()
 try:
     with open_run(Path(sys.argv[1]), "x", {"name": "x", "seed": 0}, new="--new" in sys.argv) as run:
         print("won", run.path, flush=True)
         sys.stdin.readline()
 except EnvironmentFault as error:
-    print("lost", f"{time.monotonic() - began:.3f}", error, flush=True)
+    print("lost", error, flush=True)
 """
 
 
@@ -112,7 +111,7 @@ def contenders(tmp_path):
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
-        return processes, [process.stdout.readline().split(maxsplit=2) for process in processes]
+        return processes, [process.stdout.readline().split(maxsplit=1) for process in processes]
 
     yield contenders
     for process in processes:
@@ -132,8 +131,7 @@ def test_of_twenty_starts_one_wins_and_the_others_change_nothing(tmp_path, conte
     [run] = [line[1] for line in lines if line[0] == "won"]
     losers = [line for line in lines if line[0] == "lost"]
     assert len(losers) == 19
-    for _, seconds, message in losers:
-        assert float(seconds) < 2
+    for _, message in losers:
         assert message.startswith(f"{run}: this run is still running (process {winner.pid} on ")
     before = files_of(tmp_path)
     with pytest.raises(EnvironmentFault, match=f"process {winner.pid} on"), open_run(tmp_path, "x", IDENTITY):
