@@ -111,7 +111,7 @@ def contenders(tmp_path):
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
-        return processes, [process.stdout.readline().split(maxsplit=1) for process in processes]
+        return processes, [process.stdout.readline().rstrip("\n").split(maxsplit=1) for process in processes]
 
     yield contenders
     for process in processes:
