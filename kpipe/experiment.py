@@ -11,7 +11,7 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from kpipe.assembly import make_callbacks, prepare
+from kpipe.assembly import load_splits, make_callbacks, prepare
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_counts
 from kpipe.data.pipeline import evaluation_batches
@@ -21,6 +21,7 @@ from kpipe.evaluation.report import write_figures
 from kpipe.files import write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.runs.dataset import record_data
 from kpipe.runs.directory import logs_folder, open_run
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
@@ -79,10 +80,12 @@ def train(
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
+        splits = splits or load_splits(config, progress=screen.progress)
+        record_data(run, splits.class_names, splits.contents)
         prepared = prepare(experiment, make_strategy(), splits=splits, constants=constants, progress=screen.progress)
         if constants != run.constants:
             shutil.copy(constants, run.constants)
-        model, splits, steps_per_epoch = prepared.model, prepared.splits, prepared.steps_per_epoch
+        model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer, checkpoints = Trainer(model), Checkpoints(run.checkpoints, training.checkpoint.keep)
 
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.

@@ -99,12 +99,14 @@ class ArraySplit(Split):
         """Return batches from a step on without an end, each image cropped and scaled by itself."""
         drawn = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw)
         shrinks = max(self.shape[:2]) >= 2 * size
-        sides = np.tile(np.int32(self.shape[:2]), (len(self), 1))
+
+        def sides_of(numbers):
+            return tf.tile(tf.constant([self.shape[:2]], tf.int32), [tf.size(numbers), 1])
 
         def decode(number, label, box):
             return scale(cut(self.fetch(number), box), size, antialias=shrinks), label
 
-        rows = locate(drawn, self.labels, sides, crop, size).unbatch()
+        rows = locate(drawn, self.labels, sides_of, crop, size).unbatch()
         images = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(drawing.count, drop_remainder=True)
         return with_uniforms(images, drawn)
 

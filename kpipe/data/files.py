@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.arrays import spread_over_classes
+from kpipe.data.file_names import FileNames
 from kpipe.data.images import Form, decode_crop, decode_to_form
 from kpipe.data.reading import (
     batch_in_order,
@@ -34,17 +35,17 @@ class FileSplit(Split):
     """Image files and their labels.
 
     Attributes:
-        paths: bytes [N], since file names need not be valid text.
+        names: paths of the files, which several splits share.
+        rows: numbers of this split's files in `names`, int64 [N].
         labels: int32 [N].
-        sides: height and width, int32 [N, 2]; 1 and 1 where the header could not be read.
         form: form of an image, unless a crop reads it as it is in its file.
         shape: (H, W, C) in this form.
         unreadable: files that could not be read so far.
     """
 
-    paths: np.ndarray
+    names: FileNames
+    rows: np.ndarray
     labels: np.ndarray
-    sides: np.ndarray
     form: Form
     shape: Shape
     unreadable: Unreadable
@@ -63,8 +64,9 @@ class FileSplit(Split):
         return spread_over_classes(self.labels, images)
 
     def select(self, numbers: np.ndarray) -> "FileSplit":
-        chosen = (array[numbers] for array in (self.paths, self.labels, self.sides))
-        return FileSplit(*chosen, self.form, self.shape, self.unreadable.select(numbers))
+        return replace(
+            self, rows=self.rows[numbers], labels=self.labels[numbers], unreadable=self.unreadable.select(numbers)
+        )
 
     def numbered(self) -> "FileSplit":
         return replace(self, labels=np.arange(len(self), dtype=np.int32))
@@ -75,8 +77,8 @@ class FileSplit(Split):
 
     def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
         """Yield the path of each file, and an empty tuple: all of it is read."""
-        for path in self.paths:
-            yield path, ()
+        for row in self.rows:
+            yield self.names[row], ()
 
     def labels_when_kept(self, labels: np.ndarray) -> np.ndarray:
         """Return the labels of images that were decoded before.
@@ -122,7 +124,7 @@ class FileSplit(Split):
             number, label, box = row
             return place, read(number, box), label
 
-        located = locate(drawn, self.labels, self.sides, crop, size).enumerate()
+        located = locate(drawn, self.labels, self._look_up_sides, crop, size).enumerate()
         located = located.take_while(lambda index, row: tf.numpy_function(lead.may_read, [index * count], tf.bool))
         rows = located.map(lambda index, row: row).unbatch().enumerate()
         found = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
@@ -132,10 +134,15 @@ class FileSplit(Split):
 
     def _reader(self, crop=None, size: int | None = None) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         """Return a function (number int64 [], box int32 [4]) -> image."""
-        paths = tf.constant(self.paths)
+        path, rows = self.names.in_graph(), tf.constant(self.rows)
         if crop is None:
-            return lambda number, box: decode_to_form(tf.io.read_file(paths[number]), self.form)
-        return lambda number, box: decode_crop(tf.io.read_file(paths[number]), box, size, self.form.channels)
+            return lambda number, box: decode_to_form(tf.io.read_file(path(rows[number])), self.form)
+        return lambda number, box: decode_crop(tf.io.read_file(path(rows[number])), box, size, self.form.channels)
+
+    def _look_up_sides(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Return height and width of images, int64 [b] -> int32 [b, 2], inside a graph."""
+        sides = tf.numpy_function(lambda numbers: self.names.read_sides(self.rows[numbers]), [numbers], tf.int32)
+        return tf.ensure_shape(sides, [None, 2])
 
 
 def _fill_gaps(

@@ -8,7 +8,6 @@ from typing import Literal
 
 import tensorflow as tf
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 RATIOS = (1, 2, 4, 8)  # by which the decoder can reduce the sides of a JPEG
 
 

@@ -68,9 +68,8 @@ def load_dataset(
     for key, message in ImageFacts(image_size, stored_size).conflicts():
         raise ConfigError(f"data.{key}: {message}")
     form = Form(stored_size or image_size, resize, channels)
-    found = find_source(
-        source, form, skip_limit=skip_limit if on_error == "skip" else None, download=download, **options
-    )
+    limit = skip_limit if on_error == "skip" else None
+    found = find_source(source, form, skip_limit=limit, download=download, progress=progress, **options)
     cacher = _Cacher(cache, cache_gigabytes, whole_images, progress)
     ahead = ahead or any(None in split.shape for split in found.splits.values())  # to know their size
     # Decoded before it is divided, a stream shows its labels, and all broken files are named at once.
@@ -86,12 +85,18 @@ def load_dataset(
 
 
 def find_source(
-    source: str, form: Form, *, skip_limit: float | None = None, download: bool = True, **options
+    source: str,
+    form: Form,
+    *,
+    skip_limit: float | None = None,
+    download: bool = True,
+    progress: ProgressReporter = no_progress,
+    **options,
 ) -> Source:
     """Find the images of a source. Embedded ones are decoded and in their form, others are still on the disk.
 
     Args:
-        source, download, options: as in `load_dataset`.
+        source, download, progress, options: as in `load_dataset`.
         form: form of the images.
         skip_limit: largest fraction of a split's images that may be unreadable; None: none of them.
 
@@ -102,7 +107,7 @@ def find_source(
     if form.channels is not None and form.channels < 1:
         raise ConfigError(f"data.channels: expected at least 1, got {form.channels}")
     checked = check_options(f"data.{source.partition(':')[0]}", row.options, **options)
-    return row.load()(SourceRequest(argument, form, skip_limit, download), **checked.model_dump())
+    return row.load()(SourceRequest(argument, form, skip_limit, download, progress), **checked.model_dump())
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:

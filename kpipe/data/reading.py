@@ -65,23 +65,27 @@ def read_in_order(split: Split) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def locate(
-    drawn: tf.data.Dataset, labels: np.ndarray, sides: np.ndarray, crop: Crop | None, size: int | None
+    drawn: tf.data.Dataset,
+    labels: np.ndarray,
+    sides_of: Callable[[tf.Tensor], tf.Tensor],
+    crop: Crop | None,
+    size: int | None,
 ) -> tf.data.Dataset:
     """Return a step's numbers int64 [b], labels int32 [b], and the box of each image that a crop shows, int32 [b, 4].
 
     Args:
         drawn: the numbers of a step's images, int64 [b], and uniforms, float32 [b, n], the crop's first.
         labels: int32 [N].
-        sides: height and width of each image, int32 [N, 2].
+        sides_of: returns height and width of images, int64 [b] -> int32 [b, 2].
         crop: None or one that resamples.
         size: I, with a crop.
     """
-    labels, sides = tf.constant(labels), tf.constant(sides)
+    labels = tf.constant(labels)
 
     def add_boxes(numbers, uniforms):
         boxes = tf.zeros([tf.size(numbers), 4], tf.int32)
         if crop:  # for the whole batch at once: image by image it would take a tenth of the decoding
-            boxes = crop.boxes(tf.gather(sides, numbers), uniforms[:, : crop.uniforms], size)
+            boxes = crop.boxes(sides_of(numbers), uniforms[:, : crop.uniforms], size)
         return numbers, tf.gather(labels, numbers), boxes
 
     return drawn.map(add_boxes)

@@ -9,7 +9,7 @@ N images of the split, H height, W width, C channels, I pixels a side of what th
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -24,12 +24,16 @@ from kpipe.data.unreadable import Unreadable
 
 Shape = tuple[int | None, int | None, int]
 
-ProgressReporter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(what is done, number of images) -> a context. It gives a function to call with the number of images just done."""
+ClassContents = tuple[int, str]
+"""Number of images of a class in a split, and a digest of what tells them from others."""
+
+ProgressReporter = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""(what is done, number of images, None where it is not known) -> a context. It gives a function to call with the
+number of images just done."""
 
 
 @contextmanager
-def no_progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
+def no_progress(what: str, images: int | None) -> Iterator[Callable[[int], None]]:
     """Show nothing: a `ProgressReporter`."""
     yield lambda more: None
 
@@ -156,6 +160,9 @@ class Source:
     splits: dict[str, Split]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    contents: dict[str, dict[str, ClassContents]] = field(default_factory=dict)
+    """What each split holds, by class; a stream tells it for all classes together, under an empty name. Embedded images
+    have none: they are always the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +176,8 @@ class Splits:
     notes: tuple[str, ...] = ()
     image_size: int | None = None
     """Pixels a side of what the network sees; None: images are as large as they are kept."""
+    contents: dict[str, dict[str, ClassContents]] = field(default_factory=dict)
+    """As in `Source`: what was there before it was divided."""
 
     @property
     def by_name(self) -> dict[str, Split]:

@@ -30,7 +30,8 @@ def split_source(source: Source, validation: float, test: float) -> Splits:
             names = some([source.class_names[k] for k in small])
             notes.append(f"too few images to split, all of them in train: {names}")
     notes += [f"there is no {name} split: too few images to split" for name in fractions if name not in splits]
-    return Splits(splits["train"], splits.get("validation"), splits.get("test"), source.class_names, tuple(notes))
+    held_out = splits.get("validation"), splits.get("test")
+    return Splits(splits["train"], *held_out, source.class_names, tuple(notes), contents=source.contents)
 
 
 def balanced_weights(split: Split, classes: int) -> np.ndarray:

@@ -78,12 +78,11 @@ class Unreadable:
 
     def select(self, numbers: np.ndarray) -> "Unreadable":
         """Return those of the images with these numbers, which are then called 0, 1, ..."""
-        chosen = numbers.tolist()
         split = Unreadable(
-            self.where, len(chosen), lambda i: self.name(chosen[i]), self.limit, are_files=self.are_files
+            self.where, len(numbers), lambda i: self.name(int(numbers[i])), self.limit, are_files=self.are_files
         )
-        split.numbers = {i for i, number in enumerate(chosen) if number in self.numbers}
-        split._note_at_source = lambda new: self.add([chosen[i] for i in new])
+        split.numbers = set(np.flatnonzero(np.isin(numbers, list(self.numbers))).tolist())
+        split._note_at_source = lambda new: self.add(numbers[list(new)])
         return split
 
     def _enforce_limit(self, new: set[int]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kpipe.data.images import Form
+from kpipe.data.splits import ProgressReporter, no_progress
 from kpipe.errors import DataError
 
 SPLIT_NAMES = {
@@ -24,12 +25,14 @@ class SourceRequest:
         form: form of the images.
         skip_limit: largest fraction of a split's images that may be unreadable or lost; None: none of them.
         download: whether a set that is not there may be downloaded.
+        progress: shows how many files were found.
     """
 
     argument: str = ""
     form: Form = Form()
     skip_limit: float | None = None
     download: bool = True
+    progress: ProgressReporter = no_progress
 
 
 def check_channels(present: int, channels: int | None, where: str) -> None:

@@ -1,0 +1,328 @@
+"""Layout of a folder of images: which of its folders are splits, and which are classes. No image is opened.
+
+The structure decides, and names only where it leaves a choice. A folder that holds images itself is a class. Folders
+that all hold the same folders are splits, and their names must say which is which.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from kpipe.errors import DataError, some
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+"""Endings of the files that are read as images, in lower case."""
+
+_OTHER_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".dcm", "")
+"""Endings of files that may be images and are not read."""
+
+_DOCUMENTS = ("readme", "license", "licence", "copying", "authors", "changelog", "makefile")
+"""Names of files without an ending that are no images."""
+
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
+
+_ROLES = {
+    "train": ("train", "training", "trainset", "trainval"),
+    "validation": ("validation", "validate", "val", "valid", "dev", "development", "valset"),
+    "test": ("test", "testing", "testset"),
+    "eval": ("eval", "evaluation"),
+}
+_ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
+_PLAIN_WORDS = {"set", "data", "dataset", "split", "image", "images", "img", "imgs", "folder", "photos"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of the classes of each split, and what lies beside them.
+
+    Attributes:
+        splits: split ("train", "validation" or "test") -> class name -> its folder, sorted by class name.
+        files: files beside the folders of the classes.
+        folders: folders that are neither splits nor classes.
+        unlabeled: folders named like splits, whose images lie in no class.
+    """
+
+    splits: dict[str, dict[str, Path]] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    unlabeled: list[Path] = field(default_factory=list)
+
+
+def find_layout(root: Path) -> Layout:
+    """Find the splits and the classes in a folder.
+
+    Wrappers such as `pets/pets` are entered. Hidden folders, those of operating systems, and kpipe's own runs are left
+    out. A class may hold folders of images. Class names are compared in Unicode's form NFC, without spaces around them.
+
+    Raises:
+        DataError: there is no folder, it cannot be read, it has no images or only one class; it is not clear which
+            folders are splits; a split has classes that train lacks; or a class has only files of other kinds.
+    """
+    where = f"folder:{root}"
+    if not root.is_dir():
+        got = "a file" if os.path.lexists(root) else "nothing there"
+        raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
+    layout = Layout()
+    try:
+        level = _enter_wrappers(_Folder(root), layout)
+        splits = _find_splits(level, where, layout)
+        for split, folder in splits.items():
+            layout.splits[split] = _find_classes(_enter_wrappers(folder, layout), where, layout)
+    except OSError as error:
+        raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from None
+    _check_classes(layout.splits, {split: folder.path.name for split, folder in splits.items()}, where)
+    return layout
+
+
+def is_image(entry: os.DirEntry) -> bool:
+    """Return whether an entry of a folder is an image, by its name, without asking the file system again.
+
+    A pipe is none, since reading it would never end. A broken link is one, so that decoding names it.
+    """
+    if not os.fsdecode(entry.name).lower().endswith(ENDINGS) or is_hidden(entry):
+        return False
+    return entry.is_symlink() or entry.is_file(follow_symlinks=False)
+
+
+def is_hidden(entry: os.DirEntry) -> bool:
+    """Return whether an entry of a folder is hidden."""
+    return os.fsencode(entry.name).startswith(b".")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry of a folder is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def normalize_name(name: str) -> str:
+    """Return the name of a class as it is compared: in Unicode's form NFC, without spaces around it."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def is_left_out(folder: str) -> bool:
+    """Return whether a folder is hidden, belongs to an operating system, or holds runs of kpipe."""
+    name = os.path.basename(folder)
+    return name.startswith(".") or name in (*_SYSTEM_FOLDERS, "tensorboard_logs") or _is_run(folder)
+
+
+def _is_run(folder: str) -> bool:
+    """Return whether a folder is a run or a search of kpipe."""
+    config, *others = (os.path.join(folder, name) for name in ("config.yaml", "environment.json", "trials"))
+    return os.path.exists(config) and any(map(os.path.exists, others))
+
+
+class _Folder:
+    """A folder, read no further than it is asked for.
+
+    Args:
+        path: the folder.
+        around: real paths of the folders that lead here, so that links in a circle are noticed.
+    """
+
+    def __init__(self, path: Path, around: tuple[str, ...] = ()):
+        self.path, self.name = path, normalize_name(path.name)
+        self._around = (*around, os.path.realpath(path))
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether images lie directly in it."""
+        with os.scandir(self.path) as entries:
+            return any(map(is_image, entries))
+
+    @cached_property
+    def folders(self) -> list["_Folder"]:
+        """Folders in it with images at any depth, sorted by name."""
+        return [
+            folder for folder in self._all_folders if not folder.is_circle and (folder.has_images or folder.folders)
+        ]
+
+    @cached_property
+    def other_folders(self) -> list["_Folder"]:
+        """Folders in it without images."""
+        return [folder for folder in self._all_folders if folder not in self.folders]
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Files directly in it, without hidden ones."""
+        with os.scandir(self.path) as entries:
+            names = [entry.name for entry in entries if not (is_hidden(entry) or is_folder(entry))]
+        return [self.path / name for name in sorted(names)]
+
+    @cached_property
+    def _all_folders(self) -> list["_Folder"]:
+        with os.scandir(self.path) as entries:
+            names = [entry.name for entry in entries if is_folder(entry) and not is_left_out(entry.path)]
+        return sorted((_Folder(self.path / name, self._around) for name in names), key=lambda folder: folder.name)
+
+    @cached_property
+    def is_circle(self) -> bool:
+        """Whether it is a link to a folder around it, which would hold the images of all."""
+        *around, here = self._around
+        return any(os.path.commonpath([here, each]) == here for each in around)
+
+
+def _enter_wrappers(folder: _Folder, layout: Layout) -> _Folder:
+    """Return the folder itself, or the first below it that is not just a wrapper around another folder."""
+    while len(folder.folders) == 1 and not folder.folders[0].has_images:
+        if any(_roles([*folder.folders, *folder.other_folders])[1:]):
+            break  # train/ beside an empty test/
+        _note_others(folder, layout)
+        [folder] = folder.folders
+    return folder
+
+
+def _note_others(folder: _Folder, layout: Layout) -> None:
+    layout.files.extend(folder.files)
+    layout.folders.extend(other.path for other in folder.other_folders)
+
+
+def _find_splits(level: _Folder, where: str, layout: Layout) -> dict[str, _Folder]:
+    """Return split -> folder. Where the folders are classes, the level itself is train."""
+    empty = [folder for folder, role in zip(level.other_folders, _roles(level.other_folders), strict=True) if role]
+    folders = [*level.folders, *empty]
+    candidates = [_Candidate(folder, role) for folder, role in zip(folders, _roles(folders), strict=True)]
+    named = [each for each in candidates if each.role]
+    splits = [each for each in candidates if each.classes]
+    training = [each for each in splits if each.role == "train"]
+    others = [each for each in candidates if not each.role and each.folder.has_images]
+    if training and (len(named) > 1 or not others):
+        if empty:
+            raise DataError(
+                f"{where}: expected one folder of images a class in {empty[0].path.name}/, got no images. Put images "
+                f"({', '.join(ENDINGS)}) into class folders"
+            )
+        _note_others(level, layout)
+        layout.unlabeled.extend(each.folder.path for each in named if not each.classes)
+        layout.folders.extend(each.folder.path for each in candidates if not each.role)
+        return _split_names([each for each in named if each.classes], where)
+    if training or _hold_the_same(splits):
+        raise DataError(f"{where}: {_describe_choice(candidates, training)}")
+    if len(named) > 1 and len(named) == len(candidates):  # none of them is a train folder with classes
+        raise DataError(f"{where}: {_describe_missing(named)}")
+    return {"train": level}
+
+
+class _Candidate:
+    """A folder that may be a split or a class."""
+
+    def __init__(self, folder: _Folder, role: str | None):
+        self.folder, self.role = folder, role
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes that it would have as a split; none where it can be no split."""
+        if self.folder.has_images and not self.role:
+            return []
+        inner = _enter_wrappers(self.folder, Layout())
+        is_flat = len(inner.folders) == 1 and inner.folders[0].name == self.folder.name  # seg_pred/seg_pred/*.jpg
+        return [] if is_flat else [folder.name for folder in inner.folders]
+
+
+def _roles(folders: Sequence[_Folder]) -> list[str | None]:
+    """Return what the name of each folder says that it is: train, validation, test, eval, or None."""
+    words = [set(re.split(r"[\W\d_]+", folder.name.casefold())) - {""} for folder in folders]
+    shared = set.intersection(*words) if len(words) > 1 else set()
+    roles = [[_ROLE_OF.get(word) for word in each - shared - _PLAIN_WORDS] for each in words]
+    return [found[0] if len(found) == 1 else None for found in roles]
+
+
+def _split_names(named: Sequence[_Candidate], where: str) -> dict[str, _Folder]:
+    has_validation = any(each.role == "validation" for each in named)
+    found: dict[str, _Folder] = {}
+    for each in named:
+        split = ("test" if has_validation else "validation") if each.role == "eval" else each.role
+        if split in found:
+            both = some([found[split].path.name, each.folder.path.name])
+            raise DataError(f"{where}: expected one {split} folder, got {both}. Keep one of them")
+        found[split] = each.folder
+    return {split: found[split] for split in ("train", "validation", "test") if split in found}
+
+
+def _hold_the_same(splits: Sequence[_Candidate]) -> bool:
+    """Return whether two folders share the names of folders in them, as splits share their classes."""
+    sets = [set(each.classes) for each in splits]
+    return any(len(one & other) >= 2 for place, one in enumerate(sets) for other in sets[:place])
+
+
+def _describe_choice(candidates: Sequence[_Candidate], training: Sequence[_Candidate]) -> str:
+    shown = [f"{each.folder.path.name}/ with {_described(each)}" for each in candidates[:5]]
+    more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
+    return (
+        f"expected one folder of images a class, or such folders in train/, validation/ and test/; got "
+        f"{'; '.join(shown)}{more}. If these are splits, rename them to train, validation and test"
+        f"{' and move other folders away' if training else ''}. If they are classes, put their images directly into "
+        "them, without folders"
+    )
+
+
+def _described(candidate: _Candidate) -> str:
+    return f"the folders {some(candidate.classes)}" if candidate.classes else "images"
+
+
+def _describe_missing(named: Sequence[_Candidate]) -> str:
+    names = some([each.folder.path.name for each in named])
+    if any(each.classes for each in named):
+        return f"expected a train folder, got {names}. Add train/"
+    return (
+        f"expected one folder of images a class in each of {names}, got images without classes. Sort them into folders"
+    )
+
+
+def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path]:
+    """Return class name -> folder, sorted."""
+    _note_others(folder, layout)
+    for other in folder.other_folders:
+        if not other.is_circle:
+            _refuse_lost_class(other, where)
+    classes: dict[str, Path] = {}
+    for each in folder.folders:
+        if each.name in classes:
+            both = some([classes[each.name].name, each.path.name])
+            raise DataError(
+                f"{where}: expected class names that differ, got {both} in {folder.path}. Rename one of them"
+            )
+        classes[each.name] = each.path
+    return classes
+
+
+def _refuse_lost_class(folder: _Folder, where: str) -> None:
+    """Raise DataError for a folder in the place of a class whose files may be images that are not read."""
+    names = [name.lower() for _, _, names in os.walk(folder.path) for name in names if not name.startswith(".")]
+    endings = [os.path.splitext(name)[1] for name in names if name not in _DOCUMENTS]
+    unread = [ending or "without an ending" for ending in endings if ending in _OTHER_IMAGES]
+    if unread:
+        kinds = "file of another kind" if len(unread) == 1 else "files of other kinds"
+        raise DataError(
+            f"{where}: expected images ({', '.join(ENDINGS)}) in {folder.path}, got {len(unread):,} {kinds} "
+            f"({some(sorted(set(unread)))}). Convert them, or remove the folder"
+        )
+
+
+def _check_classes(splits: dict[str, dict[str, Path]], folders: dict[str, str], where: str) -> None:
+    """Check the classes of each split, whose folders have these names."""
+    known = list(splits["train"])
+    if not known:
+        raise DataError(
+            f"{where}: expected one folder of images a class, got no images in folders. "
+            f"Put images ({', '.join(ENDINGS)}) into class folders"
+        )
+    if len(known) < 2:
+        raise DataError(
+            f"{where}: expected at least two classes, got one, {some(known)}. Add a folder for each other class"
+        )
+    for split, classes in splits.items():
+        unknown = [name for name in classes if name not in known]
+        if unknown:
+            spelled = {name.casefold() for name in known}
+            case = " Upper and lower case differ." if any(name.casefold() in spelled for name in unknown) else ""
+            raise DataError(
+                f"{where}: expected in {folders[split]}/ the classes of {folders['train']}/ only, got {some(unknown)}."
+                f"{case} Add images of it to {folders['train']}/ or remove it from {folders[split]}/"
+            )

@@ -1,0 +1,87 @@
+"""What decides the meaning of a run's numbers: the names of its classes in order, and which images they hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kpipe.catalog.wording import show
+from kpipe.errors import SHOWN, DataError
+from kpipe.files import write_names
+from kpipe.runs.directory import Run
+
+RECORD = "data.json"
+
+Contents = Mapping[str, Mapping[str, Sequence[Any]]]
+"""Split -> class -> number of its images, and a digest of their names."""
+
+
+def record_data(run: Run, class_names: Sequence[str], contents: Contents) -> None:
+    """Write classes.txt and data.json; a resumed run compares them instead.
+
+    Args:
+        run: the run directory.
+        class_names: in the order of the logits.
+        contents: as in `kpipe.data.splits.Splits`.
+
+    Raises:
+        DataError: the data are not those that the run began with.
+    """
+    plain = {split: {name: list(found) for name, found in classes.items()} for split, classes in contents.items()}
+    now = {"classes": list(class_names), "splits": plain}
+    then = run.read_json(RECORD) if run.resumed else {}
+    if not then:
+        run.write_json(RECORD, now)
+        write_names(run.path / "classes.txt", class_names)
+        return
+    differences = list(_differences(then, now))
+    if differences:
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise DataError(
+            f"{run.path}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
+            "Bring them back, or start another run with --new"
+        )
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Yield what differs, in words."""
+    if then["classes"] != now["classes"]:
+        yield from _class_differences(then, now)
+        return
+    for split in dict.fromkeys([*then["splits"], *now["splits"]]):
+        before, after = (each["splits"].get(split) for each in (then, now))
+        if before is None or after is None:
+            yield f"there was no {split} split" if before is None else f"there is no {split} split any more"
+        else:
+            yield from _image_differences(split, before, after)
+
+
+def _class_differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    gone = [name for name in then["classes"] if name not in now["classes"]]
+    new = [name for name in now["classes"] if name not in then["classes"]]
+    images, their_images = now["splits"].get("train", {}), then["splits"].get("train", {})
+    for name in gone:
+        renamed = [other for other in new if images.get(other, 0) == their_images.get(name)]
+        if len(renamed) == 1:
+            new.remove(renamed[0])
+            yield f"class {show(name)} is now called {show(renamed[0])}"
+        else:
+            yield f"class {show(name)} is gone"
+    for name in new:
+        yield f"class {show(name)} is new"
+    if not gone and not new:
+        yield f"the order of the classes was {show(then['classes'])}, is {show(now['classes'])}"
+    if len(then["classes"]) != len(now["classes"]):
+        yield f"{len(then['classes'])} classes then, {len(now['classes'])} now"
+
+
+def _image_differences(split: str, before: dict[str, list], after: dict[str, list]) -> Iterator[str]:
+    changed = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    for name in changed:
+        of_class = f" of class {show(name)}" if name else ""
+        (count, digest), (new_count, new_digest) = before.get(name, [0, ""]), after.get(name, [0, ""])
+        swapped = [other for other in changed if other != name and digest and digest == after.get(other, [0, ""])[1]]
+        if swapped:
+            yield f"the {split} images{of_class} are now in class {show(swapped[0])}"
+        elif count != new_count:
+            yield f"{split} had {count:,} images{of_class}, has {new_count:,}"
+        elif digest != new_digest:
+            yield f"the {split} images{of_class} are others: their names or sizes have changed"

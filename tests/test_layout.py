@@ -1,0 +1,183 @@
+"""Layouts of folders as people have them: their structure decides what is a split and what a class."""
+
+import os
+import re
+import unicodedata
+
+import pytest
+
+from kpipe.errors import DataError
+from kpipe.layout import find_layout
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write empty image files. `train/cat=3` stands for three images in that folder, another path for a file."""
+
+    def make(*entries):
+        for entry in entries:
+            path, _, count = entry.partition("=")
+            names = [tmp_path / path / f"{i}.png" for i in range(int(count))] if count else [tmp_path / path]
+            for name in names:
+                name.parent.mkdir(parents=True, exist_ok=True)
+                name.touch()
+        return tmp_path
+
+    return make
+
+
+def classes_of(layout):
+    return {split: list(classes) for split, classes in layout.splits.items()}
+
+
+CATS = ["cat", "dog"]
+LAYOUTS = {
+    "classes": (["cat=2", "dog=2"], {"train": CATS}),
+    "splits": (["train/cat=1", "train/dog=1", "validation/cat=1", "test/dog=1"],
+               {"train": CATS, "validation": ["cat"], "test": ["dog"]}),
+    "other words": (["Training/cat=1", "Training/dog=1", "Testing/cat=1", "Testing/dog=1"],
+                    {"train": CATS, "test": CATS}),
+    "sets": (["training_set/cat=1", "training_set/dog=1", "test_set/cat=1"], {"train": CATS, "test": ["cat"]}),
+    "dev": (["train/cat=1", "train/dog=1", "dev/cat=1", "test/cat=1"],
+            {"train": CATS, "validation": ["cat"], "test": ["cat"]}),
+    "eval": (["train/cat=1", "train/dog=1", "eval/cat=1"], {"train": CATS, "validation": ["cat"]}),
+    "dev and eval": (["train/cat=1", "train/dog=1", "dev/cat=1", "eval/dog=1"],
+                     {"train": CATS, "validation": ["cat"], "test": ["dog"]}),
+    "capitals and spaces": (["Train Data/cat=1", "Train Data/dog=1", "Validation/cat=1"],
+                            {"train": CATS, "validation": ["cat"]}),
+    "a year": (["train2017/cat=1", "train2017/dog=1", "val2017/cat=1"], {"train": CATS, "validation": ["cat"]}),
+    "a shared word": (["asl_alphabet_train/a=1", "asl_alphabet_train/b=1", "asl_alphabet_test/a=1"],
+                      {"train": ["a", "b"], "test": ["a"]}),
+    "wrapped twice": (["pets/pets/cat=1", "pets/pets/dog=1", "pets/readme.txt"], {"train": CATS}),
+    "wrapped splits": (["data/train/cat=1", "data/train/dog=1", "data/val/cat=1"],
+                       {"train": CATS, "validation": ["cat"]}),
+    "each split wrapped": (["seg_train/seg_train/cat=1", "seg_train/seg_train/dog=1", "seg_test/seg_test/cat=1",
+                            "seg_test/seg_test/dog=1", "seg_pred/seg_pred=3"], {"train": CATS, "test": CATS}),
+    "a class called test": (["control=2", "test=2"], {"train": ["control", "test"]}),
+    "classes called train and test": (["car=2", "test=1", "train=2"], {"train": ["car", "test", "train"]}),
+    "only train": (["train/cat=1", "train/dog=1"], {"train": CATS}),
+    "unlabeled test": (["train/cat=1", "train/dog=1", "test1=3"], {"train": CATS}),
+    "each class wrapped": (["cat/images=1", "dog/images=1"], {"train": CATS}),
+    "groups of classes": (["animal/cat=1", "animal/dog=1", "plant/tree=1"], {"train": ["animal", "plant"]}),
+    "images beside the classes": (["train/cat=1", "train/dog=1", "train/overview.png", "val/cat=1"],
+                                  {"train": CATS, "validation": ["cat"]}),
+    "folders of systems": (["cat=1", "dog=1", "__MACOSX/cat=1", ".git/x=1", "@eaDir/cat=1", "cat/@eaDir/0=1"],
+                           {"train": CATS}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_that_are_clear(make, name):
+    entries, expected = LAYOUTS[name]
+    assert classes_of(find_layout(make(*entries))) == expected
+
+
+REFUSED = {
+    "the same folders": (
+        ["part1/cat=1", "part1/dog=1", "part2/cat=1", "part2/dog=1"],
+        r"expected one folder of images a class, or such folders in train/, validation/ and test/; got part1/ with the "
+        r"folders \S*cat\S*, \S*dog\S*; part2/ with .*\. If these are splits, rename them to train, validation and "
+        r"test\. If they are classes, put their images directly into them, without folders",
+    ),
+    "train among classes": (
+        ["car=2", "train/steam=1", "train/diesel=1"],
+        r"got car/ with images; train/ with the folders .*rename them to train, validation and test and move other",
+    ),
+    "a part with fewer classes": (["a/cat=1", "a/dog=1", "a/cow=1", "test/cat=1", "test/dog=1"], "got a/ with the"),
+    "images in the splits": (
+        ["train=3", "test=2"],
+        r"expected one folder of images a class in each of \S*test\S*, \S*train\S*, got images without classes\. Sort",
+    ),
+    "no train": (["val/cat=1", "test/cat=1"], r"expected a train folder, got \S*test\S*, \S*val\S*\. Add train/"),
+    "two validations": (
+        ["train/cat=1", "train/dog=1", "val/cat=1", "valid/cat=1"],
+        r"expected one validation folder, got \S*val\S*, \S*valid\S*\. Keep one of them",
+    ),
+    "flat": (["0.png", "1.png"], r"expected one folder of images a class, got no images in folders\. Put images \(\.jpg"),
+    "nothing": (["notes.txt"], r"expected one folder of images a class, got no images in folders"),
+    "one class": (["cat=2"], r"expected at least two classes, got one, \S*cat\S*\. Add a folder for each other class"),
+    "a class that train lacks": (
+        ["train/cat=1", "train/dog=1", "val/cat=1", "val/cow=1"],
+        r"expected in val/ the classes of train/ only, got \S*cow\S*\. Add images of it to train/ or remove it",
+    ),
+    "capitals": (
+        ["train/Cat=1", "train/Dog=1", "val/cat=1", "val/dog=1"],
+        r"expected in val/ .* got \S*cat\S*, \S*dog\S*\. Upper and lower case differ\. Add",
+    ),
+    "other kinds": (
+        ["cat=1", "dog=1", "cow/0.heic", "cow/1.HEIC", "cow/notes.txt"],
+        r"expected images \(\.jpg.*\) in \S*/cow, got 2 files of other kinds \(\S*\.heic\S*\)\. Convert them, or remove",
+    ),
+    "no endings": (["cat=1", "dog=1", "cow/IM0001"], r"in \S*/cow, got 1 file of another kind \(\S*without an ending"),
+    "an empty split": (["train/cat=1", "train/dog=1", "test/readme.txt"], r"a class in test/, got no images\. Put images"),
+    "two folders of one name": (["cat=1", "cat =1", "dog=1"], r"expected class names that differ, got .*Rename one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_layouts_that_are_refused(make, name):
+    entries, message = REFUSED[name]
+    root = make(*entries)
+    with pytest.raises(DataError, match=f"(?s)^folder:{re.escape(str(root))}: .*{message}"):
+        find_layout(root)
+
+
+def test_what_is_left_out_is_noted(make):
+    root = make("train/cat=1", "train/dog=1", "test1=3", "samples=2", "notes.txt", "train/empty/README", "train/x.csv")
+    layout = find_layout(root)
+    assert [path.relative_to(root).as_posix() for path in layout.files] == ["notes.txt", "train/x.csv"]
+    assert [path.relative_to(root).as_posix() for path in layout.folders] == ["samples", "train/empty"]
+    assert [path.relative_to(root).as_posix() for path in layout.unlabeled] == ["test1"]
+
+
+@pytest.mark.parametrize("entries", [
+    ["tensorboard_logs/x/2026-01-01/figures=3"],
+    ["my_logs/x/2026-01-01/figures=3", "my_logs/x/2026-01-01/config.yaml", "my_logs/x/2026-01-01/environment.json"],
+    ["my_logs/x/search-1/search.png", "my_logs/x/search-1/config.yaml", "my_logs/x/search-1/trials/0001.json"],
+    ["x_data.png"],
+])  # fmt: skip
+def test_own_output_is_never_read(make, entries):
+    assert classes_of(find_layout(make("cat=1", "dog=1", *entries))) == {"train": CATS}
+
+
+def test_names_are_compared_in_one_form_of_unicode(make):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    root = make(f"train/{decomposed}=1", "train/dog =1", f"val/{composed}=1", "val/dog=1")
+    layout = find_layout(root)
+    assert classes_of(layout) == {"train": [composed, "dog"], "validation": [composed, "dog"]}
+    assert layout.splits["train"][composed] == root / "train" / decomposed
+
+
+def test_links_in_a_circle_end(make, tmp_path):
+    root = make("cat=1", "dog=1")
+    (tmp_path / "all").symlink_to(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "two").symlink_to(tmp_path / "two")
+    (tmp_path / "two" / "one").symlink_to(tmp_path / "one")
+    layout = find_layout(root)
+    assert classes_of(layout) == {"train": CATS}
+    assert [path.name for path in layout.folders] == ["all", "one", "two"]
+
+
+def test_a_folder_that_may_not_be_read(make, monkeypatch):
+    root, scandir = make("cat=1", "dog=1"), os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"folder:.*: .*/dog cannot be read \(Permission denied\)"):
+        find_layout(root)
+
+
+def test_what_is_no_folder(tmp_path):
+    with pytest.raises(
+        DataError, match=r"expected a folder of images, got nothing there\. Check the path after folder:"
+    ):
+        find_layout(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"expected a folder of images, got a file\. Check the path"):
+        find_layout(tmp_path / "file")
