@@ -384,6 +384,7 @@ def test_tfds_splits_by_name(tfds_data):
     assert splits.class_names == ("zebra", "ape")
     assert splits.train.images.shape == (20, 8, 8, 3)
     assert splits.train.labels.dtype == np.int32
+    assert {split: found[""][0] for split, found in splits.contents.items()} == {"train": 20, "validation": 2}
     places = splits.train.images[:, 0, 0, 0] // 10
     np.testing.assert_array_equal(splits.train.labels, places % 2)
     assert sorted(splits.notes) == [

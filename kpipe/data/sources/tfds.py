@@ -5,6 +5,7 @@ N images.
 
 import contextlib
 import difflib
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import tensorflow as tf
 from kpipe.data.images import Form
 from kpipe.data.records import RecordSplit, Shard
 from kpipe.data.sources.request import SPLIT_NAMES, SourceRequest, check_channels
-from kpipe.data.splits import Source
+from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, first_line, some
 
@@ -50,7 +51,7 @@ def read_tfds(request: SourceRequest) -> Source:
     if not request.download and not builder.is_prepared():
         raise DataError(f"{where}: is not prepared in {builder.data_path}; a run would download it")
     _tfds_prepare(builder, name, where)
-    splits, notes = {}, []
+    splits, contents, notes = {}, {}, []
     for name in builder.info.splits:
         if name not in SPLIT_NAMES:
             notes.append(f"ignored the split {name}")
@@ -58,11 +59,12 @@ def read_tfds(request: SourceRequest) -> Source:
         split = _make_split(builder, name, form, where, request.skip_limit)
         if _has_labels(split):
             splits[SPLIT_NAMES[name]] = split
+            contents[SPLIT_NAMES[name]] = {"": _describe(split)}
         else:
             notes.append(f"ignored the split {name}, which has no labels")
     if "train" not in splits:
         raise DataError(f"{where}: expected a split called train, got {some(list(builder.info.splits))}")
-    return Source(splits, tuple(builder.info.features[label_key].names), tuple(notes))
+    return Source(splits, tuple(builder.info.features[label_key].names), tuple(notes), contents)
 
 
 def _make_split(builder, name: str, form: Form, where: str, skip_limit: float | None) -> RecordSplit:
@@ -90,6 +92,16 @@ def _make_split(builder, name: str, form: Form, where: str, skip_limit: float | 
     if size == info.num_bytes + FRAME * info.num_examples:
         return split
     return _without_lost(split, builder.data_path, skip_limit)
+
+
+def _describe(split: RecordSplit) -> ClassContents:
+    """Return the number of records, and a digest of the names, sizes and parts of their files."""
+    files = [
+        (os.path.basename(shard.path), shard.skip, shard.count, os.path.getsize(shard.path))
+        for shard in split.shards
+        if os.path.exists(shard.path)
+    ]
+    return len(split), hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _skip_decoding():

@@ -1,0 +1,127 @@
+"""A run knows its classes and images: it is not resumed with others."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import only_run, refuse_to_write
+
+from kpipe.errors import DataError
+from kpipe.runs.dataset import record_data
+from kpipe.runs.directory import Run
+
+CLASSES = ("cat", "dog", "owl")
+TINY = """\
+data: {source: folder:photos, image_size: 16, batch_size: 8}
+model: {name: mlp, width: 8}
+training: {epochs: 1, precision: float32}
+"""
+
+
+def write_photo(path, size=(20, 24)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(len(path.name)).integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Ten photographs of each class, with the same names in all classes, and other sizes."""
+    monkeypatch.chdir(tmp_path)
+    for label, name in enumerate(CLASSES):
+        for number in range(10):
+            write_photo(tmp_path / "photos" / name / f"{number}.png", (20 + label, 24))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def unfinished(kpipe, experiment, photos, logs, monkeypatch):
+    """A run that can be resumed."""
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    return only_run(logs)
+
+
+def swap(photos):
+    (photos / "cat").rename(photos / "x")
+    (photos / "dog").rename(photos / "cat")
+    (photos / "x").rename(photos / "dog")
+
+
+CHANGES = {
+    "a renamed class": (lambda photos: (photos / "dog").rename(photos / "wolf"),
+                        "class 'dog' is now called 'wolf'"),
+    "a class more": (lambda photos: shutil.copytree(photos / "dog", photos / "fox") and write_photo(photos / "fox/a.png"),
+                     "class 'fox' is new; 3 classes then, 4 now"),
+    "a class less": (lambda photos: shutil.rmtree(photos / "owl"),
+                     "class 'owl' is gone; 3 classes then, 2 now"),
+    "swapped classes": (swap, "the train images of class 'cat' are now in class 'dog'; the train images of class 'dog' "
+                              "are now in class 'cat'"),
+    "an image more": (lambda photos: write_photo(photos / "cat/new.png"), "train had 10 images of class 'cat', has 11"),
+    "an image less": (lambda photos: (photos / "cat/3.png").unlink(), "train had 10 images of class 'cat', has 9"),
+    "an image in another class": (lambda photos: (photos / "cat/3.png").rename(photos / "dog/x.png"),
+                                  "train had 10 images of class 'cat', has 9; train had 10 images of class 'dog', has 11"),
+    "a renamed image": (lambda photos: (photos / "owl/3.png").rename(photos / "owl/three.png"),
+                        "the train images of class 'owl' are others: their names or sizes have changed"),
+    "splits": (lambda photos: (photos.rename(photos.parent / "train"), photos.mkdir(),
+                               (photos.parent / "train").rename(photos / "train"),
+                               write_photo(photos / "test/cat/0.png")),
+               "there was no test split"),
+}  # fmt: skip
+
+
+def test_what_a_run_records(unfinished):
+    assert (unfinished / "classes.txt").read_text() == "cat\ndog\nowl\n"
+    record = json.loads((unfinished / "data.json").read_text())
+    assert record["classes"] == list(CLASSES)
+    assert {name: count for name, (count, _) in record["splits"]["train"].items()} == dict.fromkeys(CLASSES, 10)
+
+
+def test_other_classes_and_images_are_refused(kpipe, experiment, unfinished, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "kept")
+    for name, (change, message) in CHANGES.items():
+        change(photos)
+        code, _, err = kpipe("run", experiment)
+        assert (code, err) == (3, (
+            f"{unfinished}: the data are not those that the run began with: {message}. Bring them back, or start another "
+            "run with --new\n"
+        )), name  # fmt: skip
+        shutil.rmtree(photos)
+        shutil.copytree(tmp_path / "kept", photos)
+    code, _, err = kpipe("run", experiment)  # a copy is the same
+    assert (code, err) == (0, "")
+
+
+def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
+    for number in range(7):
+        shutil.copytree(photos / "dog", photos / f"new{number}")
+    code, _, err = kpipe("run", experiment)
+    assert code == 3
+    assert "class 'new4' is new; and 3 more. Bring them back" in err
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"train": {"": (19, "b")}}, "train had 20 images, has 19"),
+        ({"train": {"": (20, "b")}}, "the train images are others: their names or sizes have changed"),
+        ({}, "there is no train split any more"),
+    ],
+)
+def test_records_of_a_stream_are_compared_as_a_whole(tmp_path, now, message):
+    record_data(Run(tmp_path, False, None), ("a", "b"), {"train": {"": (20, "a")}})
+    again = Run(tmp_path, True, None)
+    record_data(again, ("a", "b"), {"train": {"": (20, "a")}})
+    with pytest.raises(DataError, match=f"began with: {message}. Bring them back"):
+        record_data(again, ("a", "b"), now)
+    with pytest.raises(DataError, match=r"the order of the classes was \['a', 'b'\], is \['b', 'a'\]"):
+        record_data(again, ("b", "a"), {"train": {"": (20, "a")}})
+
+
+def test_a_new_run_takes_the_data_as_they_are(kpipe, experiment, unfinished, photos, logs):
+    (photos / "dog").rename(photos / "wolf")
+    assert kpipe("run", experiment, "--new")[0] == 0
+    [new] = [run for run in (logs / "tiny").iterdir() if run.is_dir() and run != unfinished]
+    assert (new / "classes.txt").read_text() == "cat\nowl\nwolf\n"
