@@ -101,9 +101,12 @@ def load_splits(
         config: the section.
         ahead: False decodes nothing beforehand and downloads nothing, whatever the section says.
         progress: shows how far the decoding is.
+
+    Raises:
+        ConfigError, DataError, EnvironmentFault: as `load_dataset`; or a class has no image that can be read.
     """
     passed_on = ("image_size", "stored_size", "resize", "channels", "cache_gigabytes", "on_error", "skip_limit")
-    return data.load_dataset(
+    splits = data.load_dataset(
         config.source,
         **{name: getattr(config, name) for name in passed_on},
         cache=config.cache,
@@ -115,6 +118,8 @@ def load_splits(
         progress=progress,
         **_source_options(config),
     )
+    data.refuse_lost_classes(splits)
+    return splits
 
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:

@@ -61,6 +61,7 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     if print_config:
         click.echo(loaded.describe())
         return
+    _check_source(loaded)
     with _quietly():
         from kpipe.experiment import train
         from kpipe.runs.options import RunOptions
@@ -88,6 +89,7 @@ def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool)
 
     loaded = load_search(experiment, overrides)
     _say_what_was_dropped(loaded)
+    _check_source(loaded)
     with _quietly():
         from kpipe.search.tuner import run_search
 
@@ -149,6 +151,7 @@ def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: i
     loaded = load_experiment(experiment, overrides)
     _say_what_was_dropped(loaded)
     path = _output_path(loaded, output, "data.png")
+    _check_source(loaded)
     with _quietly(writes=path):
         from kpipe.commands.data import show
 
@@ -166,6 +169,7 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
     loaded = load_experiment(experiment, overrides)
     _say_what_was_dropped(loaded)
     path = _output_path(loaded, output, "unreadable.txt")
+    _check_source(loaded)
     with _quietly(writes=path):
         from kpipe.commands.data import check
 
@@ -239,6 +243,13 @@ def _ignore_further_interrupts(exit_code: int) -> None:
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
     if loaded.dropped:
         click.echo(f"{mark}note: not applicable with the overrides; dropped from the file: {', '.join(loaded.dropped)}")
+
+
+def _check_source(loaded: "Loaded") -> None:
+    """Find what is wrong with the data at first sight, before TensorFlow is imported."""
+    from kpipe.catalog.data import check_source
+
+    check_source(loaded.experiment.data.source)
 
 
 def _output_path(loaded: "Loaded", output: str | None, ending: str) -> Path:

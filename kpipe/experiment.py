@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kpipe.assembly import load_splits, make_callbacks, prepare
+from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_counts
 from kpipe.data.pipeline import evaluation_batches
@@ -64,6 +65,8 @@ def train(
         Interrupted: by SIGINT or SIGTERM; the same command resumes the run.
     """
     options, screen = options or RunOptions(), screen or Screen()
+    if splits is None:
+        check_source(experiment.data.source)  # before there is a run directory
     resume = options.resume and Path(options.resume).resolve()
     if resume:
         check_resume(resume, experiment)

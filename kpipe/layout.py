@@ -52,7 +52,7 @@ class Layout:
     unlabeled: list[Path] = field(default_factory=list)
 
 
-def find_layout(root: Path) -> Layout:
+def find_layout(root: str | Path) -> Layout:
     """Find the splits and the classes in a folder.
 
     Wrappers such as `pets/pets` are entered. Hidden folders, those of operating systems, and kpipe's own runs are left
@@ -62,7 +62,7 @@ def find_layout(root: Path) -> Layout:
         DataError: there is no folder, it cannot be read, it has no images or only one class; it is not clear which
             folders are splits; a split has classes that train lacks; or a class has only files of other kinds.
     """
-    where = f"folder:{root}"
+    where, root = f"folder:{root}", Path(root)
     if not root.is_dir():
         got = "a file" if os.path.lexists(root) else "nothing there"
         raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")

@@ -14,6 +14,7 @@ from kpipe.catalog.rows import (
     Positive,
     Row,
     Section,
+    import_target,
 )
 from kpipe.errors import ConfigError, did_you_mean
 
@@ -113,6 +114,11 @@ class SourceRow(Row):
     """Whether the images come with kpipe. Such a source has no splits of its own."""
     is_resized: bool = True
     """Whether the images have a size of their own, from which they are resized to `data.image_size`."""
+    is_path: bool = False
+    """Whether what stands after the colon is a path."""
+    check: str | None = None
+    """What finds mistakes in a moment, without TensorFlow: `module:function`, called with what stands after the
+    colon."""
 
 
 SOURCES = {
@@ -136,6 +142,8 @@ SOURCES = {
         "a folder of images, one folder for each class",
         argument="path",
         needs_size=True,
+        is_path=True,
+        check="kpipe.layout:find_layout",
     ),
     "tfds": SourceRow(
         "kpipe.data.sources.tfds:read_tfds",
@@ -161,6 +169,13 @@ def parse_source(source: str) -> tuple[SourceRow, str]:
     if colon and not row.argument:
         raise ConfigError(f"expected '{name}' alone, got '{source}'")
     return row, argument
+
+
+def check_source(source: str) -> None:
+    """Raise DataError for what is wrong with a source at first sight, without TensorFlow and without opening images."""
+    row, argument = parse_source(source)
+    if row.check:
+        import_target(row.check)(argument)
 
 
 # --- augmentations --------------------------------------------------------------------------------------------------

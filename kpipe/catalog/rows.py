@@ -107,6 +107,12 @@ class NoOptions(Section):
     """Options of a name that has none."""
 
 
+def import_target(target: str) -> Any:
+    """Import and return `module:name`."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
 @dataclass(frozen=True)
 class Row:
     """One name that an experiment may use."""
@@ -119,8 +125,7 @@ class Row:
 
     def load(self) -> Any:
         """Import and return the target."""
-        module, name = self.target.split(":")
-        return getattr(importlib.import_module(module), name)
+        return import_target(self.target)
 
 
 def check_options(where: str, options: type[OptionsType], **values: Any) -> OptionsType:

@@ -4,6 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from kpipe.catalog.data import ImageFacts, parse_source
 from kpipe.catalog.rows import check_options
 from kpipe.data.cache import cache_in_memory, cache_on_disk, count_bytes
@@ -12,7 +14,7 @@ from kpipe.data.reading import note_unreadable
 from kpipe.data.sources.request import SourceRequest
 from kpipe.data.splits import ProgressReporter, Source, Split, Splits, no_progress
 from kpipe.data.splitting import split_source
-from kpipe.errors import ConfigError, DataError
+from kpipe.errors import ConfigError, DataError, some
 
 
 def load_dataset(
@@ -82,6 +84,20 @@ def load_dataset(
     height, width, _ = splits.train.shape
     notes = (*splits.notes, *_lost_notes(found.splits))
     return replace(splits, **by_name, notes=notes, image_size=image_size if height == width else None)
+
+
+def refuse_lost_classes(splits: Splits) -> None:
+    """Raise DataError where none of a class's training images can be read, as far as they have been tried."""
+    split, class_names = splits.train, splits.class_names
+    if split.is_stream or not split.unreadable:
+        return
+    counts = np.bincount(split.labels, minlength=len(class_names))
+    lost = np.flatnonzero((counts > 0) & (split.count_labels(len(class_names)) == 0))
+    if len(lost):
+        raise DataError(
+            f"{split.unreadable.where}: expected images of every class, got none that can be read of "
+            f"{some([class_names[label] for label in lost])}. Replace the files, or remove the class"
+        )
 
 
 def find_source(

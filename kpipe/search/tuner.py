@@ -18,6 +18,7 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine import base_tuner
 
+from kpipe.catalog.data import check_source
 from kpipe.config.loading import Loaded
 from kpipe.config.schema import Experiment
 from kpipe.config.space import decode, keys_of
@@ -82,6 +83,7 @@ def run_search(
     if role == "worker":
         _work(loaded, screen)
         return None
+    check_source(experiment.data.source)
     config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
     logs, objective = logs_folder(experiment.logs), objective_of(experiment)
     with (

@@ -70,6 +70,16 @@ def test_a_resumed_run_knows_what_could_not_be_read(kpipe, experiment, broken, l
     assert summary_of(logs)["unreadable"] == whole["unreadable"]
 
 
+def test_a_class_that_loses_all_its_images_ends_the_run(kpipe, experiment, photos, logs):
+    for number in range(3):
+        (photos / "owl").mkdir(exist_ok=True)
+        (photos / "owl" / f"{number}.png").write_bytes(b"no image")
+    code, _, err = kpipe("run", experiment, "data.cache=memory")
+    assert code == 3
+    assert "expected images of every class, got none that can be read of " in err
+    assert ". Replace the files, or remove the class\n" in err
+
+
 def test_too_many_end_the_run(kpipe, experiment, broken, logs):
     code, _, err = kpipe("run", experiment, "data.skip_limit=0.01")
     assert code == 3
