@@ -48,6 +48,7 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     --resume RUN resumes a run by hand, and extends a finished one: kpipe run --resume RUN training.epochs=20
     """
     from kpipe.config.loading import load_experiment
+    from kpipe.files import expand_path
     from kpipe.runs.resume import load_resumed
 
     if resume is not None and experiment is not None and "=" in experiment and not os.path.exists(experiment):
@@ -56,17 +57,19 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
         raise click.UsageError("Missing argument 'EXPERIMENT.yaml'.")
     if resume is not None and new:
         raise click.UsageError("--new and --resume: expected one of them, got both.")
-    loaded = load_experiment(experiment, overrides) if resume is None else load_resumed(resume, experiment, overrides)
+    path = None if resume is None else expand_path(resume, "--resume")
+    loaded = load_experiment(experiment, overrides) if path is None else load_resumed(path, experiment, overrides)
     _say_what_was_dropped(loaded, mark="# " if print_config else "")
     if print_config:
         click.echo(loaded.describe())
         return
+    _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
         from kpipe.experiment import train
         from kpipe.runs.options import RunOptions
 
-        train(loaded.experiment, RunOptions(new=new, resume=resume and Path(resume)))
+        train(loaded.experiment, RunOptions(new=new, resume=path))
 
 
 @cli.command(short_help="Search over any key: learning rate, optimizer, ...")
@@ -89,6 +92,7 @@ def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool)
 
     loaded = load_search(experiment, overrides)
     _say_what_was_dropped(loaded)
+    _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
         from kpipe.search.tuner import run_search
@@ -252,10 +256,37 @@ def _check_source(loaded: "Loaded") -> None:
     check_source(loaded.experiment.data.source)
 
 
-def _output_path(loaded: "Loaded", output: str | None, ending: str) -> Path:
-    path = Path(output or f"{loaded.experiment.name}_{ending}")
+def _check_folders(loaded: "Loaded") -> None:
+    """Raise ConfigError before TensorFlow is imported where a folder to write to has no path on this machine."""
+    from kpipe.files import cache_folder
+    from kpipe.runs.directory import logs_folder
+
+    logs_folder(loaded.experiment.logs, f"{loaded.origins.get(('logs',))}: logs")
+    if loaded.experiment.data.cache == "disk":
+        cache_folder()
+
+
+def _output_path(loaded: "Loaded", output: str | None, default: str) -> Path:
+    """Return the file to write; raise before any work where it cannot be one.
+
+    Args:
+        loaded: its name begins that of the file, where none is given.
+        output: what the user gave.
+        default: the rest of the name. A picture must have its ending, which says what is written.
+    """
+    from kpipe.files import expand_path
+
+    name = f"{loaded.experiment.name}_{default}"
+    path = expand_path(name if output is None else output, "--output")
+    if path.is_dir():
+        raise ConfigError(f"--output: expected a file, got the folder {path}. Write {path / name}")
     if not path.parent.is_dir():
         raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
+    if default.endswith(".png") and not path.name.lower().endswith(".png"):
+        png = path.with_suffix(".png")
+        raise ConfigError(f"--output: expected a name that ends with .png, got {path}. Write {png}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--output: expected a file that you may write, got {path}")
     return path
 
 

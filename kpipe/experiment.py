@@ -9,7 +9,6 @@ import shlex
 import shutil
 from contextlib import closing
 from importlib.metadata import version
-from pathlib import Path
 
 from kpipe.assembly import load_splits, make_callbacks, prepare
 from kpipe.catalog.data import check_source
@@ -19,7 +18,7 @@ from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.evaluation.report import write_figures
-from kpipe.files import write_names
+from kpipe.files import expand_path, write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.runs.dataset import record_data
@@ -67,7 +66,7 @@ def train(
     options, screen = options or RunOptions(), screen or Screen()
     if splits is None:
         check_source(experiment.data.source)  # before there is a run directory
-    resume = options.resume and Path(options.resume).resolve()
+    resume = options.resume and expand_path(str(options.resume), "resume").resolve()
     if resume:
         check_resume(resume, experiment)
     where = {"new": options.new, "resume": resume, "at": options.path}

@@ -1,9 +1,10 @@
-"""Files: written in one step, read without trust, and a message where the disk refuses."""
+"""Files: paths as users write them, written in one step, read without trust, and a message where the disk refuses."""
 
 import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kpipe.errors import EnvironmentFault
+from kpipe.errors import ConfigError, EnvironmentFault
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -24,6 +25,60 @@ _REMEDIES = {
 
 REFUSALS = (*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 """Error numbers of a file system that does not accept what is written."""
+
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})", re.ASCII)
+
+
+def expand_path(text: str, where: str = "") -> Path:
+    """Return the absolute path that a user means: `~`, `~user`, `$NAME` and `${NAME}` are replaced as in a shell.
+
+    Symbolic links are not resolved. `$NAME` stays where the variable is not set and the path exists as it is written.
+
+    Args:
+        text: what the user wrote.
+        where: what gave it, such as `--output` or `KPIPE_LOGS`; it begins the message of an error.
+
+    Raises:
+        ConfigError: there is no such user, no home directory, no such variable, or no current folder.
+    """
+    try:
+        return Path(os.path.abspath(_expand_user(_expand_variables(text))))
+    except FileNotFoundError:
+        problem = f"{text!r} is relative to the current folder, which has been deleted. Change to another folder"
+    except ConfigError as error:
+        problem = str(error)
+    raise ConfigError(f"{where}: {problem}" if where else problem)
+
+
+def _expand_variables(text: str) -> str:
+    if not text:
+        raise ConfigError("expected a path, got nothing")
+    unset = [name for match in _VARIABLE.findall(text) for name in match if name and not os.environ.get(name)]
+    if not unset:
+        return os.path.expandvars(text)
+    if os.path.lexists(os.path.expanduser(text)):
+        return text
+    raise ConfigError(
+        f"expected a value of the variable {unset[0]} for {text!r}, got none. Set it, or write the path out"
+    )
+
+
+def _expand_user(text: str) -> str:
+    expanded, user = os.path.expanduser(text), text.partition(os.sep)[0]
+    if user == "~" and (expanded == text or os.environ.get("HOME") == ""):
+        raise ConfigError(f"expected a home directory for {text!r}, got none. Set HOME, or write the path out")
+    if user.startswith("~") and expanded == text:
+        raise ConfigError(
+            f"expected a user of this machine after ~, got {text!r}. Write the path out, or write {'./' + text!r} if "
+            "this is its name"
+        )
+    return expanded
+
+
+def cache_folder() -> Path:
+    """Return the folder of decoded images: $KPIPE_CACHE, else ~/.cache/kpipe."""
+    return expand_path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe", "KPIPE_CACHE")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -80,6 +80,17 @@ def kpipe(capfd):
 
 
 @pytest.fixture
+def no_home(monkeypatch):
+    """A container's user, without HOME and without a line in the list of users."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+@pytest.fixture
 def first_epoch_is_best(monkeypatch):
     scores = itertools.count(0, -1)
     monkeypatch.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, logs: [next(scores)])

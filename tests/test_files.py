@@ -1,10 +1,13 @@
-"""FileSplit: replaced in one step, whatever happens on the way."""
+"""Files: paths as users write them, and files replaced in one step, whatever happens on the way."""
 
+import getpass
 import os
+import pwd
 
 import pytest
 
-from kpipe.files import replacing, write_text
+from kpipe.errors import ConfigError
+from kpipe.files import expand_path, replacing, write_text
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
@@ -36,3 +39,76 @@ def test_what_a_kill_has_left_is_overwritten(tmp_path):
     write_text(tmp_path / "notes.txt", "new")
     assert (tmp_path / "notes.txt").read_text() == "new"
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_path_is_expanded_as_by_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PLACE", str(tmp_path / "place"))
+    monkeypatch.setenv("INDIRECT", "~/r")
+    monkeypatch.chdir(tmp_path)
+    user = getpass.getuser()
+    for text, expected in {
+        "~": tmp_path / "home",
+        "~/r": tmp_path / "home" / "r",
+        f"~{user}/r": os.path.join(pwd.getpwnam(user).pw_dir, "r"),
+        "$PLACE/r": tmp_path / "place" / "r",
+        "${PLACE}r/../x": tmp_path / "x",
+        "$INDIRECT": tmp_path / "home" / "r",
+        "r": tmp_path / "r",
+        "./~nobody": tmp_path / "~nobody",
+        "5$ each": tmp_path / "5$ each",
+        "/r/": "/r",
+    }.items():
+        assert str(expand_path(text)) == str(expected)
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert expand_path(f"{tmp_path}/link/x") == tmp_path / "link" / "x"
+
+
+def test_a_dollar_in_the_name_of_what_exists_stays(tmp_path):
+    (tmp_path / "cost$usd").mkdir()
+    assert expand_path(f"{tmp_path}/cost$usd") == tmp_path / "cost$usd"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a path, got nothing"),
+        (
+            "~nobody-here/r",
+            "expected a user of this machine after ~, got '~nobody-here/r'. Write the path out, or write "
+            "'./~nobody-here/r' if this is its name",
+        ),
+        ("/x/$NOWHERE", "expected a value of the variable NOWHERE for '/x/$NOWHERE', got none. Set it, or write the"),
+        ("${EMPTY}/r", "expected a value of the variable EMPTY for '${EMPTY}/r', got none. Set it, or write the path "),
+    ],
+)
+def test_a_path_that_cannot_be_expanded_is_a_mistake(monkeypatch, text, message):
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ConfigError) as raised:
+        expand_path(text, "--output")
+    assert str(raised.value).startswith(f"--output: {message}")
+    with pytest.raises(ConfigError) as raised:
+        expand_path(text)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_directory(monkeypatch, no_home, home):
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    message = "KPIPE_LOGS: expected a home directory for '~/r', got none. Set HOME, or write the path out"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        expand_path("~/r", "KPIPE_LOGS")
+
+
+def test_a_relative_path_in_a_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    message = "logs: 'r' is relative to the current folder, which has been deleted. Change to another folder"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        expand_path("r", "logs")
+    assert str(expand_path("/r")) == "/r"

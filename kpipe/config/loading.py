@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kpipe.config.rules import conflicts, lacks_validation
 from kpipe.config.schema import Experiment
 from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
+from kpipe.files import expand_path
 
 _SHOWN = 20  # mistakes in one message
 
@@ -105,8 +107,10 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
 
 
 def _read(path: str | Path) -> Document:
-    document = read_document(Path(path))
-    document.data.setdefault("name", Path(path).stem)
+    # Messages begin with the name that was typed, unless a shell would have expanded it.
+    path = Path(path) if os.path.lexists(path) else expand_path(str(path), "EXPERIMENT.yaml")
+    document = read_document(path)
+    document.data.setdefault("name", path.stem)
     return document
 
 

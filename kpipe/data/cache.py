@@ -24,6 +24,7 @@ from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
 
 CHUNK = 256  # images that are copied at a time
+_ELSEWHERE = "set KPIPE_CACHE to another folder, or set data.cache=none"
 VERSION = 1  # of `kpipe.data.images`; raise it when the same file gives other pixels
 
 
@@ -67,9 +68,14 @@ def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_pr
 
     Raises:
         DataError: as `cache_in_memory`.
-        EnvironmentFault: the disk is too small.
+        EnvironmentFault: the disk is too small, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: the folder of decoded images cannot be made ({error.strerror}): {_ELSEWHERE}"
+        ) from None
     place = folder / _fingerprint(split)
     with FileLock(folder / f".{place.name}.lock"):  # of two that start together, one decodes and the other waits
         for debris in folder.glob(f".{place.name}-*"):
@@ -114,7 +120,7 @@ def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
     need, free = count_bytes(split), shutil.disk_usage(place.parent).free
     too_small = EnvironmentFault(
         f"{place.parent}: the decoded images of {split.unreadable.where} need {describe_size(need)} of disk, "
-        f"{describe_size(free)} are free. Make room, set KPIPE_CACHE to another folder, or set data.cache=none"
+        f"{describe_size(free)} are free. Make room, {_ELSEWHERE}"
     )
     if need > free:
         raise too_small

@@ -1,8 +1,6 @@
 """Data sets by the name of their source: found, split, and decoded where they are kept decoded."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from kpipe.data.sources.request import SourceRequest
 from kpipe.data.splits import ProgressReporter, Source, Split, Splits, no_progress
 from kpipe.data.splitting import split_source
 from kpipe.errors import ConfigError, DataError, some
+from kpipe.files import cache_folder
 
 
 def load_dataset(
@@ -167,8 +166,7 @@ class _Cacher:
                 "if all have one size"
             )
         if self.cache == "disk":
-            folder = Path(os.environ.get("KPIPE_CACHE") or "~/.cache/kpipe").expanduser()
-            return cache_on_disk(split, folder, self.progress)
+            return cache_on_disk(split, cache_folder(), self.progress)
         whole = self.whole_images and name == "train" and not split.is_in_form
         if self.cache == "none" or self.cache == "auto" and (whole or (size or 0) > self.free):
             return split

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kpipe.files import read_json, read_yaml, translate_write_errors, write_json, write_yaml
+from kpipe.files import expand_path, read_json, read_yaml, translate_write_errors, write_json, write_yaml
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
@@ -76,9 +76,15 @@ class Run:
         return read_json(self.path / name)
 
 
-def logs_folder(logs: str | None) -> Path:
-    """Return the folder of all runs: `logs` of the experiment, else $KPIPE_LOGS, else tensorboard_logs."""
-    return Path(logs or os.environ.get("KPIPE_LOGS") or "tensorboard_logs")
+def logs_folder(logs: str | None, where: str = "logs") -> Path:
+    """Return the folder of all runs: `logs` of the experiment, else $KPIPE_LOGS, else tensorboard_logs.
+
+    Raises:
+        ConfigError: as `expand_path`; `where` begins the message about `logs`.
+    """
+    if logs:
+        return expand_path(logs, where)
+    return expand_path(os.environ.get("KPIPE_LOGS") or "tensorboard_logs", "KPIPE_LOGS")
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
 
 def _nearest_run(path: str | Path) -> str:
     """Return a run that `path` lies in, or the newest run in `path`."""
-    runs = [parent for parent in Path(path).parents if (parent / "config.yaml").is_file()]
+    around = Path(path).parents[:3]  # of a file of one of its checkpoints
+    runs = [parent for parent in around if (parent / "config.yaml").is_file()]
     runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
     return f", did you mean {runs[0]}?" if runs else ""
 

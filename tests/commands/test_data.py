@@ -50,7 +50,7 @@ def drawn(monkeypatch):
 def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
     code, out, err = kpipe("data", "show", experiment, "--images", "3", "--views", "2")
     assert (code, err) == (0, "")
-    assert out == "3 of 8 images of the training split are drawn in tiny_data.png\n"
+    assert out == f"3 of 8 images of the training split are drawn in {tmp_path}/tiny_data.png\n"
     [(rows, headings, title)] = drawn
     assert headings == ["raw", "kept (crop)", "training 1", "training 2"]
     assert title == "tiny: folder:photos"
@@ -110,8 +110,8 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
     code, out, err = kpipe("data", "check", experiment, "--output", "list.txt")
     assert (code, out) == (3, "train: 12 images, 2 of them unreadable\n")
     assert err == (
-        "folder:photos: 2 images cannot be read; their names are in list.txt. Replace or remove them, or leave them "
-        "out with data.on_error=skip\n"
+        f"folder:photos: 2 images cannot be read; their names are in {tmp_path}/list.txt. Replace or remove them, or "
+        "leave them out with data.on_error=skip\n"
     )
     assert (tmp_path / "list.txt").read_text() == "photos/cat/0.png\nphotos/dog/5.png\n"
 
@@ -125,6 +125,34 @@ def test_embedded_images_need_no_check(kpipe, experiment):
 def test_a_folder_that_is_not_there(kpipe, experiment, verb, tmp_path):
     code, _, err = kpipe("data", verb, experiment, "data.source=digits", "--output", str(tmp_path / "no" / "x"))
     assert (code, err) == (2, f"--output: expected a file in a folder that exists, got {tmp_path / 'no' / 'x'}\n")
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    for name in ("load_splits", "find_source"):
+        monkeypatch.delattr(f"kpipe.commands.data.{name}")
+
+
+@pytest.mark.parametrize(("verb", "name"), [("show", "tiny_data.png"), ("check", "tiny_unreadable.txt")])
+def test_a_folder_for_a_file_is_refused_before_the_work(kpipe, experiment, verb, name, tmp_path, nothing_is_read):
+    code, _, err = kpipe("data", verb, experiment, "--output", str(tmp_path))
+    assert (code, err) == (2, f"--output: expected a file, got the folder {tmp_path}. Write {tmp_path}/{name}\n")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x", ".jpg"])
+def test_a_picture_of_another_kind_is_refused_before_the_work(kpipe, experiment, name, tmp_path, nothing_is_read):
+    code, _, err = kpipe("data", "show", experiment, "--output", str(tmp_path / name))
+    instead = ".jpg.png" if name == ".jpg" else "x.png"
+    said = f"--output: expected a name that ends with .png, got {tmp_path}/{name}. Write {tmp_path}/{instead}\n"
+    assert (code, err) == (2, said)
+
+
+def test_a_file_that_may_not_be_written_is_refused_before_the_work(
+    kpipe, experiment, tmp_path, nothing_is_read, monkeypatch
+):
+    monkeypatch.setattr("kpipe.cli.os.access", lambda path, mode: False)  # root may write everywhere
+    code, _, err = kpipe("data", "check", experiment, "--output", str(tmp_path / "x.txt"))
+    assert (code, err) == (2, f"--output: expected a file that you may write, got {tmp_path}/x.txt\n")
 
 
 def test_a_mistake_in_the_file_is_found_first(kpipe, experiment):

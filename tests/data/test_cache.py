@@ -232,6 +232,16 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(root, kept,
     assert sets_in(kept) == []
 
 
+def test_a_folder_that_cannot_be_made_is_named(root, kept):
+    kept.write_text("")
+    message = (
+        f"{kept}: the folder of decoded images cannot be made (File exists): set KPIPE_CACHE to another folder, or set "
+        "data.cache=none"
+    )
+    with pytest.raises(EnvironmentFault, match=f"^{re.escape(message)}$"):
+        load(root)
+
+
 def test_of_two_that_start_together_one_decodes(root, kept, monkeypatch):
     calls, decode = [], cache._decode
     monkeypatch.setattr(cache, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
@@ -268,3 +278,7 @@ def test_the_place_is_in_the_home_folder_unless_it_is_set(root, tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     load(root)
     assert len(sets_in(tmp_path / "home" / ".cache" / "kpipe")) == 1
+    monkeypatch.setenv("KPIPE_CACHE", "~/$PLACE")
+    monkeypatch.setenv("PLACE", "scratch")
+    load(root)
+    assert len(sets_in(tmp_path / "home" / "scratch")) == 1
