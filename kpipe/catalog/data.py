@@ -17,6 +17,7 @@ from kpipe.catalog.rows import (
     import_target,
 )
 from kpipe.errors import ConfigError, did_you_mean
+from kpipe.files import expand_path
 
 MOST_WHITENED = 4096
 """The most values of an image that can be whitened: the matrix has as many rows and columns."""
@@ -155,10 +156,10 @@ SOURCES = {
 
 
 def parse_source(source: str) -> tuple[SourceRow, str]:
-    """Split `folder:photos` into its row and `photos`.
+    """Split `folder:photos` into its row and the absolute path of `photos`.
 
     Raises:
-        ConfigError: the source is unknown, or what stands after its colon is missing or too much.
+        ConfigError: the source is unknown, what stands after its colon is missing or too much, or it is no path.
     """
     name, colon, argument = source.partition(":")
     if name not in SOURCES:
@@ -168,7 +169,17 @@ def parse_source(source: str) -> tuple[SourceRow, str]:
         raise ConfigError(f"expected {name}:<{row.argument}>, got '{source}'")
     if colon and not row.argument:
         raise ConfigError(f"expected '{name}' alone, got '{source}'")
-    return row, argument
+    return row, str(expand_path(argument)) if row.is_path else argument
+
+
+def absolute_source(source: str) -> str:
+    """Return the source with its path made absolute: a run must find its data from any working directory.
+
+    Raises:
+        ConfigError: as `parse_source`.
+    """
+    row, argument = parse_source(source)
+    return f"{source.partition(':')[0]}:{argument}" if row.is_path else source
 
 
 def check_source(source: str) -> None:

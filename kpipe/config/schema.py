@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from kpipe.catalog.data import AUGMENTATIONS, SOURCES, parse_source
+from kpipe.catalog.data import AUGMENTATIONS, SOURCES, absolute_source
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
@@ -37,7 +37,7 @@ def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
 def _known_source(source: Any) -> Any:
     if isinstance(source, str):
         try:
-            parse_source(source)
+            return absolute_source(source)
         except ConfigError as error:
             raise PydanticCustomError("source", "{message}", {"message": str(error)}) from None
     return source

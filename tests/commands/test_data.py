@@ -53,7 +53,7 @@ def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
     assert out == f"3 of 8 images of the training split are drawn in {tmp_path}/tiny_data.png\n"
     [(rows, headings, title)] = drawn
     assert headings == ["raw", "kept (crop)", "training 1", "training 2"]
-    assert title == "tiny: folder:photos"
+    assert title == f"tiny: folder:{photos}"
     assert [row[0][1] for row in rows] == ["cat", "cat", "dog"]
     for (raw, _), (kept, sides), (first, _), (second, _) in rows:
         assert raw.shape[:2] in SIZES
@@ -110,7 +110,7 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
     code, out, err = kpipe("data", "check", experiment, "--output", "list.txt")
     assert (code, out) == (3, "train: 12 images, 2 of them unreadable\n")
     assert err == (
-        f"folder:photos: 2 images cannot be read; their names are in {tmp_path}/list.txt. Replace or remove them, or "
+        f"folder:{photos}: 2 images cannot be read; their names are in {tmp_path}/list.txt. Replace or remove them, or "
         "leave them out with data.on_error=skip\n"
     )
     assert (tmp_path / "list.txt").read_text() == "photos/cat/0.png\nphotos/dog/5.png\n"

@@ -121,6 +121,25 @@ def test_records_of_a_stream_are_compared_as_a_whole(tmp_path, now, message):
         record_data(again, ("b", "a"), {"train": {"": (20, "a")}})
 
 
+def test_a_run_is_resumed_from_any_folder(kpipe, experiment, unfinished, photos, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = kpipe("run", "--resume", str(unfinished))
+    assert (code, err) == (0, "")
+    assert f"  data       folder:{photos}: " in out
+    assert f"  run        {unfinished}, resumed after step " in out
+
+
+def test_a_relative_source_is_another_one_in_another_folder(kpipe, experiment, unfinished, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = kpipe("run", experiment)
+    assert (code, err) == (
+        3, f"folder:{tmp_path}/elsewhere/photos: expected a folder of images, got nothing there. Check the path after "
+           "folder:\n",
+    )  # fmt: skip
+
+
 def test_a_new_run_takes_the_data_as_they_are(kpipe, experiment, unfinished, photos, logs):
     (photos / "dog").rename(photos / "wolf")
     assert kpipe("run", experiment, "--new")[0] == 0
