@@ -322,6 +322,41 @@ def make_photographs(folder: Path, count: int = 64) -> None:
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
 
 
+# --- folders of many files --------------------------------------------------------------------------------------------
+
+
+def make_links(folder: Path, count: int, classes: int = 1000) -> None:
+    """Write links in the place of JPEG files, as ImageNet has them: a thousand folders, long names."""
+    for label in range(classes):
+        (folder / f"n{label:08}").mkdir(parents=True)
+        for number in range(count // classes):
+            (folder / f"n{label:08}" / f"n{label:08}_{number}.JPEG").symlink_to("/dev/null")
+
+
+def list_as_image_folder(folder: Path) -> list[tuple[str, int]]:
+    """List paths and labels as torchvision's ImageFolder does: every path a Python string, in a list."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    samples = []
+    for label, name in enumerate(names):
+        for place, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            for file in sorted(files):
+                path = os.path.join(place, file)
+                if path.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")):
+                    samples.append((path, label))
+    return samples
+
+
+def list_files(variant: str, folder: Path) -> Run:
+    def run(num_batches: int) -> None:
+        for _ in range(num_batches):
+            if variant == "kpipe":
+                data.find_source(f"folder:{folder}", data.Form(LARGE))
+            else:
+                list_as_image_folder(folder)
+
+    return run
+
+
 # --- augmentations of larger images -----------------------------------------------------------------------------------
 
 
@@ -373,12 +408,14 @@ def make_run(work: str, variant: str, batch_size: int, folder: Path) -> Run:
         work: a name of `input_pipeline.WORKS`.
         variant: one of its variants.
         batch_size: images in a batch.
-        folder: JPEG photographs, in a folder for each class.
+        folder: JPEG photographs, or links, in a folder for each class.
     """
     if work == "augment32":
         return _augment_small(variant, batch_size)
     if work.startswith("train_"):
         return _train(work.split("_")[1], variant, batch_size)
+    if work == "list_130k":
+        return list_files(variant, folder)
     if work in LAYERS:
         augmentation, layer = LAYERS[work]()
         return consume(kpipe_large(augmentation, batch_size) if variant == "kpipe" else layer_large(layer, batch_size))

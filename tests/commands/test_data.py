@@ -113,7 +113,7 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
         f"folder:{photos}: 2 images cannot be read; their names are in {tmp_path}/list.txt. Replace or remove them, or "
         "leave them out with data.on_error=skip\n"
     )
-    assert (tmp_path / "list.txt").read_text() == "photos/cat/0.png\nphotos/dog/5.png\n"
+    assert (tmp_path / "list.txt").read_text() == f"{photos}/cat/0.png\n{photos}/dog/5.png\n"
 
 
 def test_embedded_images_need_no_check(kpipe, experiment):
