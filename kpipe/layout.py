@@ -78,12 +78,17 @@ def find_layout(root: str | Path) -> Layout:
     return layout
 
 
+def has_image_name(name: str | bytes) -> bool:
+    """Return whether a file of this name is read as an image."""
+    return os.fsdecode(name).lower().endswith(ENDINGS)
+
+
 def is_image(entry: os.DirEntry) -> bool:
     """Return whether an entry of a folder is an image, by its name, without asking the file system again.
 
     A pipe is none, since reading it would never end. A broken link is one, so that decoding names it.
     """
-    if not os.fsdecode(entry.name).lower().endswith(ENDINGS) or is_hidden(entry):
+    if not has_image_name(entry.name) or is_hidden(entry):
         return False
     return entry.is_symlink() or entry.is_file(follow_symlinks=False)
 
@@ -150,10 +155,10 @@ class _Folder:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Files directly in it, without hidden ones."""
+        """Files directly in it, without hidden ones and what `kpipe data show` has drawn."""
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if not (is_hidden(entry) or is_folder(entry))]
-        return [self.path / name for name in sorted(names)]
+        return [self.path / name for name in sorted(names) if not name.endswith("_data.png")]
 
     @cached_property
     def _all_folders(self) -> list["_Folder"]:

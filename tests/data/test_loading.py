@@ -149,12 +149,15 @@ def test_folder_ignores_what_is_no_image(tmp_path):
     write_classes(tmp_path, {"cat": 2, "dog": 2})
     write_image(tmp_path / "dog" / "more" / "PHOTO.JPG")
     write_image(tmp_path / ".cache" / "x.png")
+    write_image(tmp_path / "overview.png")
+    write_image(tmp_path / "quickstart_data.png")
     for name in ("notes.txt", "cat/.DS_Store", "empty/README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
     splits = load_dataset(f"folder:{tmp_path}", validation=0, test=0)
     assert counts(splits.train, 2) == [2, 3]
     assert splits.notes == (
+        "ignored 1 image outside of the class folders: overview.png",
         "ignored 1 file that is not an image: notes.txt",
         "ignored 1 folder that is not a class: empty",
     )

@@ -17,7 +17,7 @@ from kpipe.data.sources.request import SourceRequest, check_channels
 from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, some
-from kpipe.layout import ENDINGS, Layout, find_layout, is_folder, is_hidden, is_image, is_left_out
+from kpipe.layout import ENDINGS, Layout, find_layout, has_image_name, is_folder, is_hidden, is_image, is_left_out
 
 SIZES = 8
 """Number of files of a class whose size is part of its digest: classes with the same file names differ in them."""
@@ -57,12 +57,15 @@ class _Strays:
     """Files and folders that do not belong to the set."""
 
     def __init__(self, layout: Layout):
-        self.files, self.folders, self.unlabeled = list(layout.files), list(layout.folders), layout.unlabeled
+        self.images = [path for path in layout.files if has_image_name(path.name)]
+        self.files = [path for path in layout.files if not has_image_name(path.name)]
+        self.folders, self.unlabeled = layout.folders, layout.unlabeled
         self.links: list[Path] = []
 
     def lines(self, root: Path) -> tuple[str, ...]:
         """Return a line for the user for each kind that was found."""
         kinds = (
+            (self.images, "image outside of the class folders", "images outside of the class folders"),
             (self.files, "file that is not an image", "files that are not images"),
             (self.folders, "folder that is not a class", "folders that are not classes"),
             (self.unlabeled, "folder of images without classes", "folders of images without classes"),
