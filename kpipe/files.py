@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kpipe.errors import ConfigError, EnvironmentFault
+from kpipe.errors import ConfigError, EnvironmentFault, KpipeError
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -146,6 +146,29 @@ def translate_write_errors(folder: Path) -> Iterator[None]:
         if error.errno not in REFUSALS:
             raise
         raise cannot_write(Path(error.filename or folder), error.errno) from None
+
+
+@contextmanager
+def translate_deletion(folder: Path) -> Iterator[None]:
+    """Convert an error to an EnvironmentFault where somebody has deleted the folder, or a file in it that is needed.
+
+    Errors of kpipe's own kinds explain themselves.
+    """
+    try:
+        yield
+    except KpipeError:
+        raise
+    except Exception as error:
+        if not folder.is_dir():
+            raise EnvironmentFault(
+                f"{folder}: this folder has been deleted or moved while kpipe was writing to it, so nothing can be "
+                "saved any more. Give the same command again to start anew."
+            ) from error
+        if isinstance(error, FileNotFoundError) and Path(error.filename or "").is_relative_to(folder):
+            raise EnvironmentFault(
+                f"{error.filename}: has been deleted while kpipe needed it. Give the same command again."
+            ) from error
+        raise
 
 
 def cannot_write(path: Path, code: int) -> EnvironmentFault:

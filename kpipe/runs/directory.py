@@ -11,12 +11,21 @@ from typing import Any
 
 from filelock import FileLock
 
-from kpipe.files import expand_path, read_json, read_yaml, translate_write_errors, write_json, write_yaml
+from kpipe.files import (
+    expand_path,
+    read_json,
+    read_yaml,
+    translate_deletion,
+    translate_write_errors,
+    write_json,
+    write_yaml,
+)
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
     OWNER,
     leave,
+    locked_again,
     locked_folder,
     take,
 )
@@ -111,8 +120,8 @@ def open_run(
             resumed; anything else there is deleted.
 
     Raises:
-        EnvironmentFault: the folder cannot be written, now or inside the `with`, or another process is at work on the
-            same experiment.
+        EnvironmentFault: the folder cannot be written or has been deleted, now or inside the `with`, or another process
+            is at work on the same experiment.
     """
     named = resume or at
     folder = Path(logs) / name if named is None else named.parent
@@ -127,10 +136,11 @@ def open_run(
                 taken, note = _find(folder, identity, new)
             run, lock = taken or _create(at or fresh_path(folder), identity, note)
         try:
-            yield run
+            with translate_deletion(run.path):
+                yield run
         finally:
             # Under the folder's lock: nobody else may be about to take a lock file that is deleted here.
-            with FileLock(folder / LOCK):
+            with locked_again(folder):
                 leave(run.path)
                 if _has_nothing_to_keep(run.path):
                     shutil.rmtree(run.path, ignore_errors=True)

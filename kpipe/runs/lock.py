@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,6 +38,11 @@ def locked_folder(folder: Path, elsewhere: str) -> Iterator[None]:
         raise EnvironmentFault(
             f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
         ) from None
+
+
+def locked_again(folder: Path) -> AbstractContextManager:
+    """Hold the short lock of a folder of runs at the end of one; where the folder has been deleted, do nothing."""
+    return FileLock(folder / LOCK) if folder.is_dir() else nullcontext()
 
 
 def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:

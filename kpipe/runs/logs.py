@@ -45,7 +45,11 @@ class RunLog:
         are means over a whole epoch, with training and validation in one chart. The test split has a single value
         and stands in metrics.jsonl alone. A value that is not finite is null in metrics.jsonl and left out of
         TensorBoard.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
         """
+        self._require_directory()
         record = finite_or_null(record)
         self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         if record["split"] not in self._writers:
@@ -65,7 +69,12 @@ class RunLog:
                 tf.summary.graph(_trace_graph(model))
 
     def lengths(self) -> dict[str, int]:
-        """Flush the logs to the disk; return the bytes of each, by its path relative to the run."""
+        """Flush the logs to the disk; return the bytes of each, by its path relative to the run.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
+        """
+        self._require_directory()
         self._metrics.flush()
         for writer in self._writers.values():
             writer.flush()
@@ -76,6 +85,9 @@ class RunLog:
         self._metrics.close()
         for writer in self._writers.values():
             writer.close()
+
+    def _require_directory(self) -> None:
+        os.stat(self._path)  # a file that is open can be written to after it has been deleted
 
     def _files(self) -> list[Path]:
         return [p for p in (self._path / "metrics.jsonl", *self._path.glob("*/events.out.*")) if p.exists()]

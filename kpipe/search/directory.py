@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from kpipe.config.schema import Experiment
-from kpipe.files import write_yaml
+from kpipe.files import translate_deletion, write_yaml
 from kpipe.runs.directory import SEARCH, fresh_path, read_status, without_machine
-from kpipe.runs.lock import ELSEWHERE, LOCK, leave, locked_folder, take
+from kpipe.runs.lock import ELSEWHERE, leave, locked_again, locked_folder, take
 
 TRIALS = "trials"
 """The folder of the records of trials."""
@@ -46,9 +44,10 @@ def open_search(
         lock = take(path, "search", _SEARCH_LOCK)
         write_yaml(path / "config.yaml", config)
     try:
-        yield path
+        with translate_deletion(path):
+            yield path
     finally:
-        with FileLock(folder / LOCK):
+        with locked_again(folder):
             leave(path, _SEARCH_LOCK)
             lock.release()
 

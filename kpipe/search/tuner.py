@@ -24,7 +24,7 @@ from kpipe.config.schema import Experiment
 from kpipe.config.space import decode, keys_of
 from kpipe.console import Screen, counted
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
-from kpipe.files import translate_write_errors
+from kpipe.files import translate_deletion, translate_write_errors
 from kpipe.runs.directory import logs_folder
 from kpipe.runs.interruption import command_again
 from kpipe.search.directory import find_search, identity_of, open_search, unfinished_searches
@@ -227,7 +227,7 @@ def _work(loaded: Loaded, screen: Screen) -> None:
         path = _find_chief_search(experiment, logs)
         screen.line(f"working on {path}")
         tuner.runner = TrialRunner(loaded, path, objective, stop, worker=tuner.tuner_id, screen=screen)
-        with _keras_tuner_silenced():
+        with _keras_tuner_silenced(), translate_deletion(path):
             tuner.search()
 
 

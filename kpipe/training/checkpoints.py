@@ -80,7 +80,7 @@ class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the older ones that hold the best weights of one of these.
 
     Args:
-        folder: `checkpoints` of the run; created by the first commit.
+        folder: `checkpoints` of the run; created by the first commit, in a run directory that exists.
         keep: how many of the newest are kept.
     """
 
@@ -116,6 +116,7 @@ class Checkpoints:
         Raises:
             Diverged: a variable is not finite; nothing was written.
             EnvironmentFault: the checkpoint cannot be written; the existing ones are intact.
+            FileNotFoundError: the folder that is to hold the checkpoints has been deleted.
         """
         if step == self._committed:
             return
@@ -143,6 +144,8 @@ class Checkpoints:
             os.replace(pointer, self._folder / LATEST)
             # One flush for both renames: a pointer to a directory that does not exist yet is ignored.
             _sync_directory(self._folder)
+        except FileNotFoundError:
+            raise  # no disk that refuses: somebody has deleted the run
         except OSError as error:
             size = sum(array.nbytes for array in arrays.values())
             free = shutil.disk_usage(self._folder.parent).free
@@ -225,7 +228,7 @@ class Checkpoints:
 
     def _make_folder(self) -> None:
         if not self._folder.exists():
-            self._folder.mkdir(parents=True)
+            self._folder.mkdir()
             for parent in self._folder.parents[:3]:  # the run, the experiment's folder and the logs may be new, too
                 _sync_directory(parent)
 

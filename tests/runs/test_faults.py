@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import pkgutil
 import re
 import shutil
 
@@ -150,6 +151,47 @@ def test_an_error_of_the_file_system_that_is_no_refusal_keeps_its_traceback(kpip
     monkeypatch.setattr("kpipe.experiment.save_portable", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         kpipe("run", experiment)
+
+
+@pytest.mark.parametrize(
+    ("moment", "all_logs"),
+    [
+        ("kpipe.experiment.record_environment", True),
+        ("kpipe.runs.logs.RunLog.write", False),
+        ("kpipe.training.checkpoints.Checkpoints._make_folder", True),
+        ("kpipe.experiment.save_portable", False),
+        ("kpipe.experiment.write_figures", True),
+        ("kpipe.runs.recorder.Recorder.write_summary", False),
+    ],
+)
+def test_a_run_directory_that_is_deleted_ends_the_run_with_a_sentence(
+    kpipe, experiment, logs, monkeypatch, moment, all_logs
+):
+    real, deleted = pkgutil.resolve_name(moment), []
+
+    def delete_first(*arguments, **options):
+        if not deleted:
+            deleted.append(only_run(logs))
+            shutil.rmtree(logs if all_logs else deleted[0])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(moment, delete_first)
+    code, _, err = kpipe("run", experiment, "training.epochs=1")
+    said = "this folder has been deleted or moved while kpipe was writing to it, so nothing can be saved any more. "
+    assert (code, err) == (5, f"{deleted[0]}: {said}Give the same command again to start anew.\n")
+    assert not list(logs.glob("*/*/"))  # nor is anything of it made again
+
+
+def test_a_file_that_is_deleted_under_the_run_is_named(kpipe, experiment, unfinished, monkeypatch):
+    def delete(*arguments, **options):
+        (unfinished / "metrics.jsonl").unlink()
+
+    monkeypatch.setattr("kpipe.experiment.save_portable", delete)
+    code, _, err = kpipe("run", experiment)
+    assert (code, err) == (
+        5,
+        f"{unfinished}/metrics.jsonl: has been deleted while kpipe needed it. Give the same command again.\n",
+    )
 
 
 def test_a_file_that_cannot_be_written_asks_for_no_room(kpipe, experiment, monkeypatch):

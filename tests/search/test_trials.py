@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -142,3 +143,19 @@ def test_a_search_without_one_score(kpipe, experiment, search, trained):
     assert err == f"{search()}: none of 2 trials has a score; see the reasons above\n"
     assert "  trial 1, 2: the loss became nan at step 3; likely causes: ..." in out
     assert not (search() / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("trial", [1, 2])
+def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search, trained, logs, trial):
+    """In its first trial, and when others have a record."""
+    deleted = []
+
+    def delete(options):
+        deleted.append(search())
+        shutil.rmtree(logs)
+
+    trained.errors[trial] = delete
+    code, _, err = kpipe("search", experiment, "search.trials=3")
+    said = "this folder has been deleted or moved while kpipe was writing to it, so nothing can be saved any more. "
+    assert (code, err) == (5, f"{deleted[0]}: {said}Give the same command again to start anew.\n")
+    assert not logs.exists()
