@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from kpipe import data
-from kpipe.catalog.data import AUGMENTATIONS, ImageFacts
+from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.errors import ConfigError
 from kpipe.models.building import build_model
@@ -105,7 +105,16 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: as `load_dataset`; or a class has no image that can be read.
     """
-    passed_on = ("image_size", "stored_size", "resize", "channels", "cache_gigabytes", "on_error", "skip_limit")
+    passed_on = (
+        "image_size",
+        "stored_size",
+        "resize",
+        "channels",
+        "background",
+        "cache_gigabytes",
+        "on_error",
+        "skip_limit",
+    )
     splits = data.load_dataset(
         config.source,
         **{name: getattr(config, name) for name in passed_on},
@@ -124,7 +133,8 @@ def load_splits(
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
     """Call `data.find_source` for the experiment's section; nothing is downloaded."""
-    form = data.Form(config.stored_size or config.image_size, config.resize, config.channels)
+    background = parse_background(config.background)
+    form = data.Form(config.stored_size or config.image_size, config.resize, config.channels, background)
     return data.find_source(config.source, form, skip_limit=skip_limit, download=False, **_source_options(config))
 
 

@@ -105,7 +105,16 @@ def train(
             state = recorder.state
             if not run.resumed:
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
-            notes = [*splits.notes, run.note, *restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
+            notes = [
+                *splits.notes,
+                *splits.describe_conversions(),
+                run.note,
+                *restored.notes,
+                *changed,
+                *memory.watch(model),
+                *log.lost,
+                gpu_hint(),
+            ]
             resumed_at = f", resumed after step {state.train.step:,}" if run.resumed else ""
             header = {
                 "model": f"{experiment.model.name}, {model.count_params():,} parameters",
@@ -157,6 +166,9 @@ def train(
                 trained_on = state.train_metrics | {"images": steps_per_epoch * config.batch_size}
                 scores = {f"train, during epoch {state.best_epoch}": trained_on, **scores}
             screen.result(scores)
+            for line in splits.describe_conversions():
+                if line not in notes:  # images that are decoded each time are counted when they are met
+                    screen.line(line[0].upper() + line[1:])
             if names:
                 counts = describe_counts({name: len(found) for name, found in names.items()})
                 screen.line(f"Unreadable and left out: {counts}; their names are in {run.path / 'unreadable.txt'}")

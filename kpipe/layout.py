@@ -14,10 +14,13 @@ from pathlib import Path
 
 from kpipe.errors import DataError, some
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"),
+    *(".ppm", ".pgm", ".pbm"),
+)
 """Endings of the files that are read as images, in lower case."""
 
-_OTHER_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".dcm", "")
+_OTHER_IMAGES = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".dcm", "")
 """Endings of files that may be images and are not read."""
 
 _DOCUMENTS = ("readme", "license", "licence", "copying", "authors", "changelog", "makefile")

@@ -16,12 +16,14 @@ from kpipe.catalog.rows import (
     Section,
     import_target,
 )
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.files import expand_path
 
 MOST_WHITENED = 4096
 """The most values of an image that can be whitened: the matrix has as many rows and columns."""
 
+_COLORS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 _CROPS = "kpipe.data.augmentations.crops:"
 _GEOMETRIC = "kpipe.data.augmentations.geometric:"
 _COLOR = "kpipe.data.augmentations.color:"
@@ -180,6 +182,20 @@ def absolute_source(source: str) -> str:
     """
     row, argument = parse_source(source)
     return f"{source.partition(':')[0]}:{argument}" if row.is_path else source
+
+
+def parse_background(background: str | Sequence[int]) -> tuple[int, int, int]:
+    """Return the color that transparent pixels show: red, green and blue, 0..255.
+
+    Raises:
+        ConfigError: it is neither `white`, `black` nor three such numbers.
+    """
+    if isinstance(background, str) and background in _COLORS:
+        return _COLORS[background]
+    is_color = isinstance(background, list | tuple) and len(background) == 3
+    if is_color and all(type(value) is int and 0 <= value <= 255 for value in background):
+        return tuple(background)
+    raise ConfigError(f"expected white, black or [red, green, blue] of 0 to 255, got {show(background)}")
 
 
 def check_source(source: str) -> None:

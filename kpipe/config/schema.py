@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from kpipe.catalog.data import AUGMENTATIONS, SOURCES, absolute_source
+from kpipe.catalog.data import AUGMENTATIONS, SOURCES, absolute_source, parse_background
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
@@ -41,6 +41,14 @@ def _known_source(source: Any) -> Any:
         except ConfigError as error:
             raise PydanticCustomError("source", "{message}", {"message": str(error)}) from None
     return source
+
+
+def _known_background(background: Any) -> Any:
+    try:
+        parse_background(background)
+    except ConfigError as error:
+        raise PydanticCustomError("source", "{message}", {"message": str(error)}) from None
+    return background
 
 
 class _Augment(OneOf):
@@ -113,6 +121,8 @@ class _DataConfig(Section):
     crops at random with `random_crop`. Default: `image_size`."""
     channels: Count | None = None
     """1 for gray, 3 for color. Default: the source's own, and 3 for a folder."""
+    background: Annotated[Literal["white", "black"] | list[int], BeforeValidator(_known_background)] = "white"
+    """Color that the transparent pixels of an image show: white, black, or [red, green, blue] of 0 to 255."""
     batch_size: Count = 32
     """Number of images in each training step."""
     normalize: Annotated[

@@ -25,7 +25,7 @@ from kpipe.errors import DataError, EnvironmentFault
 
 CHUNK = 256  # images that are copied at a time
 _ELSEWHERE = "set KPIPE_CACHE to another folder, or set data.cache=none"
-VERSION = 1  # of `kpipe.data.images`; raise it when the same file gives other pixels
+VERSION = 2  # of `kpipe.data.images`; raise it when the same file gives other pixels
 
 
 def count_bytes(split: Split) -> int | None:
@@ -85,19 +85,21 @@ def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_pr
             shutil.rmtree(place, ignore_errors=True)
             _write(split, place, progress)
             kept = _map(split, place)
-    images, labels, unreadable = kept
-    split.unreadable.add(unreadable)
+    images, labels, notes = kept
+    split.unreadable.add(notes["unreadable"])
+    if split.conversions:
+        split.conversions.add({kind: split.rows[notes[kind]].tolist() for kind in ("transparent", "deep")})
     return ArraySplit(images, split.labels_when_kept(labels), split.unreadable)
 
 
-def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, list[int]] | None:
-    """Return images, labels and the numbers of unreadable images; None if they are not there or damaged."""
+def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]] | None:
+    """Return images, labels, and numbers of images that are worth a note; None if they are not there or damaged."""
     try:
         images, labels = np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy")
-        unreadable = json.loads((place / "unreadable.json").read_text())
+        notes = json.loads((place / "notes.json").read_text())
     except (OSError, ValueError):
         return None
-    return (images, labels, unreadable) if images.shape == (len(split), *split.shape) else None
+    return (images, labels, notes) if images.shape == (len(split), *split.shape) else None
 
 
 def _decode(split: Split, make: Callable[[tuple[int, ...]], np.ndarray], progress: ProgressReporter) -> ArraySplit:
@@ -138,7 +140,8 @@ def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
         kept = _decode(split, make, progress)
         kept.kept_pixels.images.flush()
         np.save(temporary / "labels.npy", kept.labels)
-        (temporary / "unreadable.json").write_text(json.dumps(sorted(split.unreadable.numbers)))
+        notes = {"unreadable": sorted(split.unreadable.numbers), **_changed(split)}
+        (temporary / "notes.json").write_text(json.dumps(notes))
         os.rename(temporary, place)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -146,6 +149,14 @@ def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
         raise too_small from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _changed(split: Split) -> dict[str, list[int]]:
+    """Return the numbers of the images of a split that were changed when they were read, by the kind of the change."""
+    if not split.conversions:
+        return {}
+    changed = split.conversions.among(split.rows)
+    return {kind: np.flatnonzero(np.isin(split.rows, rows)).tolist() for kind, rows in changed.items()}
 
 
 def _fingerprint(split: Split) -> str:

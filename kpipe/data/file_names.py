@@ -5,13 +5,13 @@ M files. A Python object for each path would take ten times as much.
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+
+from kpipe.data.image_files import read_sides
 
 HEADERS_AT_ONCE = 16  # most of the time is the disk's, above all where it is a network disk
 
@@ -74,7 +74,6 @@ class FileNames:
 
 def _read_sides(path: bytes) -> tuple[int, int]:
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            return image.height, image.width
-    except Exception:  # of many kinds, as files are damaged in many ways; decoding reports it
+        return read_sides(os.fsdecode(path))
+    except (OSError, ValueError):  # decoding reports it
         return 1, 1

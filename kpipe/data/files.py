@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.arrays import spread_over_classes
+from kpipe.data.conversions import Conversions
 from kpipe.data.file_names import FileNames
-from kpipe.data.images import Form, decode_crop, decode_to_form
+from kpipe.data.images import Form, Noting, decode_crop, decode_to_form
 from kpipe.data.reading import (
     batch_in_order,
     locate,
@@ -41,6 +42,7 @@ class FileSplit(Split):
         form: form of an image, unless a crop reads it as it is in its file.
         shape: (H, W, C) in this form.
         unreadable: files that could not be read so far.
+        conversions: files that were changed when they were read, by their numbers in `names`.
     """
 
     names: FileNames
@@ -49,6 +51,7 @@ class FileSplit(Split):
     form: Form
     shape: Shape
     unreadable: Unreadable
+    conversions: Conversions
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +76,11 @@ class FileSplit(Split):
 
     def as_stored(self) -> "FileSplit":
         """Return the same images in the size that they have in their files."""
-        return replace(self, form=Form(channels=self.form.channels), shape=(None, None, self.shape[2]))
+        return replace(
+            self,
+            form=Form(channels=self.form.channels, background=self.form.background),
+            shape=(None, None, self.shape[2]),
+        )
 
     def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
         """Yield the path of each file, and an empty tuple: all of it is read."""
@@ -135,9 +142,14 @@ class FileSplit(Split):
     def _reader(self, crop=None, size: int | None = None) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         """Return a function (number int64 [], box int32 [4]) -> image."""
         path, rows = self.names.in_graph(), tf.constant(self.rows)
-        if crop is None:
-            return lambda number, box: decode_to_form(tf.io.read_file(path(rows[number])), self.form)
-        return lambda number, box: decode_crop(tf.io.read_file(path(rows[number])), box, size, self.form.channels)
+
+        def read(number, box):
+            contents, noting = tf.io.read_file(path(rows[number])), Noting(self.conversions, rows[number])
+            if crop is None:
+                return decode_to_form(contents, self.form, noting)
+            return decode_crop(contents, box, size, self.form, noting)
+
+        return read
 
     def _look_up_sides(self, numbers: tf.Tensor) -> tf.Tensor:
         """Return height and width of images, int64 [b] -> int32 [b, 2], inside a graph."""

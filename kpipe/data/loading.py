@@ -1,10 +1,11 @@
 """Data sets by the name of their source: found, split, and decoded where they are kept decoded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from kpipe.catalog.data import ImageFacts, parse_source
+from kpipe.catalog.data import ImageFacts, parse_background, parse_source
 from kpipe.catalog.rows import check_options
 from kpipe.data.cache import cache_in_memory, cache_on_disk, count_bytes
 from kpipe.data.images import Form
@@ -23,6 +24,7 @@ def load_dataset(
     stored_size: int | None = None,
     resize: str = "crop",
     channels: int | None = None,
+    background: str | Sequence[int] = "white",
     cache: str = "auto",
     cache_gigabytes: float = 2.0,
     whole_images: bool = False,
@@ -47,6 +49,7 @@ def load_dataset(
         stored_size: S, pixels a side of the images that are kept, at least I; None: I. Evaluation sees the center.
         resize: how an image becomes S x S: `crop`, `pad` or `squash`, see `kpipe.data.images.Form`.
         channels: 1 or 3; None: those of the source.
+        background: what transparent pixels show: `white`, `black` or [red, green, blue], 0..255.
         cache: where the decoded images are kept: `memory`, `disk` ($KPIPE_CACHE, by default ~/.cache/kpipe), `none`
             (an image is decoded each time) or `auto` (in memory, split by split, while they fit).
         cache_gigabytes: memory that `auto` may fill, in 10^9 bytes.
@@ -68,7 +71,7 @@ def load_dataset(
     _check_fractions({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
     for key, message in ImageFacts(image_size, stored_size).conflicts():
         raise ConfigError(f"data.{key}: {message}")
-    form = Form(stored_size or image_size, resize, channels)
+    form = Form(stored_size or image_size, resize, channels, parse_background(background))
     limit = skip_limit if on_error == "skip" else None
     found = find_source(source, form, skip_limit=limit, download=download, progress=progress, **options)
     cacher = _Cacher(cache, cache_gigabytes, whole_images, progress)
@@ -82,7 +85,10 @@ def load_dataset(
         cacher.note_unreadable(by_name)
     height, width, _ = splits.train.shape
     notes = (*splits.notes, *_lost_notes(found.splits))
-    return replace(splits, **by_name, notes=notes, image_size=image_size if height == width else None)
+    conversions = tuple(split.conversions for split in found.splits.values() if split.conversions)
+    return replace(
+        splits, **by_name, notes=notes, conversions=conversions, image_size=image_size if height == width else None
+    )
 
 
 def refuse_lost_classes(splits: Splits) -> None:

@@ -100,7 +100,11 @@ class RecordSplit(Split):
 
     def as_stored(self) -> "RecordSplit":
         """Return the same images in the size that they have in their records."""
-        return replace(self, form=Form(channels=self.form.channels), shape=(None, None, self.shape[2]))
+        return replace(
+            self,
+            form=Form(channels=self.form.channels, background=self.form.background),
+            shape=(None, None, self.shape[2]),
+        )
 
     def divide(self, fractions: Mapping[str, float]):
         splits, stop = {}, len(self)
@@ -174,7 +178,7 @@ class RecordSplit(Split):
             if crop is None:
                 return tf.ensure_shape(decode_to_form(contents, self.form), self.shape), label, chosen
             box = crop.boxes(sides_of(contents)[None], chosen[None, : crop.uniforms], size)[0]
-            return decode_crop(contents, box, size, self.form.channels), label, chosen
+            return decode_crop(contents, box, size, self.form), label, chosen
 
         stream = tf.data.Dataset.range(first // per_epoch, np.iinfo(np.int64).max).flat_map(epoch)
         ours = stream.filter(lambda place, _: drawing.is_ours(place)).map(lambda place, record: record)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from kpipe.console import describe_size
 from kpipe.data.augmentations.crops import Crop
+from kpipe.data.conversions import Conversions, describe_conversions
 from kpipe.data.order import Drawing
 from kpipe.data.pixels import Pixels
 from kpipe.data.stratify import divide_by_class
@@ -56,6 +57,8 @@ class Split(abc.ABC):
     is_in_form: bool = False
     kept_pixels: Pixels | None = None
     is_stream: ClassVar[bool] = False
+    conversions: Conversions | None = None
+    """Images that were changed when they were read; None where there can be none."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -178,6 +181,8 @@ class Splits:
     """Pixels a side of what the network sees; None: images are as large as they are kept."""
     contents: dict[str, dict[str, ClassContents]] = field(default_factory=dict)
     """As in `Source`: what was there before it was divided."""
+    conversions: tuple[Conversions, ...] = ()
+    """Images that were changed when they were read."""
 
     @property
     def by_name(self) -> dict[str, Split]:
@@ -208,6 +213,10 @@ class Splits:
         """Note images that are known to be unreadable, by split."""
         for name, split in self.by_name.items():
             split.unreadable.add(numbers.get(name, ()))
+
+    def describe_conversions(self) -> list[str]:
+        """Return lines for the user about the images that were changed when they were read, so far."""
+        return describe_conversions(self.conversions)
 
     def describe_places(self) -> str:
         """Say where the images of each split lie, the splits that lie at one place together."""

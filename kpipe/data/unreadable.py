@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from kpipe.errors import DataError, some
+from kpipe.data.image_files import why_unreadable
+from kpipe.errors import SHOWN, DataError, some
 
 
 class Unreadable:
@@ -103,6 +104,13 @@ class Unreadable:
         except OSError as error:
             self._raise(f"{self.where}: {self.name(number)} cannot be read ({error.strerror})")
 
+    def _describe(self, numbers: list[int]) -> str:
+        """Return the names of images, and of files also what is wrong with them."""
+        names = [self.name(number) for number in numbers]
+        if self.are_files:  # only those that are shown are opened again
+            names[:SHOWN] = [f"{name} ({why_unreadable(name)})" for name in names[:SHOWN]]
+        return some(names)
+
     def _raise_again(self) -> None:
         """Raise a known error again. A stream may run on after it, with gaps that mean nothing."""
         if self.error:
@@ -113,7 +121,7 @@ class Unreadable:
         raise self.error
 
     def _message(self, numbers: list[int]) -> str:
-        shown, them = some([self.name(number) for number in numbers]), "it" if len(numbers) == 1 else "them"
+        shown, them = self._describe(numbers), "it" if len(numbers) == 1 else "them"
         if self.limit is None:
             return (
                 f"{self.where}: expected images, got {_files(numbers)} that cannot be decoded: {shown}. Replace or "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kpipe.data.conversions import Conversions
 from kpipe.data.file_names import FileNames
 from kpipe.data.files import FileSplit
 from kpipe.data.images import Form
@@ -137,7 +138,15 @@ def _make_split(listed: dict[str, Listed], class_names: Sequence[str], request: 
         where, len(names), lambda number: os.fsdecode(names[number]), request.skip_limit, are_files=True
     )
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-    return FileSplit(names, np.arange(len(names)), labels, request.form, _shape(request.form), unreadable)
+    return FileSplit(
+        names,
+        np.arange(len(names)),
+        labels,
+        request.form,
+        _shape(request.form),
+        unreadable,
+        Conversions(request.form.background),
+    )
 
 
 def _shape(form: Form) -> tuple[int | None, int | None, int]:

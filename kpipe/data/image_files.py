@@ -1,0 +1,269 @@
+"""Image files of all kinds, read by Pillow: upright, in color, without transparency, in 8 bits.
+
+TensorFlow's decoders read most JPEG and PNG files faster, see `kpipe.data.images`. They know nothing of orientation and
+transparency, and not all kinds of files.
+
+H height, W width, C channels.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from kpipe.errors import first_line
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's decoders end at 2**29 bytes
+DEPTHS = (8, 10, 12, 14, 16)  # bits in which cameras and scanners measure
+Color = tuple[int, int, int]
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+# Pillow warns at half of the limit, and a warning cannot be held back in one thread alone.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+_METHODS = Image.Transpose
+_TURNS = {
+    2: _METHODS.FLIP_LEFT_RIGHT,
+    3: _METHODS.ROTATE_180,
+    4: _METHODS.FLIP_TOP_BOTTOM,
+    5: _METHODS.TRANSPOSE,
+    6: _METHODS.ROTATE_270,
+    7: _METHODS.TRANSVERSE,
+    8: _METHODS.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright."""
+
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B",
+    "RGBX;16B": "RGBX;16L",
+    "RGBX;16L": "RGBX;16B",
+    "RGBX;16N": "RGBX;16B",
+    "LA;16B": "RGBA",
+}
+"""Pillow's names of 16-bit colors, of which it reads the high bytes -> names by which it reads the low ones."""
+
+
+class Decoded(NamedTuple):
+    """An image as a person sees it, and what was done for that."""
+
+    pixels: np.ndarray
+    """uint8 [H, W, 3]."""
+    has_transparency: bool
+    """Whether a pixel was not opaque."""
+    has_16_bits: bool
+
+
+def decode_upright(contents: bytes, background: Color) -> Decoded:
+    """Decode the first frame of an image file.
+
+    A transparent pixel shows the background. Of 16 bits, those that are declared to have a meaning are scaled to
+    0..255, else as many as the largest value needs, one of `DEPTHS`.
+
+    Args:
+        contents: contents of the file.
+        background: red, green, blue.
+
+    Raises:
+        ValueError: the file is damaged, of no kind that is read, or declares more than MOST_PIXELS.
+    """
+    is_bitmap = contents.startswith(b"BM")
+    with _opened(io.BytesIO(_with_all_colors(contents) if is_bitmap else contents)) as image:
+        raw_mode = _raw_mode(image)
+        has_16_bits = image.mode.startswith("I;16") or raw_mode in _LOW_BYTES
+        image.load()
+        orientation = _orientation(image)
+        if has_16_bits:
+            image = _in_8_bits(image, raw_mode, contents)
+        elif image.mode in ("I", "F"):
+            raise ValueError("32-bit or signed pixels, whose range is not known; convert it to 8 or 16 bits")
+        elif image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+            # Pillow 13 scales pixels of 2 and 4 bits, but not the value that is transparent.
+            image.info["transparency"] *= 255 // (2 ** contents[24] - 1)
+        image, has_transparency = _on_background(image, background, is_bitmap)
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+        return Decoded(np.asarray(image), has_transparency, has_16_bits)
+
+
+def read_sides(file: bytes | str | PathLike) -> tuple[int, int]:
+    """Return height and width of the upright image from the header of a file, given by its contents or its path.
+
+    Raises:
+        ValueError: as `decode_upright`.
+        OSError: the file cannot be opened.
+    """
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream, _opened(stream) as image:
+        lies = _orientation_in_header(image) >= 5
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def read_orientation(contents: bytes) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1 where it is not known."""
+    try:
+        with _opened(io.BytesIO(contents)) as image:
+            return _orientation_in_header(image)
+    except ValueError:
+        return 1
+
+
+def why_unreadable(path: str | PathLike) -> str:
+    """Return in a few words why an image file cannot be decoded."""
+    try:
+        with open(path, "rb") as file:
+            contents = file.read()
+    except OSError as error:
+        return error.strerror
+    if not contents:
+        return "0 bytes"
+    if contents[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        return "HEIC; convert it to JPEG"
+    if contents.lstrip()[:1] in (b"<", b"{"):
+        return "text, not an image"
+    try:
+        decode_upright(contents, BLACK)
+    except ValueError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            return "not an image of a kind that is read"
+        return "cut off" if "truncated" in str(error) else str(error)
+    return "damaged, or so narrow that it would grow too large"
+
+
+@contextmanager
+def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
+    """Give an image whose header is read. Turn the many errors that a damaged file causes into ValueError."""
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            _check_size(image.width * image.height)
+            yield image
+    except ValueError:
+        raise
+    except Image.DecompressionBombError as error:
+        _check_size(int(re.search(r"\((\d+) pixels\)", str(error))[1]))
+        raise
+    except Exception as error:
+        raise ValueError(first_line(error)) from error
+
+
+def _check_size(pixels: int) -> None:
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"declares {pixels:,} pixels, at most {MOST_PIXELS:,} are read")
+
+
+def _orientation_in_header(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image whose pixels are not decoded. In a PNG it may stand after them."""
+    if image.format == "PNG":
+        place = image.fp.tell()
+        rest = image.fp.read()
+        image.fp.seek(place)
+        if b"eXIf" in rest or b"XML:com.adobe.xmp" in rest:
+            image.load()
+    return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image as far as it is read, 1 to 8."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it
+    try:
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # a PNG's own `getexif` decodes it
+    except Exception:  # of many kinds, as in damaged files
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _with_all_colors(contents: bytes) -> bytes:
+    """Return a bitmap that does not declare how many colors its table has, if there are only one or two.
+
+    Pillow 13 takes black and white for pixels of one bit, even where they have four or eight.
+    """
+    has_few = contents[28:29] in (b"\4", b"\x08") and contents[46:50] in (b"\1\0\0\0", b"\2\0\0\0")
+    is_long = int.from_bytes(contents[14:18], "little") >= 40  # a header of OS/2 has no such number
+    return contents[:46] + bytes(4) + contents[50:] if has_few and is_long else contents
+
+
+def _on_background(image: Image.Image, background: Color, is_bitmap: bool) -> tuple[Image.Image, bool]:
+    """Return an image in RGB, and whether a part of it was transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    image = image.convert("RGBA")
+    least, most = image.getextrema()[3]
+    if least == 255 or is_bitmap and most == 0:  # bitmaps with an unused byte for each pixel call it alpha
+        return image.convert("RGB"), False
+    behind = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(behind, image).convert("RGB"), True
+
+
+# --- 16 bits ----------------------------------------------------------------------------------------------------------
+
+
+def _in_8_bits(image: Image.Image, raw_mode: str, contents: bytes) -> Image.Image:
+    """Scale an image of 16 bits to one of 8 bits."""
+    values, alpha = _values_of_16_bits(image, raw_mode, contents)
+    bits = _significant_bits(image, contents, int(values.max()))
+    largest = 2**bits - 1
+    levels = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # PhotometricInterpretation: 0 is white
+        levels = levels[::-1]
+    scaled = Image.fromarray(levels[values])
+    if alpha is not None:
+        scaled.putalpha(Image.fromarray(alpha))
+    return scaled
+
+
+def _values_of_16_bits(image: Image.Image, raw_mode: str, contents: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return gray values uint16 [H, W] or colors uint16 [H, W, 3], and alpha uint8 [H, W] or None."""
+    transparent, high = image.info.get("transparency"), np.asarray(image)
+    if raw_mode not in _LOW_BYTES:  # Pillow has gray of 16 bits
+        values, alpha = high.astype(np.uint16), None
+    else:
+        with _opened(io.BytesIO(contents)) as again:
+            again.tile = [tile._replace(args=_renamed(tile.args)) for tile in again.tile]
+            low = np.asarray(again)
+        alpha = high[..., 3] if raw_mode.startswith(("RGBA", "LA")) else None
+        colors = np.uint16(high[..., :3]) << 8 | low[..., :3]
+        values = np.uint16(high[..., 0]) << 8 | low[..., 1] if raw_mode == "LA;16B" else colors
+    if transparent is not None:
+        is_transparent = values == transparent
+        alpha = np.uint8(255) * ~(is_transparent if values.ndim == 2 else is_transparent.all(axis=2))
+    return values, alpha
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    """Return Pillow's name of the way in which pixels lie in a file."""
+    args = image.tile[0].args if image.tile else None
+    return args[0] if isinstance(args, tuple) else args
+
+
+def _renamed(args: str | tuple) -> str | tuple:
+    return (_LOW_BYTES[args[0]], *args[1:]) if isinstance(args, tuple) else _LOW_BYTES[args]
+
+
+def _significant_bits(image: Image.Image, contents: bytes, largest: int) -> int:
+    """Return the declared number of bits that have a meaning, unless a value is larger; else one of `DEPTHS`."""
+    declared = _declared_bits(image, contents)
+    if largest < 2**declared:
+        return declared
+    return next(bits for bits in DEPTHS if largest < 2**bits)
+
+
+def _declared_bits(image: Image.Image, contents: bytes) -> int:
+    """Return the number of bits that a file declares to have a meaning; 0: none."""
+    if image.format == "PNG":
+        header = contents[: contents.find(b"IDAT")]
+        place = header.find(b"sBIT")
+        return header[place + 4] if place > 0 else 0
+    bits = max(image.tag_v2.get(258, (16,)))  # BitsPerSample
+    most = np.max(image.tag_v2.get(341, image.tag_v2.get(281, 0)))  # SMaxSampleValue, MaxSampleValue
+    return bits if bits < 16 else int(most).bit_length()
