@@ -76,11 +76,7 @@ class FileSplit(Split):
 
     def as_stored(self) -> "FileSplit":
         """Return the same images in the size that they have in their files."""
-        return replace(
-            self,
-            form=Form(channels=self.form.channels, background=self.form.background),
-            shape=(None, None, self.shape[2]),
-        )
+        return replace(self, form=replace(self.form, size=None), shape=(None, None, self.shape[2]))
 
     def fingerprint_items(self) -> Iterator[tuple[bytes, object]]:
         """Yield the path of each file, and an empty tuple: all of it is read."""

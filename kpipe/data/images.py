@@ -236,7 +236,8 @@ def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:
         is_jfif = tf.strings.substr(contents, 2, 4) == b"\xff\xe0\x00\x10"
         length = tf.io.decode_raw(tf.strings.substr(contents, 22, 2), tf.uint16, little_endian=False)
         place = tf.where(is_jfif, 22 + tf.cast(tf.reshape(length, []), tf.int32), 2)
-        return tf.cond(follow(place), lambda: True, lambda: ~_is_turned(contents))
+        is_exif = tf.strings.substr(contents, 20, 2) == b"\xff\xe1"
+        return tf.cond(follow(place) & ~is_exif, lambda: True, lambda: ~_is_turned(contents))
 
     def is_upright():
         return tf.cond(follow(20), lambda: True, after_second_segment)

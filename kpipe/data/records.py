@@ -100,11 +100,7 @@ class RecordSplit(Split):
 
     def as_stored(self) -> "RecordSplit":
         """Return the same images in the size that they have in their records."""
-        return replace(
-            self,
-            form=Form(channels=self.form.channels, background=self.form.background),
-            shape=(None, None, self.shape[2]),
-        )
+        return replace(self, form=replace(self.form, size=None), shape=(None, None, self.shape[2]))
 
     def divide(self, fractions: Mapping[str, float]):
         splits, stop = {}, len(self)

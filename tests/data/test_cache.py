@@ -252,7 +252,7 @@ def test_of_two_that_start_together_one_decodes(root, kept, monkeypatch):
     assert len(sets_in(kept)) == 1
 
 
-@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "unreadable.json"])
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "notes.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:20])])
 def test_a_damaged_set_is_decoded_again(root, kept, name, damage):
     load(root)

@@ -119,7 +119,7 @@ def test_a_crop_is_decoded_at_the_fraction_that_its_shorter_side_allows(monkeypa
 def test_a_crop_in_gray():
     pixels = np.zeros((20, 20, 3), np.uint8)
     pixels[..., 1] = 255
-    found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, 1).numpy()
+    found = decode_crop(tf.constant(encode(pixels)), tf.constant((0, 0, 20, 20)), 8, Form(channels=1)).numpy()
     assert (found == 149).all() and found.shape == (8, 8, 1)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from kpipe.data.conversions import Conversions
 from kpipe.data.file_names import FileNames
 from kpipe.data.files import FileSplit
-from kpipe.data.images import Form
 from kpipe.data.sources.request import SourceRequest, check_channels
 from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
@@ -137,17 +136,13 @@ def _make_split(listed: dict[str, Listed], class_names: Sequence[str], request: 
     unreadable = Unreadable(
         where, len(names), lambda number: os.fsdecode(names[number]), request.skip_limit, are_files=True
     )
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
+    labels, form = np.repeat(np.arange(len(class_names), dtype=np.int32), counts), request.form
     return FileSplit(
         names,
-        np.arange(len(names)),
-        labels,
-        request.form,
-        _shape(request.form),
-        unreadable,
-        Conversions(request.form.background),
+        rows=np.arange(len(names)),
+        labels=labels,
+        form=form,
+        shape=(form.size, form.size, form.channels or 3),
+        unreadable=unreadable,
+        conversions=Conversions(form.background),
     )
-
-
-def _shape(form: Form) -> tuple[int | None, int | None, int]:
-    return (form.size, form.size, form.channels or 3)

@@ -1,0 +1,215 @@
+"""Image files of all kinds are decoded as Pillow shows them: upright, on the background, with all their bits."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from image_sets import write_image
+from PIL import Image, ImageOps
+
+from kpipe.data.augmentations.crops import random_resized_crop
+from kpipe.data.loading import load_dataset
+from kpipe.data.pipeline import make_pipeline
+from kpipe.errors import DataError
+
+Y, X = np.mgrid[0:24, 0:40]
+PICTURE = np.stack([X * 6, Y * 10, np.where((X > 25) & (Y < 8), 250, 20)], -1).astype(np.uint8)
+COLOR = Image.fromarray(PICTURE)
+WHOLE = {"validation": 0, "test": 0}
+
+
+def saved(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def with_orientation(kind, orientation, **options):
+    """Encode a picture so that it must be turned to look like PICTURE."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for turn in [None, *Image.Transpose]:
+        lying = COLOR if turn is None else COLOR.transpose(turn)
+        contents = saved(lying, kind, exif=exif, **options)
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(contents))), int)
+        if upright.shape == PICTURE.shape and np.abs(upright - PICTURE).max() < 40:
+            return contents
+    raise AssertionError(orientation)
+
+
+def with_alpha(mode):
+    """Return a picture that is opaque in a disk alone."""
+    image = COLOR.convert(mode)
+    image.putalpha(Image.fromarray(np.where((X - 20) ** 2 + (Y - 12) ** 2 < 64, 255, 0).astype(np.uint8)))
+    return image
+
+
+def on(color, image):
+    behind = Image.new("RGBA", image.size, (*color, 255))
+    return np.asarray(Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB"))
+
+
+def bitmap(bits, header=40, top_down=False):
+    """Return a bitmap as old programs write them, of PICTURE in few bits."""
+    rows, masks, compression = PICTURE if top_down else PICTURE[::-1], b"", 0
+    if bits == 16:  # 5-6-5 with masks
+        values = (rows[..., 0] >> 3).astype("<u2") << 11 | (rows[..., 1] >> 2).astype("<u2") << 5 | rows[..., 2] >> 3
+        pixels, masks, compression = values.astype("<u2").tobytes(), struct.pack("<III", 0xF800, 0x7E0, 0x1F), 3
+    else:
+        pixels = np.ascontiguousarray(rows[..., ::-1]).tobytes()
+    height = -24 if top_down else 24
+    if header == 12:
+        info = struct.pack("<IHHHH", 12, 40, 24, 1, bits)
+    else:
+        info = struct.pack("<IiiHHIIiiII", 40, 40, height, 1, bits, compression, len(pixels), 2835, 2835, 0, 0)
+    start = 14 + len(info) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + masks + pixels
+
+
+def palette(bits=8):
+    return COLOR.quantize(2**bits)
+
+
+def film(kind, **options):
+    frames = [COLOR.quantize(64), Image.fromarray(255 - PICTURE).quantize(64)]
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+
+
+def sixteen(bits):
+    gray = np.asarray(COLOR.convert("L")).astype(np.uint32)
+    values = np.round(gray / 255 * (2**bits - 1)).astype(np.uint16)
+    return saved(Image.fromarray(values), "PNG")
+
+
+GRAY = np.asarray(COLOR.convert("L").convert("RGB"))
+RGBA, LA = with_alpha("RGBA"), with_alpha("LA")
+WHITE = (255, 255, 255)
+LOSSLESS = 0
+LOSSY = saved(COLOR, "WEBP", quality=95)
+KINDS = {
+    "plain.png": (saved(COLOR, "PNG"), PICTURE, LOSSLESS),
+    "gray.png": (saved(COLOR.convert("L"), "PNG"), GRAY, LOSSLESS),
+    "one_bit.png": (saved(COLOR.convert("1"), "PNG"), np.asarray(COLOR.convert("1").convert("RGB")), LOSSLESS),
+    "palette.png": (saved(palette(), "PNG"), np.asarray(palette().convert("RGB")), LOSSLESS),
+    "rgba.png": (saved(RGBA, "PNG"), on(WHITE, RGBA), LOSSLESS),
+    "la.png": (saved(LA, "PNG"), on(WHITE, LA), LOSSLESS),
+    "sixteen.png": (sixteen(16), GRAY, LOSSLESS),
+    "twelve.png": (sixteen(12), GRAY, LOSSLESS),
+    "sixteen.tif": (saved(Image.fromarray(np.asarray(COLOR.convert("L")).astype(np.uint16) * 257), "TIFF"), GRAY, 0),
+    "color.tiff": (saved(COLOR, "TIFF"), PICTURE, LOSSLESS),
+    "rgb.bmp": (saved(COLOR, "BMP"), PICTURE, LOSSLESS),
+    "palette.bmp": (saved(palette(), "BMP"), np.asarray(palette().convert("RGB")), LOSSLESS),
+    "one_bit.bmp": (saved(COLOR.convert("1"), "BMP"), np.asarray(COLOR.convert("1").convert("RGB")), LOSSLESS),
+    "gray.bmp": (saved(COLOR.convert("L"), "BMP"), GRAY, LOSSLESS),
+    "rgba.bmp": (saved(COLOR.convert("RGBA"), "BMP"), PICTURE, LOSSLESS),
+    "os2.bmp": (bitmap(24, header=12), PICTURE, LOSSLESS),
+    "top_down.bmp": (bitmap(24, top_down=True), PICTURE, LOSSLESS),
+    "masks.bmp": (bitmap(16), PICTURE, 8),
+    "palette.gif": (saved(palette(), "GIF"), np.asarray(palette().convert("RGB")), LOSSLESS),
+    "film.gif": (film("GIF"), PICTURE, 60),
+    "film.webp": (film("WEBP", lossless=True), PICTURE, 60),
+    "photo.webp": (LOSSY, np.asarray(Image.open(io.BytesIO(LOSSY)).convert("RGB")), LOSSLESS),
+    "photo.ppm": (saved(COLOR, "PPM"), PICTURE, LOSSLESS),
+    "photo.jfif": (saved(COLOR, "JPEG", quality=97, subsampling=0), PICTURE, 12),
+    "progressive.jpe": (saved(COLOR, "JPEG", quality=97, subsampling=0, progressive=True), PICTURE, 12),
+    "cmyk.jpg": (saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0), PICTURE, 16),
+    "junk.jpg": (saved(COLOR, "JPEG", quality=97, subsampling=0) + b"\0" * 300, PICTURE, 12),
+    "webp_named.jpg": (saved(COLOR, "WEBP", lossless=True), PICTURE, LOSSLESS),
+    **{f"exif{n}.jpg": (with_orientation("JPEG", n, quality=97, subsampling=0), PICTURE, 12) for n in range(1, 9)},
+    **{f"exif{n}.png": (with_orientation("PNG", n), PICTURE, LOSSLESS) for n in range(1, 9)},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A class for each kind, of the kind's one file."""
+    root = tmp_path_factory.mktemp("kinds")
+    for name, (contents, _, _) in KINDS.items():
+        (root / name).mkdir()
+        (root / name / name).write_bytes(contents)
+    return root
+
+
+def test_every_kind_is_decoded_as_pillow_shows_it(folder):
+    splits = load_dataset(f"folder:{folder}", cache="memory", **WHOLE)
+    assert splits.class_names == tuple(sorted(KINDS))
+    for name, label, image in zip(splits.class_names, splits.train.labels, splits.train.images, strict=True):
+        _, expected, tolerance = KINDS[splits.class_names[label]]
+        assert np.abs(image.astype(int) - expected).max() <= tolerance, name
+    assert splits.describe_conversions() == [
+        "2 images have transparent pixels; they are drawn on white (data.background)",
+        "3 images have 16 bits; they are scaled to 8",
+    ]
+
+
+def test_every_kind_is_cropped_from_the_upright_image(folder):
+    """The crop is the whole image, so that it must look like the picture, scaled."""
+    split = load_dataset(f"folder:{folder}", cache="none", image_size=16, **WHOLE).train
+    crop = random_resized_crop(area=(1.0, 1.0), aspect=(40 / 24, 40 / 24))
+    [(images, labels)] = make_pipeline(split, len(KINDS), augment=[crop], image_size=16).as_numpy_iterator()
+    for image, label in zip(images, labels, strict=True):
+        name = sorted(KINDS)[label]
+        _, expected, tolerance = KINDS[name]
+        scaled = Image.fromarray(expected).resize((16, 16), Image.Resampling.BILINEAR)
+        # The smoothing may differ: TensorFlow does not antialias where an image shrinks by less than a half.
+        assert np.abs(image.astype(int) - np.asarray(scaled)).mean() <= 6 + tolerance / 4, name
+
+
+@pytest.mark.parametrize("background, color", [("white", WHITE), ("black", (0, 0, 0)), ([10, 200, 30], (10, 200, 30))])
+def test_transparency_shows_the_background(tmp_path, background, color):
+    for name, image in (("a", RGBA), ("b", COLOR)):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.png")
+    splits = load_dataset(f"folder:{tmp_path}", background=background, **WHOLE)
+    np.testing.assert_array_equal(splits.train.images[splits.train.labels == 0][0], on(color, RGBA))
+    shown = {"white": "white", "black": "black"}.get(str(background), "[10, 200, 30]")
+    assert splits.describe_conversions() == [
+        f"1 image has transparent pixels; it is drawn on {shown} (data.background)"
+    ]
+
+
+def test_the_cache_on_the_disk_remembers_what_was_changed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path))
+    counts = [
+        load_dataset(f"folder:{folder}", cache="disk", image_size=8, **WHOLE).describe_conversions() for _ in "12"
+    ]
+    assert counts[0] == counts[1] != []
+
+
+def test_a_gif_is_drawn_on_its_canvas(tmp_path):
+    """A first frame may be smaller than the canvas, and transparent around it."""
+    frames = [Image.new("P", (8, 6), 1), Image.new("P", (8, 6), 2)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 250, 0, 0, 0, 0, 250])
+    contents = bytearray(
+        saved(frames[0], "GIF", save_all=True, append_images=frames[1:], transparency=0, optimize=False)
+    )
+    contents[6:10] = struct.pack("<HH", 20, 16)  # the canvas
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.gif").write_bytes(bytes(contents))
+    [image, _] = load_dataset(f"folder:{tmp_path}", **WHOLE).train.images
+    assert image.shape == (16, 20, 3)
+    assert image[2, 2].tolist() == [250, 0, 0]
+    assert image[12, 12].tolist() == [255, 255, 255]
+
+
+UNREADABLE = {
+    "empty.jpg": (b"", "0 bytes"),
+    "page.jpg": (b"<!DOCTYPE html><html>404</html>", "text, not an image"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; convert it to JPEG"),
+    "noise.png": (b"\x01\x02\x03" * 50, "not an image of a kind that is read"),
+    "cut.webp": (saved(COLOR, "WEBP")[:60], "cut off|not an image|could not create"),
+    "float.tif": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "32-bit or signed pixels, whose range"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_cannot_be_decoded_is_named_with_the_reason(tmp_path, name):
+    contents, reason = UNREADABLE[name]
+    for each in ("a", "b"):
+        write_image(tmp_path / each / "0.png")
+    (tmp_path / "b" / name).write_bytes(contents)
+    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: .*{name}\S? \(({reason}).*\)\. Replace"):
+        load_dataset(f"folder:{tmp_path}", image_size=8)
