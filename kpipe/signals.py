@@ -13,8 +13,8 @@ _IGNORABLE = [number for number in _NUMBERS if number != signal.SIGTERM]
 class Stop:
     """Signals received so far.
 
-    At first any signal raises a KeyboardInterrupt: only that passes through libraries that catch every
-    Exception. After `defer`, a signal is stored in `number` for a loop that asks.
+    At first any signal raises a KeyboardInterrupt: only that passes through libraries that catch every Exception. After
+    `defer`, a signal is stored in `number` for a loop that asks.
 
     Attributes:
         number: number of the first signal; None: there was none.
