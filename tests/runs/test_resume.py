@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
 TRAINER, CHECKPOINTS = "kpipe.training.trainer", "kpipe.training.checkpoints"
 PHASES = [
     # where the signal strikes, which, the exit code, and how the message begins
-    (("kpipe.assembly", None, "load_splits", 1), signal.SIGTERM, 143, "terminated before the first step"),
+    (("kpipe.experiment", None, "load_splits", 1), signal.SIGTERM, 143, "terminated before the first step"),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGINT, 130, "interrupted before the first step was saved: "),
     ((TRAINER, "Trainer", "run_steps", 2), signal.SIGTERM, 143, "terminated; the training is saved up to step 1."),
     ((TRAINER, "Trainer", "run_steps", 5), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
