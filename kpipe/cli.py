@@ -1,9 +1,8 @@
 """The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
 
+import errno
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from kpipe import __version__
-from kpipe.errors import ConfigError, KpipeError, did_you_mean
-from kpipe.signals import stop_signals
+from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
+from kpipe.signals import Stop, ignore_repetitions, stop_signals
+from kpipe.streams import Output, quiet_streams
 
 if TYPE_CHECKING:
     from kpipe.config.loading import Loaded
@@ -40,7 +40,15 @@ def cli() -> None:
 @click.option("--new", is_flag=True, help="Start another run instead of resuming an unfinished one.")
 @click.option("--resume", metavar="RUN", help="Resume this run directory; EXPERIMENT.yaml may be left out.")
 @click.option("--print-config", is_flag=True, help="Print every value and where it came from. Train nothing.")
-def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: str | None, print_config: bool) -> None:
+@click.pass_obj
+def run(
+    output: Output,
+    experiment: str | None,
+    overrides: tuple[str, ...],
+    new: bool,
+    resume: str | None,
+    print_config: bool,
+) -> None:
     """Train an experiment, or resume it if it was interrupted.
 
     Any key of the file can be overridden: kpipe run experiments/vgg16.yaml training.epochs=3 data.batch_size=64
@@ -63,6 +71,7 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     if print_config:
         click.echo(loaded.describe())
         return
+    output.is_needed = False
     _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
@@ -79,7 +88,8 @@ def run(experiment: str | None, overrides: tuple[str, ...], new: bool, resume: s
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Trials trained at the same time."
 )
 @click.option("--new", is_flag=True, help="Start another search instead of resuming one.")
-def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
+@click.pass_obj
+def search(output: Output, experiment: str, overrides: tuple[str, ...], workers: int, new: bool) -> None:
     """Search over any key of the file. The best trial is written to best.yaml, which `kpipe run` takes.
 
     The section `search` of the file says what is tried. Without it, learning rate and optimizer are. Any of it can be
@@ -92,6 +102,7 @@ def search(experiment: str, overrides: tuple[str, ...], workers: int, new: bool)
 
     loaded = load_search(experiment, overrides)
     _say_what_was_dropped(loaded)
+    output.is_needed = False
     _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
@@ -214,34 +225,44 @@ def doctor() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit code. A user's mistake is a message on standard error, never a traceback."""
-    with stop_signals() as stop:
-        try:
-            return cli.main(list(arguments) if arguments is not None else None, "kpipe", standalone_mode=False) or 0
-        except click.exceptions.Exit as done:
-            return done.exit_code
-        except click.ClickException as error:
-            error.show()
-            return error.exit_code
-        except KpipeError as error:
-            _ignore_further_interrupts(error.exit_code)
-            click.echo(error, err=True)
-            return error.exit_code
-        except BrokenPipeError:  # the reader of `kpipe list | head` has gone
-            sys.stderr.close()
-            return 1
-        except (KeyboardInterrupt, Exception) as error:
-            if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
-                raise
-            _ignore_further_interrupts(stop.exit_code)
-            click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
-            return stop.exit_code
+    """Run a verb and return its exit code. A user's mistake is a message on standard error, never a traceback.
+
+    A standard output that fails ends no verb. Where it was what the user wanted, the exit code says that it is lost.
+    """
+    with stop_signals() as stop, quiet_streams() as output:
+        return _run_verb(arguments, stop, output) or _code_of_lost_output(output)
 
 
-def _ignore_further_interrupts(exit_code: int) -> None:
-    """Ignore Ctrl-C while TensorFlow is taken down: it would change the exit code and show a traceback."""
-    if exit_code >= 128:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> int:
+    given = None if arguments is None else list(arguments)
+    try:
+        return cli.main(given, "kpipe", standalone_mode=False, obj=output) or 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KpipeError as error:
+        if error.exit_code >= 128:
+            ignore_repetitions()  # while TensorFlow is taken down, another one would change the exit code
+        click.echo(error, err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, Exception) as error:
+        if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
+            raise
+        ignore_repetitions()
+        click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
+        return stop.exit_code
+
+
+def _code_of_lost_output(output: Output) -> int:
+    """Return the exit code of a verb whose work is done; say what became of its output, unless the reader has gone."""
+    if not output.is_needed or output.error is None:
+        return 0
+    if output.error.errno == errno.EPIPE:  # kpipe list | head
+        return 1
+    click.echo(f"standard output cannot be written: {output.error.strerror}", err=True)
+    return EnvironmentFault.exit_code
 
 
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:

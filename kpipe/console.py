@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kpipe.errors import KpipeError
+from kpipe.streams import going_quiet
 
 
 @contextmanager
@@ -37,7 +38,8 @@ def hold_back_libraries() -> Iterator[None]:
         except BaseException:
             sys.stderr.flush()
             held.seek(0)
-            os.write(screen, held.read())
+            with suppress(OSError):
+                os.write(screen, held.read())
             raise
         finally:
             sys.stderr.flush()
@@ -72,12 +74,14 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")
 
 
-class _Console(Console):
-    """Continue silently when the reader of a pipe has gone: a training of hours does not end with `| head`."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+def _console_of_standard_output() -> Console:
+    """Return a console bound to what is standard output now: a search keeps keras-tuner's prints off it."""
+    if sys.stdout is None:
+        return Console(quiet=True)
+    # Piped output is not cut at 80 columns: its reader has no terminal.
+    is_terminal = sys.stdout.isatty()
+    width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
+    return Console(file=going_quiet(sys.stdout), highlight=False, soft_wrap=not is_terminal, width=width)
 
 
 class Screen:
@@ -89,12 +93,7 @@ class Screen:
     """
 
     def __init__(self, console: Console | None = None):
-        # Piped output is not cut at 80 columns: its reader has no terminal.
-        width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
-        # Bound to what is standard output now: a search keeps keras-tuner's prints off it.
-        self.console = console or _Console(
-            file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty(), width=width
-        )
+        self.console = console or _console_of_standard_output()
         self._progress: Progress | None = None
         self._task = None
 

@@ -51,7 +51,7 @@ class OutOfMemory(EnvironmentFault):
 
 
 class Interrupted(KpipeError):
-    """A signal ended the run, which can be resumed. Exit code 130 for SIGINT, 143 for SIGTERM."""
+    """A signal ended the run, which can be resumed. Exit code 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

@@ -61,7 +61,7 @@ def train(
         ConfigError, DataError: nothing was trained.
         EnvironmentFault: the machine refuses; what was saved before is still there.
         Diverged: the loss or a weight is no longer finite.
-        Interrupted: by SIGINT or SIGTERM; the same command resumes the run.
+        Interrupted: by SIGINT, SIGTERM or SIGHUP; the same command resumes the run.
     """
     options, screen = options or RunOptions(), screen or Screen()
     if splits is None:

@@ -164,11 +164,19 @@ def translate_deletion(folder: Path) -> Iterator[None]:
                 f"{folder}: this folder has been deleted or moved while kpipe was writing to it, so nothing can be "
                 "saved any more. Give the same command again to start anew."
             ) from error
-        if isinstance(error, FileNotFoundError) and Path(error.filename or "").is_relative_to(folder):
+        if missing := _missing_in(folder, error):
             raise EnvironmentFault(
-                f"{error.filename}: has been deleted while kpipe needed it. Give the same command again."
+                f"{missing}: has been deleted while kpipe needed it. Give the same command again."
             ) from error
         raise
+
+
+def _missing_in(folder: Path, error: Exception) -> Path | None:
+    """Return what an error says is not there, or the folder above that is not there either; None: nothing in here."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    if not isinstance(name, str | Path) or not Path(name).is_relative_to(folder):
+        return None
+    return next(path for path in (Path(name), *Path(name).parents) if path.parent.exists())
 
 
 def cannot_write(path: Path, code: int) -> EnvironmentFault:

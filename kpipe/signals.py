@@ -1,16 +1,20 @@
-"""SIGINT and SIGTERM: stop at once where nothing would be lost, else after the current chunk of steps."""
+"""SIGINT, SIGTERM and SIGHUP: stop at once where nothing would be lost, else after the current chunk of steps."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+_NUMBERS = [getattr(signal, name) for name in _WORDS if hasattr(signal, name)]  # Windows has no SIGHUP
+_IGNORABLE = [number for number in _NUMBERS if number != signal.SIGTERM]
+
 
 class Stop:
     """Signals received so far.
 
-    At first a signal raises a KeyboardInterrupt, also a SIGTERM: only that passes through libraries that catch every
-    Exception. After `defer`, a signal is stored in `number` for a loop that asks.
+    At first any signal raises a KeyboardInterrupt: only that passes through libraries that catch every Exception. After
+    `defer`, a signal is stored in `number` for a loop that asks.
 
     Attributes:
         number: number of the first signal; None: there was none.
@@ -39,8 +43,8 @@ class Stop:
 
     @property
     def word(self) -> str:
-        """`terminated` or `interrupted`, for messages."""
-        return "terminated" if self.number == signal.SIGTERM else "interrupted"
+        """`interrupted`, `terminated` or `hung up`, for messages."""
+        return _WORDS[signal.Signals(self.number or signal.SIGINT).name]
 
     def receive(self, number: int, frame) -> None:
         """Handle a signal."""
@@ -57,11 +61,12 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Receive SIGINT and SIGTERM inside the `with`. Outside of the main thread, where Python forbids it, do nothing.
+    """Receive the signals inside the `with`. Outside of the main thread, where Python forbids it, do nothing.
 
+    A SIGINT or SIGHUP that this process was started to ignore stays ignored: a shell's `kpipe run x.yaml &`, or nohup.
     Inside another such `with`, yield the same Stop.
     """
-    outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if isinstance(outer, Stop):
         yield outer
         return
@@ -69,10 +74,17 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = [number for number in _IGNORABLE if signal.getsignal(number) == signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.receive) for number in _NUMBERS if number not in ignored}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) == stop.receive:  # else somebody has decided to ignore it
                 signal.signal(number, handler)
+
+
+def ignore_repetitions() -> None:
+    """Ignore Ctrl-C and the end of the terminal from now on. Both may be sent again while a process ends."""
+    for number in _IGNORABLE:
+        signal.signal(number, signal.SIG_IGN)

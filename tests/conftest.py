@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import itertools
 import shutil
+import signal
 
 import keras
 import pytest
@@ -70,13 +71,16 @@ def experiment(tmp_path, request):
 @pytest.fixture
 def kpipe(capfd):
     """Run a verb in this process; return (exit code, standard output, standard error)."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
 
     def kpipe(*arguments):
         code = cli.main(arguments)
         out, err = capfd.readouterr()
         return code, out, err
 
-    return kpipe
+    yield kpipe
+    for number, handler in handlers.items():  # a verb that was interrupted ignores them from then on
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ class TrialRunner:
     ) -> dict[str, Any]:
         """Train one run to its end; return its summary."""
         splits = self.load_data(experiment.data)
+        os.stat(self.folder)  # a run makes the folder that it lies in; not this one again, if it has been deleted
         options = RunOptions(
             path=path,
             epochs=epochs,

@@ -71,7 +71,7 @@ def run_search(
         ConfigError, DataError: nothing can be trained.
         Diverged: no trial has a score.
         EnvironmentFault: the machine refuses; the trials so far are kept.
-        Interrupted: by SIGINT or SIGTERM; the same command resumes the search.
+        Interrupted: by SIGINT, SIGTERM or SIGHUP; the same command resumes the search.
     """
     role = read_role()
     if role is not None and (workers > 1 or (new and role == "worker")):

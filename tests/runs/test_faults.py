@@ -55,7 +55,7 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
     def no_more(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("kpipe.assembly.load_splits", no_more)
+    monkeypatch.setattr("kpipe.experiment.load_splits", no_more)
     assert "out of memory while data and network were built (1 kB were free before)" in kpipe("run", experiment)[2]
 
 

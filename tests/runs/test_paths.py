@@ -38,10 +38,12 @@ def door(request, kpipe, experiment, tmp_path, monkeypatch):
 def test_a_path_is_expanded(door, tmp_path, monkeypatch):
     for name in ("HOME", "PLACE"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for text in ("~/file", "$PLACE/file"):
-        (code, _, err), _ = door(text)
-        assert (code, str(tmp_path / "file") in err) == (door.code_of_an_empty_file, True), err
+    for text in ("~/file", "$PLACE/file", "file"):
+        (code, _, err), where = door(text)
+        shown = text if (text, where) == ("file", "EXPERIMENT.yaml") else str(tmp_path / "file")
+        assert (code, shown in err) == (door.code_of_an_empty_file, True), err
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,14 @@ def test_what_cannot_be_expanded_is_said(door, text, message):
     (code, out, err), where = door(text)
     assert (code, out) == (2, "")
     assert err.startswith(f"{where}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(["run", ""], "EXPERIMENT.yaml"), (["run", "--resume", ""], "--resume")],
+)
+def test_an_empty_path_is_none(kpipe, arguments, where):
+    assert kpipe(*arguments)[0::2] == (2, f"{where}: expected a path, got nothing\n")
 
 
 def test_a_user_without_a_home_directory(door, no_home):

@@ -47,11 +47,11 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
 TRAINER, CHECKPOINTS = "kpipe.training.trainer", "kpipe.training.checkpoints"
 PHASES = [
     # where the signal strikes, which, the exit code, and how the message begins
-    (("kpipe.assembly", None, "load_splits", 1), signal.SIGTERM, 143, "terminated before the first step"),
+    (("kpipe.experiment", None, "load_splits", 1), signal.SIGTERM, 143, "terminated before the first step"),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGINT, 130, "interrupted before the first step was saved: "),
     ((TRAINER, "Trainer", "run_steps", 2), signal.SIGTERM, 143, "terminated; the training is saved up to step 1."),
     ((TRAINER, "Trainer", "run_steps", 5), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
-    ((TRAINER, "Trainer", "evaluate", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step 18."),
+    ((TRAINER, "Trainer", "evaluate", 1), signal.SIGHUP, 129, "hung up; the training is saved up to step 18."),
     ((CHECKPOINTS, "Checkpoints", "commit", 1), signal.SIGINT, 130, "interrupted; the training is saved up to step "),
     ((TRAINER, "Trainer", "_steps", 1), signal.SIGTERM, 143, "terminated; the training is saved up to step "),
     (("kpipe.experiment", None, "write_figures", 1), signal.SIGINT, 130, "interrupted; the training is saved"),
@@ -335,7 +335,10 @@ def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, unfinished, tmp_path
     assert (tmp_path / "precious").stat().st_size == 100_000
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "hung up")],
+)
 def test_a_signal_while_libraries_are_imported(number, code, word, experiment, logs):
     """The moment is chosen by an import hook: TensorFlow's first import sends the signal."""
     script = f"""
@@ -352,6 +355,25 @@ sys.exit(main(["run", {experiment!r}]))
     assert done.returncode == code
     assert done.stderr.strip() == f"{word} before another step was done; what was saved is still there"
     assert not logs.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_the_process_was_started_to_ignore_is_ignored(kpipe, experiment, logs, monkeypatch, number):
+    """As in a shell's `kpipe run tiny.yaml &`, and under nohup."""
+    from kpipe.training.trainer import Trainer
+
+    real = Trainer.run_steps
+
+    def struck(*arguments):
+        signal.raise_signal(number)
+        return real(*arguments)
+
+    monkeypatch.setattr(Trainer, "run_steps", struck)
+    signal.signal(number, signal.SIG_IGN)
+    code, out, err = kpipe("run", experiment, "training.epochs=1")
+    assert (code, err) == (0, "")
+    assert signal.getsignal(number) == signal.SIG_IGN
+    assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -374,10 +396,7 @@ def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experime
             raise SystemError("Objects/listobject.c:338: bad argument to internal function") from None
 
     monkeypatch.setattr(place, traced)
-    try:
-        code, _, err = kpipe("run", experiment)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code, _, err = kpipe("run", experiment)
     assert (code, err.startswith(said)) == (143, True), err
     assert not list(logs.glob("tiny/*/"))
 

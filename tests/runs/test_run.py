@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -290,7 +289,6 @@ def test_the_check_can_be_interrupted(kpipe, monkeypatch):
 
     monkeypatch.setattr("kpipe.commands.doctor.train", interrupted)
     assert kpipe("doctor")[0::2] == (130, "interrupted; nothing is left of the check\n")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_usage(kpipe, experiment):

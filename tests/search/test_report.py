@@ -1,7 +1,6 @@
 """What stands on the screen while a search runs."""
 
 import io
-import os
 from types import SimpleNamespace
 
 from rich.console import Console
@@ -31,14 +30,3 @@ def test_the_table_on_a_terminal(experiment, tmp_path, monkeypatch):
     assert " rank  trial  val_accuracy  data.augment  learning_rate.peak  epochs    s" in lines
     assert "    1      2        0.2000  [translate]   0.01235                  2  3.2" in lines
     assert "2 of 5 trials; trial 3: epoch 1, val_accuracy 0.7500; about 90 s left" in lines
-
-
-def test_a_pipe_whose_reader_has_gone_ends_nothing():
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as pipe:
-        screen = Screen()
-        screen.console.file = pipe
-        screen.line("nobody reads this")
-        screen.line("nor this")
-    assert screen.console.quiet

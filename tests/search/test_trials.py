@@ -145,17 +145,25 @@ def test_a_search_without_one_score(kpipe, experiment, search, trained):
     assert not (search() / "best.yaml").exists()
 
 
-@pytest.mark.parametrize("trial", [1, 2])
-def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search, trained, logs, trial):
-    """In its first trial, and when others have a record."""
-    deleted = []
+@pytest.mark.parametrize("moment", ["its data are read", "it is trained", "another has ended"])
+def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search, trained, logs, monkeypatch, moment):
+    deleted, real = [], trials.load_splits
 
-    def delete(options):
+    def delete(*arguments, **options):
         deleted.append(search())
         shutil.rmtree(logs)
 
-    trained.errors[trial] = delete
+    if moment == "its data are read":
+        monkeypatch.setattr("kpipe.search.trials.load_splits", lambda *a, **o: delete() or real(*a, **o))
+    trained.errors[2 if moment == "another has ended" else 1] = delete
     code, _, err = kpipe("search", experiment, "search.trials=3")
     said = "this folder has been deleted or moved while kpipe was writing to it, so nothing can be saved any more. "
     assert (code, err) == (5, f"{deleted[0]}: {said}Give the same command again to start anew.\n")
     assert not logs.exists()
+
+
+def test_records_that_are_deleted_under_a_search_are_named(kpipe, experiment, search, trained):
+    trained.errors[2] = lambda options: shutil.rmtree(search() / "trials")
+    code, _, err = kpipe("search", experiment, "search.trials=3")
+    said = f"{search()}/trials: has been deleted while kpipe needed it. Give the same command again.\n"
+    assert (code, err) == (5, said)

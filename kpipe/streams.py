@@ -1,0 +1,112 @@
+"""Standard output and error, which go quiet when they fail: no training ends with its terminal."""
+
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TextIO
+
+
+class Output:
+    """Standard output of a verb, and whether any of it was lost.
+
+    Attributes:
+        is_needed: False for a verb that does its work without a reader.
+    """
+
+    def __init__(self, stream: TextIO, error: OSError | None = None):
+        self.is_needed = True
+        self._stream, self._error = stream, error
+
+    @property
+    def error(self) -> OSError | None:
+        """What has made the output go quiet; None: nothing has."""
+        self._stream.flush()
+        return self._error or getattr(_raw(self._stream), "error", None)
+
+
+@contextmanager
+def quiet_streams() -> Iterator[Output]:
+    """Let `sys.stdout` and `sys.stderr` go quiet inside the `with` when they fail, or where they were closed before."""
+    _occupy_descriptors()
+    before = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        out, err = (
+            stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if stream is None else going_quiet(stream)
+            for stream in before
+        )
+        sys.stdout, sys.stderr = out, err
+        closed = OSError(errno.EBADF, os.strerror(errno.EBADF)) if before[0] is None else None
+        try:
+            yield Output(out, closed)
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = before
+
+
+def going_quiet(stream: TextIO) -> TextIO:
+    """Return a stream to the same descriptor that goes quiet when it fails; one without a descriptor is returned.
+
+    What the encoding lacks is written as an escape sequence: a name in another script is no reason to stop either.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or isinstance(_raw(stream), _Quiet):
+        return stream
+    try:
+        raw = _Quiet(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # it has none, or is closed
+        return stream
+    with suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace" if stream.errors == "strict" else stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Quiet(io.FileIO):
+    """Writes to a descriptor. Once that has failed, the descriptor leads nowhere, for native code as well.
+
+    Attributes:
+        error: of the write that has failed, or None.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = super().write(rest)
+                if written is None:  # another process has made the descriptor non-blocking
+                    select.select([], [self], [])
+                else:
+                    rest = rest[written:]
+        except OSError as error:
+            self.error = self.error or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+        return len(data)
+
+
+def _raw(stream: TextIO) -> io.RawIOBase | None:
+    """Return the file below the buffer of a stream, where there is one."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
+
+
+def _occupy_descriptors() -> None:
+    """Open descriptors 0, 1 and 2 where they are closed.
+
+    Else the next files that are opened get these numbers, and what TensorFlow says is written into metrics.jsonl.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
