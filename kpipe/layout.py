@@ -4,21 +4,26 @@ The structure decides, and names only where it leaves a choice. A folder that ho
 that all hold the same folders are splits, and their names must say which is which.
 """
 
+import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from kpipe.errors import DataError, some
+from kpipe.errors import SHOWN, DataError, some
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"),
     *(".ppm", ".pgm", ".pbm"),
 )
 """Endings of the files that are read as images, in lower case."""
+
+OWN_PICTURE = "_data.png"
+"""End of the name of what `kpipe data show` draws."""
 
 _OTHER_IMAGES = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".dcm", "")
 """Endings of files that may be images and are not read."""
@@ -35,6 +40,8 @@ _ROLES = {
     "eval": ("eval", "evaluation"),
 }
 _ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
+_NO_CLASSES = ("image", "images", "img", "mask", "masks", "label", "labels", "annotations", "groundtruth", "trimaps")
+_PUT_IMAGES = "Put images (.jpg, .png and others, see the README) into class folders"
 _PLAIN_WORDS = {"set", "data", "dataset", "split", "image", "images", "img", "imgs", "folder", "photos"}
 
 
@@ -47,12 +54,16 @@ class Layout:
         files: files beside the folders of the classes.
         folders: folders that are neither splits nor classes.
         unlabeled: folders named like splits, whose images lie in no class.
+        copies: folders that hold the folders beside them once more.
+        groups: classes that hold folders of images instead of images.
     """
 
     splits: dict[str, dict[str, Path]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     unlabeled: list[Path] = field(default_factory=list)
+    copies: list[Path] = field(default_factory=list)
+    groups: list[Path] = field(default_factory=list)
 
 
 def find_layout(root: str | Path) -> Layout:
@@ -65,25 +76,25 @@ def find_layout(root: str | Path) -> Layout:
         DataError: there is no folder, it cannot be read, it has no images or only one class; it is not clear which
             folders are splits; a split has classes that train lacks; or a class has only files of other kinds.
     """
-    where, root = f"folder:{root}", Path(root)
-    if not root.is_dir():
-        got = "a file" if os.path.lexists(root) else "nothing there"
-        raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
-    layout = Layout()
+    where, root, layout = f"folder:{root}", Path(root), Layout()
     try:
+        if not root.is_dir():
+            got = "a file" if os.path.lexists(root) else "nothing there"
+            raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
         level = _enter_wrappers(_Folder(root), layout)
         splits = _find_splits(level, where, layout)
         for split, folder in splits.items():
             layout.splits[split] = _find_classes(_enter_wrappers(folder, layout), where, layout)
     except OSError as error:
-        raise DataError(f"{where}: {error.filename} cannot be read ({error.strerror})") from None
+        raise DataError(f"{where}: {error.filename or root} cannot be read ({error.strerror})") from None
     _check_classes(layout.splits, {split: folder.path.name for split, folder in splits.items()}, where)
     return layout
 
 
 def has_image_name(name: str | bytes) -> bool:
     """Return whether a file of this name is read as an image."""
-    return os.fsdecode(name).lower().endswith(ENDINGS)
+    name = os.fsdecode(name).lower()
+    return name.endswith(ENDINGS) and not name.endswith(OWN_PICTURE)
 
 
 def is_image(entry: os.DirEntry) -> bool:
@@ -154,14 +165,15 @@ class _Folder:
     @cached_property
     def other_folders(self) -> list["_Folder"]:
         """Folders in it without images."""
-        return [folder for folder in self._all_folders if folder not in self.folders]
+        found = set(self.folders)
+        return [folder for folder in self._all_folders if folder not in found]
 
     @cached_property
     def files(self) -> list[Path]:
         """Files directly in it, without hidden ones and what `kpipe data show` has drawn."""
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if not (is_hidden(entry) or is_folder(entry))]
-        return [self.path / name for name in sorted(names) if not name.endswith("_data.png")]
+        return [self.path / name for name in sorted(names) if not name.endswith(OWN_PICTURE)]
 
     @cached_property
     def _all_folders(self) -> list["_Folder"]:
@@ -178,12 +190,24 @@ class _Folder:
 
 def _enter_wrappers(folder: _Folder, layout: Layout) -> _Folder:
     """Return the folder itself, or the first below it that is not just a wrapper around another folder."""
-    while len(folder.folders) == 1 and not folder.folders[0].has_images:
-        if any(_roles([*folder.folders, *folder.other_folders])[1:]):
-            break  # train/ beside an empty test/
-        _note_others(folder, layout)
-        [folder] = folder.folders
-    return folder
+    *wrappers, inner = _unwrap(folder)
+    for wrapper in wrappers:
+        _note_others(wrapper, layout)
+    return inner
+
+
+def _unwrap(folder: _Folder) -> list[_Folder]:
+    """Return the folder and the chain of folders below it, each the only one in the one before."""
+    chain = [folder]
+    while len(folder.folders) == 1:
+        [inner] = folder.folders
+        if _empty_splits(folder):
+            break  # it may be train
+        if inner.has_images and len(inner.folders) < 2:
+            break  # a class
+        folder = inner
+        chain.append(folder)
+    return chain
 
 
 def _note_others(folder: _Folder, layout: Layout) -> None:
@@ -191,82 +215,133 @@ def _note_others(folder: _Folder, layout: Layout) -> None:
     layout.folders.extend(other.path for other in folder.other_folders)
 
 
-def _find_splits(level: _Folder, where: str, layout: Layout) -> dict[str, _Folder]:
-    """Return split -> folder. Where the folders are classes, the level itself is train."""
-    empty = [folder for folder, role in zip(level.other_folders, _roles(level.other_folders), strict=True) if role]
-    folders = [*level.folders, *empty]
-    candidates = [_Candidate(folder, role) for folder, role in zip(folders, _roles(folders), strict=True)]
-    named = [each for each in candidates if each.role]
-    splits = [each for each in candidates if each.classes]
-    training = [each for each in splits if each.role == "train"]
-    others = [each for each in candidates if not each.role and each.folder.has_images]
-    if training and (len(named) > 1 or not others):
-        if empty:
-            raise DataError(
-                f"{where}: expected one folder of images a class in {empty[0].path.name}/, got no images. Put images "
-                f"({', '.join(ENDINGS)}) into class folders"
-            )
-        _note_others(level, layout)
-        layout.unlabeled.extend(each.folder.path for each in named if not each.classes)
-        layout.folders.extend(each.folder.path for each in candidates if not each.role)
-        return _split_names([each for each in named if each.classes], where)
-    if training or _hold_the_same(splits):
-        raise DataError(f"{where}: {_describe_choice(candidates, training)}")
-    if len(named) > 1 and len(named) == len(candidates):  # none of them is a train folder with classes
-        raise DataError(f"{where}: {_describe_missing(named)}")
-    return {"train": level}
-
-
 class _Candidate:
     """A folder that may be a split or a class."""
 
     def __init__(self, folder: _Folder, role: str | None):
-        self.folder, self.role = folder, role
+        self.folder, self.role, self.name = folder, role, folder.path.name
+
+    @cached_property
+    def inner(self) -> _Folder:
+        return _unwrap(self.folder)[-1]
 
     @cached_property
     def classes(self) -> list[str]:
         """Names of the classes that it would have as a split; none where it can be no split."""
         if self.folder.has_images and not self.role:
             return []
-        inner = _enter_wrappers(self.folder, Layout())
-        is_flat = len(inner.folders) == 1 and inner.folders[0].name == self.folder.name  # seg_pred/seg_pred/*.jpg
-        return [] if is_flat else [folder.name for folder in inner.folders]
+        is_flat = [folder.name for folder in self.inner.folders] == [self.folder.name]  # seg_pred/seg_pred/*.jpg
+        return [] if is_flat else [folder.name for folder in self.inner.folders]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.folder.folders or self.folder.has_images)
 
 
-def _roles(folders: Sequence[_Folder]) -> list[str | None]:
-    """Return what the name of each folder says that it is: train, validation, test, eval, or None."""
-    words = [set(re.split(r"[\W\d_]+", folder.name.casefold())) - {""} for folder in folders]
-    shared = set.intersection(*words) if len(words) > 1 else set()
-    roles = [[_ROLE_OF.get(word) for word in each - shared - _PLAIN_WORDS] for each in words]
-    return [found[0] if len(found) == 1 else None for found in roles]
+def _find_splits(level: _Folder, where: str, layout: Layout) -> dict[str, _Folder]:
+    """Return split -> folder. Where the folders are classes, the level itself is train."""
+    folders = [*level.folders, *_empty_splits(level)]
+    candidates = [_Candidate(folder, role) for folder, role in zip(folders, _roles(folders), strict=True)]
+    _refuse_splits_below(candidates, where)
+    named = [each for each in candidates if each.role]
+    splits = [each for each in candidates if each.classes]
+    training = [each for each in splits if each.role == "train"]
+    others = [each for each in candidates if not each.role]
+    is_clear = len(named) > 1 or not any(each.folder.has_images for each in others)
+    if training and is_clear and not (len(named) == 1 and _hold_the_same([*training, *others])):
+        _note_others(level, layout)
+        layout.folders.extend(each.folder.path for each in others)
+        return _take_splits(named, training[0].classes, where, layout)
+    if training or _hold_the_same(splits):
+        raise DataError(f"{where}: {_describe_choice(candidates)}")
+    _refuse_unclear_roles(candidates, named, splits, where)
+    return {"train": level}
 
 
-def _split_names(named: Sequence[_Candidate], where: str) -> dict[str, _Folder]:
+def _empty_splits(folder: _Folder) -> list[_Folder]:
+    """Return folders without any content that are named like splits."""
+    roles = zip(folder.other_folders, _roles(folder.other_folders), strict=True)
+    return [each for each, role in roles if role and not each.is_circle and not any(each.path.iterdir())]
+
+
+def _take_splits(named: Sequence[_Candidate], classes: Sequence[str], where: str, layout: Layout) -> dict[str, _Folder]:
+    """Return split -> folder of those that have classes; `classes` are those of train."""
     has_validation = any(each.role == "validation" for each in named)
     found: dict[str, _Folder] = {}
     for each in named:
         split = ("test" if has_validation else "validation") if each.role == "eval" else each.role
+        if each.is_empty:
+            raise DataError(
+                f"{where}: expected one folder per class in {each.name}/, got an empty folder. {_PUT_IMAGES}"
+            )
+        if not each.classes or (len(each.classes) == 1 and each.classes[0] not in classes):  # val/images/*.jpg
+            layout.unlabeled.append(each.folder.path)
+            continue
         if split in found:
-            both = some([found[split].path.name, each.folder.path.name])
+            both = some([found[split].path.name, each.name])
             raise DataError(f"{where}: expected one {split} folder, got {both}. Keep one of them")
         found[split] = each.folder
     return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
 
+def _refuse_splits_below(candidates: Sequence[_Candidate], where: str) -> None:
+    """Raise DataError where one of several folders holds train and another split: it is no class."""
+    for each in candidates:
+        below = each.inner.folders
+        roles = [role for role in _roles(below) if role]
+        is_set = "train" in roles and len(roles) > 1 and not any(folder.has_images for folder in below)
+        if is_set and len(candidates) > 1:
+            names = some([folder.path.name for folder in below])
+            raise DataError(
+                f"{where}: expected one folder per class, got {each.name}/ with the splits {names}. To train on these, "
+                f"write data.source=folder:{each.inner.path}"
+            )
+
+
+def _refuse_unclear_roles(
+    candidates: Sequence[_Candidate], named: Sequence[_Candidate], splits: Sequence[_Candidate], where: str
+) -> None:
+    """Raise DataError where names say that folders are splits, and none of them is train with classes."""
+    flat = [each for each in named if not each.classes and not each.is_empty]
+    if len(candidates) == len(named) and (len(named) > 1 or flat):
+        raise DataError(f"{where}: {_describe_missing(named, flat)}")
+    sets = [each for each in splits if len(each.classes) > 1]
+    if flat and len(sets) == 1 and len(candidates) == len(flat) + 1:  # data/{cat,dog} beside test/*.jpg
+        raise DataError(
+            f"{where}: expected one folder per class, got {sets[0].name}/ with the folders {some(sets[0].classes)}, "
+            f"and {some([each.name for each in flat])} with images of no class. To train on {sets[0].name}/, write "
+            f"data.source=folder:{sets[0].inner.path}"
+        )
+
+
+def _roles(folders: Sequence[_Folder]) -> list[str | None]:
+    """Return what the name of each folder says that it is: train, validation, test, eval, or None."""
+    spaced = (re.sub("([a-z])([A-Z])", r"\1 \2", folder.name) for folder in folders)  # TrainImages
+    words = [set(re.split(r"[\W\d_]+", name.casefold())) - {""} for name in spaced]
+    shared = set.intersection(*words) if len(words) > 1 else set()
+    roles = [[_ROLE_OF.get(word) for word in each - shared - _PLAIN_WORDS] for each in words]
+    return [found[0] if len(found) == 1 else None for found in roles]
+
+
 def _hold_the_same(splits: Sequence[_Candidate]) -> bool:
     """Return whether two folders share the names of folders in them, as splits share their classes."""
-    sets = [set(each.classes) for each in splits]
-    return any(len(one & other) >= 2 for place, one in enumerate(sets) for other in sets[:place])
+    owners: dict[str, list[int]] = {}
+    for place, each in enumerate(splits):
+        for name in each.classes:
+            owners.setdefault(name, []).append(place)
+    pairs = Counter(pair for places in owners.values() for pair in itertools.pairwise(places))
+    return any(count >= 2 for count in pairs.values())
 
 
-def _describe_choice(candidates: Sequence[_Candidate], training: Sequence[_Candidate]) -> str:
-    shown = [f"{each.folder.path.name}/ with {_described(each)}" for each in candidates[:5]]
-    more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
+def _describe_choice(candidates: Sequence[_Candidate]) -> str:
+    shown = [f"{each.name}/ with {_described(each)}" for each in candidates[:SHOWN]]
+    more = f" and {len(candidates) - SHOWN} more" if len(candidates) > SHOWN else ""
+    one = next(each for each in candidates if each.classes)
     return (
-        f"expected one folder of images a class, or such folders in train/, validation/ and test/; got "
-        f"{'; '.join(shown)}{more}. If these are splits, rename them to train, validation and test"
-        f"{' and move other folders away' if training else ''}. If they are classes, put their images directly into "
-        "them, without folders"
+        "expected one folder per class, or such folders in train/, validation/ and test/; got "
+        f"{'; '.join(shown)}{more}. To train on one of them, write data.source=folder:{one.inner.path}. If they are "
+        "splits, rename them to train, validation and test, and move others away. If they are classes, put their "
+        "images directly into them"
     )
 
 
@@ -274,13 +349,13 @@ def _described(candidate: _Candidate) -> str:
     return f"the folders {some(candidate.classes)}" if candidate.classes else "images"
 
 
-def _describe_missing(named: Sequence[_Candidate]) -> str:
-    names = some([each.folder.path.name for each in named])
-    if any(each.classes for each in named):
-        return f"expected a train folder, got {names}. Add train/"
-    return (
-        f"expected one folder of images a class in each of {names}, got images without classes. Sort them into folders"
-    )
+def _describe_missing(named: Sequence[_Candidate], flat: Sequence[_Candidate]) -> str:
+    if flat and (len(flat) == len(named) or any(each.role == "train" for each in flat)):
+        return (
+            f"expected one folder per class in {some([each.name for each in flat])}, got images without classes. Sort "
+            "them into one folder per class"
+        )
+    return f"expected a train folder, got {some([each.name for each in named])}. Add train/"
 
 
 def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path]:
@@ -289,41 +364,56 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
     for other in folder.other_folders:
         if not other.is_circle:
             _refuse_lost_class(other, where)
+    names = {each.name for each in folder.folders}
     classes: dict[str, Path] = {}
     for each in folder.folders:
+        inner = [] if each.has_images else _unwrap(each)[-1].folders
+        if len(names & {below.name for below in inner}) > 1:
+            layout.copies.append(each.path)
+            continue
+        if len(inner) > 1:
+            layout.groups.append(each.path)
         if each.name in classes:
             both = some([classes[each.name].name, each.path.name])
             raise DataError(
                 f"{where}: expected class names that differ, got {both} in {folder.path}. Rename one of them"
             )
         classes[each.name] = each.path
+    if classes and all(name.casefold() in _NO_CLASSES for name in classes):
+        raise DataError(
+            f"{where}: expected one folder per class, got {some(list(classes))}, which are no names of classes. Sort "
+            "the images into one folder per class"
+        )
     return classes
 
 
 def _refuse_lost_class(folder: _Folder, where: str) -> None:
-    """Raise DataError for a folder in the place of a class whose files may be images that are not read."""
-    names = [name.lower() for _, _, names in os.walk(folder.path) for name in names if not name.startswith(".")]
-    endings = [os.path.splitext(name)[1] for name in names if name not in _DOCUMENTS]
+    """Raise DataError for a folder in the place of a class, most of whose files may be images that are not read."""
+    names = list(_files_below(folder.path))
+    endings = [os.path.splitext(name.lower())[1] for name in names if name.lower() not in _DOCUMENTS]
     unread = [ending or "without an ending" for ending in endings if ending in _OTHER_IMAGES]
-    if unread:
+    if 2 * len(unread) > len(names):
         kinds = "file of another kind" if len(unread) == 1 else "files of other kinds"
         raise DataError(
-            f"{where}: expected images ({', '.join(ENDINGS)}) in {folder.path}, got {len(unread):,} {kinds} "
-            f"({some(sorted(set(unread)))}). Convert them, or remove the folder"
+            f"{where}: expected images in {folder.path}, got {len(unread):,} {kinds} ({some(sorted(set(unread)))}). "
+            f"Convert them to JPEG or PNG, or remove the folder"
         )
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_left_out(os.path.join(place, name))]
+        yield from (name for name in names if not name.startswith("."))
 
 
 def _check_classes(splits: dict[str, dict[str, Path]], folders: dict[str, str], where: str) -> None:
     """Check the classes of each split, whose folders have these names."""
-    known = list(splits["train"])
+    known = set(splits["train"])
     if not known:
-        raise DataError(
-            f"{where}: expected one folder of images a class, got no images in folders. "
-            f"Put images ({', '.join(ENDINGS)}) into class folders"
-        )
+        raise DataError(f"{where}: expected one folder per class, got no images in folders. {_PUT_IMAGES}")
     if len(known) < 2:
         raise DataError(
-            f"{where}: expected at least two classes, got one, {some(known)}. Add a folder for each other class"
+            f"{where}: expected at least two classes, got one, {some(list(known))}. Add a folder for each other class"
         )
     for split, classes in splits.items():
         unknown = [name for name in classes if name not in known]

@@ -12,10 +12,16 @@ from kpipe.layout import find_layout
 
 @pytest.fixture
 def make(tmp_path):
-    """Write empty image files. `train/cat=3` stands for three images in that folder, another path for a file."""
+    """Write empty image files.
+
+    `train/cat=3` stands for three images in that folder, `train/` for an empty folder, another path for a file.
+    """
 
     def make(*entries):
         for entry in entries:
+            if entry.endswith("/"):
+                (tmp_path / entry).mkdir(parents=True)
+                continue
             path, _, count = entry.partition("=")
             names = [tmp_path / path / f"{i}.png" for i in range(int(count))] if count else [tmp_path / path]
             for name in names:
@@ -61,6 +67,15 @@ LAYOUTS = {
     "groups of classes": (["animal/cat=1", "animal/dog=1", "plant/tree=1"], {"train": ["animal", "plant"]}),
     "images beside the classes": (["train/cat=1", "train/dog=1", "train/overview.png", "val/cat=1"],
                                   {"train": CATS, "validation": ["cat"]}),
+    "a copy of the classes": (["yes=1", "no=1", "tumor/yes=1", "tumor/no=1"], {"train": ["no", "yes"]}),
+    "a copy in train": (["train/a=1", "train/b=1", "train/train/a=1", "train/train/b=1", "val/a=1"],
+                        {"train": ["a", "b"], "validation": ["a"]}),
+    "a split without classes": (["train/cat=1", "train/dog=1", "val/images=3"], {"train": CATS}),
+    "a wrapper with an image": (["pets/cat=1", "pets/dog=1", "pets/overview.jpg"], {"train": CATS}),
+    "code beside the classes": (["cat=1", "dog=1", "venv/bin/python", "venv/a.py", "venv/b.py", "src/.git/HEAD"],
+                                {"train": CATS}),
+    "code called evaluation": (["images/cat=1", "images/dog=1", "evaluation/eval.m"], {"train": CATS}),
+    "camel case": (["TrainImages/a=1", "TrainImages/b=1", "TestImages/a=1"], {"train": ["a", "b"], "test": ["a"]}),
     "folders of systems": (["cat=1", "dog=1", "__MACOSX/cat=1", ".git/x=1", "@eaDir/cat=1", "cat/@eaDir/0=1"],
                            {"train": CATS}),
 }  # fmt: skip
@@ -75,26 +90,27 @@ def test_layouts_that_are_clear(make, name):
 REFUSED = {
     "the same folders": (
         ["part1/cat=1", "part1/dog=1", "part2/cat=1", "part2/dog=1"],
-        r"expected one folder of images a class, or such folders in train/, validation/ and test/; got part1/ with the "
-        r"folders \S*cat\S*, \S*dog\S*; part2/ with .*\. If these are splits, rename them to train, validation and "
-        r"test\. If they are classes, put their images directly into them, without folders",
+        r"expected one folder per class, or such folders in train/, validation/ and test/; got part1/ with the "
+        r"folders \S*cat\S*, \S*dog\S*; part2/ with .*\. To train on one of them, write "
+        r"data\.source=folder:\S*/part1\. If they are splits, rename them to train, validation and test, and move "
+        r"others away\. If they are classes, put their images directly into them",
     ),
     "train among classes": (
         ["car=2", "train/steam=1", "train/diesel=1"],
-        r"got car/ with images; train/ with the folders .*rename them to train, validation and test and move other",
+        r"got car/ with images; train/ with the folders .*rename them to train, validation and test, and move other",
     ),
     "a part with fewer classes": (["a/cat=1", "a/dog=1", "a/cow=1", "test/cat=1", "test/dog=1"], "got a/ with the"),
     "images in the splits": (
         ["train=3", "test=2"],
-        r"expected one folder of images a class in each of \S*test\S*, \S*train\S*, got images without classes\. Sort",
+        r"expected one folder per class in \S*test\S*, \S*train\S*, got images without classes\. Sort them into one",
     ),
     "no train": (["val/cat=1", "test/cat=1"], r"expected a train folder, got \S*test\S*, \S*val\S*\. Add train/"),
     "two validations": (
         ["train/cat=1", "train/dog=1", "val/cat=1", "valid/cat=1"],
         r"expected one validation folder, got \S*val\S*, \S*valid\S*\. Keep one of them",
     ),
-    "flat": (["0.png"], r"expected one folder of images a class, got no images in folders\. Put images \(\.jpg"),
-    "nothing": (["notes.txt"], r"expected one folder of images a class, got no images in folders"),
+    "flat": (["0.png"], r"expected one folder per class, got no images in folders\. Put images \(\.jpg"),
+    "nothing": (["notes.txt"], r"expected one folder per class, got no images in folders"),
     "one class": (["cat=2"], r"expected at least two classes, got one, \S*cat\S*\. Add a folder for each other class"),
     "a class that train lacks": (
         ["train/cat=1", "train/dog=1", "val/cat=1", "val/cow=1"],
@@ -106,10 +122,28 @@ REFUSED = {
     ),
     "other kinds": (
         ["cat=1", "dog=1", "cow/0.heic", "cow/1.HEIC", "cow/notes.txt"],
-        r"expected images \(\.jpg.*\) in \S*/cow, got 2 files of other kinds \(\S*\.heic\S*\)\. Convert them",
+        r"expected images in \S*/cow, got 2 files of other kinds \(\S*\.heic\S*\)\. Convert them",
     ),
     "no endings": (["cat=1", "dog=1", "cow/IM0001"], r"in \S*/cow, got 1 file of another kind \(\S*without an ending"),
-    "an empty split": (["train/cat=1", "train/dog=1", "test/readme"], r"a class in test/, got no images\. Put images"),
+    "an empty split": (["train/cat=1", "train/dog=1", "test/"], r"per class in test/, got an empty folder\. Put"),
+    "no classes in train": (
+        ["train=2", "val/cat=1", "val/dog=1"],
+        r"expected one folder per class in \S*train\S*, got images without classes\. Sort them into one folder",
+    ),
+    "only train, without classes": (["train=2"], r"per class in \S*train\S*, got images without classes"),
+    "splits beside other images": (
+        ["plants/train/a=1", "plants/train/b=1", "plants/valid/a=1", "test/test=2"],
+        r"got plants/ with the splits \S*train\S*, \S*valid\S*\. To train on these, write \S*/plants$",
+    ),
+    "a test without labels beside the set": (
+        ["simpsons/bart=1", "simpsons/lisa=1", "simpsons_testset=2"],
+        r"got simpsons/ with the folders \S*bart\S*, \S*lisa\S*, and \S*simpsons_testset\S* with images of no class\. "
+        r"To train on simpsons/, write data\.source=folder:\S*/simpsons$",
+    ),
+    "masks": (["images=2", "masks=2"], r"got \S*images\S*, \S*masks\S*, which are no names of classes\. Sort"),
+    "another name for the rest": (
+        ["train/cat=1", "train/dog=1", "holdout/cat=1", "holdout/dog=1"], "got holdout/ with the folders",
+    ),
     "two folders of one name": (["cat=1", "cat =1", "dog=1"], r"expected class names that differ, got .*Rename one"),
 }  # fmt: skip
 
@@ -134,7 +168,7 @@ def test_what_is_left_out_is_noted(make):
     ["tensorboard_logs/x/2026-01-01/figures=3"],
     ["my_logs/x/2026-01-01/figures=3", "my_logs/x/2026-01-01/config.yaml", "my_logs/x/2026-01-01/environment.json"],
     ["my_logs/x/search-1/search.png", "my_logs/x/search-1/config.yaml", "my_logs/x/search-1/trials/0001.json"],
-    ["x_data.png"],
+    ["x_data.png", "cat/x_data.png"],
 ])  # fmt: skip
 def test_own_output_is_never_read(make, entries):
     assert classes_of(find_layout(make("cat=1", "dog=1", *entries))) == {"train": CATS}
@@ -160,6 +194,20 @@ def test_links_in_a_circle_end(make, tmp_path):
     assert [path.name for path in layout.folders] == ["all", "one", "two"]
 
 
+def test_copies_and_groups_are_noted(make):
+    root = make("animal/cat=1", "animal/dog=1", "plant/tree=1", "animal/x=1", "all/animal/cat=1", "all/plant/tree=1")
+    layout = find_layout(root)
+    assert classes_of(layout) == {"train": ["animal", "plant"]}
+    assert ([path.name for path in layout.copies], [path.name for path in layout.groups]) == (["all"], ["animal"])
+
+
+def test_each_folder_is_read_a_few_times(make, monkeypatch):
+    root, scandir, calls = make(*(f"{number}/images=1" for number in range(300))), os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: calls.append(path) or scandir(path))
+    assert len(find_layout(root).splits["train"]) == 300
+    assert len(calls) < 300 * 10
+
+
 def test_a_folder_that_may_not_be_read(make, monkeypatch):
     root, scandir = make("cat=1", "dog=1"), os.scandir
 
@@ -174,6 +222,8 @@ def test_a_folder_that_may_not_be_read(make, monkeypatch):
 
 
 def test_what_is_no_folder(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read \(File name too long\)"):
+        find_layout(tmp_path / ("x" * 300))
     with pytest.raises(
         DataError, match=r"expected a folder of images, got nothing there\. Check the path after folder:"
     ):

@@ -37,7 +37,7 @@ def record_data(run: Run, class_names: Sequence[str], contents: Contents) -> Non
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise DataError(
             f"{run.path}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
-            "Bring them back, or start another run with --new"
+            "Restore them, or start another run with --new"
         )
 
 
@@ -49,7 +49,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for split in dict.fromkeys([*then["splits"], *now["splits"]]):
         before, after = (each["splits"].get(split) for each in (then, now))
         if before is None or after is None:
-            yield f"there was no {split} split" if before is None else f"there is no {split} split any more"
+            yield f"the {split} split is {'new' if before is None else 'gone'}"
         else:
             yield from _image_differences(split, before, after)
 
@@ -84,4 +84,4 @@ def _image_differences(split: str, before: dict[str, list], after: dict[str, lis
         elif count != new_count:
             yield f"{split} had {count:,} images{of_class}, has {new_count:,}"
         elif digest != new_digest:
-            yield f"the {split} images{of_class} are others: their names or sizes have changed"
+            yield f"the {split} images{of_class} have changed (names or sizes)"

@@ -65,11 +65,11 @@ CHANGES = {
                                   "train had 10 images of class 'cat', has 9; train had 10 images of class 'dog', "
                                   "has 11"),
     "a renamed image": (lambda photos: (photos / "owl/3.png").rename(photos / "owl/three.png"),
-                        "the train images of class 'owl' are others: their names or sizes have changed"),
+                        "the train images of class 'owl' have changed (names or sizes)"),
     "splits": (lambda photos: (photos.rename(photos.parent / "train"), photos.mkdir(),
                                (photos.parent / "train").rename(photos / "train"),
                                write_photo(photos / "test/cat/0.png")),
-               "there was no test split"),
+               "the test split is new"),
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_other_classes_and_images_are_refused(kpipe, experiment, unfinished, pho
         change(photos)
         code, _, err = kpipe("run", experiment)
         assert (code, err) == (3, (
-            f"{unfinished}: the data are not those that the run began with: {message}. Bring them back, or start "
+            f"{unfinished}: the data are not those that the run began with: {message}. Restore them, or start "
             "another run with --new\n"
         )), name  # fmt: skip
         shutil.rmtree(photos)
@@ -100,22 +100,22 @@ def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
         shutil.copytree(photos / "dog", photos / f"new{number}")
     code, _, err = kpipe("run", experiment)
     assert code == 3
-    assert "class 'new4' is new; and 3 more. Bring them back" in err
+    assert "class 'new4' is new; and 3 more. Restore them" in err
 
 
 @pytest.mark.parametrize(
     ("now", "message"),
     [
         ({"train": {"": (19, "b")}}, "train had 20 images, has 19"),
-        ({"train": {"": (20, "b")}}, "the train images are others: their names or sizes have changed"),
-        ({}, "there is no train split any more"),
+        ({"train": {"": (20, "b")}}, "the train images have changed .names or sizes."),
+        ({}, "the train split is gone"),
     ],
 )
 def test_records_of_a_stream_are_compared_as_a_whole(tmp_path, now, message):
     record_data(Run(tmp_path, False, None), ("a", "b"), {"train": {"": (20, "a")}})
     again = Run(tmp_path, True, None)
     record_data(again, ("a", "b"), {"train": {"": (20, "a")}})
-    with pytest.raises(DataError, match=f"began with: {message}. Bring them back"):
+    with pytest.raises(DataError, match=f"began with: {message}. Restore them"):
         record_data(again, ("a", "b"), now)
     with pytest.raises(DataError, match=r"the order of the classes was \['a', 'b'\], is \['b', 'a'\]"):
         record_data(again, ("b", "a"), {"train": {"": (20, "a")}})

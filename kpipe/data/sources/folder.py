@@ -17,7 +17,7 @@ from kpipe.data.sources.request import SourceRequest, check_channels
 from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, some
-from kpipe.layout import ENDINGS, Layout, find_layout, has_image_name, is_folder, is_hidden, is_image, is_left_out
+from kpipe.layout import Layout, find_layout, has_image_name, is_folder, is_hidden, is_image, is_left_out
 
 SIZES = 8
 """Number of files of a class whose size is part of its digest: classes with the same file names differ in them."""
@@ -59,7 +59,8 @@ class _Strays:
     def __init__(self, layout: Layout):
         self.images = [path for path in layout.files if has_image_name(path.name)]
         self.files = [path for path in layout.files if not has_image_name(path.name)]
-        self.folders, self.unlabeled = layout.folders, layout.unlabeled
+        self.folders, self.unlabeled, self.copies = layout.folders, layout.unlabeled, layout.copies
+        self.groups = layout.groups
         self.links: list[Path] = []
 
     def lines(self, root: Path) -> tuple[str, ...]:
@@ -69,14 +70,21 @@ class _Strays:
             (self.files, "file that is not an image", "files that are not images"),
             (self.folders, "folder that is not a class", "folders that are not classes"),
             (self.unlabeled, "folder of images without classes", "folders of images without classes"),
+            (self.copies, "copy of the class folders", "copies of the class folders"),
             (self.links, "link to a folder inside a class", "links to folders inside classes"),
         )
-        return tuple(
-            f"ignored {len(paths)} {one if len(paths) == 1 else many}: "
-            + some([str(path.relative_to(root)) for path in paths])
+        lines = [
+            f"ignored {len(paths)} {one if len(paths) == 1 else many}: {_shown(paths, root)}"
             for paths, one, many in kinds
             if paths
-        )
+        ]
+        if self.groups:
+            lines.append(f"classes of which all folders are taken together: {_shown(self.groups, root)}")
+        return tuple(lines)
+
+
+def _shown(paths: Sequence[Path], root: Path) -> str:
+    return some([str(path.relative_to(root)) for path in paths])
 
 
 def _list_images(folder: Path, strays: _Strays, where: str, advance: Callable[[int], None]) -> Listed:
@@ -87,7 +95,7 @@ def _list_images(folder: Path, strays: _Strays, where: str, advance: Callable[[i
         raise DataError(f"{where}: {os.fsdecode(error.filename)} cannot be read ({error.strerror})") from None
     if not listed:
         raise DataError(
-            f"{where}: expected images ({', '.join(ENDINGS)}) in {folder}, got only links to folders, which are not "
+            f"{where}: expected images in {folder}, got only links to folders, which are not "
             "followed. Link the images or the class itself"
         )
     return listed
@@ -120,7 +128,7 @@ def _describe(folder: Path, listed: Listed) -> ClassContents:
     root = os.fsencode(folder)
     digest = hashlib.sha256()
     for place, names in listed:
-        digest.update(b"\0".join([os.path.relpath(place, root), *names]))
+        digest.update(b"\0".join([os.path.relpath(place, root), *names, b""]))
     place, names = listed[0]
     for number in np.linspace(0, len(names) - 1, min(SIZES, len(names))).astype(int):
         try:
