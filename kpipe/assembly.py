@@ -4,6 +4,7 @@
 the experiment.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,18 @@ import tensorflow as tf
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
-from kpipe.errors import ConfigError
-from kpipe.models.building import build_model
+from kpipe.console import describe_size
+from kpipe.errors import ConfigError, OutOfMemory
+from kpipe.models.building import build_model, fill_weights, forget_weights, without_weights
 from kpipe.normalization import make_normalization
+from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import make_schedule
+from kpipe.training.variables import count_bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def prepare(
     strategy: tf.distribute.Strategy,
     *,
     splits: data.Splits | None = None,
-    statistics: bool = True,
+    only_shapes: bool = False,
     constants: Path | None = None,
     progress: data.ProgressReporter = data.no_progress,
 ) -> Prepared:
@@ -59,21 +63,24 @@ def prepare(
         experiment: what to build, resolved (see `kpipe.runs.machine.resolve_auto`).
         strategy: of this process, see `make_strategy`.
         splits: the data, where it is loaded already.
-        statistics: False leaves out the scan of the training split, and downloads nothing; the first layer then has
-            neutral constants.
+        only_shapes: for a plan. Nothing is downloaded, the training split is not scanned, and the model has no weights
+            yet, see `without_weights`.
         constants: the file in which a run keeps those of the first layer, see `make_normalization`.
         progress: shows how far the reading of the data is.
 
     Raises:
         ConfigError, DataError: as `load_dataset`, `make_normalization`, `build_model`, `make_optimizer`.
+        OutOfMemory: a batch or the weights do not fit into the memory that is free.
     """
     config, training = experiment.data, experiment.training
-    splits = splits or load_splits(config, ahead=statistics, progress=progress)
+    splits = splits or load_splits(config, ahead=not only_shapes, progress=progress)
+    if not only_shapes:
+        _check_batch_fits(config.batch_size, splits.image_shape)
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
-    images = data.iterate_images(splits.train, splits.image_size, progress) if statistics else None
+    images = None if only_shapes else data.iterate_images(splits.train, splits.image_size, progress)
     network = {
         "name": experiment.model.name,
         "options": options(experiment.model),
@@ -81,15 +88,44 @@ def prepare(
         "classes": len(splits.class_names),
         "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
+    model = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
+    return Prepared(splits, model, network, training_batches, steps_per_epoch)
+
+
+def build(
+    experiment: Experiment,
+    network: dict[str, Any],
+    steps_per_epoch: int,
+    strategy: tf.distribute.Strategy,
+    *,
+    only_shapes: bool = False,
+) -> keras.Model:
+    """Build and compile the model.
+
+    Args:
+        experiment: its sections `model` and `training` are used.
+        network: keyword arguments of `build_model`.
+        steps_per_epoch: full batches in an epoch.
+        strategy, only_shapes: as for `prepare`.
+
+    Raises:
+        ConfigError: as `build_model` and `make_optimizer`.
+        OutOfMemory: the weights do not fit into the memory that is free.
+    """
+    training = experiment.training
     with strategy.scope(), precision_scope(experiment.chosen.precision):
-        model = build_model(**network)
+        with without_weights():
+            model = build_model(**network)
+        if not only_shapes:
+            _check_weights_fit(model)
+            fill_weights()
         model.compile(
             optimizer=_make_optimizer(training, steps_per_epoch),
             loss=make_loss(*experiment.loss),
             metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    return Prepared(splits, model, network, training_batches, steps_per_epoch)
+    return model
 
 
 def load_splits(
@@ -168,6 +204,27 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
         return []
     mode = "min" if training.monitor == "val_loss" else "max"
     return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
+
+
+def _check_batch_fits(batch_size: int, shape: tuple[int, int, int]) -> None:
+    need, free = batch_size * math.prod(shape), free_memory()
+    if free is not None and need > free:
+        raise OutOfMemory(
+            f"a batch of {batch_size:,} images of {'x'.join(map(str, shape))} takes {describe_size(need)} of memory, "
+            f"{describe_size(free)} are free. Take a smaller data.batch_size or data.image_size"
+        )
+
+
+def _check_weights_fit(model: keras.Model) -> None:
+    need, free = count_bytes(model.variables), free_memory()
+    if free is not None and need > free:
+        largest = max(model.variables, key=lambda variable: math.prod(variable.shape))
+        forget_weights()
+        raise OutOfMemory(
+            f"the weights of {model.name} take {describe_size(need)} of memory, {describe_size(free)} are free. "
+            f"The largest is {largest.path}, {'x'.join(map(str, largest.shape))}. Take a smaller network, or a smaller "
+            "data.image_size"
+        )
 
 
 def _make_training_batches(

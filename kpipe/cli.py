@@ -12,6 +12,7 @@ import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
+from kpipe.names import printable
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, quiet_streams
 
@@ -134,9 +135,10 @@ def plan(
     from kpipe.config.loading import load_experiment, load_network
 
     is_network = experiment in MODELS
-    if not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
+    if experiment and not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
         raise ConfigError(
-            f"{experiment}: expected an experiment file or the name of a network{did_you_mean(experiment, MODELS)}"
+            f"{printable(experiment)}: expected an experiment file or the name of a network"
+            f"{did_you_mean(experiment, MODELS)}"
         )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
     if not as_json:
@@ -240,12 +242,13 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        error.message = _printable_lines(error.message)
         error.show()
         return error.exit_code
     except KpipeError as error:
         if error.exit_code >= 128:
             ignore_repetitions()  # while TensorFlow is taken down, another one would change the exit code
-        click.echo(error, err=True)
+        click.echo(_printable_lines(str(error)), err=True)
         return error.exit_code
     except (KeyboardInterrupt, Exception) as error:
         if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
@@ -263,6 +266,11 @@ def _code_of_lost_output(output: Output) -> int:
         return 1
     click.echo(f"standard output cannot be written: {output.error.strerror}", err=True)
     return EnvironmentFault.exit_code
+
+
+def _printable_lines(message: str) -> str:
+    """Return the lines of a message, each printable: what it names may hold anything."""
+    return "\n".join(map(printable, message.split("\n")))
 
 
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:

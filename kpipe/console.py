@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kpipe.errors import KpipeError
+from kpipe.names import printable, shorten
 from kpipe.streams import going_quiet
 
 
@@ -67,6 +68,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 LONG = 5  # seconds after which a user wonders what is happening
+_WIDEST = 60  # characters in front of a progress bar
 
 
 class _Speed(ProgressColumn):
@@ -98,12 +100,12 @@ class Screen:
         self._task = None
 
     def line(self, text: str) -> None:
-        """Print a line of plain text."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Print one line of plain text, in which neither [bold] nor :cat: means more than it says."""
+        self.console.print(printable(text), markup=False, emoji=False, soft_wrap=True)
 
     def header(self, title: str, rows: dict[str, str], notes: Iterable[str] = ()) -> None:
         """Print a title and below it rows of a name and a value, then notes."""
-        self.console.print(Text(title, style="bold"))
+        self.console.print(Text(printable(title), style="bold"))
         for name, value in rows.items():
             self.line(f"  {name:<10} {value}")
         for note in notes:
@@ -123,7 +125,9 @@ class Screen:
             A function to call with the number of images read since the last call.
         """
         start, seen = time.monotonic(), 0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _Speed(), TimeRemainingColumn())
+        task = shorten(printable(task), _WIDEST)
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(bar_width=20), _Speed(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar_task = bar.add_task(task, total=images, batch_size=1)
 

@@ -5,7 +5,10 @@ traceback is for mistakes in kpipe itself.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from kpipe.names import printable, quoted
 
 
 class KpipeError(Exception):
@@ -59,24 +62,42 @@ class Interrupted(KpipeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `", did you mean 'sgd'?"` for the nearest known name, else the list of known names."""
+    """Return `", did you mean 'sgd'?"` for the nearest known name, else the list of known names.
+
+    Where names are numbered, as `vgg11` and `vgg16` are, a number that none of them has means them all.
+    """
     known = list(known)
     nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
     if nearest:
-        return f", did you mean '{nearest[0]}'?"
+        *others, last = [f"'{each}'" for each in _numbered_alike(str(name), nearest[0], known)]
+        return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def _numbered_alike(name: str, nearest: str, known: Sequence[str]) -> list[str]:
+    """Return the known names that differ from `nearest` only after their word, if `name` does too; else `nearest`."""
+    (word, number), (nearest_word, nearest_number) = _word_and_number(name.lower()), _word_and_number(nearest)
+    alike = [each for each in known if _word_and_number(each)[0] == word]
+    is_number_wrong = word and word == nearest_word and number != nearest_number
+    return alike if is_number_wrong and len(alike) <= 2 * SHOWN else [nearest]
+
+
+def _word_and_number(name: str) -> tuple[str, str]:
+    """Return `("vgg", "16")` of `vgg16_c`."""
+    word, number = re.match(r"(\D*)(\d*)", name).groups()
+    return word, number
 
 
 SHOWN = 5  # names in a message before it says how many more there are
 
 
-def some(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
+def some(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
+    """Return the first few names of files or classes, and how many more there are."""
     more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(show, names[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error, at most 150 characters: libraries explain at length."""
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error or its text, at most 150 characters: libraries explain at length."""
     lines = str(error).strip().splitlines()
-    return lines[0][:150] if lines else type(error).__name__
+    return printable(lines[0])[:150] if lines else type(error).__name__

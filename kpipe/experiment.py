@@ -5,7 +5,6 @@
 """
 
 import math
-import shlex
 import shutil
 from contextlib import closing
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path, write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.names import shell_quoted
 from kpipe.runs.dataset import record_data
 from kpipe.runs.directory import logs_folder, open_run
 from kpipe.runs.disk import check_disk
@@ -93,7 +93,7 @@ def train(
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
         restored = restore_state(run, checkpoints, model, splits.counts, steps_per_epoch)
         splits.note_unreadable(restored.state.unreadable)
-        need = estimate_disk(model, training.checkpoint.keep)
+        need = estimate_disk(model, model.optimizer.variables, training.checkpoint.keep)
         check_disk(run.path, run.checkpoints, need, training.checkpoint.keep)
         run.begin(experiment.identity(), experiment.chosen.model_dump())
         changed = record_environment(run, experiment)
@@ -155,9 +155,11 @@ def train(
 
             # Write: the model, figures, summary.json; and say where they are.
             save_portable(model, run.model, **prepared.network)
+            undrawn = []
             if options.draw:
                 batches = held_out.get("test") or held_out.get("validation")
-                write_figures(run.path, model, batches, splits.class_names)
+                undrawn = write_figures(run.path, model, batches, splits.class_names)
+            stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores, keep_last=options.keep_last)
             if names := splits.unreadable_names():
@@ -172,6 +174,8 @@ def train(
             if names:
                 counts = describe_counts({name: len(found) for name, found in names.items()})
                 screen.line(f"Unreadable and left out: {counts}; their names are in {run.path / 'unreadable.txt'}")
+            for line in undrawn:
+                screen.line(f"note: {line}")
             screen.line(f"Weights of epoch {state.best_epoch}, {state.seconds:.0f} s of training, in {run.path}")
-            screen.line(f"Curves: tensorboard --logdir {shlex.quote(str(run.path.parent.parent))}")
+            screen.line(f"Curves: tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}")
             return Result(run.path, summary)

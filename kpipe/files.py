@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError
+from kpipe.names import as_line
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -82,11 +83,14 @@ def cache_folder() -> Path:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quote text that looks like a number: PyYAML itself writes the name `1e3` so that YAML 1.2 reads 1000."""
+    """Quote text that looks like a number: PyYAML itself writes the name `1e3` so that YAML 1.2 reads 1000.
+
+    Text that is not printable is quoted too, which keeps its line breaks on one line.
+    """
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if text[:1] in "+-.0123456789" else None
+    style = '"' if text[:1] in "+-.0123456789" or not text.isprintable() else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -197,12 +201,24 @@ def remedy(code: int | None) -> str:
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:
     """Replace a file in one step."""
-    write_text(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    write_text(path, to_yaml(value))
+
+
+def to_yaml(value: Any, **style: Any) -> str:
+    """Return a value as YAML, in printable lines.
+
+    Args:
+        value: of plain types. Text of all languages stays as it is, unless something in it is not printable.
+        style: further arguments of `yaml.dump`.
+    """
+    options = {"Dumper": _Dumper, "sort_keys": False, **style}
+    text = yaml.dump(value, allow_unicode=True, **options)
+    return text if all(map(str.isprintable, text.split("\n"))) else yaml.dump(value, **options)
 
 
 def write_names(path: Path, names: Iterable[str]) -> None:
-    """Write one file's name a line; names need not be valid text."""
-    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+    """Write one name of a file or a class a line, see `kpipe.names.as_line`."""
+    path.write_text("".join(f"{as_line(name)}\n" for name in names), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kpipe.errors import SHOWN, DataError, some
+from kpipe.names import shell_quoted, shown
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"),
@@ -76,7 +77,7 @@ def find_layout(root: str | Path) -> Layout:
         DataError: there is no folder, it cannot be read, it has no images or only one class; it is not clear which
             folders are splits; a split has classes that train lacks; or a class has only files of other kinds.
     """
-    where, root, layout = f"folder:{root}", Path(root), Layout()
+    where, root, layout = shown(f"folder:{root}"), Path(root), Layout()
     try:
         if not root.is_dir():
             got = "a file" if os.path.lexists(root) else "nothing there"
@@ -86,7 +87,8 @@ def find_layout(root: str | Path) -> Layout:
         for split, folder in splits.items():
             layout.splits[split] = _find_classes(_enter_wrappers(folder, layout), where, layout)
     except OSError as error:
-        raise DataError(f"{where}: {error.filename or root} cannot be read ({error.strerror})") from None
+        place = shown(os.fsdecode(error.filename or root))
+        raise DataError(f"{where}: {place} cannot be read ({error.strerror})") from None
     _check_classes(layout.splits, {split: folder.path.name for split, folder in splits.items()}, where)
     return layout
 
@@ -272,7 +274,7 @@ def _take_splits(named: Sequence[_Candidate], classes: Sequence[str], where: str
         split = ("test" if has_validation else "validation") if each.role == "eval" else each.role
         if each.is_empty:
             raise DataError(
-                f"{where}: expected one folder per class in {each.name}/, got an empty folder. {_PUT_IMAGES}"
+                f"{where}: expected one folder per class in {shown(each.name)}/, got an empty folder. {_PUT_IMAGES}"
             )
         if not each.classes or (len(each.classes) == 1 and each.classes[0] not in classes):  # val/images/*.jpg
             layout.unlabeled.append(each.folder.path)
@@ -293,8 +295,8 @@ def _refuse_splits_below(candidates: Sequence[_Candidate], where: str) -> None:
         if is_set and len(candidates) > 1:
             names = some([folder.path.name for folder in below])
             raise DataError(
-                f"{where}: expected one folder per class, got {each.name}/ with the splits {names}. To train on these, "
-                f"write data.source=folder:{each.inner.path}"
+                f"{where}: expected one folder per class, got {shown(each.name)}/ with the splits {names}. To train on "
+                f"these, write {_as_source(each.inner)}"
             )
 
 
@@ -308,9 +310,10 @@ def _refuse_unclear_roles(
     sets = [each for each in splits if len(each.classes) > 1]
     if flat and len(sets) == 1 and len(candidates) == len(flat) + 1:  # data/{cat,dog} beside test/*.jpg
         raise DataError(
-            f"{where}: expected one folder per class, got {sets[0].name}/ with the folders {some(sets[0].classes)}, "
-            f"and {some([each.name for each in flat])} with images of no class. To train on {sets[0].name}/, write "
-            f"data.source=folder:{sets[0].inner.path}"
+            f"{where}: expected one folder per class, got {shown(sets[0].name)}/ with the folders "
+            f"{some(sets[0].classes)}, "
+            f"and {some([each.name for each in flat])} with images of no class. To train on {shown(sets[0].name)}/, "
+            f"write {_as_source(sets[0].inner)}"
         )
 
 
@@ -334,15 +337,19 @@ def _hold_the_same(splits: Sequence[_Candidate]) -> bool:
 
 
 def _describe_choice(candidates: Sequence[_Candidate]) -> str:
-    shown = [f"{each.name}/ with {_described(each)}" for each in candidates[:SHOWN]]
+    first = [f"{shown(each.name)}/ with {_described(each)}" for each in candidates[:SHOWN]]
     more = f" and {len(candidates) - SHOWN} more" if len(candidates) > SHOWN else ""
     one = next(each for each in candidates if each.classes)
     return (
         "expected one folder per class, or such folders in train/, validation/ and test/; got "
-        f"{'; '.join(shown)}{more}. To train on one of them, write data.source=folder:{one.inner.path}. If they are "
+        f"{'; '.join(first)}{more}. To train on one of them, write {_as_source(one.inner)}. If they are "
         "splits, rename them to train, validation and test, and move others away. If they are classes, put their "
         "images directly into them"
     )
+
+
+def _as_source(folder: _Folder) -> str:
+    return shell_quoted(f"data.source=folder:{folder.path}")
 
 
 def _described(candidate: _Candidate) -> str:
@@ -376,7 +383,8 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
         if each.name in classes:
             both = some([classes[each.name].name, each.path.name])
             raise DataError(
-                f"{where}: expected class names that differ, got {both} in {folder.path}. Rename one of them"
+                f"{where}: expected class names that differ, got {both} in {shown(str(folder.path))}. "
+                "Rename one of them"
             )
         classes[each.name] = each.path
     if classes and all(name.casefold() in _NO_CLASSES for name in classes):
@@ -395,7 +403,8 @@ def _refuse_lost_class(folder: _Folder, where: str) -> None:
     if 2 * len(unread) > len(names):
         kinds = "file of another kind" if len(unread) == 1 else "files of other kinds"
         raise DataError(
-            f"{where}: expected images in {folder.path}, got {len(unread):,} {kinds} ({some(sorted(set(unread)))}). "
+            f"{where}: expected images in {shown(str(folder.path))}, got {len(unread):,} {kinds} "
+            f"({some(sorted(set(unread)), str)}). "
             f"Convert them to JPEG or PNG, or remove the folder"
         )
 

@@ -15,6 +15,7 @@ from kpipe.catalog.rows import (
     Row,
     Section,
     import_target,
+    whole_number,
 )
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
@@ -83,7 +84,7 @@ class FolderOptions(SourceOptions):
 class SyntheticOptions(SourceOptions):
     kind: Literal["images", "board", "spectrogram", "text"] = "images"
     """What the images show: stripes, positions of Go, spoken words, or one-hot characters."""
-    classes: Annotated[int, Field(ge=2)] | None = None
+    classes: whole_number(ge=2) | None = None
     """Number of classes. Default: 10. A board has one class for each point instead."""
     images: Count = 2000
     """Number of images in all splits together."""
@@ -165,12 +166,12 @@ def parse_source(source: str) -> tuple[SourceRow, str]:
     """
     name, colon, argument = source.partition(":")
     if name not in SOURCES:
-        raise ConfigError(f"unknown source '{name}'{did_you_mean(name, SOURCES)}")
+        raise ConfigError(f"unknown source {show(name)}{did_you_mean(name, SOURCES)}")
     row = SOURCES[name]
     if row.argument and not argument:
-        raise ConfigError(f"expected {name}:<{row.argument}>, got '{source}'")
+        raise ConfigError(f"expected {name}:<{row.argument}>, got {show(source)}")
     if colon and not row.argument:
-        raise ConfigError(f"expected '{name}' alone, got '{source}'")
+        raise ConfigError(f"expected '{name}' alone, got {show(source)}")
     return row, str(expand_path(argument)) if row.is_path else argument
 
 
@@ -214,7 +215,7 @@ def _range(most: float | None = None) -> Any:
     return Annotated[list[number], Field(min_length=2, max_length=2)]
 
 
-PixelValue = Annotated[int, Field(ge=0, le=255)]
+PixelValue = whole_number(ge=0, le=255)
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ class GrayscaleOptions(AugmentationOptions):
 class RandAugmentOptions(AugmentationOptions):
     operations: Count = 2
     """Number of operations applied to each image, one after the other."""
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    magnitude: whole_number(ge=0, le=30) = 9
     """Strength of the operations, from 0 to 30."""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from kpipe.catalog.rows import Count, Fraction, Row, Section
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh", "maxout"]
@@ -216,5 +217,5 @@ def find_network(name: str) -> ModelRow:
         ConfigError: an unknown name.
     """
     if name not in MODELS:
-        raise ConfigError(f"model: expected the name of a network, got '{name}'{did_you_mean(name, MODELS)}")
+        raise ConfigError(f"model: expected the name of a network, got {show(name)}{did_you_mean(name, MODELS)}")
     return MODELS[name]

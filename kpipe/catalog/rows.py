@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -29,7 +30,23 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+
+def _whole(value: Any) -> Any:
+    """Convert 1e3 and 1000.0, as YAML reads them, to 1000. What is no number stays."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def whole_number(**bounds: int) -> Any:
+    """Return the type of a whole number, which may also be written 1e3 or 1000.0.
+
+    Args:
+        bounds: as `pydantic.Field` takes them: ge, gt, le, lt.
+    """
+    return Annotated[int, Field(**bounds), BeforeValidator(_whole)]
+
+
+Count = whole_number(ge=1)
 
 
 class Section(BaseModel):

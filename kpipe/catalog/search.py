@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from kpipe.catalog.rows import Count, Row, Section
+from kpipe.catalog.rows import Count, Row, Section, whole_number
 
 Pair = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
-Whole = int  # inside `Values` the name `int` is a key
 
 
 class Values(Section):
@@ -24,9 +23,9 @@ class Values(Section):
     """Different values, depending on other keys in `when`. Where no case fits, the key keeps its value in the file."""
     when: dict[str, Any] | None = None
     """Other keys of the space that are lists, and for each the value or values with which this key is searched."""
-    step: Annotated[int, Field(ge=1)] | None = None
+    step: whole_number(ge=1) | None = None
     """Distance between the whole numbers of `int`."""
-    int: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
+    int: Annotated[list[whole_number()], Field(min_length=2, max_length=2)] | None = None
     """[smallest, largest] of whole numbers. The largest is included only where the steps reach it."""
 
     @model_validator(mode="before")
@@ -85,7 +84,7 @@ class SearchOptions(Section):
     """Dotted keys of this file and the values to try, such as {training.optimizer.name: [sgd, adam]}."""
     objective: Literal["val_accuracy", "val_loss"] | None = None
     """Metric of the best epoch that is the score of a trial. Default: training.monitor."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: whole_number(ge=0, lt=2**31) = 0
     """Seed of the values that are drawn. All trials have the experiment's own seed."""
     executions_per_trial: Count = 1
     """Number of trainings for each trial, with the seeds seed, seed + 1, ... The score is their mean."""
@@ -111,7 +110,7 @@ class GridOptions(SearchOptions):
 
 
 class HyperbandOptions(SearchOptions):
-    factor: Annotated[int, Field(ge=2)] = 3
+    factor: whole_number(ge=2) = 3
     """One in `factor` trials continues, with `factor` times the epochs, up to training.epochs."""
     iterations: Count = 1
     """Number of repetitions of the whole algorithm."""

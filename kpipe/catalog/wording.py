@@ -3,6 +3,7 @@
 from typing import Any
 
 from kpipe.errors import did_you_mean
+from kpipe.names import in_quotes
 
 _EXPECTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
@@ -22,7 +23,7 @@ def show(value: Any) -> str:
         return "nothing"
     if isinstance(value, dict):
         return "a mapping" if len(str(value)) > 60 else str(value)
-    text = repr(value) if isinstance(value, str) else str(value).replace("True", "true").replace("False", "false")
+    text = in_quotes(value) if isinstance(value, str) else str(value).replace("True", "true").replace("False", "false")
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -54,5 +55,9 @@ def describe_error(details: dict[str, Any]) -> str:
     if kind == "source":
         return details["msg"]
     if kind == "string_pattern_mismatch":
-        return f"expected letters, digits, spaces and . _ + - only, not at the start{got}"
+        return f"expected letters, digits, spaces and . , _ + - = @ ( ) only, and a letter or a digit at the start{got}"
+    if kind == "string_unicode":
+        return f"expected text in UTF-8{got}"
+    if kind == "string_too_long":
+        return f"expected at most {context['max_length']} characters{got}"
     return f"{details['msg']}{got}"

@@ -11,6 +11,7 @@ from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import DataError
 from kpipe.files import write_names
+from kpipe.names import printable
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:
@@ -77,7 +78,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
         where = f"; their names are in {path}" if names else ""
         advice = "" if experiment.data.on_error == "skip" else ", or leave them out with data.on_error=skip"
         raise DataError(
-            f"{experiment.data.source}: {len(names) + lost:,} images cannot be read{where}. "
+            f"{printable(experiment.data.source)}: {len(names) + lost:,} images cannot be read{where}. "
             f"Replace or remove them{advice}"
         )
 

@@ -1,27 +1,30 @@
 """`kpipe plan`: what is known about a training before it begins. Nothing is trained or written."""
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 from rich import box
 from rich.table import Table
 
-from kpipe.assembly import Prepared, prepare
+from kpipe.assembly import Prepared, build, prepare
 from kpipe.catalog.networks import MODELS
-from kpipe.config.schema import Experiment
+from kpipe.config.schema import Experiment, options
 from kpipe.console import Screen, describe_size
-from kpipe.data import ArraySplit, Splits
-from kpipe.errors import ConfigError, DataError
+from kpipe.errors import ConfigError, DataError, OutOfMemory
+from kpipe.models.building import forget_weights
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
+from kpipe.names import printable
+from kpipe.normalization import make_normalization
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy
-from kpipe.training.variables import count_values, estimate_disk
+from kpipe.training.variables import count_values, estimate_disk, plan_optimizer_variables
 
+_ENOUGH_STEPS = 10**9  # in an epoch of unknown length, so that any warm-up fits
 _CURVE_POINTS = 60
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 
@@ -51,42 +54,55 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
     Raises:
         ConfigError: the network cannot be built, or something is assumed about data that is there.
     """
-    missing, splits = None, None
     experiment = resolve_auto(experiment)
-    if with_data:
-        try:
-            prepared = prepare(experiment, make_strategy(), statistics=False)
-            splits = prepared.splits
-        except DataError as error:
-            missing = str(error)
-        if splits and assumed not in (None, Assumed()):
+    assumed = assumed or Assumed()
+    try:
+        prepared, missing = _prepare(experiment) if with_data else (None, None)
+        if prepared and assumed != Assumed():
             raise ConfigError(
                 "--image-size, --channels, --classes: expected only with the name of a network or missing data, but "
-                f"{experiment.data.source} is there. Override data.image_size and data.channels instead."
+                f"{printable(experiment.data.source)} is there. Override data.image_size and data.channels instead."
             )
-    if splits is None:
-        assumed = assumed or Assumed()
         if with_data and assumed.image_size is None:
             assumed = replace(assumed, image_size=experiment.data.image_size)
-        stand_in = _stand_in(experiment, assumed)
-        prepared = prepare(experiment, make_strategy(), statistics=False, splits=stand_in)
-    model = prepared.model
-    rows = measure(model)
-    return {
-        "name": experiment.name,
-        "model": experiment.model.name,
-        "experiment": experiment.identity() if with_data else None,
-        "parameters": model.count_params(),
-        "trainable_parameters": sum(math.prod(variable.shape) for variable in model.trainable_variables),
-        "macs": count_macs(rows),
-        "layers": [_row(row) for row in rows],
-        "data": _describe_data(experiment, prepared, splits, missing),
-        "training": _describe_training(experiment, prepared, splits),
-    }
+        network = prepared.network if prepared else _assume_network(experiment, assumed)
+        model = prepared.model if prepared else _build(experiment, network)
+        rows = measure(model)
+        return {
+            "name": experiment.name,
+            "model": experiment.model.name,
+            "experiment": experiment.identity() if with_data else None,
+            "parameters": model.count_params(),
+            "trainable_parameters": count_values(model.trainable_variables),
+            "macs": count_macs(rows),
+            "layers": [_row(row) for row in rows],
+            "data": {
+                "source": experiment.data.source if with_data else None,
+                "missing": missing,
+                "image": list(network["input_shape"]),
+                "classes": network["classes"],
+                "images": prepared.splits.counts if prepared else None,
+            },
+            "training": _describe_training(experiment, model, prepared.steps_per_epoch if prepared else None),
+        }
+    finally:
+        forget_weights()
 
 
-def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
-    """Return one batch of zeros in the shape that the images would have."""
+def _prepare(experiment: Experiment) -> tuple[Prepared | None, str | None]:
+    """Build with the data that are there; else return None, and why they are not."""
+    try:
+        return prepare(experiment, make_strategy(), only_shapes=True), None
+    except (DataError, OutOfMemory) as error:
+        return None, str(error)
+
+
+def _build(experiment: Experiment, network: dict[str, Any]) -> keras.Model:
+    return build(experiment, network, _ENOUGH_STEPS, make_strategy(), only_shapes=True)
+
+
+def _assume_network(experiment: Experiment, assumed: Assumed) -> dict[str, Any]:
+    """Return keyword arguments of `build_model` for images that are not there."""
     parameters = inspect.signature(MODELS[experiment.model.name].load()).parameters
     height, width, depth = parameters["input_shape"].default
     classes = parameters["classes"].default
@@ -94,10 +110,13 @@ def _stand_in(experiment: Experiment, assumed: Assumed) -> Splits:
     if size := assumed.image_size:  # a text stays one pixel wide
         height, width = size, size if height == width else width
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
-    classes = assumed.classes or (height * width if has_class_for_each_point else classes)
-    batch = experiment.data.batch_size
-    split = ArraySplit(np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32))
-    return Splits(split, split, None, tuple(map(str, range(classes))))
+    return {
+        "name": experiment.model.name,
+        "options": options(experiment.model),
+        "input_shape": shape,
+        "classes": assumed.classes or (height * width if has_class_for_each_point else classes),
+        "normalization": make_normalization(experiment.data, shape, None),
+    }
 
 
 def _row(row: LayerGeometry) -> dict[str, Any]:
@@ -109,37 +128,25 @@ def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
     return pair and (pair[0] if pair[0] == pair[1] else list(pair))
 
 
-def _describe_data(experiment, prepared: Prepared, splits: Splits | None, missing: str | None) -> dict[str, Any]:
-    shown = prepared.splits
-    return {
-        "source": experiment.data.source if splits or missing else None,
-        "missing": missing,
-        "image": list(shown.image_shape),
-        "classes": len(shown.class_names),
-        "images": splits.counts if splits else None,
-    }
-
-
-def _describe_training(experiment: Experiment, prepared: Prepared, splits: Splits | None) -> dict[str, Any]:
-    model, training = prepared.model, experiment.training
-    model.optimizer.build(model.trainable_variables)
-    batch_size = experiment.data.batch_size
-    memory = estimate_training_memory(model, batch_size, count_values(model.optimizer.variables))
+def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epoch: int | None) -> dict[str, Any]:
+    training = experiment.training
+    batch_size, kept = experiment.data.batch_size, plan_optimizer_variables(model)
+    memory = estimate_training_memory(model, batch_size, count_values(kept))
     free = free_memory()
     checkpoint = training.checkpoint
-    steps = prepared.steps_per_epoch * training.epochs if splits else None
+    steps = steps_per_epoch * training.epochs if steps_per_epoch else None
     return {
         "optimizer": training.optimizer.name,
         "loss": experiment.loss[0],
         "precision": experiment.chosen.precision,
         "batch_size": batch_size,
         "epochs": training.epochs,
-        "steps_per_epoch": prepared.steps_per_epoch if splits else None,
+        "steps_per_epoch": steps_per_epoch,
         "steps": steps,
         "memory": {**asdict(memory), "total": memory.total},
         "free_memory": free,
         "largest_batch_size": None if free is None else fitting_batch_size(memory, batch_size, free),
-        "disk": asdict(estimate_disk(model, checkpoint.keep, keep_last=checkpoint.keep_last)),
+        "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
     }
 

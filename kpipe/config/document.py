@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from kpipe.catalog.wording import show
+from kpipe.config.syntax import find_mistake
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.files import LARGEST_CONFIG
+from kpipe.names import printable, quoted
 
 Keys = tuple[str | int, ...]
 
@@ -21,6 +23,8 @@ _NULL = re.compile(r"(~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; the others stand for a byte of a file's name
+_RUN_TOGETHER = re.compile(r"\w[:=\s]\s*\S")  # a key with its value
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
 DEEPEST = 20
@@ -50,8 +54,8 @@ class Document:
 
 
 def dotted(keys: Keys) -> str:
-    """Return `("data", "augment", 0)` as `data.augment.0`."""
-    return ".".join(str(key) for key in keys)
+    """Return `("data", "augment", 0)` as `data.augment.0`, printable."""
+    return printable(".".join(map(str, keys)))
 
 
 def keys_of_error(data: Any, details: dict[str, Any]) -> Keys:
@@ -94,24 +98,25 @@ def read_document(path: Path) -> Document:
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or its root is not a mapping.
     """
+    name = printable(str(path))
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             raw = file.read(LARGEST_CONFIG + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: expected an experiment file, found nothing there{_near(path)}") from None
+        raise ConfigError(f"{name}: expected an experiment file, found nothing there{_near(path)}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
     if len(raw) > LARGEST_CONFIG:
-        raise ConfigError(f"{path}: expected an experiment of a page, got {max(size, len(raw)):,} bytes")
+        raise ConfigError(f"{name}: expected an experiment of a page, got {max(size, len(raw)):,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: expected UTF-8 text, got byte 0x{raw[error.start]:02x}") from None
-    document = parse_document(text, str(path))
+        raise ConfigError(f"{name}:{line}: expected UTF-8 text, got byte 0x{raw[error.start]:02x}") from None
+    document = parse_document(text, name)
     if not isinstance(document.data, dict):
-        raise ConfigError(f"{path}:1: expected a mapping such as 'model: {{name: lenet5}}', got {show(document.data)}")
+        raise ConfigError(f"{name}:1: expected a mapping such as 'model: {{name: lenet5}}', got {show(document.data)}")
     return document
 
 
@@ -122,9 +127,7 @@ def parse_document(text: str, name: str) -> Document:
     except _TooDeep as error:
         raise ConfigError(f"{name}:{error.line}: expected at most {DEEPEST} levels of nesting") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = " ".join(text for text in (error.context, error.problem) if text)
-        raise ConfigError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {what}") from None
+        raise ConfigError("{}:{}: not valid YAML: {}".format(name, *_explain(error, text))) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {str(error).splitlines()[0]}") from None
@@ -132,6 +135,16 @@ def parse_document(text: str, name: str) -> Document:
     if root is not None:
         document.data = _convert(root, (), document, set())
     return document
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
+    """Return the line of a mistake in the syntax, and what is wrong there; at worst in PyYAML's words."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    found = find_mistake(text)
+    if found and found[0] <= line:  # PyYAML goes on as far as it can
+        return found
+    return line, " ".join(part for part in (error.context, error.problem) if part)
 
 
 class _TooDeep(Exception):
@@ -170,6 +183,11 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     if isinstance(node, yaml.ScalarNode):
         if "\0" in node.value:
             return problem(f"expected text without NUL, got {show(node.value)}")
+        if _HALF.search(node.value):
+            return problem(f"expected text, got {show(node.value)}, where an escape is half a character")
+        last = node.end_mark.line + 1
+        if not node.style and last > line:
+            return problem(f"expected a value in one line, got {show(node.value)} from line {line} to here", line=last)
         return node.value if node.style else parse_scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_convert(child, (*keys, i), document, seen) for i, child in enumerate(node.value)]
@@ -182,6 +200,8 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
             problem("expected a name as key, got a list or mapping", line=key_line)
         elif not key.isprintable():
             problem(f"expected a name as key, got {show(key)}", line=key_line)
+        elif _RUN_TOGETHER.search(key) and isinstance(value_node, yaml.ScalarNode) and not value_node.value:
+            problem(f"expected a colon and a space between key and value, got {show(key)}", line=key_line)
         elif key in mapping:
             first = document.origins[(*keys, key)].rpartition(":")[2]
             problem(f"stands twice, first in line {first}", at=(*keys, key), line=key_line)
@@ -194,5 +214,5 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
 
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
-        return f", nor a folder {path.parent}"
-    return did_you_mean(path.name, (p.name for p in sorted(path.parent.glob("*.y*ml"))))
+        return f", nor a folder {quoted(str(path.parent))}"
+    return did_you_mean(printable(path.name), (printable(p.name) for p in sorted(path.parent.glob("*.y*ml"))))

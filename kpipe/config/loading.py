@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.search import SearchOptions
+from kpipe.catalog.wording import show
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
 from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
 from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
@@ -198,7 +199,7 @@ def _unknown_key(key: str) -> str | None:
         known = {name for section in sections_at(keys[:depth]) for name in section.model_fields}
         if keys[depth] not in known:
             nearest = did_you_mean(keys[depth], sorted(known)) if known else f", {dotted(keys[:depth])} has no keys"
-            return f"unknown key '{keys[depth]}'{nearest}"
+            return f"unknown key {show(keys[depth])}{nearest}"
     return None
 
 

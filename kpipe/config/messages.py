@@ -1,14 +1,14 @@
 """Messages about the mistakes in an experiment, and its values with where they came from."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 from kpipe.catalog.wording import describe_error, show
 from kpipe.config.document import Document, Keys, Problem, keys_of_error
 from kpipe.config.overrides import WHERE, sections_at
 from kpipe.errors import did_you_mean
+from kpipe.files import to_yaml
 
 
 def by_line(problem: Problem) -> tuple[bool, int]:
@@ -29,7 +29,10 @@ def origin_of(document: Document, keys: Keys) -> str:
 def problem_of(document: Document, details: dict[str, Any]) -> Problem:
     """Convert one entry of `pydantic.ValidationError.errors()`."""
     keys = keys_of_error(document.data, details)
-    return Problem(origin_of(document, keys), keys, _describe(keys, details))
+    message = _describe(keys, details)
+    if keys == ("name",) and keys not in document.origins:
+        message += ", the name of the file. Set another with name: NAME in the file, or name=NAME on the command line"
+    return Problem(origin_of(document, keys), keys, message)
 
 
 def _describe(keys: Keys, details: dict[str, Any]) -> str:
@@ -53,7 +56,7 @@ def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]) -> Iterato
             yield f"{indent}{key}:", ""
             yield from annotated_lines(child, here, origins)
             continue
-        text = yaml.safe_dump(child, default_flow_style=True, width=1000, allow_unicode=True)
+        text = to_yaml(child, default_flow_style=True, width=math.inf)
         text = text.removesuffix("\n").removesuffix("\n...")
         # A bare list of the search's space stands under `choice` here.
         is_choice = keys[:2] == ("search", "space") and key == "choice"

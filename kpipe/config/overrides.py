@@ -25,6 +25,7 @@ from kpipe.config.document import (
 from kpipe.config.rules import valid_part
 from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
+from kpipe.names import printable, shorten
 
 WHERE = "command line"
 _SPACE = "search.space."
@@ -60,6 +61,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
 
 def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
     """Do the same as `apply_overrides` with values that need not be parsed."""
+    for keys in given:
+        _spell_out_choice(document.data, keys)
     before = {keys: _find(document.data, keys) for keys in given}
     for keys, value in given.items():
         _write(document, keys, value)
@@ -94,11 +97,15 @@ def _parse(text: str) -> tuple[Keys, Any]:
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
         return split_keys(left), parse_scalar(right.strip())
-    document = parse_document(right, WHERE)
+    shown = shorten(printable(left), 100)
+    try:
+        document = parse_document(right, WHERE)
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {str(error).removeprefix(f'{WHERE}:1: ')}") from None
     if isinstance(document.data, dict):
-        raise ConfigError(f"{left}: expected a value or a list, got a mapping; name its keys: {left}.<key>=...")
+        raise ConfigError(f"{shown}: expected a value or a list, got a mapping; name its keys: {shown}.<key>=...")
     if document.problems:
-        raise ConfigError(f"{left}: {document.problems[0].message}")
+        raise ConfigError(f"{shown}: {document.problems[0].message}")
     return split_keys(left), document.data
 
 
@@ -106,7 +113,8 @@ def split_keys(text: str) -> Keys:
     """Return `data.augment.0` as a path of keys. What stands after `search.space.` is one key, dots included."""
     if text.startswith(_SPACE):
         key, _, last = text.removeprefix(_SPACE).rpartition(".")
-        return ("search", "space", *((key, last) if key and last in VALUE_KINDS else (text.removeprefix(_SPACE),)))
+        below = key and last in (*VALUE_KINDS, "step")
+        return ("search", "space", *((key, last) if below else (text.removeprefix(_SPACE),)))
     return tuple(
         int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part for part in text.split(".")
     )
@@ -147,6 +155,16 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
     document.origins[keys] = WHERE
 
 
+def _spell_out_choice(data: Any, keys: Keys) -> None:
+    """Write the list of values at a key of the search's space as `{choice: [...]}`, where one kind is to replace it."""
+    if _is_kind_of_values(keys[:-1], keys[-1]) and isinstance(values := _find(data, keys[:-1]), list):
+        _find(data, keys[:-2])[keys[-2]] = {"choice": values}
+
+
+def _is_kind_of_values(section: Keys, key: str | int) -> bool:
+    return len(section) == 3 and section[:2] == ("search", "space") and key in VALUE_KINDS
+
+
 def _left_out(document: Document, keys: Keys, before: Any, given: Mapping[Keys, Any]) -> list[Keys]:
     """Return the keys from the file that mean nothing beside the override at `keys`."""
     reached = {dotted(g[:n]) for g in given for n in range(1, len(g) + 1)}
@@ -176,6 +194,8 @@ def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
 
     Of a one-of mapping no other key may. Of a union without a name, such as `data.normalize`, those of its member may.
     """
+    if _is_kind_of_values(section, key):
+        return {"when", "step"} if key == "int" else {"when"}
     members = sections_at(section)
     if any(issubclass(member, OneOf) for member in members):
         return set()

@@ -21,6 +21,7 @@ from kpipe.catalog.data import (
 )
 from kpipe.catalog.networks import MODELS, ModelRow
 from kpipe.catalog.rows import Section
+from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, keys_of_error
 from kpipe.config.schema import DataConfig, MeanStd, Projection, TrainingConfig
 
@@ -124,7 +125,7 @@ def _source_conflicts(config: DataConfig, row: SourceRow, options: SourceOptions
         yield ("data", "image_size"), f"is required with {kind}: photographs come in many sizes"
     for other in SOURCES:
         if other != kind and getattr(config, other, None) is not None:
-            yield ("data", other), f"belongs to the source {other!r}, the source is {config.source!r}"
+            yield ("data", other), f"belongs to the source {other!r}, the source is {show(config.source)}"
     if row.channels and config.channels not in (None, *row.channels):
         yield ("data", "channels"), f"expected 1 (gray) or 3 (color), got {config.channels}"
     if options.native.has_fixed_channels and config.channels is not None:
@@ -137,7 +138,7 @@ def _size_conflicts(
 ) -> Iterator[Conflict]:
     least = max(network.smallest_size) if is_square else network.smallest_size[0]
     if pixels < least:
-        native = f"the images of {config.source!r} have {pixels}; set data.image_size"
+        native = f"the images of {show(config.source)} have {pixels}; set data.image_size"
         got = f"got {pixels}" if config.image_size else native
         yield ("data", "image_size"), f"{name} needs at least {least} pixels, {got}"
 

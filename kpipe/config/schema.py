@@ -18,9 +18,11 @@ from kpipe.catalog.rows import (
     Positive,
     Row,
     Section,
+    whole_number,
 )
 from kpipe.catalog.search import SEARCH_METHODS
 from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
+from kpipe.console import counted
 from kpipe.errors import ConfigError
 
 
@@ -73,7 +75,8 @@ class MeanStd(Section):
         if len(self.mean) != len(self.std):
             yield f"expected as many values of std as of mean, got {len(self.std)} and {len(self.mean)}"
         elif channels and len(self.mean) not in (1, channels):
-            yield f"expected 1 or {channels} means for images of {channels} channels, got {len(self.mean)}"
+            expected = "1 mean" if channels == 1 else f"1 or {channels} means"
+            yield f"expected {expected} for images of {counted(channels, 'channel')}, got {len(self.mean)}"
 
 
 class PCAOptions(Section):
@@ -241,9 +244,9 @@ class Resolved(Section):
 class Experiment(Section):
     """Everything about one training run."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^\w[\w .,+=@()-]*$", max_length=100)]
     """Name of the folder with its runs. Default: the name of the file."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: whole_number(ge=0, lt=2**31) = 0
     """Seed of the initial weights, the order of the images, the augmentations and dropout."""
     data: DataConfig
     model: _choice(MODELS, "name")

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from kpipe.console import describe_size
 from kpipe.data.arrays import ArraySplit
-from kpipe.data.pixels import allocate
+from kpipe.data.pixels import allocate, check_memory
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
@@ -52,6 +52,8 @@ def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, m
                 f"{split.unreadable.where}: {shape[0]:,} images of {shape[1]}x{shape[2]} do not fit into "
                 "data.cache_gigabytes, and to be decoded each time they need a data.image_size. Set one of them"
             )
+        remedy = "Set data.cache=none or data.cache=disk, or take a smaller data.image_size"
+        check_memory(shape, split.unreadable.where, remedy)
         return allocate(shape)
 
     return _decode(split, make, progress)

@@ -4,9 +4,14 @@ M images, H height, W width, C channels.
 """
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
+
+from kpipe.console import describe_size
+from kpipe.errors import OutOfMemory
+from kpipe.host import free_memory
 
 ALIGNMENT = 64  # bytes; TensorFlow ends the process when it meets a tensor at another address
 
@@ -27,6 +32,23 @@ class Pixels:
             tensor = tf.identity(self.images)  # `tf.constant` of TensorFlow 2.21 holds two copies
         self.images = np.asarray(tensor)  # a view: one copy is enough
         return tensor
+
+
+def check_memory(shape: tuple[int, ...], where: str, remedy: str) -> None:
+    """Raise OutOfMemory if images uint8 [N, H, W, C] are more than the memory that is free.
+
+    Args:
+        shape: of the images.
+        where: where they come from, at the beginning of the message.
+        remedy: what the user can do, at its end.
+    """
+    need, free = math.prod(shape), free_memory()
+    if free is not None and need > free:
+        sides = "x".join(map(str, shape[1:]))
+        raise OutOfMemory(
+            f"{where}: its {shape[0]:,} images of {sides} take {describe_size(need)} of memory, "
+            f"{describe_size(free)} are free. {remedy}"
+        )
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:

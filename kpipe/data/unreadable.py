@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from kpipe.data.image_files import why_unreadable
-from kpipe.errors import SHOWN, DataError, some
+from kpipe.errors import DataError, some
+from kpipe.names import quoted
 
 
 class Unreadable:
@@ -102,14 +103,14 @@ class Unreadable:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._raise(f"{self.where}: {self.name(number)} cannot be read ({error.strerror})")
+            self._raise(f"{self.where}: {quoted(self.name(number))} cannot be read ({error.strerror})")
 
     def _describe(self, numbers: list[int]) -> str:
         """Return the names of images, and of files also what is wrong with them."""
         names = [self.name(number) for number in numbers]
-        if self.are_files:  # only those that are shown are opened again
-            names[:SHOWN] = [f"{name} ({why_unreadable(name)})" for name in names[:SHOWN]]
-        return some(names)
+        if not self.are_files:
+            return some(names)
+        return some(names, lambda name: f"{quoted(name)} ({why_unreadable(name)})")
 
     def _raise_again(self) -> None:
         """Raise a known error again. A stream may run on after it, with gaps that mean nothing."""

@@ -11,10 +11,15 @@ from kpipe.evaluation.predictions import collect_predictions
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import draw_predictions
-from kpipe.figures.style import save_figure
+from kpipe.figures.style import noting_failures, save_figure
+
+_FIGURES = ("curves", "confusion_matrix", "predictions", "mistakes")
+_CURVES, _MATRIX, _PREDICTIONS, _MISTAKES = (f"figures/{name}.png" for name in _FIGURES)
 
 
-def write_figures(run: Path, model: keras.Model, batches: tf.data.Dataset | None, class_names: Sequence[str]) -> None:
+def write_figures(
+    run: Path, model: keras.Model, batches: tf.data.Dataset | None, class_names: Sequence[str]
+) -> list[str]:
     """Draw the curves of a run and, of a held-out split, confusion matrix, predictions and mistakes.
 
     Args:
@@ -23,21 +28,31 @@ def write_figures(run: Path, model: keras.Model, batches: tf.data.Dataset | None
         batches: of the held-out split; None: there is none.
         class_names: K names.
 
+    Returns:
+        A line for the user about each figure that could not be drawn.
+
     Raises:
-        OSError: a figure cannot be written.
+        OSError: the disk refuses what is written.
     """
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    save_figure(draw_curves(records), folder / "curves.png")
+    failures: list[str] = []
+    (run / "figures").mkdir(exist_ok=True)
+    with noting_failures(failures, run, _CURVES):
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        save_figure(draw_curves([json.loads(line) for line in lines]), run / _CURVES)
     if batches is None:
-        return
-    found = collect_predictions(model, batches)
-    matrix = draw_confusion_matrix(found.labels, found.predictions, class_names)
-    save_figure(matrix, folder / "confusion_matrix.png")
-    save_figure(
-        draw_predictions(*vars(found.first).values(), class_names, title="Predictions"), folder / "predictions.png"
-    )
-    wrong = found.num_mistakes
-    title = f"Mistakes with the highest probability, of {wrong:,}" if wrong else "No mistakes"
-    save_figure(draw_predictions(*vars(found.mistakes).values(), class_names, title=title), folder / "mistakes.png")
+        return failures
+    found = None
+    with noting_failures(failures, run, _MATRIX, _PREDICTIONS, _MISTAKES):
+        found = collect_predictions(model, batches)
+    if found is None:
+        return failures
+    with noting_failures(failures, run, _MATRIX):
+        save_figure(draw_confusion_matrix(found.labels, found.predictions, class_names), run / _MATRIX)
+    with noting_failures(failures, run, _PREDICTIONS):
+        figure = draw_predictions(*vars(found.first).values(), class_names, title="Predictions")
+        save_figure(figure, run / _PREDICTIONS)
+    with noting_failures(failures, run, _MISTAKES):
+        wrong = found.num_mistakes
+        title = f"Mistakes with the highest probability, of {wrong:,}" if wrong else "No mistakes"
+        save_figure(draw_predictions(*vars(found.mistakes).values(), class_names, title=title), run / _MISTAKES)
+    return failures

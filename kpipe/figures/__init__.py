@@ -8,7 +8,7 @@ from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import draw_image_grid, draw_predictions
 from kpipe.figures.search import draw_search
-from kpipe.figures.style import save_figure
+from kpipe.figures.style import noting_failures, save_figure
 
 __all__ = [
     "draw_confusion_matrix",
@@ -16,5 +16,6 @@ __all__ = [
     "draw_image_grid",
     "draw_predictions",
     "draw_search",
+    "noting_failures",
     "save_figure",
 ]

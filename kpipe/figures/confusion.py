@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from kpipe.figures.style import FAINT, INK, make_layout, shorten, style_axes
+from kpipe.figures.style import FAINT, INK, label, make_layout, style_axes
 
 _POINTS_PER_INCH = 72
 _MOST_WRITTEN = 20  # classes; above, neither counts nor all names are readable
@@ -74,7 +74,7 @@ def _add_colorbar(axes: Axes, image: AxesImage) -> None:
 
 def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     shown = range(0, len(class_names), math.ceil(len(class_names) / _MOST_WRITTEN))
-    names = [shorten(class_names[index], 20) for index in shown]
+    names = [label(class_names[index], 20) for index in shown]
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
     axes.set_xticks(shown, names, parse_math=False, **slanted)
     axes.set_yticks(shown, names, parse_math=False)

@@ -14,8 +14,8 @@ from kpipe.figures.style import (
     FAINT,
     INK,
     RED,
+    label,
     make_layout,
-    shorten,
     show_image,
 )
 
@@ -63,7 +63,7 @@ def draw_predictions(
     for index in range(drawn):
         axes = figure.add_subplot(grid[divmod(index, columns)])
         show_image(axes, images[index], framed=labels[index] != predictions[index])
-        true, predicted = (shorten(class_names[classes[index]], 14) for classes in (labels, predictions))
+        true, predicted = (label(class_names[classes[index]], 14) for classes in (labels, predictions))
         text = f"true: {true}\npredicted: {predicted} ({probabilities[index]:.0%})"
         color = INK if labels[index] == predictions[index] else RED
         axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
@@ -86,12 +86,12 @@ def draw_image_grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], headings: 
         lengths = sorted({len(row) for row in rows})
         raise ValueError(f"draw_image_grid: expected {len(headings)} images in each row, got {lengths}.")
     figure = Figure(figsize=(1.9 * len(headings), 2.1 * len(rows) + 0.6), layout=make_layout())
-    figure.suptitle(shorten(title, 20 * len(headings)), fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    figure.suptitle(label(title, 20 * len(headings)), fontsize=12, fontweight="bold", color=INK, parse_math=False)
     for place, axes in enumerate(figure.subplots(len(rows), len(headings), squeeze=False).flat):
         row, column = divmod(place, len(headings))
         image, caption = rows[row][column]
         show_image(axes, np.clip(np.round(image), 0, 255).astype(np.uint8), framed=False)
         if not row:
             axes.set_title(headings[column], fontsize=9, color=INK, parse_math=False)
-        axes.set_xlabel(shorten(caption, 30), fontsize=7.5, color=INK, parse_math=False)
+        axes.set_xlabel(label(caption, 30), fontsize=7.5, color=INK, parse_math=False)
     return figure

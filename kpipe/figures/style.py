@@ -1,12 +1,19 @@
 """The look of figures: colors, fonts and margins. Also how they are saved."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from kpipe.errors import first_line
+from kpipe.files import REFUSALS
+from kpipe.names import printable, quoted, shorten
 
 _DPI = 150
 INK, FAINT, GRID = "#222222", "#9a9a9a", "#e6e6e6"
@@ -28,8 +35,31 @@ def save_figure(figure: Figure, path: str | PathLike) -> None:
     """
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes. That is no reason to warn.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font|Matplotlib currently does not support")
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
+
+
+@contextmanager
+def noting_failures(failures: list[str], folder: Path, *names: str) -> Iterator[None]:
+    """Draw and save figures inside the `with`, of something that is finished and worth more than they are.
+
+    Args:
+        failures: gets a line for the user if the figures cannot be drawn.
+        folder: where they are saved.
+        names: of their files in the folder. After a failure, those that are there are removed: they show less.
+
+    Raises:
+        OSError: the disk refuses what is written.
+    """
+    try:
+        yield
+    except Exception as error:  # of any kind: fonts, sizes, names, memory
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            raise
+        for name in names:
+            with suppress(OSError):
+                (folder / name).unlink()
+        failures.append(f"{' and '.join(names)} could not be drawn: {first_line(error)}")
 
 
 def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
@@ -57,13 +87,10 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     return np.pad(channels, ((0, 0), (0, 0), (0, 3 - channels.shape[-1])))
 
 
-def shorten(name: str, most: int) -> str:
-    """Return the name on one line of at most `most` characters; both ends stay, as names often differ at the end."""
-    name = " ".join(str(name).split())
-    if len(name) <= most:
-        return name
-    head, tail = most // 2, most - most // 2 - 1
-    return f"{name[:head].rstrip()}…{name[-tail:].lstrip()}"
+def label(name: str, most: int) -> str:
+    """Return the name of a class on one line of at most `most` characters; one of spaces alone is put in quotes."""
+    text = printable(name)
+    return shorten(quoted(text) if text.isspace() else " ".join(text.split()), most)
 
 
 def make_layout() -> ConstrainedLayoutEngine:

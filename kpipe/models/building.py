@@ -1,5 +1,7 @@
-"""Building a network by its name."""
+"""Building a network by its name, if need be without the memory that its weights take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -30,6 +32,31 @@ def build_model(
         ConfigError: an unknown name, or arguments from which this network cannot be built.
     """
     return build_network(name, options, input_shape, classes, make_preprocessing(normalization))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build networks and optimizers inside the `with` whose variables have shapes, but no values: they take no memory.
+
+    They know their layers and parameters, and compute nothing. End with `fill_weights` or `forget_weights`.
+    """
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    except BaseException:
+        forget_weights()
+        raise
+
+
+def fill_weights() -> None:
+    """Give all variables that were made `without_weights` their first values: those that they else have at once."""
+    with keras.StatelessScope():
+        pass  # Keras does it where such a scope ends
+
+
+def forget_weights() -> None:
+    """Keep Keras from filling, later, the variables that were made `without_weights`."""
+    keras.backend.clear_session()
 
 
 def build_network(

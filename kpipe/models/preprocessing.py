@@ -6,6 +6,7 @@ values rounded to it before the mean is subtracted lose detail that no later lay
 Legend of the shapes: B batch, H height, W width, C channels, D = H x W x C.
 """
 
+import functools
 import math
 import zipfile
 from collections.abc import Callable
@@ -49,27 +50,30 @@ class Standardize(keras.layers.Layer):
             raise ConfigError(f"{self.name}: expected a std above 0, got {self.std}.")
 
     def build(self, input_shape):
-        self._mean_constant = self._constant("mean", self.mean, input_shape)
-        self._std_constant = self._constant("std", self.std, input_shape)
+        height, width, channels = input_shape[1:]
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if np.shape(values) not in ((), (1,), (channels,)):
+                expected = "1 value" if channels == 1 else f"1 or {channels} values"
+                raise ConfigError(
+                    f"{self.name}: expected {expected} of {what}, got {np.size(values)}: "
+                    "one for each channel of the images."
+                )
+        known = height is not None and width is not None
+        self._constant_shape = (1, height, width, channels) if known else (1, 1, 1, channels)
 
-    def _constant(self, what: str, values: float | list[float], input_shape: InputShape) -> np.ndarray:
-        """Return float32 [1, H, W, C] where H and W are known, else [1, 1, 1, C].
+    @functools.cached_property
+    def _constants(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std, float32 [1, H, W, C] where H and W are known, else [1, 1, 1, C]; made when they are first used.
 
         On a CPU, broadcasting over a last axis of three is slow; tiled constants cost little.
         """
-        height, width, channels = input_shape[1:]
-        if np.shape(values) not in ((), (1,), (channels,)):
-            raise ConfigError(
-                f"{self.name}: expected 1 or {channels} values of {what}, got {np.size(values)}: "
-                "one for each channel of the images."
-            )
-        known = height is not None and width is not None
-        shape = (1, height, width, channels) if known else (1, 1, 1, channels)
-        return np.ascontiguousarray(np.broadcast_to(np.asarray(values, "float32"), shape))
+        values = (np.asarray(each, "float32") for each in (self.mean, self.std))
+        mean, std = (np.ascontiguousarray(np.broadcast_to(each, self._constant_shape)) for each in values)
+        return mean, std
 
     def call(self, images):
-        images = ops.cast(images, self.compute_dtype)
-        return (images - self._mean_constant) / self._std_constant
+        mean, std = self._constants
+        return (ops.cast(images, self.compute_dtype) - mean) / std
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -82,8 +86,12 @@ class Standardize(keras.layers.Layer):
 class SubtractMeanImage(keras.layers.Layer):
     """`images - mean image`, per pixel and channel, as AlexNet and ZFNet prepare their input.
 
-    A. Krizhevsky, I. Sutskever, G. Hinton, NIPS 2012, section 2. The mean image is a weight that is not trained,
-    zero until `set_weights([mean])`; mean: float32 [H, W, C], in units of 0..255.
+    A. Krizhevsky, I. Sutskever, G. Hinton, NIPS 2012, section 2. The mean image is a weight that is not trained:
+    float32 [H, W, C], in units of 0..255.
+
+    Args:
+        mean_initializer: the mean image at first: what `add_weight` takes. It is not part of the layer's config.
+        dtype: of the arithmetic and of the result; leave it.
 
     Input: numbers of any dtype, [B, H, W, C], 0..255, H and W known. Output: float32 [B, H, W, C].
 
@@ -91,12 +99,14 @@ class SubtractMeanImage(keras.layers.Layer):
         ConfigError: H or W is unknown.
     """
 
-    def __init__(self, *, dtype="float32", **options):
+    def __init__(self, *, mean_initializer="zeros", dtype="float32", **options):
         super().__init__(dtype=dtype, **options)
+        self.mean_initializer = mean_initializer
 
     def build(self, input_shape):
         check_known_size(self.name, input_shape[1:])
-        self.mean = self.add_weight(shape=input_shape[1:], initializer="zeros", trainable=False, name="mean")
+        shape, start = input_shape[1:], self.mean_initializer
+        self.mean = self.add_weight(shape=shape, initializer=start, trainable=False, name="mean")
 
     def call(self, images):
         return ops.cast(images, self.compute_dtype) - self.mean
@@ -115,11 +125,12 @@ class Whiten(keras.layers.Layer):
 
     With the eigenvectors U and eigenvalues l of the pixels' covariance, the matrix is U for PCA, U / sqrt(l + e) for
     PCA whitening, and U / sqrt(l + e) @ U.T for ZCA, where a small e keeps noise from being blown up. Mean and matrix
-    are weights that are not trained, zero and identity until `set_weights([mean, matrix])`; mean: float32 [D], in units
-    of 0..255; matrix: float32 [D, components].
+    are weights that are not trained; mean: float32 [D], in units of 0..255; matrix: float32 [D, components].
 
     Args:
         components: how many columns the matrix has; None: D, and the result has the shape of an image.
+        mean_initializer, matrix_initializer: the weights at first: what `add_weight` takes. They are not part of the
+            layer's config.
         dtype: of the arithmetic and of the result; leave it.
 
     Input: numbers of any dtype, [B, H, W, C], 0..255, D at most 4,096. Output: float32 [B, H, W, C], or
@@ -129,17 +140,27 @@ class Whiten(keras.layers.Layer):
         ConfigError: H or W is unknown, more than 4,096 dimensions, or more components than dimensions.
     """
 
-    def __init__(self, components: int | None = None, *, dtype="float32", **options):
+    def __init__(
+        self,
+        components: int | None = None,
+        *,
+        mean_initializer="zeros",
+        matrix_initializer="identity",
+        dtype="float32",
+        **options,
+    ):
         super().__init__(dtype=dtype, **options)
         self.components = components
+        self.mean_initializer, self.matrix_initializer = mean_initializer, matrix_initializer
 
     def build(self, input_shape):
         check_whitening(self.name, input_shape[1:], self.components)
         dimensions = math.prod(input_shape[1:])
         components = dimensions if self.components is None else self.components
-        self.mean = self.add_weight(shape=(dimensions,), initializer="zeros", trainable=False, name="mean")
-        shape = (dimensions, components)
-        self.matrix = self.add_weight(shape=shape, initializer="identity", trainable=False, name="matrix")
+        options = {"initializer": self.mean_initializer, "trainable": False, "name": "mean"}
+        self.mean = self.add_weight(shape=(dimensions,), **options)
+        options = {"initializer": self.matrix_initializer, "trainable": False, "name": "matrix"}
+        self.matrix = self.add_weight(shape=(dimensions, components), **options)
 
     def call(self, images):
         rows = ops.reshape(ops.cast(images, self.compute_dtype), (-1, self.mean.shape[0]))
@@ -231,7 +252,7 @@ def make_neutral(kind: str, shape: tuple[int, int, int], components: int | None 
         components: of a projection; None: all.
     """
     if kind == "mean_image":
-        return Normalization("mean_image", np.zeros(shape, np.float32))
+        return Normalization("mean_image", np.broadcast_to(np.float32(0), shape))
     if kind in ("pca", "pca_whiten", "zca"):
         dimensions = math.prod(shape)
         matrix = np.eye(dimensions, components, dtype=np.float32)
@@ -247,11 +268,15 @@ def make_preprocessing(normalization: Normalization, *, portable: bool = False) 
         portable: use plain Keras layers where each pixel is treated alike; kpipe's own are faster.
     """
     if normalization.kind == "mean_image":
-        return _holding(SubtractMeanImage(name="mean_image"), normalization.mean)
+        return SubtractMeanImage(mean_initializer=_starting_with(normalization.mean), name="mean_image")
     if normalization.kind == "whiten":
         dimensions, components = normalization.matrix.shape
-        layer = Whiten(None if components == dimensions else components, name="whiten")
-        return _holding(layer, normalization.mean, normalization.matrix)
+        return Whiten(
+            None if components == dimensions else components,
+            mean_initializer=_starting_with(normalization.mean),
+            matrix_initializer=_starting_with(normalization.matrix),
+            name="whiten",
+        )
     scale = _scale(normalization, portable)
     if normalization.kind == "caffe":
         # An operation of Keras, not a layer: it has no name to keep, and it is loaded without kpipe.
@@ -266,15 +291,9 @@ def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
     return keras.layers.Normalization(mean=mean.tolist(), variance=np.square(std).tolist(), name="standardize")
 
 
-def _holding(layer: keras.layers.Layer, *weights: np.ndarray) -> Preprocessing:
-    """Return a preprocessing that sets the layer's weights as soon as it has been built."""
-
-    def preprocess(images):
-        outputs = layer(images)
-        layer.set_weights(weights)
-        return outputs
-
-    return preprocess
+def _starting_with(constant: np.ndarray) -> Callable[..., Any]:
+    """Return an initializer of a weight that has this value."""
+    return lambda shape, dtype=None: ops.convert_to_tensor(constant, dtype)
 
 
 def save_normalization(path: Path, normalization: Normalization) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from kpipe.catalog.wording import show
+from kpipe.errors import ConfigError
 from kpipe.files import (
     expand_path,
     read_json,
@@ -20,6 +22,7 @@ from kpipe.files import (
     write_json,
     write_yaml,
 )
+from kpipe.names import is_utf8, quoted, shell_quoted
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
@@ -89,11 +92,14 @@ def logs_folder(logs: str | None, where: str = "logs") -> Path:
     """Return the folder of all runs: `logs` of the experiment, else $KPIPE_LOGS, else tensorboard_logs.
 
     Raises:
-        ConfigError: as `expand_path`; `where` begins the message about `logs`.
+        ConfigError: as `expand_path`, or the path is not UTF-8; `where` begins the message about `logs`.
     """
-    if logs:
-        return expand_path(logs, where)
-    return expand_path(os.environ.get("KPIPE_LOGS") or "tensorboard_logs", "KPIPE_LOGS")
+    if logs is None:
+        logs, where = os.environ.get("KPIPE_LOGS") or "tensorboard_logs", "KPIPE_LOGS"
+    path = expand_path(logs, where)
+    if not is_utf8(str(path)):
+        raise ConfigError(f"{where}: expected a path in UTF-8, which TensorBoard needs, got {quoted(str(path))}")
+    return path
 
 
 @contextmanager
@@ -258,7 +264,8 @@ def _nearest_other(others: list[tuple[Path, dict[str, Any]]], identity: dict[str
     found = [(path, _differences(theirs, identity)) for path, theirs in others]
     path, differences = min(found, key=lambda each: len(each[1]))
     shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
-    return f"{path} is unfinished and has another config ({shown}); kpipe run --resume {path} resumes it"
+    command = f"kpipe run --resume {shell_quoted(str(path))}"
+    return f"{path} is unfinished and has another config ({shown}); {command} resumes it"
 
 
 def _has_nothing_to_keep(path: Path) -> bool:
@@ -281,4 +288,4 @@ def _differences(theirs: Any, ours: Any, keys: str = "") -> list[str]:
             if theirs.get(key) != ours.get(key)
             for found in _differences(theirs.get(key), ours.get(key), f"{keys}.{key}" if keys else key)
         ]
-    return [f"{keys}: {theirs} there, {ours} here"]
+    return [f"{keys}: {show(theirs)} there, {show(ours)} here"]

@@ -1,13 +1,13 @@
 """Says what is saved when a signal ends a run, and which command resumes it."""
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kpipe.errors import Interrupted
+from kpipe.names import shell_quoted
 from kpipe.runs.directory import Run, saved_step
 from kpipe.signals import Stop
 
@@ -36,7 +36,7 @@ def command_again(*, resumes: bool) -> str:
     modules = {"run.py": "kpipe.run", "__main__.py": "kpipe"}
     program = [_typed(sys.executable, "python"), "-m", modules[script]] if script in modules else [_typed(sys.argv[0])]
     arguments = [argument for argument in sys.argv[1:] if not (resumes and argument == "--new")]
-    return shlex.join([*program, *arguments])
+    return " ".join(map(shell_quoted, [*program, *arguments]))
 
 
 def _typed(path: str, name: str = "kpipe") -> str:

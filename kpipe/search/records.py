@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kpipe.config.schema import Experiment
 from kpipe.files import finite_or_null, read_json, write_text
+from kpipe.names import printable
 from kpipe.search.directory import TRIALS
 
 _SCORED = ("finished", "stopped")
@@ -193,5 +194,7 @@ def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> No
 
 
 def to_scalar(value: Any) -> bool | int | float | str:
-    """Return a value without structure: lists and sections become JSON."""
-    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    """Return a value without structure: text is printable, lists and sections become JSON."""
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, bool | int | float) else json.dumps(value)

@@ -1,7 +1,6 @@
 """The report of a search: a table while it runs, files for other programs, TensorBoard, and a figure."""
 
 import json
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from kpipe.config.schema import Experiment
 from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.files import write_json, write_text
+from kpipe.names import printable, shell_quoted
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
 from kpipe.search.records import (
@@ -115,8 +115,10 @@ class Report:
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
         scores = [record.score if record.has_score else None for record in order]
         times = _times(order, records)
-        figure = figures.draw_search(scores, times, objective=self._objective)
-        figures.save_figure(figure, self._folder / FIGURE)
+        undrawn: list[str] = []
+        with figures.noting_failures(undrawn, self._folder, FIGURE):
+            figure = figures.draw_search(scores, times, objective=self._objective)
+            figures.save_figure(figure, self._folder / FIGURE)
         best = rank(order, self._objective)
         counts = {status: sum(record.status == status for record in order) for status in _ENDINGS}
         summary = {
@@ -129,7 +131,7 @@ class Report:
         }
         write_json(self._folder / SUMMARY, summary)
         remove_unfinished(self._folder)
-        self._show_result(best, order, summary, is_exhausted)
+        self._show_result(best, order, summary, is_exhausted, undrawn)
         return summary
 
     # --- on the screen ----------------------------------------------------------------------------------------------
@@ -202,7 +204,12 @@ class Report:
         return table
 
     def _show_result(
-        self, best: Sequence[Record], order: Sequence[Record], summary: Mapping[str, Any], is_exhausted: bool
+        self,
+        best: Sequence[Record],
+        order: Sequence[Record],
+        summary: Mapping[str, Any],
+        is_exhausted: bool,
+        undrawn: Sequence[str],
     ) -> None:
         line, path = self._screen.line, self._folder
         if best:
@@ -227,9 +234,11 @@ class Report:
             line(
                 f"Best: trial {best[0].number}, {self._objective} {best[0].score:.4f}{'; ' + remark if remark else ''}"
             )
-            line(f"Train it: kpipe run {shlex.quote(str(path / BEST))}")
-        line(f"All trials: {path / TRIALS_CSV}; {path / FIGURE}")
-        line(f"Curves and HParams: tensorboard --logdir {shlex.quote(str(path))}")
+            line(f"Train it: kpipe run {shell_quoted(str(path / BEST))}")
+        line(f"All trials: {path / TRIALS_CSV}" + ("" if undrawn else f"; {path / FIGURE}"))
+        for failure in undrawn:
+            line(f"note: {failure}")
+        line(f"Curves and HParams: tensorboard --logdir {shell_quoted(str(path))}")
 
     def _remark(self, best: Record) -> str:
         """Return what to know before training best.yaml; empty where that reproduces the score."""
@@ -288,7 +297,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return printable(value) if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def _first_sentence(message: str) -> str:

@@ -24,6 +24,7 @@ from kpipe.console import Screen
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.experiment import train
 from kpipe.files import read_json
+from kpipe.names import printable
 from kpipe.runs.directory import is_run_of
 from kpipe.runs.options import RunOptions
 from kpipe.search.records import Record, rank, read_records, write_record
@@ -93,8 +94,8 @@ class TrialRunner:
         splits = self._last_data[1]
         if splits.validation is None:
             raise DataError(
-                f"{config.source}: a search needs a validation split, which this data does not give; take a larger "
-                "data.split.validation, or more images per class"
+                f"{printable(config.source)}: a search needs a validation split, which this data does not give; take a "
+                "larger data.split.validation, or more images per class"
             )
         return splits
 

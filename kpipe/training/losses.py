@@ -17,6 +17,7 @@ from keras import ops
 
 from kpipe.catalog.rows import check_options
 from kpipe.catalog.training import LOSSES, EuclideanOptions, MapOptions
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
 _WHERE = "training.loss"
@@ -33,7 +34,7 @@ def make_loss(name: str, options: Mapping[str, Any] | None = None) -> keras.loss
         ConfigError: the name is not known, or an option is out of range.
     """
     if name not in LOSSES:
-        raise ConfigError(f"{_WHERE}: expected a known name, got '{name}'{did_you_mean(name, LOSSES)}")
+        raise ConfigError(f"{_WHERE}: expected a known name, got {show(name)}{did_you_mean(name, LOSSES)}")
     return LOSSES[name].load()(**(options or {}))
 
 

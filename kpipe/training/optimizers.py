@@ -16,6 +16,7 @@ from keras import ops
 
 from kpipe.catalog.rows import check_options
 from kpipe.catalog.training import OPTIMIZERS
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
 GradientTransform = Callable[[Any, keras.Variable], Any]
@@ -45,7 +46,9 @@ def make_optimizer(
         ConfigError: the name is not known, or an option is out of range.
     """
     if name not in OPTIMIZERS:
-        raise ConfigError(f"training.optimizer: expected a known name, got '{name}'{did_you_mean(name, OPTIMIZERS)}")
+        raise ConfigError(
+            f"training.optimizer: expected a known name, got {show(name)}{did_you_mean(name, OPTIMIZERS)}"
+        )
     row = OPTIMIZERS[name]
     checked = check_options("training.optimizer", row.options, **options, weight_decay=weight_decay)
     decay = checked.weight_decay

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
@@ -21,7 +22,9 @@ def resolve_precision(name: str) -> str:
         ConfigError: the name is not known, or this machine only emulates the format.
     """
     if name not in PRECISIONS:
-        raise ConfigError(f"training.precision: expected a known name, got '{name}'{did_you_mean(name, PRECISIONS)}")
+        raise ConfigError(
+            f"training.precision: expected a known name, got {show(name)}{did_you_mean(name, PRECISIONS)}"
+        )
     capability = gpu_capability()
     if name == "mixed_float16" and capability is None:
         raise ConfigError(

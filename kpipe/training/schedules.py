@@ -13,6 +13,7 @@ from keras import ops
 
 from kpipe.catalog.rows import OneOf, check_options
 from kpipe.catalog.training import SCHEDULES, CosineOptions, MultistepOptions, ScheduleOptions
+from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.training.durations import steps_of
 
@@ -32,7 +33,7 @@ def make_schedule(name: str, options: Mapping[str, Any], *, total_steps: int, st
         ConfigError: the name is not known, an option is out of range, or the warm-up is longer than the training.
     """
     if name not in SCHEDULES:
-        raise ConfigError(f"{_WHERE}: expected a known schedule, got '{name}'{did_you_mean(name, SCHEDULES)}")
+        raise ConfigError(f"{_WHERE}: expected a known schedule, got {show(name)}{did_you_mean(name, SCHEDULES)}")
     return SCHEDULES[name].load()(**options, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
 
 

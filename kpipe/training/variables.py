@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -89,16 +89,32 @@ class DiskNeed:
     finished: int
 
 
-def estimate_disk(model: keras.Model, keep: int, *, keep_last: bool = True) -> DiskNeed:
+def plan_optimizer_variables(model: keras.Model) -> list[keras.Variable]:
+    """Return variables of the shapes and dtypes of those that the optimizer of a compiled model will keep.
+
+    The optimizer is built on a variable of one value, since the weights may have none. For each of its variables that
+    goes with that one, the weights themselves stand.
+    """
+    model.optimizer.build([keras.Variable(np.zeros(1, np.float32))])
+    kept: list[keras.Variable] = []
+    for variable in model.optimizer.variables:
+        kept += model.trainable_variables if len(variable.shape) else [variable]
+    return kept
+
+
+def estimate_disk(
+    model: keras.Model, optimizer_variables: Sequence[keras.Variable], keep: int, *, keep_last: bool = True
+) -> DiskNeed:
     """Return what the checkpoints of a model and its saved network will take.
 
     Args:
-        model: compiled, its optimizer and metrics built.
+        model: compiled, its metrics built.
+        optimizer_variables: those of its optimizer, or of the same shapes and dtypes.
         keep: how many of the newest checkpoints are kept, besides the best.
         keep_last: whether the last one is kept at the end.
     """
-    checkpoint = count_bytes(named_variables(model).values())
-    network = count_bytes(named_variables(model, NETWORK).values())
+    network = count_bytes([*model.trainable_variables, *model.non_trainable_variables])
+    checkpoint = network + count_bytes([*optimizer_variables, *model.metrics_variables])
     # The newest and the best, while the next is written beside them.
     return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
 

@@ -202,9 +202,7 @@ def test_labels_are_those_of_now(tmp_path, kept):
 
 def test_nothing_is_left_of_a_decoding_that_failed(root, kept):
     (root / "007" / "image.png").write_bytes(b"no image")
-    with pytest.raises(
-        DataError, match=r"got 1 file that cannot be decoded: .*007/image\.png\S* \(.*\)\. Replace"
-    ):
+    with pytest.raises(DataError, match=r"got 1 file that cannot be decoded: .*007/image\.png\S* \(.*\)\. Replace"):
         load(root)
     assert sets_in(kept) == []
 

@@ -131,7 +131,7 @@ def test_small_class_goes_whole_to_train(tmp_path):
     write_classes(tmp_path, {"many": 20, "few": 2})
     splits = load_dataset(f"folder:{tmp_path}")
     assert counts(splits.train, 2) == [2, 14]
-    assert splits.notes == ("too few images to split, all of them in train: few",)
+    assert splits.notes == ("too few images to split, all of them in train: 'few'",)
 
 
 def test_splits_that_come_out_empty_are_none(tmp_path):
@@ -139,7 +139,7 @@ def test_splits_that_come_out_empty_are_none(tmp_path):
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), splits.validation, splits.test) == (3, None, None)
     assert splits.notes == (
-        "too few images to split, all of them in train: a, b",
+        "too few images to split, all of them in train: 'a', 'b'",
         "there is no test split: too few images to split",
         "there is no validation split: too few images to split",
     )
@@ -157,9 +157,9 @@ def test_folder_ignores_what_is_no_image(tmp_path):
     splits = load_dataset(f"folder:{tmp_path}", validation=0, test=0)
     assert counts(splits.train, 2) == [2, 3]
     assert splits.notes == (
-        "ignored 1 image outside of the class folders: overview.png",
-        "ignored 1 file that is not an image: notes.txt",
-        "ignored 1 folder that is not a class: empty",
+        "ignored 1 image outside of the class folders: 'overview.png'",
+        "ignored 1 file that is not an image: 'notes.txt'",
+        "ignored 1 folder that is not a class: 'empty'",
     )
 
 
@@ -167,7 +167,7 @@ def test_one_stray_file_is_named(tmp_path):
     write_classes(tmp_path / "train", {"cat": 2, "dog": 2})
     (tmp_path / "notes.txt").write_text("no image")
     notes = load_dataset(f"folder:{tmp_path}", validation=0, test=0).notes
-    assert notes == ("ignored 1 file that is not an image: notes.txt",)
+    assert notes == ("ignored 1 file that is not an image: 'notes.txt'",)
 
 
 def test_folder_with_umlauts_spaces_and_gray_images(tmp_path):
@@ -274,9 +274,9 @@ def test_links_are_followed_to_classes_and_images_and_not_in_circles(tmp_path):
     splits = load_dataset(f"folder:{tmp_path / 'set'}", validation=0, test=0)
     assert (splits.class_names, counts(splits.train, 2)) == (("cat", "dog"), [3, 3])
     assert splits.notes == (
-        "ignored 1 file that is not an image: self",
-        "ignored 1 folder that is not a class: all",
-        "ignored 1 link to a folder inside a class: cat/circle",
+        "ignored 1 file that is not an image: 'self'",
+        "ignored 1 folder that is not a class: 'all'",
+        "ignored 1 link to a folder inside a class: 'cat/circle'",
     )
 
 
@@ -284,7 +284,7 @@ def test_a_pipe_is_not_waited_for_and_a_broken_link_is_named(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 2})
     os.mkfifo(tmp_path / "a" / "pipe.png")
     notes = load_dataset(f"folder:{tmp_path}", validation=0, test=0).notes
-    assert notes == ("ignored 1 file that is not an image: a/pipe.png",)
+    assert notes == ("ignored 1 file that is not an image: 'a/pipe.png'",)
     (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"cannot be decoded: .*gone\.png\S* \(No such file or directory\)\. Replace"):
         load_dataset(f"folder:{tmp_path}")
@@ -326,10 +326,10 @@ BAD_FOLDERS = [
         r"expected a folder of images, got a file\. Check the path",
     ),
     (lambda root: None, r"expected one folder per class, got no images in folders\. Put images \(\.jpg, "),
-    (one_class, r"expected at least two classes, got one, cat\. Add a folder for each other class"),
-    (unknown_class, r"expected in test/ the classes of train/ only, got cow\. Add images of it to train/"),
-    (no_train, r"expected a train folder, got test, val\. Add train/"),
-    (two_validations, r"expected one validation folder, got val, valid\. Keep one of them"),
+    (one_class, r"expected at least two classes, got one, 'cat'\. Add a folder for each other class"),
+    (unknown_class, r"expected in test/ the classes of train/ only, got 'cow'\. Add images of it to train/"),
+    (no_train, r"expected a train folder, got 'test', 'val'\. Add train/"),
+    (two_validations, r"expected one validation folder, got 'val', 'valid'\. Keep one of them"),
     (empty_test, r"expected one folder per class in test/, got an empty folder"),
 ]
 
@@ -364,8 +364,8 @@ def test_tfds_splits_by_name(tfds_data):
     places = splits.train.images[:, 0, 0, 0] // 10
     np.testing.assert_array_equal(splits.train.labels, places % 2)
     assert sorted(splits.notes) == [
-        "ignored the split extra",
-        "ignored the split test, which has no labels",
+        "ignored the split 'extra'",
+        "ignored the split 'test', which has no labels",
         "there is no test split: the set has a validation split, but none for the test",
     ]
 
@@ -390,8 +390,8 @@ def test_tfds_with_damaged_files(tfds_data, tmp_path, lost, seen):
     [records] = tmp_path.rglob("*.tfrecord*")
     records.write_bytes(records.read_bytes()[:-lost])
     message = (
-        rf"tfds:{name}, train: expected 10 records, got {seen}: {re.escape(str(records))} cannot be read to the end\. "
-        r"Remove .* and prepare the set again, or train on what is left with data\.on_error=skip"
+        rf"tfds:{name}, train: expected 10 records, got {seen}: '{re.escape(str(records))}' cannot be read to the end"
+        r"\. Remove .* and prepare the set again, or train on what is left with data\.on_error=skip"
     )
     with pytest.raises(DataError, match=message):
         load_dataset(f"tfds:{name}")
@@ -411,7 +411,7 @@ def test_tfds_that_lost_whole_records(tfds_data, tmp_path):
 
 def test_tfds_without_train(tfds_data):
     define_set(tfds_data, "tiny_test", {"test": [0, 1]})
-    with pytest.raises(DataError, match=r"tfds:tiny_test: expected a split called train, got test"):
+    with pytest.raises(DataError, match=r"tfds:tiny_test: expected a split called train, got 'test'"):
         load_dataset("tfds:tiny_test")
 
 
@@ -446,14 +446,41 @@ def test_tfds_that_cannot_be_downloaded(tfds_data, tmp_path, monkeypatch):
     [
         ("cifr10", ", did you mean 'cifar10'?"),
         ("qqzzqq", ""),
-        ("mnist/no", ", which has no such config or version"),
+        ("mnist/no", ": BuilderConfig no not found with version 3.0.1"),
+        ("mnist/", ", which is not written as <name>, <name>/<config> or <name>:1.0.0"),
+        ("mn ist", ", which is not written as <name>, <name>/<config> or <name>:1.0.0"),
+        ("a/b/c", ", which is not written as <name>, <name>/<config> or <name>:1.0.0"),
+        ("mnist\n/", ", which is not written as <name>, <name>/<config> or <name>:1.0.0"),
+        ("mnist:9.9.9", ": Dataset mnist cannot be loaded at version 9.9.9, only: 3.0.1."),
+        ("mnist/size=3", ": DatasetBuilder.__init__() got an unexpected keyword argument 'size'"),
     ],
 )
 def test_tfds_unknown_names(tfds_data, name, hint):
     with pytest.raises(DataError) as caught:
         load_dataset(f"tfds:{name}")
     catalog = "https://www.tensorflow.org/datasets/catalog"
-    assert str(caught.value) == f"tfds:{name}: expected a set of {catalog}, got '{name}'{hint}"
+    shown = name.replace("\n", "\\n")
+    assert str(caught.value) == f"tfds:{shown}: expected a set of {catalog}, got '{shown}'{hint}"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'datasets'"), "No module named 'datasets'"),
+        (AssertionError(), "AssertionError"),
+        (tf.errors.FailedPreconditionError(None, None, "Could not resolve host\n\t more"), "Could not resolve host"),
+    ],
+)
+def test_whatever_tfds_raises_for_a_name_is_a_line(tfds_data, monkeypatch, capsys, error, reason):
+    def builder(name, **options):
+        print("**** please install datasets ****")
+        raise error
+
+    monkeypatch.setattr(tfds_data, "builder", builder)
+    with pytest.raises(DataError) as caught:
+        load_dataset("tfds:huggingface:mnist")
+    assert str(caught.value).endswith(f"/catalog, got 'huggingface:mnist': {reason}")
+    assert capsys.readouterr().out == ""
 
 
 def test_embedded_sources_do_not_import_tfds():

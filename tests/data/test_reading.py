@@ -304,7 +304,7 @@ def test_a_file_that_may_not_be_opened_is_no_broken_image(tmp_path, monkeypatch)
     path.unlink()
     path.symlink_to(path)  # as root one may open any file, but not this one
     split = load_dataset(f"folder:{tmp_path}", cache="none", **WHOLE, **SKIP).train
-    with pytest.raises(DataError, match=r"image\.png cannot be read \(.+\)$"):
+    with pytest.raises(DataError, match=r"image\.png' cannot be read \(.+\)$"):
         split.unreadable.add([0])
 
 

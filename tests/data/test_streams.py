@@ -110,10 +110,10 @@ def test_a_training_from_a_damaged_stream(damaged):
 def test_a_damaged_stream_is_refused(damaged):
     stream, is_seen = damaged
     lost = 12 - len(stream.readable)
-    names = ", ".join(stream.names)
+    names = ", ".join(map(repr, stream.names))
     if is_seen:
         message = (
-            f"{stream.source}, train: expected 12 records, got {12 - lost}: {stream.files[1]} cannot be read to the "
+            f"{stream.source}, train: expected 12 records, got {12 - lost}: '{stream.files[1]}' cannot be read to the "
             f"end. Remove {stream.files[1].parent} and prepare the set again, or train on what is left with "
             "data.on_error=skip"
         )
@@ -141,7 +141,7 @@ def test_a_stream_damaged_beyond_the_limit(damaged):
         message = f"expected 12 records and at most 5 % of them lost (data.skip_limit), got {12 - lost}: "
     else:
         message = (
-            f"expected at most 5 % of 12 files to be unreadable (data.skip_limit), got {lost}: {stream.names[0]}, "
+            f"expected at most 5 % of 12 files to be unreadable (data.skip_limit), got {lost}: '{stream.names[0]}', "
         )
     for cache in ("memory", "none"):
         with pytest.raises(DataError, match=re.escape(message)):

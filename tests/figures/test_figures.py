@@ -267,7 +267,7 @@ def test_predictions_are_drawn_as_a_grid(tmp_path, count, most, drawn):
 def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
     columns = rows_of_predictions(2, names=("$x_1$", "猫\n犬"))
     figure = figures.draw_predictions(*columns, title="50 $ of $")
-    assert figure.axes[1].get_title() == "true: 猫 犬\npredicted: $x_1$ (60%)"
+    assert figure.axes[1].get_title() == "true: 猫\\n犬\npredicted: $x_1$ (60%)"
     assert_saved(figure, tmp_path)
 
 

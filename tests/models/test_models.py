@@ -575,7 +575,7 @@ def test_standardize(policy, size):
 def test_standardize_tiles_its_constants_where_the_size_is_known(size, constant):
     layer = Standardize(MEAN, 2.0)
     layer.build((None, *size, 3))
-    assert layer._mean_constant.shape == layer._std_constant.shape == constant
+    assert [values.shape for values in layer._constants] == [constant, constant]
 
 
 def test_standardize_takes_raw_bytes():

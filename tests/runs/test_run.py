@@ -111,7 +111,7 @@ def test_a_network_is_built_and_planned_with_every_normalization(kpipe, experime
     loaded = load_experiment(experiment, overrides).experiment
     strategy = make_strategy()
     loaded = resolve_auto(loaded)
-    measured, neutral = prepare(loaded, strategy), prepare(loaded, strategy, statistics=False).model
+    measured, neutral = prepare(loaded, strategy), prepare(loaded, strategy, only_shapes=True).model
     assert [w.shape for w in measured.model.weights] == [w.shape for w in neutral.weights]
 
     images = measured.splits.train.images
@@ -175,9 +175,9 @@ def test_a_normalization_that_the_images_do_not_allow(experiment, normalize):
         "imagenet": "data.normalize: expected images of 3 channels for imagenet, got 1",
         "zca": "data.normalize: expected images of at most 4,096 values to whiten, got 65x65x1 = 4,225",
     }
-    for statistics in (True, False):
+    for only_shapes in (True, False):
         with pytest.raises(ConfigError, match=f"^{re.escape(expected[normalize])}"):
-            prepare(loaded, make_strategy(), splits=splits, statistics=statistics)
+            prepare(loaded, make_strategy(), splits=splits, only_shapes=only_shapes)
 
 
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):

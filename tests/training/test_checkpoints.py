@@ -494,10 +494,10 @@ def test_a_system_without_flushing_of_directories_saves_too(model, tmp_path, mon
 
 
 def test_the_estimate_of_the_disk_is_what_the_files_take(model, folder):
-    need = estimate_disk(model, keep=2)
+    need = estimate_disk(model, model.optimizer.variables, keep=2)
     taken = sum(file.stat().st_size for file in (folder / "step-00000020").glob("*.npz"))
     assert need.checkpoint <= taken <= need.checkpoint + 6_000  # the names and headers of the arrays
     weights = 4 * (16 * 3 + 3) + 2 * 8  # kernel and bias, and two words of dropout's seed
     assert need.most == 4 * need.checkpoint + weights
     assert need.finished == need.checkpoint + weights
-    assert estimate_disk(model, keep=2, keep_last=False).finished == weights
+    assert estimate_disk(model, model.optimizer.variables, keep=2, keep_last=False).finished == weights

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from kpipe import host
 from kpipe.runs import environment
 from kpipe.training import device
 
@@ -25,8 +26,8 @@ def test_free_memory_is_that_of_the_machine_or_of_the_container(tmp_path, monkey
     for name, text in (*files.values(), ("memory.stat", stat)):
         if text is not None:
             (tmp_path / name).write_text(text)
-    monkeypatch.setattr(device, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(device, "CONTAINER", tmp_path)
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "CONTAINER", tmp_path)
     assert device.free_memory() == expected
 
 

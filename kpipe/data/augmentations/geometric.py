@@ -25,7 +25,7 @@ def pad_crop(padding: int = 4) -> Augmentation:
     Raises:
         ConfigError: `padding` is not a whole number of at least 1.
     """
-    check_options("pad_crop", PadCropOptions, padding=padding)
+    padding = check_options("pad_crop", PadCropOptions, padding=padding).padding
 
     def apply(images, uniforms):
         # The crop moves by the uniform, the image against it.
@@ -82,7 +82,7 @@ def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:
     Raises:
         ConfigError: an argument is out of its range.
     """
-    check_options("rotate", RotateOptions, degrees=degrees, fill=fill)
+    fill = check_options("rotate", RotateOptions, degrees=degrees, fill=fill).fill
 
     def apply(images, uniforms):
         rows, columns = turn(images, spread(uniforms[:, 0], math.radians(degrees)))
@@ -104,11 +104,11 @@ def cutout(size: int = 16, fill: int = 0) -> Augmentation:
     Raises:
         ConfigError: an argument is not a whole number of its range.
     """
-    check_options("cutout", CutoutOptions, size=size, fill=fill)
+    options = check_options("cutout", CutoutOptions, size=size, fill=fill)
 
     def apply(images, uniforms):
-        covered = box(images, uniforms, size, size)
-        return tf.where(covered, tf.constant(fill, images.dtype), images)
+        covered = box(images, uniforms, options.size, options.size)
+        return tf.where(covered, tf.constant(options.fill, images.dtype), images)
 
     return Augmentation("cutout", 2, apply)
 

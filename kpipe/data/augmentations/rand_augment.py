@@ -46,7 +46,8 @@ def rand_augment(operations: int = 2, magnitude: int = 9) -> Augmentation:
         ConfigError: an argument is not a whole number of its range.
         ValueError: when applied, the images have neither 1 nor 3 channels.
     """
-    check_options("rand_augment", RandAugmentOptions, operations=operations, magnitude=magnitude)
+    options = check_options("rand_augment", RandAugmentOptions, operations=operations, magnitude=magnitude)
+    operations, magnitude = options.operations, options.magnitude
 
     def apply(images, uniforms):
         check_channels("rand_augment", images)

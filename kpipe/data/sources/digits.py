@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.images import Form, to_form
+from kpipe.data.pixels import check_memory
 from kpipe.data.sources.request import SourceRequest, check_channels
 from kpipe.data.splits import Source
 
@@ -22,6 +23,9 @@ def read_digits(request: SourceRequest) -> Source:
 
     check_channels(1, request.form.channels, "digits")
     digits = load_digits()
+    if size := request.form.size:
+        shape = (len(digits.images), size, size, request.form.channels or 1)
+        check_memory(shape, "digits", "Take a smaller data.image_size")
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     train = ArraySplit(_in_form(images, request.form), digits.target.astype(np.int32))
     return Source({"train": train}, tuple(map(str, digits.target_names)))

@@ -18,6 +18,7 @@ from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, some
 from kpipe.layout import Layout, find_layout, has_image_name, is_folder, is_hidden, is_image, is_left_out
+from kpipe.names import shown
 
 SIZES = 8
 """Number of files of a class whose size is part of its digest: classes with the same file names differ in them."""
@@ -39,7 +40,7 @@ def read_folder(request: SourceRequest) -> Source:
     Raises:
         DataError: as `find_layout`; or a folder cannot be read.
     """
-    where, root = f"folder:{request.argument}", Path(request.argument)
+    where, root = shown(f"folder:{request.argument}"), Path(request.argument)
     check_channels(3, request.form.channels, where)
     layout = find_layout(root)
     class_names = tuple(layout.splits["train"])
@@ -92,10 +93,10 @@ def _list_images(folder: Path, strays: _Strays, where: str, advance: Callable[[i
     try:
         listed = list(_walk(os.fsencode(folder), strays, advance))
     except OSError as error:
-        raise DataError(f"{where}: {os.fsdecode(error.filename)} cannot be read ({error.strerror})") from None
+        raise DataError(f"{where}: {shown(os.fsdecode(error.filename))} cannot be read ({error.strerror})") from None
     if not listed:
         raise DataError(
-            f"{where}: expected images in {folder}, got only links to folders, which are not "
+            f"{where}: expected images in {shown(str(folder))}, got only links to folders, which are not "
             "followed. Link the images or the class itself"
         )
     return listed

@@ -16,6 +16,7 @@ import numpy as np
 
 from kpipe.catalog.data import SyntheticOptions
 from kpipe.data.arrays import ArraySplit
+from kpipe.data.pixels import check_memory
 from kpipe.data.sources.request import SourceRequest
 from kpipe.data.splits import Source
 from kpipe.errors import ConfigError
@@ -51,7 +52,9 @@ def read_synthetic(request: SourceRequest, *, kind: str, classes: int | None, im
     if kind != "board" and images < classes:
         raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
     height, width, depth = row.shape(size)
-    pixels = np.empty((images, height, width, channels or depth), np.uint8)
+    shape = (images, height, width, channels or depth)
+    check_memory(shape, "synthetic", "Take a smaller data.image_size or fewer data.synthetic.images")
+    pixels = np.empty(shape, np.uint8)
     random = np.random.default_rng(20)
     labels = random.permutation(np.arange(images, dtype=np.int32) % classes)
     for start in range(0, images, CHUNK):

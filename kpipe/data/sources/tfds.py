@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from kpipe.data.sources.request import SPLIT_NAMES, SourceRequest, check_channel
 from kpipe.data.splits import ClassContents, Source
 from kpipe.data.unreadable import Unreadable
 from kpipe.errors import DataError, first_line, some
+from kpipe.names import quoted, shown
 
 FRAME = 16  # bytes that a TFRecord file adds to each record
 
@@ -41,7 +43,7 @@ def read_tfds(request: SourceRequest) -> Source:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    name, form, where = request.argument, request.form, f"tfds:{request.argument}"
+    name, form, where = request.argument, request.form, shown(f"tfds:{request.argument}")
     builder = _tfds_builder(name, where)
     image_key, label_key = _tfds_keys(builder, where)
     present = builder.info.features[image_key].shape[-1]
@@ -54,14 +56,14 @@ def read_tfds(request: SourceRequest) -> Source:
     splits, contents, notes = {}, {}, []
     for name in builder.info.splits:
         if name not in SPLIT_NAMES:
-            notes.append(f"ignored the split {name}")
+            notes.append(f"ignored the split {quoted(name)}")
             continue
         split = _make_split(builder, name, form, where, request.skip_limit)
         if _has_labels(split):
             splits[SPLIT_NAMES[name]] = split
             contents[SPLIT_NAMES[name]] = {"": _describe(split)}
         else:
-            notes.append(f"ignored the split {name}, which has no labels")
+            notes.append(f"ignored the split {quoted(name)}, which has no labels")
     if "train" not in splits:
         raise DataError(f"{where}: expected a split called train, got {some(list(builder.info.splits))}")
     return Source(splits, tuple(builder.info.features[label_key].names), tuple(notes), contents)
@@ -146,15 +148,27 @@ def _tfds_builder(name: str, where: str):
     import tensorflow_datasets as tfds
 
     try:
-        return tfds.builder(name, try_gcs=False)
+        with contextlib.redirect_stdout(sys.stderr):  # it prints which packages it misses
+            builder = tfds.builder(name, try_gcs=False)
+            _ = builder.info  # read from its files now, which may be damaged
+            return builder
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         nearest = difflib.get_close_matches(name.partition("/")[0], known, n=1)
         hint = f", did you mean '{nearest[0]}'?" if nearest else ""
-    except ValueError:
-        hint = ", which has no such config or version"
+    except Exception as error:  # of any kind: assertions, missing packages, errors of the network
+        hint = _describe_refusal(error)
     # Outside the handlers, whose errors print a whole screen of names.
-    raise DataError(f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got '{name}'{hint}")
+    raise DataError(f"{where}: expected a set of https://www.tensorflow.org/datasets/catalog, got {quoted(name)}{hint}")
+
+
+def _describe_refusal(error: Exception) -> str:
+    """Return why TensorFlow Datasets does not take a name, without what it says around it."""
+    said = str(error).strip()
+    if said.startswith("Parsing builder name string"):
+        return ", which is not written as <name>, <name>/<config> or <name>:1.0.0"
+    said = re.sub(r'^Failed to construct dataset .*?": ', "", said).partition(". Here are")[0]
+    return f": {first_line(said or error)}"
 
 
 def _tfds_keys(builder, where: str) -> tuple[str, str]:

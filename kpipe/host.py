@@ -1,0 +1,41 @@
+"""The main memory of this machine that is free."""
+
+import re
+from pathlib import Path
+
+MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int | None:
+    """Return the bytes that this process can still take; None: unknown."""
+    limits = [_available(), _container_limit(), _address_limit()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _available() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def _container_limit() -> int | None:
+    try:
+        limit = int((CONTAINER / "memory.max").read_text())
+        used = re.search(r"^anon (\d+)$", (CONTAINER / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no container, or "max"
+        return None
+    return max(0, limit - int(used[1])) if used else limit
+
+
+def _address_limit() -> int | None:
+    """Return what `ulimit -v` leaves to this process."""
+    try:
+        import resource  # not on Windows
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - pages * resource.getpagesize())

@@ -1,0 +1,77 @@
+"""Names that users and their files bring, as a screen, a shell and a text file can take them.
+
+The name of a file may hold anything but a slash and a NUL: line breaks, sequences that a terminal obeys, bytes that are
+not UTF-8. Python keeps such a byte as half of a surrogate pair, which can be neither printed nor written.
+"""
+
+import json
+import shlex
+
+_LONGEST = 60  # characters of a name, or of a part of a path, that a message shows
+
+
+def printable(text: str) -> str:
+    """Return text on one line, with escapes for what a screen obeys or cannot show.
+
+    These are control characters, line breaks, marks that change the direction of writing, and bytes that are not UTF-8.
+    Letters of all languages stay.
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte
+    if 0x80 <= code <= 0xFF:
+        return f"\\u{code:04x}"
+    return character.encode("unicode_escape").decode()
+
+
+def shown(name: str) -> str:
+    """Return a name or a path as a message shows it: printable, its long parts shortened."""
+    return "/".join(shorten(part, _LONGEST) for part in printable(name).split("/"))
+
+
+def quoted(name: str) -> str:
+    """Return the name of a file or a class as a message shows it, in quotes."""
+    return in_quotes(shown(name))
+
+
+def in_quotes(text: str) -> str:
+    """Return text, printable and in quotes."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{printable(text)}{quote}"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return text of at most `most` characters; both ends stay, as names often differ at the end."""
+    if len(text) <= most:
+        return text
+    head, tail = most // 2, most - most // 2 - 1
+    return f"{text[:head].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a name or a path is valid UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shell_quoted(argument: str) -> str:
+    """Return an argument of a command that can be shown and pasted into bash or zsh."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    return "$'" + printable(argument.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
+def as_line(name: str) -> str:
+    """Return the name as one line of a text file: as it is, or as a JSON string.
+
+    It is a JSON string, in ASCII, where it is not printable or begins with a quotation mark. `json.loads` returns the
+    name, and `os.fsencode` of that its bytes.
+    """
+    return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
