@@ -14,10 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.conversions import Conversions
-from kpipe.data.image_files import MOST_PIXELS, WHITE, Color, decode_upright, read_orientation, read_sides
+from kpipe.data.image_files import MOST_PIXELS, Color, decode_upright, read_orientation, read_sides
 
 RATIOS = (1, 2, 4, 8)  # by which the decoder can reduce the sides of a JPEG
 
+APP1, TABLE = b"\xff\xe1", b"\xff\xdb"  # what begins a segment of EXIF, and the first table of a JPEG
 TURNED = r"(?:II\C*\x12\x01\x03\x00\x01\x00\x00\x00[\x02-\x08]|MM\C*\x01\x12\x00\x03\x00\x00\x00\x01\x00[\x02-\x08])\C*"
 """EXIF, in either order of bytes, with an orientation other than 1."""
 PLAIN_PNG = (
@@ -43,7 +44,7 @@ class Form:
     side, fill the rest with black. `squash`: scale both sides, each by its own factor."""
     channels: int | None = None
     """1: color becomes its luminance (ITU-R 601). 3: gray is copied. None: the images keep their channels."""
-    background: Color = WHITE
+    background: Color = (255, 255, 255)
     """Red, green and blue, 0..255, that transparent pixels show."""
 
 
@@ -76,8 +77,10 @@ def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None
     """
 
     def from_jpeg():
-        height, width = tf.unstack(_jpeg_sides(contents))
-        side = (tf.maximum if form.resize == "pad" else tf.minimum)(height, width)
+        sides = tf.io.extract_jpeg_shape(contents)[:2]
+        side = (tf.reduce_max if form.resize == "pad" else tf.reduce_min)(sides)
+        # Whole, TensorFlow refuses an image of too many pixels.
+        side = tf.where(tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS, side, 0)
         # Twice the wanted size is left to the antialiasing filter, whose result is better than the decoder's.
         branches = [lambda ratio=ratio: tf.io.decode_jpeg(contents, channels=3, ratio=ratio) for ratio in RATIOS]
         return tf.switch_case(_ratio_number(side // (2 * form.size)), branches)
@@ -154,29 +157,18 @@ def scale(image: tf.Tensor, size: int, *, antialias: bool) -> tf.Tensor:
 
 
 def to_form(image: tf.Tensor, form: Form) -> tf.Tensor:
-    """Bring an image uint8 [H, W, C] to its form, uint8 [S, S, C], bilinearly and with antialiasing."""
+    """Bring an image uint8 [H, W, C] to its form, uint8 [S, S, C], bilinearly and with antialiasing.
+
+    A strip that would have more than MOST_PIXELS when its shorter side is scaled to `size` ends in an error.
+    """
     image = to_channels(image, form.channels)
-    size = form.size
+    size, channels = form.size, image.shape[-1]
     if size is None or image.shape[:2] == (size, size):
         return image
     height, width = tf.unstack(tf.shape(image)[:2])
-    if form.resize == "squash":
-        sides = tf.constant([size, size])
-    else:
-        side = (tf.maximum if form.resize == "pad" else tf.minimum)(height, width)
-        wanted = tf.cast([height, width], tf.float64) * size / tf.cast(side, tf.float64)
-        # Of a strip, the shorter side alone would become `size`: the rest would fill the memory.
-        check = tf.debugging.assert_less_equal(tf.reduce_prod(wanted), tf.constant(MOST_PIXELS, tf.float64))
-        with tf.control_dependencies([check]):
-            sides = tf.maximum(tf.cast(tf.round(wanted), tf.int32), 1)
-    scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
-    if form.resize == "pad":
-        before = (size - sides) // 2
-        around = tf.stack([before, size - sides - before], axis=1)
-        scaled = tf.pad(scaled, tf.concat([around, [[0, 0]]], axis=0))
-    elif form.resize == "crop":
-        scaled = cut(scaled, tf.concat([(sides - size) // 2, [size, size]], axis=0))
-    return _bytes(tf.ensure_shape(scaled, [size, size, image.shape[-1]]))
+    # Scaling takes longer than decoding where images are small, and many sets have their form already.
+    fitted = tf.cond((height == size) & (width == size), lambda: image, lambda: _fit(image, form))
+    return tf.ensure_shape(fitted, [size, size, channels])
 
 
 def to_channels(image: tf.Tensor, channels: int | None) -> tf.Tensor:
@@ -220,40 +212,45 @@ def _one_operation(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
 
 def _is_plain_png(contents: tf.Tensor) -> tf.Tensor:
     """Return whether TensorFlow decodes a PNG as a person sees it: bool []."""
-    return tf.strings.regex_full_match(tf.strings.substr(contents, 0, 256), PLAIN_PNG)
+    begins_so = tf.strings.regex_full_match(tf.strings.substr(contents, 0, 256), PLAIN_PNG)
+    return begins_so & (tf.size(_split(contents, b"eXIf")) == 1)  # some programs write EXIF after the pixels
 
 
 def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:
     """Return whether a file is a JPEG that TensorFlow decodes as a person sees it: bool [].
 
-    Most have no EXIF: their tables follow at once, or after one more segment. In the others it is searched.
+    Most have no EXIF: after the first segment comes a table, or one more segment and a table. In the others it is
+    searched.
     """
 
-    def follow(place):
-        return tf.strings.substr(contents, place, 2) == b"\xff\xdb"  # the first table
+    def stands(marker, place):
+        return tf.strings.substr(contents, place, len(marker)) == marker
 
-    def after_second_segment():
-        is_jfif = tf.strings.substr(contents, 2, 4) == b"\xff\xe0\x00\x10"
+    def is_upright_after_another_segment():
+        is_jfif = stands(b"\xff\xe0\x00\x10", 2) & ~stands(APP1, 20)
         length = tf.io.decode_raw(tf.strings.substr(contents, 22, 2), tf.uint16, little_endian=False)
         place = tf.where(is_jfif, 22 + tf.cast(tf.reshape(length, []), tf.int32), 2)
-        is_exif = tf.strings.substr(contents, 20, 2) == b"\xff\xe1"
-        return tf.cond(follow(place) & ~is_exif, lambda: True, lambda: ~_is_turned(contents))
+        return tf.cond(stands(TABLE, place), lambda: True, lambda: ~_is_turned(contents))
 
     def is_upright():
-        return tf.cond(follow(20), lambda: True, after_second_segment)
+        return tf.cond(stands(TABLE, 20), lambda: True, is_upright_after_another_segment)
 
     return tf.cond(tf.io.is_jpeg(contents), is_upright, lambda: False)
 
 
 def _is_turned(contents: tf.Tensor) -> tf.Tensor:
     """Return whether the first 64 kB of a JPEG have an EXIF orientation other than 1: bool []."""
-    start = tf.strings.substr(contents, 0, 2**16)
-    parts = tf.raw_ops.StringSplitV2(input=start[None], sep=b"Exif\0\0", maxsplit=1)
+    parts = _split(tf.strings.substr(contents, 0, 2**16), b"Exif\0\0")
     return tf.cond(
-        parts.shape[1] > 1,
-        lambda: tf.strings.regex_full_match(tf.strings.substr(parts.values[1], 0, 2**14), TURNED),
+        tf.size(parts) > 1,
+        lambda: tf.strings.regex_full_match(tf.strings.substr(parts[1], 0, 2**14), TURNED),
         lambda: False,
     )
+
+
+def _split(text: tf.Tensor, separator: bytes) -> tf.Tensor:
+    """Return what stands before the first separator and after it: string [1 or 2]."""
+    return tf.raw_ops.StringSplitV2(input=text[None], sep=separator, maxsplit=1).values
 
 
 def _jpeg_sides(contents: tf.Tensor) -> tf.Tensor:
@@ -298,6 +295,27 @@ def _turn_back(box: tf.Tensor, orientation: tf.Tensor, sides: tf.Tensor) -> tf.T
     start, length = box[:2], box[2:]
     is_mirrored = tf.gather(STEPS, orientation) < 0
     return tf.concat([tf.where(is_mirrored, sides - start - length, start), length], axis=0)
+
+
+def _fit(image: tf.Tensor, form: Form) -> tf.Tensor:
+    """Scale an image uint8 [H, W, C] and make it square, uint8 [S, S, C]."""
+    size = form.size
+    height, width = tf.unstack(tf.shape(image)[:2])
+    if form.resize == "squash":
+        sides = tf.constant([size, size])
+    else:
+        side = (tf.maximum if form.resize == "pad" else tf.minimum)(height, width)
+        exact = tf.cast([height, width], tf.float64) * size / tf.cast(side, tf.float64)
+        sides = tf.maximum(tf.cast(tf.round(exact), tf.int32), 1)
+        sides = tf.where(tf.reduce_prod(exact) <= MOST_PIXELS, sides, 0)  # TensorFlow refuses to scale to nothing
+    scaled = tf.image.resize(image, sides, method="bilinear", antialias=True)
+    if form.resize == "pad":
+        before = (size - sides) // 2
+        around = tf.stack([before, size - sides - before], axis=1)
+        scaled = tf.pad(scaled, tf.concat([around, [[0, 0]]], axis=0))
+    elif form.resize == "crop":
+        scaled = cut(scaled, tf.concat([(sides - size) // 2, [size, size]], axis=0))
+    return _bytes(scaled)
 
 
 def _ratio_number(times: tf.Tensor) -> tf.Tensor:
