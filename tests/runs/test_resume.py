@@ -306,7 +306,7 @@ def test_a_run_is_not_resumed_on_data_that_have_changed(kpipe, experiment, unfin
     from kpipe.data.loading import load_dataset
 
     fewer = load_dataset("synthetic", image_size=16, classes=2, images=180)
-    monkeypatch.setattr("kpipe.assembly.load_splits", lambda config, **_: fewer)
+    monkeypatch.setattr("kpipe.experiment.load_splits", lambda config, **_: fewer)
     code, _, err = kpipe("run", experiment)
     assert code == 3
     said = "the data are not those that the run began with: 144 train, 16 validation, 40 test then, 12"

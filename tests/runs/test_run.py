@@ -33,6 +33,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
     run = only_run(logs)
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras", "normalization.npz"}
+    expected |= {"classes.txt", "data.json"}
     assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
     summary = json.loads((run / "summary.json").read_text())
