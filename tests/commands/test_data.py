@@ -94,7 +94,7 @@ def test_show_leaves_out_what_the_training_would(kpipe, photos, experiment, draw
     assert (code, err) == (0, "")
     code, _, err = kpipe("data", "show", experiment, "--images", "8")
     assert code == 3
-    assert "0.png'. Replace or remove it, or leave such files out with data.on_error=skip" in err
+    assert "0.png' (not an image of a kind that is read). Replace or remove it, or leave such files out with " in err
 
 
 def test_check_finds_nothing(kpipe, photos, experiment, tmp_path):

@@ -185,6 +185,7 @@ def test_a_run_directory_that_is_deleted_ends_the_run_with_a_sentence(
 def test_a_file_that_is_deleted_under_the_run_is_named(kpipe, experiment, unfinished, monkeypatch):
     def delete(*arguments, **options):
         (unfinished / "metrics.jsonl").unlink()
+        (unfinished / "metrics.jsonl").read_text()
 
     monkeypatch.setattr("kpipe.experiment.save_portable", delete)
     code, _, err = kpipe("run", experiment)
