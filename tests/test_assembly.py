@@ -1,10 +1,14 @@
 """What an experiment becomes before it is trained: one worker's rows of each batch, and what `auto` means."""
 
+import re
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from kpipe.assembly import prepare
 from kpipe.config.schema import Experiment
+from kpipe.errors import OutOfMemory
 from kpipe.runs.directory import Run
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
@@ -43,6 +47,27 @@ def test_a_worker_trains_on_its_rows_of_the_global_batch():
     for (images, labels), (our_images, our_labels) in zip(whole, ours, strict=True):
         np.testing.assert_array_equal(our_images, images[8:])
         np.testing.assert_array_equal(our_labels, labels[8:])
+
+
+def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    experiment = resolve_auto(Experiment.model_validate(TINY))
+    wide = TINY | {"model": {"name": "mlp", "width": 10**9}}
+    wide = resolve_auto(Experiment.model_validate(wide))
+    with pytest.raises(OutOfMemory) as caught:
+        prepare(wide, make_strategy())
+    assert re.fullmatch(
+        r"the weights of mlp take 4,000,003,\d{3} GB of memory, [\d.,]+ GB are free\. The largest is fc2/kernel, "
+        r"1000000000x1000000000\. Take a smaller network, or a smaller data\.image_size",
+        str(caught.value),
+    )
+    assert prepare(experiment, make_strategy()).model.count_params() == 21_006  # nothing is left of the other
+    monkeypatch.setattr("kpipe.assembly.free_memory", lambda: 12_000)
+    with pytest.raises(OutOfMemory) as caught:
+        prepare(experiment, make_strategy())
+    assert str(caught.value) == (
+        "a batch of 16 images of 16x16x3 takes 12.3 kB of memory, 12 kB are free. Take a smaller data.batch_size or "
+        "data.image_size"
+    )
 
 
 def test_a_resumed_run_keeps_what_it_resolved(tmp_path):

@@ -49,7 +49,8 @@ def describe_error(details: dict[str, Any]) -> str:
         return f"expected one of {', '.join(names)}{got}" + (nearest if "did you" in nearest else "")
     if kind == "union_tag_invalid":
         names = [name.strip("'") for name in context["expected_tags"].split(", ")]
-        return f"unknown name {show(context['tag'])}" + did_you_mean(context["tag"], names)
+        name = value.get(context["discriminator"].strip("'"), "") if isinstance(value, dict) else context["tag"]
+        return f"unknown name {show(name)}" + did_you_mean(name, names)
     if kind == "union_tag_not_found":
         return f"expected a key {context['discriminator'].strip(chr(39))}{got}"
     if kind == "source":

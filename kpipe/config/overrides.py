@@ -25,7 +25,7 @@ from kpipe.config.document import (
 from kpipe.config.rules import valid_part
 from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
-from kpipe.names import printable, shorten
+from kpipe.names import shorten
 
 WHERE = "command line"
 _SPACE = "search.space."
@@ -93,11 +93,11 @@ def _sections_in(annotation: Any) -> set[type[Section]]:
 def _parse(text: str) -> tuple[Keys, Any]:
     left, equals, right = text.partition("=")
     keys = left.split(".")
-    if not equals or not all(keys) or len(keys) > DEEPEST:
+    if not equals or not all(keys) or len(keys) > DEEPEST or not left.isprintable():
         raise ConfigError(f"expected an override key=value such as training.epochs=5, got {show(text)}")
     if right[:1] not in ("[", "{", "'", '"'):  # a plain scalar may hold a colon: folder:photos
         return split_keys(left), parse_scalar(right.strip())
-    shown = shorten(printable(left), 100)
+    shown = shorten(left, 100)
     try:
         document = parse_document(right, WHERE)
     except ConfigError as error:

@@ -111,7 +111,7 @@ class _Reader:
     def _read_content(self, content: str, indent: int) -> None:
         """Read a key with its value, a list item, or a value alone, which begins at this column."""
         while re.match(r"-(\s|$)", content):
-            self._enter(indent, "-", is_list=True)
+            self._enter(indent, "the list item", is_list=True)
             rest = content[1:].lstrip()
             if rest and not (rest.startswith(("#", "- ")) or _KEY.match(rest)):
                 self._read_value(rest)
@@ -151,7 +151,7 @@ class _Reader:
         if indent > above.indent:
             self._fail(
                 f"expected {_spaces(above.indent)} before {what}, as before {above.name} in line {above.line}, got "
-                f"{indent}: {_has_value(above)}"
+                f"{indent}: {above.name} has a value, so nothing can stand below it"
             )
         open_indents = sorted({level.indent for level in levels})
         while levels and (levels[-1].indent > indent or levels[-1].indent == indent and levels[-1].is_list != is_list):
@@ -260,10 +260,6 @@ class _Reader:
         if self._colons > 1 and self._open[-1][0] == "{":
             word = re.split(r"[\s,\[\]{}]", before)[-1]
             self._fail(f"expected a comma before {word}")
-
-
-def _has_value(level: _Level) -> str:
-    return f"{'the list item' if level.is_list else level.name} has a value, so nothing can stand below it"
 
 
 def _spaces(*numbers: int) -> str:

@@ -44,6 +44,7 @@ def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, m
     Raises:
         DataError: an image cannot be read and may not be left out; images differ in size where no size is given; more
             than `most` would be needed.
+        OutOfMemory: they are more than the memory that is free.
     """
 
     def make(shape):

@@ -59,7 +59,7 @@ def noting_failures(failures: list[str], folder: Path, *names: str) -> Iterator[
         for name in names:
             with suppress(OSError):
                 (folder / name).unlink()
-        failures.append(f"{' and '.join(names)} could not be drawn: {first_line(error)}")
+        failures.append(f"{', '.join(names)} could not be drawn: {first_line(error)}")
 
 
 def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:

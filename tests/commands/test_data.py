@@ -1,5 +1,7 @@
 """`kpipe data show` and `kpipe data check`, through the command line."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,6 +116,30 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
         "leave them out with data.on_error=skip\n"
     )
     assert (tmp_path / "list.txt").read_text() == f"{photos}/cat/0.png\n{photos}/dog/5.png\n"
+
+
+def test_the_list_has_a_line_for_a_name_of_any_kind(kpipe, photos, experiment, tmp_path):
+    names = ["plain.png", "with space.png", "line\nbreak.png", "caf\udce9.png", "\x1b[31m.png"]
+    broken = [photos / "cat" / name for name in names] + [photos / "a\nb\u202e" / "0.png"]
+    for path in broken:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no image")
+    code, out, err = kpipe("data", "check", experiment)
+    assert (code, out.count("\n"), err.count("\n")) == (3, 1, 1)
+    lines = (tmp_path / "tiny_unreadable.txt").read_text("utf-8").splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert f"{photos}/cat/plain.png" in lines and f"{photos}/cat/with space.png" in lines
+    found = [json.loads(line) if line.startswith('"') else line for line in lines]
+    assert sorted(found) == sorted(map(str, broken))
+
+
+def test_show_has_captions_for_names_of_any_kind(kpipe, photos, experiment, drawn):
+    for old, new in (("cat", "caf\udce9\nx"), ("dog", "$x^$[b]\u202e")):
+        (photos / old).rename(photos / new)
+    renamed = photos.rename(photos.parent / "ph\udcff\notos")
+    code, out, err = kpipe("data", "show", experiment, f"data.source=folder:{renamed}", "--images", "2", "--views", "1")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert {row[0][1] for row in drawn[0][0]} == {"caf\udce9\nx", "$x^$[b]\u202e"}
 
 
 def test_embedded_images_need_no_check(kpipe, experiment):

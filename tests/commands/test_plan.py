@@ -12,6 +12,7 @@ from kpipe import cli
 from kpipe.catalog.networks import MODELS
 from kpipe.config.loading import load_experiment
 from kpipe.experiment import train
+from kpipe.models import lenet5
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -137,6 +138,38 @@ def test_a_network_by_its_name(plan):
     assert [layer["output"] for layer in found["layers"] if layer["name"] in ("pool5", "logits")] == [[2, 2, 512], [7]]
 
 
+GIANTS = [
+    (["vgg16", "data.batch_size=100000000"], 138_357_544, "too little for this batch size, "),
+    (["lenet5", "--image-size", "1000000"], 119_997_120_030_986, "not even one image fits"),
+    (["lenet5", "--image-size", "1000000000000"], 119_999_999_997_120_000_000_030_986, "not even one image fits"),
+    (["mlp", "model.width=100000000"], 10_000_079_600_000_010, "not even one image fits"),
+    (["go_policy", "--image-size", "100000"], 10_003_882_432, "not even one image fits"),
+    (["vgg16", "--classes", "100000000"], 409_834_260_544, "not even one image fits"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parameters", "said"), GIANTS, ids=[row[0][-1] for row in GIANTS])
+def test_what_does_not_fit_into_any_memory_has_a_plan(plan, monkeypatch, arguments, parameters, said):
+    monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: 16_000_000_000)
+    out = plan(*arguments)
+    assert f" {parameters:,} parameters" in out
+    assert re.search(rf"free +16 GB of memory, minus a fifth: {said}", out)
+    assert lenet5((28, 28, 1), 10).count_params() == 61_706  # no weight of the plan is made now
+
+
+def test_data_that_do_not_fit_into_the_memory_are_a_line(plan, experiment):
+    options = ("data.source=digits", "data.image_size=1000000", "data.normalize=mean_image")
+    out = plan(experiment, *options)
+    assert re.search(r"data       digits: its 1,797 images of 1000000x1000000x1 take 1,797,000 GB of memory, ", out)
+    assert "assumed    1000000x1000000x1 images, 10 classes" in out
+    assert re.search(r"memory +about [\d,]+ GB in float32: weights 4[\d,]+ GB, ", out)
+
+
+def test_a_warm_up_in_steps_fits_data_that_are_not_there(plan, experiment, tmp_path):
+    steps = ("training.learning_rate.warmup.steps=1000", f"data.source=folder:{tmp_path}/nowhere")
+    assert "training   4 epochs, batch size 16" in plan(experiment, *steps)
+
+
 def test_a_network_by_its_name_is_the_paper_s(plan):
     out = plan("alexnet")
     assert "model      alexnet, 60,965,224 parameters\n" in out
@@ -197,6 +230,9 @@ def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([""], "EXPERIMENT.yaml: expected a path, got nothing"),
+        (["vgg17"], "vgg17: expected an experiment file or the name of a network, did you mean 'vgg11', 'vgg13', 'vg"),
+        (["a\nb\x1b[2J"], r"a\nb\x1b[2J: expected an experiment file or the name of a network (known: lenet5"),
         (["vgg_16"], "vgg_16: expected an experiment file or the name of a network, did you mean 'vgg16'?"),
         (["vgg16.yml"], "vgg16.yml: expected an experiment file, found nothing there"),
         (["vgg16", "model.heat=gap"], "command line: model.heat: unknown key, did you mean 'head'?"),

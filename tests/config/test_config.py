@@ -17,6 +17,7 @@ from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.config.loading import json_schema, load_experiment
 from kpipe.config.schema import DataConfig, options
 from kpipe.errors import ConfigError
+from kpipe.files import to_yaml
 
 SHIPPED = sorted(Path(__file__).parents[2].joinpath("experiments").rglob("*.yaml"))
 GOOD = """\
@@ -80,6 +81,14 @@ BROKEN = [
     ("training", "ephocs: 3", "exp.yaml:4: training.ephocs: unknown key, did you mean 'epochs'?"),
     ("training", "epochs: 0", "exp.yaml:4: training.epochs: expected at least 1, got 0"),
     ("training", "epochs: '3'", "exp.yaml:4: training.epochs: expected a whole number, got '3'"),
+    ("training", "epochs: 1e-1", "exp.yaml:4: training.epochs: expected a whole number, got 0.1"),
+    ("training", "epochs: 1e30", "exp.yaml:4: training.epochs: expected a whole number, got 1e+30"),
+    ("training", "epochs: .inf", "exp.yaml:4: training.epochs: expected a whole number, got inf"),
+    ("training", "epochs: '1e3'", "exp.yaml:4: training.epochs: expected a whole number, got '1e3'"),
+    ("training", "epochs: -1e1", "exp.yaml:4: training.epochs: expected at least 1, got -10"),
+    ("top", 'name: "caf\\udce9"', "exp.yaml:6: name: expected text in UTF-8, got 'caf\\xe9'"),
+    ("top", f"name: {'x' * 101}", "exp.yaml:6: name: expected at most 100 characters, got 'xxx"),
+    ("top", 'name: "a\\ud800b"', "exp.yaml:6: name: expected text, got 'a\\ud800b', where an escape is half a char"),
     ("training", "epochs: 3.5", "exp.yaml:4: training.epochs: expected a whole number, got 3.5"),
     ("training", "epochs:", "exp.yaml:4: training.epochs: expected a whole number, got nothing"),
     (
@@ -117,7 +126,8 @@ BROKEN = [
     ("training", "log_every: {minutes: 1}", "training.log_every.minutes: unknown key (known: epochs, steps)"),
 ]
 REPLACED = [
-    ("vgg16", "vgg61", "exp.yaml:2: model.name: unknown name 'vgg61', did you mean 'vgg"),
+    ("vgg16", "vgg17",
+     "exp.yaml:2: model.name: unknown name 'vgg17', did you mean 'vgg11', 'vgg13', 'vgg16', 'vgg16_c' or 'vgg19'?"),
     ("head: fc", "head: fcc", "exp.yaml:2: model.head: expected one of fc, gap, got 'fcc', did you mean 'fc'?"),
     ("head: fc", "heat: fc", "exp.yaml:2: model.heat: unknown key, did you mean 'head'?"),
     ("width: 512", "width: 0", "exp.yaml:2: model.width: expected at least 1, got 0"),
@@ -142,6 +152,10 @@ REPLACED = [
     ("epochs: 2", "percent: 200", "training.learning_rate.warmup.percent: expected at most 100, got 200"),
     ("digits", "digit", "exp.yaml:1: data.source: unknown source 'digit', did you mean 'digits'?"),
     ("digits", "digits:8", "exp.yaml:1: data.source: expected 'digits' alone, got 'digits:8'"),
+    ("digits", '"fol\\nder:x\\e[31m"', r"exp.yaml:1: data.source: unknown source 'fol\nder', did you mean 'folder'?"),
+    ("digits", '"digits:\\e[2J\\n"', r"data.source: expected 'digits' alone, got 'digits:\x1b[2J\n'"),
+    ("digits", "''", "exp.yaml:1: data.source: unknown source '' (known: digits, synthetic, folder, tfds)"),
+    ("digits", f"d{'x' * 200}", f"exp.yaml:1: data.source: unknown source 'd{'x' * 55}... (known: "),
     ("digits", "'folder:'", "exp.yaml:1: data.source: expected folder:<path>, got 'folder:'"),
     ("source: digits, ", "", "exp.yaml:1: data.source: is required"),
     ("image_size: 32", "image_size: 16", "exp.yaml:1: data.image_size: vgg16 needs at least 17 pixels, got 16"),
@@ -176,6 +190,8 @@ REPLACED = [
      "exp.yaml:1: data.normalize.mean: unknown key (known: pca)"),
     ("image_size: 32", "image_size: 32, normalize: {mean: [1]}", "data.normalize.std: is required"),
     ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1]}", "as many values of std as of mean"),
+    ("image_size: 32", "image_size: 32, normalize: {mean: [1, 2], std: [1, 2]}",
+     "exp.yaml:1: data.normalize: expected 1 mean for images of 1 channel, got 2"),
     ("image_size: 32", "image_size: 32, channels: 3, normalize: {mean: [1, 2], std: [1, 2]}",
      "data.normalize: expected 1 or 3 means for images of 3 channels, got 2"),
     ("image_size: 32", "image_size: 32, split: {test: 1.0}", "data.split.test: expected less than 1, got 1.0"),
@@ -254,6 +270,10 @@ BAD_OVERRIDES = [
     ),
     ("training.epochs=!!python/name:os.system", "expected a whole number, got '!!python/name:os.system'"),
     ("training.epochs=[!!python/name:os.system x]", "tags are not accepted"),
+    ("data.source=", "data.source: expected text, got nothing"),
+    ("training.na\nme={a: 1}", r"override key=value such as training.epochs=5, got 'training.na\nme={a: 1}'"),
+    ("model.caf\udce9=1", r"override key=value such as training.epochs=5, got 'model.caf\xe9=1'"),
+    ("model.name=\udce9", r"command line: model.name: unknown name '\xe9' (known: lenet5"),
     ("data.source=folder:", "data.source: expected folder:<path>, got 'folder:'"),
     ("data.channels=2", "data.channels: expected 1 (gray) or 3 (color), got 2"),
     ("model.name=VGG19x", "command line: model.name: unknown name 'VGG19x', did you mean 'vgg19'?"),
@@ -358,6 +378,58 @@ def test_numbers_are_read_as_people_write_them(load):
     experiment = load(GOOD.replace("seed", "seed"), "seed=010", "training.learning_rate.peak=1E-2").experiment
     assert (experiment.seed, experiment.training.learning_rate.peak) == (10, 0.01)
     assert load(GOOD).experiment.training.learning_rate.peak == 1e-3
+
+
+def test_whole_numbers_may_be_written_as_floats(load):
+    text = GOOD.replace("32}", "3.2e1, batch_size: 64.0}").replace("training:", "seed: 1e3\ntraining:\n  epochs: 1e3")
+    experiment = load(text, "data.augment=[{pad_crop: {padding: 2e0}}]", "training.log_every.steps=1e2").experiment
+    data, training = experiment.data, experiment.training
+    found = [data.image_size, data.batch_size, data.augment[0].pad_crop.padding, experiment.seed, training.epochs]
+    assert found == [32, 64, 2, 1000, 1000] and all(type(number) is int for number in found)
+    assert training.log_every.steps == 100
+    assert yaml.safe_dump(experiment.identity()).count("1000\n") == 2
+
+
+def test_a_name_that_comes_from_the_file(tmp_path):
+    for name in ("vgg16 (1)", "lr=0.1,wd=5e-4", "кошка", "a@b"):
+        (tmp_path / f"{name}.yaml").write_text(GOOD)
+        assert load_experiment(tmp_path / f"{name}.yaml").experiment.name == name
+    refused = {"a[b]": "'a[b]'", "it's": '"it\'s"', ".x": "'.x'", "a\tb": r"'a\tb'", "\udce9": r"'\xe9'"}
+    for name, shown in refused.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(GOOD)
+        with pytest.raises(ConfigError) as caught:
+            load_experiment(path)
+        assert str(caught.value).isprintable()
+        cure = "Set another with name: NAME in the file, or name=NAME on the command line"
+        assert str(caught.value).endswith(f", got {shown}, the name of the file. {cure}")
+        assert load_experiment(path, ["name=x"]).experiment.name == "x"
+
+
+def test_a_file_whose_name_cannot_be_printed(tmp_path):
+    (tmp_path / "near\n.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(tmp_path / "near\n.yaml")
+    assert str(caught.value).startswith(rf"{tmp_path}/near\n.yaml:1: not valid YAML")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(tmp_path / "neer\n.yaml")
+    assert str(caught.value).endswith(
+        r"neer\n.yaml: expected an experiment file, found nothing there, did you mean 'near\n.yaml'?"
+    )
+    with pytest.raises(ConfigError, match=r"nor a folder '.*/go\\ne'$"):
+        load_experiment(tmp_path / "go\ne" / "exp.yaml")
+
+
+def test_a_source_that_is_not_utf_8_repeats_a_run(load):
+    source = "folder:/caf\udce9/a\u202eb\nc"
+    first = load(GOOD.replace("digits", "folder:/x"), f"data.source={source}", "data.normalize=none")
+    assert first.experiment.data.source == source
+    text = to_yaml(first.experiment.identity())
+    assert text.replace("\n", "").isprintable() and text.isascii()
+    assert load(text).experiment.identity() == first.experiment.identity()
+    [line] = [line for line in first.describe().splitlines() if "source:" in line]
+    assert line.startswith(r'  source: "folder:/caf\uDCE9/a\u202Eb\nc"  ')
+    assert "кошка" in to_yaml({"a": ["кошка"]})
 
 
 def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):

@@ -15,6 +15,7 @@ data: {source: digits, image_size: 28}
 model: {name: lenet5}
 """
 NAME, PEAK, MOMENTUM = "training.optimizer.name", "training.learning_rate.peak", "training.optimizer.momentum"
+SIZE = "data.batch_size"
 
 
 @pytest.fixture
@@ -190,6 +191,52 @@ def test_the_command_line_reaches_into_the_space(load):
     found = make_dimensions(loaded.experiment.search)
     assert {each.key: each.kind for each in found} == {PEAK: "log", NAME: "choice"}
     assert load("method: random\ntrials: 5", "search.method=hyperband").dropped == ("search.trials",)
+
+
+REPLACED_KINDS = [
+    (f"{PEAK}: {{log: [1e-3, 1e-2]}}", [f"{PEAK}.uniform=[0.001,0.1]"], {"uniform": [0.001, 0.1]}, ["log"]),
+    (f"{PEAK}: [1e-3, 1e-2]", [f"{PEAK}.log=[0.001,0.1]"], {"log": [0.001, 0.1]}, ["choice"]),
+    (f"{PEAK}: {{choice: [1e-3]}}", [f"{PEAK}.log=[0.001,0.1]"], {"log": [0.001, 0.1]}, ["choice"]),
+    (f"{PEAK}: {{cases: [{{log: [1e-3, 1e-2]}}]}}", [f"{PEAK}.choice=[0.1]"], {"choice": [0.1]}, ["cases"]),
+    (
+        f"{PEAK}: {{log: [1e-3, 1e-2], when: {{{NAME}: sgd}}}}",
+        [f"{PEAK}.choice=[0.1]"],
+        {"choice": [0.1], "when": {NAME: "sgd"}},
+        ["log"],
+    ),
+    (f"{PEAK}: {{log: [1e-3, 1e-2]}}", [f"{PEAK}.log=[0.1,1]"], {"log": [0.1, 1]}, []),
+    (f"{PEAK}: {{log: [1e-3, 1e-2]}}", [f"{PEAK}=[0.1,1]"], {"choice": [0.1, 1]}, []),
+    (f"{SIZE}: {{int: [16, 64], step: 16}}", [f"{SIZE}.choice=[16]"], {"choice": [16]}, ["int", "step"]),
+    (f"{SIZE}: {{int: [16, 64], step: 16}}", [f"{SIZE}.int=[1e1,2e1]"], {"int": [10, 20], "step": 16}, []),
+    (f"{SIZE}: {{int: [16, 64], step: 1.6e1}}", [f"{SIZE}.step=8"], {"int": [16, 64], "step": 8}, []),
+    (f"{SIZE}: [16, 64]", [f"{SIZE}.int=[16,32]", f"{SIZE}.step=8"], {"int": [16, 32], "step": 8}, ["choice"]),
+]
+
+
+@pytest.mark.parametrize(("line", "overrides", "expected", "dropped"), REPLACED_KINDS)
+def test_an_override_replaces_the_kind_of_values(load, line, overrides, expected, dropped):
+    loaded = load(space(f"{NAME}: [sgd, adam]", line), *(f"search.space.{override}" for override in overrides))
+    key = line.partition(":")[0]
+    found = loaded.experiment.search.space[key].model_dump()
+    assert found == expected and not any(isinstance(number, float) for number in found.get("int", []))
+    assert loaded.dropped == tuple(f"search.space.{key}.{kind}" for kind in dropped)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([f"{PEAK}.step=3"], f"search.space.{PEAK}: step belongs to int, not to log"),
+        (
+            [f"{PEAK}.uniform=[1,2]", f"{PEAK}.int=[1,2]"],
+            f"search.space.{PEAK}: expected a list of values, or one of {{",
+        ),
+        (["log=[1,2]"], "search.space.log: unknown key 'log', did you mean 'logs'?"),
+    ],
+)
+def test_overrides_of_a_space_that_stay_mistakes(load, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load(space(f"{PEAK}: {{log: [1e-3, 1e-2]}}"), *(f"search.space.{override}" for override in overrides))
+    assert message in str(caught.value)
 
 
 def test_nothing_given_means_learning_rate_and_optimizer(tmp_path):

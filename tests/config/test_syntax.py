@@ -61,6 +61,16 @@ INDENTATION = [
     ),
     (
         "[flip_horizontal]",
+        "\n    - pad_crop: {}\n        rotate: {}",
+        "6: expected 6 spaces before rotate, as before pad_crop in line 5, got 8: pad_crop has a value, so nothing can",
+    ),
+    (
+        "[flip_horizontal]",
+        "\n    - pad_crop\n      rotate: {}",
+        "6: expected 4 spaces before rotate, as before the list item in line 5, got 6: the list item has a value, so",
+    ),
+    (
+        "[flip_horizontal]",
         "\n    - rotate\n  - translate",
         "6: expected a key and a colon, as in line 4",
     ),
@@ -123,6 +133,7 @@ VALUES = [
     ("digits", "@x", "2: expected quotation marks around what begins with @, got '@x'"),
     ("sgd", "%x", "8: expected quotation marks around what begins with %, got '%x, momentum: 0.9}'"),
     ("[flip_horizontal]", "|\n  text", "5: expected a colon after text, text:, got 'text'"),
+    ("digits", "!<x", "2: while parsing a tag expected '>', but found '\\n'"),  # PyYAML's words
 ]  # fmt: skip
 
 

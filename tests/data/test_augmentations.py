@@ -303,6 +303,16 @@ def test_options_are_checked_here_and_in_the_table(make, option, cases):
 
 
 @pytest.mark.parametrize(
+    ("make", "whole"),
+    [(pad_crop, {"padding": 2}), (cutout, {"size": 3, "fill": 7}), (rand_augment, {"operations": 1, "magnitude": 5})],
+)
+def test_whole_numbers_may_be_floats(make, whole):
+    images, uniforms = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1), np.full((2, 4), 0.7, np.float32)
+    floats = {option: float(value) for option, value in whole.items()}
+    np.testing.assert_array_equal(eager(make(**floats), images, uniforms), eager(make(**whole), images, uniforms))
+
+
+@pytest.mark.parametrize(
     ("augmentation", "channels", "expected"),
     [
         (color_jitter(), 4, "1 or 3"),

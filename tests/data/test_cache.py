@@ -16,7 +16,7 @@ from kpipe.data.arrays import ArraySplit
 from kpipe.data.files import FileSplit
 from kpipe.data.loading import load_dataset
 from kpipe.data.records import RecordSplit
-from kpipe.errors import DataError, EnvironmentFault
+from kpipe.errors import DataError, EnvironmentFault, OutOfMemory
 
 IMAGES = np.random.default_rng(4).integers(0, 256, (12, 8, 8, 3), np.uint8)
 WHOLE = {"image_size": 8, "validation": 0, "test": 0}
@@ -114,6 +114,18 @@ def test_auto_keeps_split_by_split_what_fits(tmp_path):
 def test_memory_keeps_what_auto_would_not(root):
     assert type(load(root, "auto", cache_gigabytes=0).train) is FileSplit
     assert type(load(root, "memory", cache_gigabytes=0).train) is ArraySplit
+
+
+def test_memory_that_is_not_there_is_not_filled(root, monkeypatch):
+    monkeypatch.setattr("kpipe.data.pixels.free_memory", lambda: 100)
+    with pytest.raises(OutOfMemory) as caught:
+        load(root, "memory")
+    assert re.fullmatch(
+        rf"folder:{root}: its 12 images of \d+x\d+x3 take \S+ kB of memory, 100 bytes are free\. "
+        r"Set data\.cache=none or data\.cache=disk, or take a smaller data\.image_size",
+        str(caught.value),
+    )
+    assert load(root, "none").train.where_kept == "decoded each time"
 
 
 def test_auto_counts_the_stored_size(root):

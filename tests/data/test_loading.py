@@ -14,7 +14,7 @@ from PIL import Image
 from kpipe.data import statistics
 from kpipe.data.loading import load_dataset
 from kpipe.data.statistics import channel_statistics, mean_image, whitening
-from kpipe.errors import ConfigError, DataError
+from kpipe.errors import ConfigError, DataError, OutOfMemory
 
 RANDOM = np.random.default_rng(0)
 
@@ -77,6 +77,28 @@ def test_arguments_are_checked(arguments, message):
     with pytest.raises(ConfigError) as caught:
         load_dataset(**arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"source": "digits", "image_size": 20_000},
+            "digits: its 1,797 images of 20000x20000x1 take 719 GB of memory, 5 GB are free. "
+            "Take a smaller data.image_size",
+        ),
+        (
+            {"source": "synthetic", "image_size": 16, "images": 10**12},
+            "synthetic: its 1,000,000,000,000 images of 16x16x3 take 768,000 GB of memory, 5 GB are free. "
+            "Take a smaller data.image_size or fewer data.synthetic.images",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_into_the_memory_are_not_made(monkeypatch, arguments, said):
+    monkeypatch.setattr("kpipe.data.pixels.free_memory", lambda: 5 * 10**9)
+    with pytest.raises(OutOfMemory) as caught:
+        load_dataset(**arguments)
+    assert str(caught.value) == said
 
 
 def test_channels_that_cannot_be_made():

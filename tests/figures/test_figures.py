@@ -187,6 +187,27 @@ def test_confusion_matrices_are_saved(tmp_path, images, names):
     assert_saved(figures.draw_confusion_matrix(labels, predictions, names), tmp_path)
 
 
+HOSTILE_NAMES = {
+    **{"caf\udce9": r"caf\xe9", "a\nb": r"a\nb", "\x1b[31m": r"\x1b[31m", "a\u202eb": r"a\u202eb", "\ud800": r"\ud800"},
+    **{name: name for name in ("[/x]", "$a^$b_{", "\\frac{", "كلب", "देव")},
+    "  ": "'  '",
+}
+"""Names of classes, and what is drawn."""
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_kind_are_drawn(tmp_path):
+    labels = np.arange(len(HOSTILE_NAMES))
+    matrix = figures.draw_confusion_matrix(labels, labels, list(HOSTILE_NAMES))
+    assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()] == list(HOSTILE_NAMES.values())
+    assert_saved(matrix, tmp_path)
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    predictions = figures.draw_predictions(images, labels, labels, np.ones(len(labels)), list(HOSTILE_NAMES), title="")
+    assert_saved(predictions, tmp_path)
+    rows = [[(image, name)] * 2 for image, name in zip(images, HOSTILE_NAMES, strict=True)]
+    assert_saved(figures.draw_image_grid(rows, ["raw", "kept"], title="x: folder:caf\udce9\n"), tmp_path)
+
+
 def test_large_counts_fit_their_cell():
     labels = np.repeat(np.arange(20), 12345)
     axes = figures.draw_confusion_matrix(labels, labels, list(map(str, range(20)))).axes[0]

@@ -1,4 +1,5 @@
 import inspect
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import kpipe.models
 from kpipe.catalog.networks import MODELS, Activation
 from kpipe.errors import ConfigError
 from kpipe.models.alexnet import alexnet
-from kpipe.models.building import build_model
+from kpipe.models.building import build_model, fill_weights, without_weights
 from kpipe.models.go import go_policy
 from kpipe.models.googlenet import googlenet
 from kpipe.models.lenet import lenet5
@@ -266,6 +267,26 @@ def test_deeper_nets_start_from_net_a():
 
 def std_of(model, layer):
     return float(np.std(keras.ops.convert_to_numpy(model.get_layer(layer).kernel)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [("lenet5", {"variant": "original"}, (32, 32, 1)), ("alexnet", {"width": 8}, (32, 32, 3)), ("mlp", {}, (9, 9, 1))],
+)
+@pytest.mark.parametrize("kind", ["unit", "mean_image", "whiten"])
+def test_weights_that_are_made_later_are_the_same(name, options, shape, kind):
+    values, random = math.prod(shape), np.random.default_rng(0)
+    mean, matrix = random.random(shape, np.float32), random.random((values, values), np.float32)
+    constants = {"mean_image": Normalization(kind, mean), "whiten": Normalization(kind, mean.ravel(), matrix=matrix)}
+    arguments = {"input_shape": shape, "classes": 5, "normalization": constants.get(kind, NAMED["unit"])}
+    keras.utils.set_random_seed(3)
+    at_once = build_model(name, options, **arguments).variables
+    keras.utils.set_random_seed(3)
+    with without_weights():
+        model = build_model(name, options, **arguments)
+    fill_weights()
+    for variable, other in zip(model.variables, at_once, strict=True):
+        assert variable.numpy().tobytes() == other.numpy().tobytes(), variable.path
 
 
 def test_initial_weights():

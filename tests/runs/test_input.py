@@ -8,6 +8,7 @@ from PIL import Image
 from tiny_runs import assert_same_run, only_run, refuse_to_write
 
 from kpipe.catalog.data import AUGMENTATIONS
+from kpipe.config.loading import load_experiment
 
 CLASSES = ("dark", "light")
 TINY = """\
@@ -56,6 +57,27 @@ def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, brok
     assert f"Unreadable and left out: {counts}; their names are in {only_run(logs) / 'unreadable.txt'}\n" in out
     scored = {split: summary_of(logs)[split]["images"] for split in ("validation", "test")}
     assert scored == {"validation": 5 - found.get("validation", 0), "test": 12 - found.get("test", 0)}
+
+
+def test_names_of_any_kind_reach_no_screen_and_no_file_raw(kpipe, experiment, photos, logs):
+    for old, new in (("dark", "caf\udce9\nx"), ("light", "[bold]\x1b[31m$x^\u202e")):
+        (photos / old).rename(photos / new)
+    root = photos.rename(photos.parent / "ph\udcffotos\n[b]")
+    broken = next(root.iterdir()) / "br\noken.png"
+    broken.write_bytes(b"")
+    (broken.parent / "no\nimage.txt").write_text("")
+    code, out, err = kpipe("run", experiment, f"data.source=folder:{root}", "training.epochs=1")
+    assert (code, err) == (0, "")
+    assert all(line.isprintable() for line in out.splitlines())
+    assert rf"  data       folder:{root.parent}/ph\xffotos\n[b]: " in out
+    assert r"/no\nimage.txt'" in out
+    run = only_run(logs)
+    texts = {path.name: path.read_text("utf-8") for path in run.iterdir() if path.suffix in (".json", ".yaml", ".txt")}
+    assert {"classes.txt", "config.yaml", "data.json", "environment.json", "unreadable.txt"} <= set(texts)
+    assert all(line.isprintable() for text in texts.values() for line in text.splitlines())
+    assert sorted(map(json.loads, texts["classes.txt"].splitlines())) == sorted(each.name for each in root.iterdir())
+    assert json.loads(texts["unreadable.txt"]) == str(broken)
+    assert load_experiment(run / "config.yaml").experiment.data.source == f"folder:{root}"
 
 
 def test_a_resumed_run_knows_what_could_not_be_read(kpipe, experiment, broken, logs, monkeypatch, tmp_path):

@@ -346,6 +346,19 @@ def test_an_unforeseen_error_replays_what_libraries_said(tmp_path):
     assert "from a library" not in stderr("from kpipe.errors import DataError; raise DataError('no images')")
 
 
+def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, monkeypatch):
+    def refuse(*arguments, **options):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr("kpipe.evaluation.report.draw_confusion_matrix", refuse)
+    code, out, err = kpipe("run", experiment, "training.epochs=1")
+    assert (code, err) == (0, "")
+    assert "\nnote: figures/confusion_matrix.png could not be drawn: no such font\nWeights of epoch 1, " in out
+    run = only_run(logs)
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert {path.stem for path in (run / "figures").iterdir()} == {"curves", "predictions", "mistakes"}
+
+
 def test_terminal_shows_a_bar_that_is_gone_at_the_end(tmp_path):
     import io
 
