@@ -9,7 +9,7 @@ H height, W width, C channels.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import BinaryIO, NamedTuple
@@ -19,8 +19,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kpipe.errors import first_line
 
+JPEG = ("JPEG", "MPO")  # the second has more pictures after the first
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's decoders end at 2**29 bytes
+RATIOS = (1, 2, 4, 8)  # by which a decoder can reduce the sides of a JPEG
 DEPTHS = (8, 10, 12, 14, 16)  # bits in which cameras and scanners measure
 Color = tuple[int, int, int]
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -63,9 +65,13 @@ class Decoded(NamedTuple):
     has_transparency: bool
     """Whether a pixel was not opaque."""
     has_16_bits: bool
+    ratio: int
+    """One of `RATIOS`, by which the sides were reduced."""
 
 
-def decode_upright(contents: bytes, background: Color) -> Decoded:
+def decode_upright(
+    contents: bytes, background: Color, times: Callable[[tuple[int, int]], int] | None = None
+) -> Decoded:
     """Decode the first frame of an image file.
 
     A transparent pixel shows the background. Of 16 bits, those that are declared to have a meaning are scaled to
@@ -74,14 +80,18 @@ def decode_upright(contents: bytes, background: Color) -> Decoded:
     Args:
         contents: contents of the file.
         background: red, green, blue.
+        times: (height, width) -> by how much the sides of a JPEG may be reduced. They are reduced by the largest of
+            `RATIOS` that is not more.
 
     Raises:
         ValueError: the file is damaged, of no kind that is read, or declares more than MOST_PIXELS.
     """
     is_bitmap = contents.startswith(b"BM")
     with _opened(io.BytesIO(_with_all_colors(contents) if is_bitmap else contents)) as image:
+        ratio = _reduce(image, times) if times and image.format in JPEG else 1
         raw_mode = _raw_mode(image)
-        has_16_bits = image.mode.startswith("I;16") or raw_mode in _LOW_BYTES
+        is_scaled_pgm = image.format == "PPM" and image.mode == "I"  # by Pillow, from what the file declares
+        has_16_bits = image.mode.startswith("I;16") or raw_mode in _LOW_BYTES or is_scaled_pgm
         image.load()
         orientation = _orientation(image)
         if has_16_bits:
@@ -94,7 +104,7 @@ def decode_upright(contents: bytes, background: Color) -> Decoded:
         image, has_transparency = _on_background(image, background, is_bitmap)
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
-        return Decoded(np.asarray(image), has_transparency, has_16_bits)
+        return Decoded(np.asarray(image), has_transparency, has_16_bits, ratio)
 
 
 def read_sides(file: bytes | str | PathLike) -> tuple[int, int]:
@@ -107,15 +117,6 @@ def read_sides(file: bytes | str | PathLike) -> tuple[int, int]:
     with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream, _opened(stream) as image:
         lies = _orientation_in_header(image) >= 5
         return (image.width, image.height) if lies else (image.height, image.width)
-
-
-def read_orientation(contents: bytes) -> int:
-    """Return the EXIF orientation of an image file, 1 to 8; 1 where it is not known."""
-    try:
-        with _opened(io.BytesIO(contents)) as image:
-            return _orientation_in_header(image)
-    except ValueError:
-        return 1
 
 
 def why_unreadable(path: str | PathLike) -> str:
@@ -161,13 +162,21 @@ def _check_size(pixels: int) -> None:
         raise ValueError(f"declares {pixels:,} pixels, at most {MOST_PIXELS:,} are read")
 
 
+def _reduce(image: Image.Image, times: Callable[[tuple[int, int]], int]) -> int:
+    """Let a JPEG be decoded at a fraction of its size; return the ratio."""
+    most = times((image.height, image.width))
+    ratio = max(ratio for ratio in RATIOS if ratio <= max(most, 1))
+    image.draft(None, (image.width // ratio, image.height // ratio))
+    return ratio
+
+
 def _orientation_in_header(image: Image.Image) -> int:
     """Return the EXIF orientation of an image whose pixels are not decoded. In a PNG it may stand after them."""
     if image.format == "PNG":
         place = image.fp.tell()
         rest = image.fp.read()
         image.fp.seek(place)
-        if b"eXIf" in rest or b"XML:com.adobe.xmp" in rest:
+        if any(name in rest for name in (b"eXIf", b"Raw profile type exif")):
             image.load()
     return _orientation(image)
 
@@ -176,6 +185,8 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image as far as it is read, 1 to 8."""
     if image.format == "TIFF":
         return 1  # Pillow turns it
+    if not image.info.keys() & {"exif", "Raw profile type exif"}:
+        return 1  # Pillow would look into XMP, which other programs do not
     try:
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # a PNG's own `getexif` decodes it
     except Exception:  # of many kinds, as in damaged files
@@ -264,6 +275,8 @@ def _declared_bits(image: Image.Image, contents: bytes) -> int:
         header = contents[: contents.find(b"IDAT")]
         place = header.find(b"sBIT")
         return header[place + 4] if place > 0 else 0
+    if image.format == "PPM":
+        return 16
     bits = max(image.tag_v2.get(258, (16,)))  # BitsPerSample
     most = np.max(image.tag_v2.get(341, image.tag_v2.get(281, 0)))  # SMaxSampleValue, MaxSampleValue
     return bits if bits < 16 else int(most).bit_length()

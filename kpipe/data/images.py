@@ -1,7 +1,7 @@
 """Decode image files, or parts of them, and resize images to the form in which a set is kept.
 
-TensorFlow decodes JPEG files, which are turned upright afterwards, and PNG files that have nothing but pixels. All
-others are left to Pillow, see `kpipe.data.image_files`.
+TensorFlow decodes upright JPEG files, and PNG files that have nothing but pixels. All others are left to Pillow, see
+`kpipe.data.image_files`.
 
 H height, W width, C channels, S or I pixels a side.
 """
@@ -14,23 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.data.conversions import Conversions
-from kpipe.data.image_files import MOST_PIXELS, Color, decode_upright, read_orientation, read_sides
+from kpipe.data.image_files import MOST_PIXELS, RATIOS, Color, Decoded, decode_upright, read_sides
 
-RATIOS = (1, 2, 4, 8)  # by which the decoder can reduce the sides of a JPEG
-
-APP1, TABLE = b"\xff\xe1", b"\xff\xdb"  # what begins a segment of EXIF, and the first table of a JPEG
+JPEG_TABLE = b"\xff\xdb"  # the marker of the tables with which the image itself begins
 TURNED = r"(?:II\C*\x12\x01\x03\x00\x01\x00\x00\x00[\x02-\x08]|MM\C*\x01\x12\x00\x03\x00\x00\x00\x01\x00[\x02-\x08])\C*"
 """EXIF, in either order of bytes, with an orientation other than 1."""
-PLAIN_PNG = (
-    r"\CPNG\r\n\x1a\n\x00\x00\x00\rIHDR\C{8}[\x01\x02\x04\x08][\x00\x02]\C{7}"
-    r"(?:\x00\x00\x00(?:\x01sRGB\C|\x04gAMA\C{4}|\x20cHRM\C{32}|\x09pHYs\C{9}|\x07tIME\C{7}|\x02bKGD\C{2}|\x06bKGD\C{6})"
-    r"\C{4})*\C{4}IDAT\C*"
-)
-"""Beginning of a PNG of gray or colors of at most 8 bits that are not transparent. Before the pixels come only chunks
-that do not change them."""
-STEPS = np.array([[1, 1], [1, 1], [1, -1], [-1, -1], [-1, 1], [1, 1], [-1, 1], [-1, -1], [1, -1]], np.int32)
-"""Steps through rows and columns that undo the mirroring of each EXIF orientation; there is no orientation 0. From 5
-on, rows and columns change places after that."""
+PNG = r"\CPNG\r\n\x1a\n\C{4}IHDR\C{8}[\x01\x02\x04\x08][\x00\x02\x03]\C*"
+"""A PNG of gray, colors or a palette, of at most 8 bits, without an alpha channel."""
+PNG_EXTRAS = r"\C*(?:tRNS|eXIf|Raw profile type exif)\C*"
+"""Transparency or EXIF, in what stands in a PNG before the pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +49,40 @@ class Noting:
     """Number of the image, int64 []."""
 
 
-def decode(contents: tf.Tensor, form: Form = Form(), noting: Noting | None = None) -> tf.Tensor:
-    """Decode an image file, string [], to the upright image, uint8 [H, W, 3]; of an animation, the first frame.
-
-    Args:
-        contents: contents of the file.
-        form: its background is used.
-        noting: where to note what was done to the image.
-    """
-    return _decode_whole(contents, lambda: tf.io.decode_jpeg(contents, channels=3), form, noting)
-
-
 def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None) -> tf.Tensor:
-    """Decode a file to its form, uint8 [S, S, C]. A large JPEG is decoded at a fraction of its size.
+    """Decode the contents of an image file, string [], to its form, uint8 [S, S, C].
 
-    Args:
-        contents, noting: as `decode`.
-        form: form of the image.
+    A large JPEG is decoded at a fraction of its size. What was done to the image is noted in `noting`.
     """
+    size = form.size
+    choose, choose_tensor = (max, tf.reduce_max) if form.resize == "pad" else (min, tf.reduce_min)
+
+    def by_pillow(contents, number):
+        # Twice the wanted size is left to the antialiasing filter, whose result is better than the decoder's.
+        times = (lambda sides: choose(sides) // (2 * size)) if size else None
+        return _decode_by_pillow(contents, times, form, noting, number).pixels
 
     def from_jpeg():
+        if size is None:
+            return tf.io.decode_jpeg(contents, channels=3)
         sides = tf.io.extract_jpeg_shape(contents)[:2]
-        side = (tf.reduce_max if form.resize == "pad" else tf.reduce_min)(sides)
         # Whole, TensorFlow refuses an image of too many pixels.
-        side = tf.where(tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS, side, 0)
-        # Twice the wanted size is left to the antialiasing filter, whose result is better than the decoder's.
+        is_possible = tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS
+        times = tf.where(is_possible, choose_tensor(sides) // (2 * size), 1)
         branches = [lambda ratio=ratio: tf.io.decode_jpeg(contents, channels=3, ratio=ratio) for ratio in RATIOS]
-        return tf.switch_case(_ratio_number(side // (2 * form.size)), branches)
+        return tf.switch_case(_ratio_number(times), branches)
 
-    if form.size is None:
-        return to_form(decode(contents, form, noting), form)
-    return to_form(_decode_whole(contents, from_jpeg, form, noting), form)
+    def from_png():
+        return tf.io.decode_png(contents, channels=3)
+
+    def from_other():
+        return _in_python(by_pillow, contents, noting.number if noting else 0, dtype=tf.uint8)
+
+    def from_no_jpeg():
+        return tf.cond(_is_plain_png(contents), from_png, from_other)
+
+    image = tf.cond(_is_upright_jpeg(contents), from_jpeg, from_no_jpeg)
+    return to_form(tf.ensure_shape(image, [None, None, 3]), form)
 
 
 def decode_crop(
@@ -99,27 +94,35 @@ def decode_crop(
     of the whole image, since the decoder interpolates them from the pixels that it has decoded.
 
     Args:
-        contents, noting: as `decode`.
+        contents: contents of the file, string [].
         box: top, left, height, width in pixels of the whole upright image, int32 [4].
         size: I.
         form: its channels and its background are used.
+        noting: where to note what was done to the image.
     """
-    number = _ratio_number(tf.reduce_min(box[2:]) // size)
 
-    def from_jpeg(box, ratio):
+    def by_pillow(contents, box, number):
+        decoded = _decode_by_pillow(contents, lambda sides: box[2:].min() // size, form, noting, number)
+        top, left, height, width = box // decoded.ratio
+        return decoded.pixels[top : top + height, left : left + width]
+
+    def from_jpeg(ratio):
         return tf.io.decode_and_crop_jpeg(contents, box // ratio, channels=3, ratio=ratio)
 
-    def from_turned_jpeg():
-        orientation = _orientation_of(contents)
-        lying = _turn_back(box, orientation, _jpeg_sides(contents))
-        branches = [lambda ratio=ratio: from_jpeg(lying, ratio) for ratio in RATIOS]
-        return _turn(tf.switch_case(number, branches), orientation)
+    def from_png():
+        return cut(tf.io.decode_png(contents, channels=3), box)
 
-    def from_whole():
-        return scale(cut(decode(contents, form, noting), box), size, antialias=True)  # scaled again, it stays the same
+    def from_other():
+        return _in_python(by_pillow, contents, box, noting.number if noting else 0, dtype=tf.uint8)
 
-    branches = [lambda ratio=ratio: from_jpeg(box, ratio) for ratio in RATIOS]
-    branches.append(_one_operation(lambda: tf.cond(tf.io.is_jpeg(contents), from_turned_jpeg, from_whole)))
+    def from_no_jpeg():
+        crop = tf.cond(_is_plain_png(contents), from_png, from_other)
+        # Scaling it again changes nothing.
+        return scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=True)
+
+    branches = [*(lambda ratio=ratio: from_jpeg(ratio) for ratio in RATIOS), from_no_jpeg]
+    number = _ratio_number(tf.reduce_min(box[2:]) // size)
+    # The branches are small, since the operations that are not chosen cost time as well.
     crop = tf.switch_case(tf.where(_is_upright_jpeg(contents), number, len(RATIOS)), branches)
     image = scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=False)
     return to_channels(image, form.channels)
@@ -128,16 +131,22 @@ def decode_crop(
 def sides_of(contents: tf.Tensor) -> tf.Tensor:
     """Return height and width of an encoded image, when it is upright: int32 [2]."""
 
+    def of_jpeg():
+        sides = tf.io.extract_jpeg_shape(contents)[:2]
+        is_possible = tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS
+        with tf.control_dependencies([tf.debugging.Assert(is_possible, ["too many pixels:", sides])]):
+            return tf.identity(sides)
+
     def of_png():
         return tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False)[::-1]
 
-    def of_others():
+    def of_other():
         return _in_python(lambda contents: np.array(read_sides(contents), np.int32), contents, dtype=tf.int32)
 
     def of_no_jpeg():
-        return tf.cond(_is_plain_png(contents), of_png, of_others)
+        return tf.cond(_is_plain_png(contents), of_png, of_other)
 
-    return tf.ensure_shape(tf.cond(_is_upright_jpeg(contents), lambda: _jpeg_sides(contents), of_no_jpeg), [2])
+    return tf.ensure_shape(tf.cond(_is_upright_jpeg(contents), of_jpeg, of_no_jpeg), [2])
 
 
 def cut(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -178,93 +187,17 @@ def to_channels(image: tf.Tensor, channels: int | None) -> tf.Tensor:
     return tf.image.rgb_to_grayscale(image) if channels == 1 else tf.image.grayscale_to_rgb(image)
 
 
-def _decode_whole(
-    contents: tf.Tensor, from_jpeg: Callable[[], tf.Tensor], form: Form, noting: Noting | None
-) -> tf.Tensor:
-    """Decode an image file to uint8 [H, W, 3], upright; `from_jpeg` decodes a JPEG as it lies in the file."""
-
-    def by_pillow(contents, number):
-        decoded = decode_upright(contents, form.background)
-        if noting:
-            noting.conversions.note(number, transparent=decoded.has_transparency, deep=decoded.has_16_bits)
-        return decoded.pixels
-
-    def from_other():
-        return _in_python(by_pillow, contents, noting.number if noting else 0, dtype=tf.uint8)
-
-    def from_turned_jpeg():
-        return _turn(from_jpeg(), _orientation_of(contents))
-
-    def from_png():
-        return tf.io.decode_png(contents, channels=3)
-
-    slowly = _one_operation(lambda: tf.cond(tf.io.is_jpeg(contents), from_turned_jpeg, from_other))
-    image = tf.cond(_is_upright_jpeg(contents), from_jpeg, lambda: tf.cond(_is_plain_png(contents), from_png, slowly))
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def _one_operation(branch: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
-    """Make a branch that is seldom taken one operation of the graph: all others take time even if it is not taken."""
-    if tf.executing_eagerly():
-        return branch
-    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
-
-
-def _is_plain_png(contents: tf.Tensor) -> tf.Tensor:
-    """Return whether TensorFlow decodes a PNG as a person sees it: bool []."""
-    begins_so = tf.strings.regex_full_match(tf.strings.substr(contents, 0, 256), PLAIN_PNG)
-    return begins_so & (tf.size(_split(contents, b"eXIf")) == 1)  # some programs write EXIF after the pixels
-
-
-def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:
-    """Return whether a file is a JPEG that TensorFlow decodes as a person sees it: bool [].
-
-    Most have no EXIF: after the first segment comes a table, or one more segment and a table. In the others it is
-    searched.
-    """
-
-    def stands(marker, place):
-        return tf.strings.substr(contents, place, len(marker)) == marker
-
-    def is_upright_after_another_segment():
-        is_jfif = stands(b"\xff\xe0\x00\x10", 2) & ~stands(APP1, 20)
-        length = tf.io.decode_raw(tf.strings.substr(contents, 22, 2), tf.uint16, little_endian=False)
-        place = tf.where(is_jfif, 22 + tf.cast(tf.reshape(length, []), tf.int32), 2)
-        return tf.cond(stands(TABLE, place), lambda: True, lambda: ~_is_turned(contents))
-
-    def is_upright():
-        return tf.cond(stands(TABLE, 20), lambda: True, is_upright_after_another_segment)
-
-    return tf.cond(tf.io.is_jpeg(contents), is_upright, lambda: False)
-
-
-def _is_turned(contents: tf.Tensor) -> tf.Tensor:
-    """Return whether the first 64 kB of a JPEG have an EXIF orientation other than 1: bool []."""
-    parts = _split(tf.strings.substr(contents, 0, 2**16), b"Exif\0\0")
-    return tf.cond(
-        tf.size(parts) > 1,
-        lambda: tf.strings.regex_full_match(tf.strings.substr(parts[1], 0, 2**14), TURNED),
-        lambda: False,
-    )
-
-
-def _split(text: tf.Tensor, separator: bytes) -> tf.Tensor:
-    """Return what stands before the first separator and after it: string [1 or 2]."""
-    return tf.raw_ops.StringSplitV2(input=text[None], sep=separator, maxsplit=1).values
-
-
-def _jpeg_sides(contents: tf.Tensor) -> tf.Tensor:
-    """Return height and width of a JPEG as it lies in the file, int32 [2]."""
-    sides = tf.io.extract_jpeg_shape(contents)[:2]
-    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-    with tf.control_dependencies([tf.debugging.assert_less_equal(pixels, tf.constant(MOST_PIXELS, tf.int64))]):
-        return tf.identity(sides)
-
-
-def _orientation_of(contents: tf.Tensor) -> tf.Tensor:
-    """Return the EXIF orientation of an image file, int32 []."""
-    found = _in_python(lambda contents: np.int32(read_orientation(contents)), contents, dtype=tf.int32)
-    return tf.ensure_shape(found, [])
+def _decode_by_pillow(
+    contents: bytes,
+    times: Callable[[tuple[int, int]], int] | None,
+    form: Form,
+    noting: Noting | None,
+    number: np.int64,
+) -> Decoded:
+    decoded = decode_upright(contents, form.background, times)
+    if noting:
+        noting.conversions.note(number, transparent=decoded.has_transparency, deep=decoded.has_16_bits)
+    return decoded
 
 
 def _in_python(function: Callable, contents: tf.Tensor, *more: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -277,24 +210,35 @@ def _in_python(function: Callable, contents: tf.Tensor, *more: tf.Tensor, dtype:
     return tf.numpy_function(call, [contents, *more], dtype)
 
 
-def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turn an image uint8 [H, W, C] of this EXIF orientation upright."""
-    rows, columns = tf.unstack(tf.gather(STEPS, orientation))
-    return tf.transpose(image[::rows, ::columns], tf.where(orientation >= 5, [1, 0, 2], [0, 1, 2]))
+def _is_plain_png(contents: tf.Tensor) -> tf.Tensor:
+    """Return whether TensorFlow decodes a PNG as a person sees it: bool []."""
+    head = _split(tf.strings.substr(contents, 0, 2**12), b"IDAT")
+    is_plain = tf.strings.regex_full_match(head[0], PNG) & ~tf.strings.regex_full_match(head[0], PNG_EXTRAS)
+    # Some programs write EXIF after the pixels. It has 64 kB at most.
+    end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - 70_000, 0), 70_000)
+    return is_plain & (tf.size(head) > 1) & (tf.size(_split(end, b"eXIf")) == 1)
 
 
-def _turn_back(box: tf.Tensor, orientation: tf.Tensor, sides: tf.Tensor) -> tf.Tensor:
-    """Return where a box of the upright image lies in the file, int32 [4].
+def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:
+    """Return whether a file is a JPEG that TensorFlow decodes as a person sees it: bool [].
 
-    Args:
-        box: top, left, height, width, int32 [4].
-        orientation: EXIF orientation, int32 [].
-        sides: height and width of the image as it lies in the file, int32 [2].
+    In most, the tables follow the first segment, and there is no EXIF. In the others it is searched, which takes a
+    thirtieth of the time of decoding.
     """
-    box = tf.gather(box, tf.where(orientation >= 5, [1, 0, 3, 2], [0, 1, 2, 3]))
-    start, length = box[:2], box[2:]
-    is_mirrored = tf.gather(STEPS, orientation) < 0
-    return tf.concat([tf.where(is_mirrored, sides - start - length, start), length], axis=0)
+    is_jpeg = tf.io.is_jpeg(contents)
+    has_more = is_jpeg & (tf.strings.substr(contents, 20, 2) != JPEG_TABLE)
+    return tf.cond(has_more, lambda: ~_is_turned(contents), lambda: is_jpeg)
+
+
+def _is_turned(contents: tf.Tensor) -> tf.Tensor:
+    """Return whether the first 64 kB of a JPEG have an EXIF orientation other than 1: bool []."""
+    after_mark = _split(tf.strings.substr(contents, 0, 2**16), b"Exif\0\0")[-1]
+    return tf.strings.regex_full_match(tf.strings.substr(after_mark, 0, 2**14), TURNED)
+
+
+def _split(text: tf.Tensor, separator: bytes) -> tf.Tensor:
+    """Return what stands before the first separator and after it: string [1 or 2]."""
+    return tf.raw_ops.StringSplitV2(input=text[None], sep=separator, maxsplit=1).values
 
 
 def _fit(image: tf.Tensor, form: Form) -> tf.Tensor:
