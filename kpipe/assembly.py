@@ -17,6 +17,7 @@ from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
+from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, fill_weights, forget_weights, without_weights
 from kpipe.normalization import make_normalization
@@ -75,7 +76,8 @@ def prepare(
     config, training = experiment.data, experiment.training
     splits = splits or load_splits(config, ahead=not only_shapes, progress=progress)
     if not only_shapes:
-        _check_batch_fits(config.batch_size, splits.image_shape)
+        batch = (config.batch_size, *splits.image_shape)
+        check_memory(batch, "a batch", "Take a smaller data.batch_size or data.image_size")
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
@@ -129,42 +131,36 @@ def build(
 
 
 def load_splits(
-    config: DataConfig, *, ahead: bool = True, progress: data.ProgressReporter = data.no_progress
+    config: DataConfig,
+    *,
+    ahead: bool = True,
+    check: Callable[[data.Source], None] = lambda source: None,
+    progress: data.ProgressReporter = data.no_progress,
 ) -> data.Splits:
     """Call `load_dataset` with the options of the experiment's section.
 
     Args:
         config: the section.
         ahead: False decodes nothing beforehand and downloads nothing, whatever the section says.
-        progress: shows how far the decoding is.
+        check, progress: as in `load_dataset`.
 
     Raises:
-        ConfigError, DataError, EnvironmentFault: as `load_dataset`; or a class has no image that can be read.
+        ConfigError, DataError, EnvironmentFault: as `load_dataset`, and as `check`.
     """
-    passed_on = (
-        "image_size",
-        "stored_size",
-        "resize",
-        "channels",
-        "background",
-        "cache_gigabytes",
-        "on_error",
-        "skip_limit",
-    )
-    splits = data.load_dataset(
+    form = ("image_size", "stored_size", "resize", "channels", "background")
+    reading = ("cache", "cache_gigabytes", "on_error", "skip_limit")
+    return data.load_dataset(
         config.source,
-        **{name: getattr(config, name) for name in passed_on},
-        cache=config.cache,
+        **{name: getattr(config, name) for name in (*form, *reading)},
         ahead=ahead,
         whole_images=reads_whole_images(config),
         validation=config.split.validation,
         test=config.split.test,
         download=ahead,
+        check=check,
         progress=progress,
         **_source_options(config),
     )
-    data.refuse_lost_classes(splits)
-    return splits
 
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
@@ -204,15 +200,6 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
         return []
     mode = "min" if training.monitor == "val_loss" else "max"
     return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
-
-
-def _check_batch_fits(batch_size: int, shape: tuple[int, int, int]) -> None:
-    need, free = batch_size * math.prod(shape), free_memory()
-    if free is not None and need > free:
-        raise OutOfMemory(
-            f"a batch of {batch_size:,} images of {'x'.join(map(str, shape))} takes {describe_size(need)} of memory, "
-            f"{describe_size(free)} are free. Take a smaller data.batch_size or data.image_size"
-        )
 
 
 def _check_weights_fit(model: keras.Model) -> None:

@@ -7,6 +7,7 @@
 import math
 import shutil
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 
 from kpipe.assembly import load_splits, make_callbacks, prepare
@@ -82,8 +83,10 @@ def train(
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
-        splits = splits or load_splits(config, progress=screen.progress)
-        record_data(run, splits.class_names, splits.contents)
+        if splits is None:
+            splits = load_splits(config, check=partial(record_data, run), progress=screen.progress)
+        else:
+            record_data(run, splits)
         prepared = prepare(experiment, make_strategy(), splits=splits, constants=constants, progress=screen.progress)
         if constants != run.constants:
             shutil.copy(constants, run.constants)

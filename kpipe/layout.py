@@ -370,7 +370,7 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
     _note_others(folder, layout)
     for other in folder.other_folders:
         if not other.is_circle:
-            _refuse_lost_class(other, where)
+            _refuse_other_kinds(other, where)
     names = {each.name for each in folder.folders}
     classes: dict[str, Path] = {}
     for each in folder.folders:
@@ -395,7 +395,7 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
     return classes
 
 
-def _refuse_lost_class(folder: _Folder, where: str) -> None:
+def _refuse_other_kinds(folder: _Folder, where: str) -> None:
     """Raise DataError for a folder in the place of a class, most of whose files may be images that are not read."""
     names = list(_files_below(folder.path))
     endings = [os.path.splitext(name.lower())[1] for name in names if name.lower() not in _DOCUMENTS]

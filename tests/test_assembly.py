@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kpipe.assembly import prepare
+from kpipe.assembly import load_splits, prepare
 from kpipe.config.schema import Experiment
 from kpipe.errors import OutOfMemory
 from kpipe.runs.directory import Run
@@ -61,11 +61,12 @@ def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(mo
         str(caught.value),
     )
     assert prepare(experiment, make_strategy()).model.count_params() == 21_006  # nothing is left of the other
-    monkeypatch.setattr("kpipe.assembly.free_memory", lambda: 12_000)
+    splits = load_splits(experiment.data)
+    monkeypatch.setattr("kpipe.data.pixels.free_memory", lambda: 12_000)
     with pytest.raises(OutOfMemory) as caught:
-        prepare(experiment, make_strategy())
+        prepare(experiment, make_strategy(), splits=splits)
     assert str(caught.value) == (
-        "a batch of 16 images of 16x16x3 takes 12.3 kB of memory, 12 kB are free. Take a smaller data.batch_size or "
+        "a batch: its 16 images of 16x16x3 take 12.3 kB of memory, 12 kB are free. Take a smaller data.batch_size or "
         "data.image_size"
     )
 

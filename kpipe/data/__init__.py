@@ -26,7 +26,7 @@ from kpipe.data.augmentations.mix import cutmix, mixup
 from kpipe.data.augmentations.rand_augment import rand_augment
 from kpipe.data.files import FileSplit
 from kpipe.data.images import Form
-from kpipe.data.loading import find_source, load_dataset, refuse_lost_classes
+from kpipe.data.loading import find_source, load_dataset
 from kpipe.data.pipeline import (
     count_steps_per_epoch,
     evaluation_batches,
@@ -80,7 +80,6 @@ __all__ = [
     "rand_augment",
     "random_crop",
     "random_resized_crop",
-    "refuse_lost_classes",
     "rotate",
     "scale_jitter",
     "ten_crop",

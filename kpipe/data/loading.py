@@ -1,6 +1,6 @@
 """Data sets by the name of their source: found, split, and decoded where they are kept decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +34,7 @@ def load_dataset(
     test: float = 0.2,
     download: bool = True,
     ahead: bool = True,
+    check: Callable[[Source], None] = lambda source: None,
     progress: ProgressReporter = no_progress,
     **options,
 ) -> Splits:
@@ -60,12 +61,13 @@ def load_dataset(
         test: fraction of all images, rounded up; 0 leaves the split out.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
         ahead: False decodes and checks nothing beforehand, unless the size of the images is not known otherwise.
+        check: called with what was found, before any image of a folder or of TensorFlow Datasets is decoded.
         progress: shows how many images are decoded.
         options: options of the source's row in `kpipe.catalog.data.SOURCES`.
 
     Raises:
         ConfigError: an unknown source, or an argument out of range.
-        DataError: the data are not there or cannot be used.
+        DataError: the data are not there or cannot be used, or none of a class's images for training can be read.
         EnvironmentFault: the disk is too small for `cache="disk"`.
     """
     _check_fractions({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
@@ -74,6 +76,7 @@ def load_dataset(
     form = Form(stored_size or image_size, resize, channels, parse_background(background))
     limit = skip_limit if on_error == "skip" else None
     found = find_source(source, form, skip_limit=limit, download=download, progress=progress, **options)
+    check(found)
     cacher = _Cacher(cache, cache_gigabytes, whole_images, progress)
     ahead = ahead or any(None in split.shape for split in found.splits.values())  # to know their size
     # Decoded before it is divided, a stream shows its labels, and all broken files are named at once.
@@ -86,23 +89,10 @@ def load_dataset(
     height, width, _ = splits.train.shape
     notes = (*splits.notes, *_lost_notes(found.splits))
     conversions = tuple(split.conversions for split in found.splits.values() if split.conversions)
-    return replace(
-        splits, **by_name, notes=notes, conversions=conversions, image_size=image_size if height == width else None
-    )
-
-
-def refuse_lost_classes(splits: Splits) -> None:
-    """Raise DataError where none of a class's training images can be read, as far as they have been tried."""
-    split, class_names = splits.train, splits.class_names
-    if split.is_stream or not split.unreadable:
-        return
-    counts = np.bincount(split.labels, minlength=len(class_names))
-    lost = np.flatnonzero((counts > 0) & (split.count_labels(len(class_names)) == 0))
-    if len(lost):
-        raise DataError(
-            f"{split.unreadable.where}: expected images of every class, got none that can be read of "
-            f"{some([class_names[label] for label in lost])}. Replace the files, or remove the class"
-        )
+    size = image_size if height == width else None
+    splits = replace(splits, **by_name, notes=notes, conversions=conversions, image_size=size)
+    _refuse_lost_classes(splits)
+    return splits
 
 
 def find_source(
@@ -129,6 +119,20 @@ def find_source(
         raise ConfigError(f"data.channels: expected at least 1, got {form.channels}")
     checked = check_options(f"data.{source.partition(':')[0]}", row.options, **options)
     return row.load()(SourceRequest(argument, form, skip_limit, download, progress), **checked.model_dump())
+
+
+def _refuse_lost_classes(splits: Splits) -> None:
+    """Raise DataError where none of a class's training images can be read, as far as they have been tried."""
+    train, class_names = splits.train, splits.class_names
+    if train.is_stream or not train.unreadable:
+        return
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    lost = np.flatnonzero((counts > 0) & (train.count_labels(len(class_names)) == 0))
+    if len(lost):
+        raise DataError(
+            f"{train.unreadable.where}: expected images of every class, got none that can be read of "
+            f"{some([class_names[label] for label in lost])}. Replace the files, or remove the class"
+        )
 
 
 def _check_fractions(fractions: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """What decides the meaning of a run's numbers: the names of its classes in order, and which images they hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from kpipe.catalog.wording import show
 from kpipe.errors import SHOWN, DataError
@@ -10,27 +10,32 @@ from kpipe.runs.directory import Run
 
 RECORD = "data.json"
 
-Contents = Mapping[str, Mapping[str, Sequence[Any]]]
-"""Split -> class -> number of its images, and a digest of their names."""
+
+class Described(Protocol):
+    """A data set that says what it holds."""
+
+    class_names: Sequence[str]
+    """In the order of the logits."""
+    contents: Mapping[str, Mapping[str, Sequence[Any]]]
+    """Split -> class -> number of its images, and a digest of their names."""
 
 
-def record_data(run: Run, class_names: Sequence[str], contents: Contents) -> None:
+def record_data(run: Run, data: Described) -> None:
     """Write classes.txt and data.json; a resumed run compares them instead.
 
     Args:
         run: the run directory.
-        class_names: in the order of the logits.
-        contents: as in `kpipe.data.splits.Splits`.
+        data: of the experiment.
 
     Raises:
         DataError: the data are not those that the run began with.
     """
-    plain = {split: {name: list(found) for name, found in classes.items()} for split, classes in contents.items()}
-    now = {"classes": list(class_names), "splits": plain}
+    plain = {split: {name: list(found) for name, found in classes.items()} for split, classes in data.contents.items()}
+    now = {"classes": list(data.class_names), "splits": plain}
     then = run.read_json(RECORD) if run.resumed else {}
     if not then:
         run.write_json(RECORD, now)
-        write_names(run.path / "classes.txt", class_names)
+        write_names(run.path / "classes.txt", data.class_names)
         return
     differences = list(_differences(then, now))
     if differences:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kpipe.catalog.data import parse_source
 from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, dotted
 from kpipe.config.loading import Loaded, load_experiment
-from kpipe.config.schema import Experiment, TrainingConfig
+from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
 from kpipe.runs.directory import read_status, saved_step
 
@@ -37,7 +38,8 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
 
     Raises:
         ConfigError: one line for each key that differs from the run's config.yaml. Keys may differ that concern only
-            when something is logged or saved, or that add epochs to a schedule that does not depend on their number.
+            when something is logged or saved, or that add epochs to a schedule that does not depend on their number;
+            and the folder of data.source, see `kpipe.runs.dataset`.
     """
     before = load_experiment(Path(run) / "config.yaml").experiment
     if saved_step(Path(run)) is None:
@@ -51,12 +53,12 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     problems = [
         f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
         for keys in changed
-        if (reason := _forbidden(keys, before.training, experiment.training)) is not None
+        if (reason := _forbidden(keys, before, experiment)) is not None
     ]
     if problems:
         raise ConfigError(
-            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint and more "
-            "training.epochs may differ; without it the command starts another run."
+            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, more "
+            "training.epochs and the folder of data.source may differ; without it the command starts another run."
         )
     if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
         rate = before.training.learning_rate
@@ -74,8 +76,11 @@ def _nearest_run(path: str | Path) -> str:
     return f", did you mean {runs[0]}?" if runs else ""
 
 
-def _forbidden(keys: Keys, before: TrainingConfig, now: TrainingConfig) -> str | None:
+def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:
     """Return None for a key that may differ, else the reason why it may not."""
+    if keys == ("data", "source") and all(parse_source(each.data.source)[0].is_path for each in (before, now)):
+        return None  # the images are compared when they are found
+    before, now = before.training, now.training
     if keys[:2] in (("training", "log_every"), ("training", "checkpoint")):
         return None
     if keys != ("training", "epochs"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,13 +113,14 @@ def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
     ],
 )
 def test_records_of_a_stream_are_compared_as_a_whole(tmp_path, now, message):
-    record_data(Run(tmp_path, False, None), ("a", "b"), {"train": {"": (20, "a")}})
+    stream = SimpleNamespace(class_names=("a", "b"), contents={"train": {"": (20, "a")}})
+    record_data(Run(tmp_path, False, None), stream)
     again = Run(tmp_path, True, None)
-    record_data(again, ("a", "b"), {"train": {"": (20, "a")}})
+    record_data(again, stream)
     with pytest.raises(DataError, match=f"began with: {message}. Restore them"):
-        record_data(again, ("a", "b"), now)
+        record_data(again, SimpleNamespace(class_names=("a", "b"), contents=now))
     with pytest.raises(DataError, match=r"the order of the classes was \['a', 'b'\], is \['b', 'a'\]"):
-        record_data(again, ("b", "a"), {"train": {"": (20, "a")}})
+        record_data(again, SimpleNamespace(class_names=("b", "a"), contents=stream.contents))
 
 
 def test_a_run_is_resumed_from_any_folder(kpipe, experiment, unfinished, photos, tmp_path, monkeypatch):
@@ -128,6 +130,28 @@ def test_a_run_is_resumed_from_any_folder(kpipe, experiment, unfinished, photos,
     assert (code, err) == (0, "")
     assert f"  data       folder:{photos}: " in out
     assert f"  run        {unfinished}, resumed after step " in out
+
+
+def test_a_run_whose_images_were_moved_is_resumed_by_hand(kpipe, experiment, unfinished, photos, tmp_path):
+    moved = photos.rename(tmp_path / "moved")
+    resume = ("run", "--resume", str(unfinished))
+    code, _, err = kpipe(*resume)
+    assert code == 3 and err.startswith(f"folder:{photos}: expected a folder of images, got nothing there. ")
+    removed = (moved / "cat/3.png").rename(tmp_path / "3.png")
+    code, _, err = kpipe(*resume, "data.source=folder:moved")
+    assert code == 3 and f"{unfinished}: the data are not those that the run began with: train had 10 images" in err
+    removed.rename(moved / "cat/3.png")
+    code, out, err = kpipe(*resume, "data.source=folder:moved")
+    assert (code, err) == (0, "")
+    assert f"  data       folder:{moved}: " in out
+    code, _, err = kpipe(*resume, "data.source=digits", "training.epochs=2")
+    assert code == 2 and f"{unfinished}: data.source: 'folder:" in err and " in the run, 'digits' now" in err
+
+
+def test_other_images_are_noticed_before_they_are_decoded(kpipe, experiment, unfinished, photos, monkeypatch):
+    write_photo(photos / "cat/new.png")
+    monkeypatch.setattr("kpipe.data.loading.cache_in_memory", lambda *arguments, **options: 1 / 0)
+    assert kpipe("run", experiment)[0] == 3
 
 
 def test_a_relative_source_is_another_one_in_another_folder(kpipe, experiment, unfinished, tmp_path, monkeypatch):

@@ -228,7 +228,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         code, _, err = kpipe("run", "--resume", str(run), override)
         assert code == 2
         assert f"{run}: {said}" in err
-        assert "Under --resume only training.log_every, training.checkpoint and more training.epochs may differ" in err
+        assert "\nUnder --resume only training.log_every, training.checkpoint, more training.epochs and the" in err
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")

@@ -20,8 +20,8 @@ from kpipe.errors import DataError, some
 from kpipe.layout import Layout, find_layout, has_image_name, is_folder, is_hidden, is_image, is_left_out
 from kpipe.names import shown
 
-SIZES = 8
-"""Number of files of a class whose size is part of its digest: classes with the same file names differ in them."""
+DIGESTED_SIZES = 8
+"""Number of files of a class whose sizes are part of its digest: classes with the same file names differ in them."""
 
 Listed = list[tuple[bytes, list[bytes]]]
 """Folders, and the names of the images in them."""
@@ -44,7 +44,7 @@ def read_folder(request: SourceRequest) -> Source:
     check_channels(3, request.form.channels, where)
     layout = find_layout(root)
     class_names = tuple(layout.splits["train"])
-    strays = _Strays(layout)
+    strays = _NotInSet(layout)
     splits, contents = {}, {}
     with request.progress(f"listing {where}", None) as advance:
         for split, folders in layout.splits.items():
@@ -54,7 +54,7 @@ def read_folder(request: SourceRequest) -> Source:
     return Source(splits, class_names, strays.lines(root), contents)
 
 
-class _Strays:
+class _NotInSet:
     """Files and folders that do not belong to the set."""
 
     def __init__(self, layout: Layout):
@@ -88,7 +88,7 @@ def _shown(paths: Sequence[Path], root: Path) -> str:
     return some([str(path.relative_to(root)) for path in paths])
 
 
-def _list_images(folder: Path, strays: _Strays, where: str, advance: Callable[[int], None]) -> Listed:
+def _list_images(folder: Path, strays: _NotInSet, where: str, advance: Callable[[int], None]) -> Listed:
     """Return the images of a class: those in its folder, then those in the folders below, sorted by name."""
     try:
         listed = list(_walk(os.fsencode(folder), strays, advance))
@@ -102,7 +102,7 @@ def _list_images(folder: Path, strays: _Strays, where: str, advance: Callable[[i
     return listed
 
 
-def _walk(folder: bytes, strays: _Strays, advance: Callable[[int], None]) -> Iterator[tuple[bytes, list[bytes]]]:
+def _walk(folder: bytes, strays: _NotInSet, advance: Callable[[int], None]) -> Iterator[tuple[bytes, list[bytes]]]:
     names, below = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -131,7 +131,7 @@ def _describe(folder: Path, listed: Listed) -> ClassContents:
     for place, names in listed:
         digest.update(b"\0".join([os.path.relpath(place, root), *names, b""]))
     place, names = listed[0]
-    for number in np.linspace(0, len(names) - 1, min(SIZES, len(names))).astype(int):
+    for number in np.linspace(0, len(names) - 1, min(DIGESTED_SIZES, len(names))).astype(int):
         try:
             digest.update(b"%d," % os.stat(os.path.join(place, names[number])).st_size)
         except OSError:  # reported where it is read
