@@ -20,7 +20,7 @@ from kpipe.console import describe_size
 from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, fill_weights, forget_weights, without_weights
-from kpipe.normalization import make_normalization
+from kpipe.normalization import make_normalization, most_measured
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.losses import make_loss
@@ -43,6 +43,8 @@ class Prepared:
     training_batches: Callable[[int], tf.data.Dataset]
     """Function that returns the batches from a given step to the end of the training."""
     steps_per_epoch: int
+    note: str | None
+    """A line for the user."""
 
     def find_unreadable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
@@ -82,7 +84,8 @@ def prepare(
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
-    images = None if only_shapes else data.iterate_images(splits.train, splits.image_size, progress)
+    most = most_measured(config)
+    images = None if only_shapes else data.iterate_images(splits.train, splits.image_size, progress, most=most)
     network = {
         "name": experiment.model.name,
         "options": options(experiment.model),
@@ -91,7 +94,10 @@ def prepare(
         "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
     model = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
-    return Prepared(splits, model, network, training_batches, steps_per_epoch)
+    note = None
+    if most and data.is_sampled(splits.train, most):
+        note = f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)"
+    return Prepared(splits, model, network, training_batches, steps_per_epoch, note)
 
 
 def build(

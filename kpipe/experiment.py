@@ -111,6 +111,7 @@ def train(
             notes = [
                 *splits.notes,
                 *splits.describe_conversions(),
+                prepared.note,
                 run.note,
                 *restored.notes,
                 *changed,

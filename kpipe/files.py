@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError
-from kpipe.names import as_line
+from kpipe.names import as_line, from_line
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -219,6 +219,14 @@ def to_yaml(value: Any, **style: Any) -> str:
 def write_names(path: Path, names: Iterable[str]) -> None:
     """Write one name of a file or a class a line, see `kpipe.names.as_line`."""
     path.write_text("".join(f"{as_line(name)}\n" for name in names), encoding="utf-8")
+
+
+def read_names(path: Path) -> list[str]:
+    """Return what `write_names` wrote; an empty list where that is gone or damaged."""
+    try:
+        return list(map(from_line, path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError):
+        return []
 
 
 def read_json(path: Path) -> dict[str, Any]:

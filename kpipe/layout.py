@@ -24,9 +24,15 @@ ENDINGS = (
 """Endings of the files that are read as images, in lower case."""
 
 OWN_PICTURE = "_data.png"
-"""End of the name of what `kpipe data show` draws."""
+"""End of the name of what `kpipe data show` draws, unless another name is given."""
 
-_OTHER_IMAGES = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw", ".dcm", "")
+OWN_MARK = b"kpipe"
+"""What stands in the first bytes of each PNG file that kpipe draws: the name of the software."""
+
+_OTHER_IMAGES = (
+    *(".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".xcf", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm", ".dib"),
+    *(".ico", ".pcx", ".tga", ".exr", ".hdr", ".nii", ".nii.gz", ".mat", ".npy", ".npz", ".fits", ""),
+)
 """Endings of files that may be images and are not read."""
 
 _DOCUMENTS = ("readme", "license", "licence", "copying", "authors", "changelog", "makefile")
@@ -44,6 +50,12 @@ _ROLE_OF = {word: role for role, words in _ROLES.items() for word in words}
 _NO_CLASSES = ("image", "images", "img", "mask", "masks", "label", "labels", "annotations", "groundtruth", "trimaps")
 _PUT_IMAGES = "Put images (.jpg, .png and others, see the README) into class folders"
 _PLAIN_WORDS = {"set", "data", "dataset", "split", "image", "images", "img", "imgs", "folder", "photos"}
+_BESIDE = {
+    *("asset", "assets", "demo", "doc", "docs", "example", "examples", "figure", "figures", "media", "notebooks"),
+    *("output", "outputs", "pics", "pictures", "plots", "report", "result", "results", "sample", "samples"),
+    *("screenshots", "static"),
+}
+"""Words in the names of folders that often lie beside a data set."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +94,10 @@ def find_layout(root: str | Path) -> Layout:
         if not root.is_dir():
             got = "a file" if os.path.lexists(root) else "nothing there"
             raise DataError(f"{where}: expected a folder of images, got {got}. Check the path after folder:")
-        level = _enter_wrappers(_Folder(root), layout)
+        level = _enter_wrappers(_Folder(root), where, layout)
         splits = _find_splits(level, where, layout)
         for split, folder in splits.items():
-            layout.splits[split] = _find_classes(_enter_wrappers(folder, layout), where, layout)
+            layout.splits[split] = _find_classes(_enter_wrappers(folder, where, layout), where, layout)
     except OSError as error:
         place = shown(os.fsdecode(error.filename or root))
         raise DataError(f"{where}: {place} cannot be read ({error.strerror})") from None
@@ -93,10 +105,9 @@ def find_layout(root: str | Path) -> Layout:
     return layout
 
 
-def has_image_name(name: str | bytes) -> bool:
+def has_image_name(name: str) -> bool:
     """Return whether a file of this name is read as an image."""
-    name = os.fsdecode(name).lower()
-    return name.endswith(ENDINGS) and not name.endswith(OWN_PICTURE)
+    return name.lower().endswith(ENDINGS)
 
 
 def is_image(entry: os.DirEntry) -> bool:
@@ -104,9 +115,20 @@ def is_image(entry: os.DirEntry) -> bool:
 
     A pipe is none, since reading it would never end. A broken link is one, so that decoding names it.
     """
-    if not has_image_name(entry.name) or is_hidden(entry):
+    if not has_image_name(os.fsdecode(entry.name)) or is_hidden(entry) or is_own_picture(os.fsdecode(entry.path)):
         return False
     return entry.is_symlink() or entry.is_file(follow_symlinks=False)
+
+
+def is_own_picture(path: str) -> bool:
+    """Return whether a file is what `kpipe data show` has drawn: by its name, and then by what is written in it."""
+    if not path.endswith(OWN_PICTURE):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return OWN_MARK in file.read(256)
+    except OSError:  # reported where it is read
+        return False
 
 
 def is_hidden(entry: os.DirEntry) -> bool:
@@ -124,7 +146,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 def normalize_name(name: str) -> str:
     """Return the name of a class as it is compared: in Unicode's form NFC, without spaces around it."""
-    return unicodedata.normalize("NFC", name.strip())
+    return unicodedata.normalize("NFC", name.strip() or name)
 
 
 def is_left_out(folder: str) -> bool:
@@ -175,7 +197,7 @@ class _Folder:
         """Files directly in it, without hidden ones and what `kpipe data show` has drawn."""
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if not (is_hidden(entry) or is_folder(entry))]
-        return [self.path / name for name in sorted(names) if not name.endswith(OWN_PICTURE)]
+        return [self.path / name for name in sorted(names) if not is_own_picture(str(self.path / name))]
 
     @cached_property
     def _all_folders(self) -> list["_Folder"]:
@@ -190,11 +212,11 @@ class _Folder:
         return any(os.path.commonpath([here, each]) == here for each in around)
 
 
-def _enter_wrappers(folder: _Folder, layout: Layout) -> _Folder:
+def _enter_wrappers(folder: _Folder, where: str, layout: Layout) -> _Folder:
     """Return the folder itself, or the first below it that is not just a wrapper around another folder."""
     *wrappers, inner = _unwrap(folder)
     for wrapper in wrappers:
-        _note_others(wrapper, layout)
+        _note_others(wrapper, where, layout)
     return inner
 
 
@@ -212,7 +234,14 @@ def _unwrap(folder: _Folder) -> list[_Folder]:
     return chain
 
 
-def _note_others(folder: _Folder, layout: Layout) -> None:
+def _note_others(folder: _Folder, where: str, layout: Layout) -> None:
+    links = [path for path in folder.files if not path.suffix and path.is_symlink()]
+    broken = [path.name for path in links if not os.path.lexists(path.parent / path.readlink())]
+    if broken:
+        raise DataError(
+            f"{where}: expected folders in {shown(str(folder.path))}, got links to nothing: {some(broken)}. Mend or "
+            "remove them"
+        )
     layout.files.extend(folder.files)
     layout.folders.extend(other.path for other in folder.other_folders)
 
@@ -244,20 +273,33 @@ def _find_splits(level: _Folder, where: str, layout: Layout) -> dict[str, _Folde
     """Return split -> folder. Where the folders are classes, the level itself is train."""
     folders = [*level.folders, *_empty_splits(level)]
     candidates = [_Candidate(folder, role) for folder, role in zip(folders, _roles(folders), strict=True)]
+    roles = {each.folder.name for each in candidates if each.role}
+    copies = [each for each in candidates if not each.role and len(roles.intersection(each.classes)) > 1]
+    layout.copies.extend(each.folder.path for each in copies)
+    candidates = [each for each in candidates if each not in copies]
     _refuse_splits_below(candidates, where)
     named = [each for each in candidates if each.role]
     splits = [each for each in candidates if each.classes]
     training = [each for each in splits if each.role == "train"]
     others = [each for each in candidates if not each.role]
-    is_clear = len(named) > 1 or not any(each.folder.has_images for each in others)
-    if training and is_clear and not (len(named) == 1 and _hold_the_same([*training, *others])):
-        _note_others(level, layout)
+    if training and not any(_may_be_split(each, training[0], is_only=len(named) == 1) for each in others):
+        _note_others(level, where, layout)
         layout.folders.extend(each.folder.path for each in others)
         return _take_splits(named, training[0].classes, where, layout)
     if training or _hold_the_same(splits):
         raise DataError(f"{where}: {_describe_choice(candidates)}")
     _refuse_unclear_roles(candidates, named, splits, where)
     return {"train": level}
+
+
+def _may_be_split(other: _Candidate, train: _Candidate, *, is_only: bool) -> bool:
+    """Return whether a folder of another name may be a split beside train, or a class beside a class called train.
+
+    Args:
+        other, train: two of the folders.
+        is_only: no other folder than train is named like a split.
+    """
+    return _hold_the_same([train, other]) or is_only and (other.folder.has_images or len(other.classes) > 1)
 
 
 def _empty_splits(folder: _Folder) -> list[_Folder]:
@@ -308,22 +350,29 @@ def _refuse_unclear_roles(
     if len(candidates) == len(named) and (len(named) > 1 or flat):
         raise DataError(f"{where}: {_describe_missing(named, flat)}")
     sets = [each for each in splits if len(each.classes) > 1]
-    if flat and len(sets) == 1 and len(candidates) == len(flat) + 1:  # data/{cat,dog} beside test/*.jpg
-        raise DataError(
+    others = [each for each in candidates if each not in sets]
+    if len(sets) != 1 or not others:
+        return
+    is_wrapper = _words(sets[0].folder.name) <= _PLAIN_WORDS
+    if is_wrapper or all(each in flat or _words(each.folder.name) & {*_BESIDE, *_NO_CLASSES} for each in others):
+        raise DataError(  # data/{cat,dog} beside test/*.jpg or docs/*.png
             f"{where}: expected one folder per class, got {shown(sets[0].name)}/ with the folders "
-            f"{some(sets[0].classes)}, "
-            f"and {some([each.name for each in flat])} with images of no class. To train on {shown(sets[0].name)}/, "
-            f"write {_as_source(sets[0].inner)}"
+            f"{some(sets[0].classes)}, and {some([each.name for each in others])} beside it. To train on "
+            f"{shown(sets[0].name)}/, write {_as_source(sets[0].inner)}"
         )
 
 
 def _roles(folders: Sequence[_Folder]) -> list[str | None]:
     """Return what the name of each folder says that it is: train, validation, test, eval, or None."""
-    spaced = (re.sub("([a-z])([A-Z])", r"\1 \2", folder.name) for folder in folders)  # TrainImages
-    words = [set(re.split(r"[\W\d_]+", name.casefold())) - {""} for name in spaced]
+    words = [_words(folder.name) for folder in folders]
     shared = set.intersection(*words) if len(words) > 1 else set()
     roles = [[_ROLE_OF.get(word) for word in each - shared - _PLAIN_WORDS] for each in words]
     return [found[0] if len(found) == 1 else None for found in roles]
+
+
+def _words(name: str) -> set[str]:
+    spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name)  # TrainImages
+    return set(re.split(r"[\W\d_]+", spaced.casefold())) - {""}
 
 
 def _hold_the_same(splits: Sequence[_Candidate]) -> bool:
@@ -340,6 +389,17 @@ def _describe_choice(candidates: Sequence[_Candidate]) -> str:
     first = [f"{shown(each.name)}/ with {_described(each)}" for each in candidates[:SHOWN]]
     more = f" and {len(candidates) - SHOWN} more" if len(candidates) > SHOWN else ""
     one = next(each for each in candidates if each.classes)
+    if all(_roles(one.inner.folders)):
+        split = one.classes[0]
+        return (
+            f"expected class folders in split folders, got split folders in class folders: {'; '.join(first)}{more}. "
+            f"Move them: {shown(f'{one.name}/{split}')} to {shown(f'{split}/{one.name}')}, and so on"
+        )
+    if all(name.casefold() in _NO_CLASSES for name in one.classes):
+        return (
+            f"expected images directly in one folder per class, got {'; '.join(first)}{more}. Move the images into "
+            "the folders of their classes, and the others away"
+        )
     return (
         "expected one folder per class, or such folders in train/, validation/ and test/; got "
         f"{'; '.join(first)}{more}. To train on one of them, write {_as_source(one.inner)}. If they are "
@@ -367,7 +427,7 @@ def _describe_missing(named: Sequence[_Candidate], flat: Sequence[_Candidate]) -
 
 def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path]:
     """Return class name -> folder, sorted."""
-    _note_others(folder, layout)
+    _note_others(folder, where, layout)
     for other in folder.other_folders:
         if not other.is_circle:
             _refuse_other_kinds(other, where)
@@ -383,14 +443,14 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
         if each.name in classes:
             both = some([classes[each.name].name, each.path.name])
             raise DataError(
-                f"{where}: expected class names that differ, got {both} in {shown(str(folder.path))}. "
-                "Rename one of them"
+                f"{where}: expected class names that differ, got {both} in {shown(str(folder.path))}. Spaces around a "
+                "name and its form in Unicode make no difference. Rename one of them"
             )
         classes[each.name] = each.path
     if classes and all(name.casefold() in _NO_CLASSES for name in classes):
         raise DataError(
-            f"{where}: expected one folder per class, got {some(list(classes))}, which are no names of classes. Sort "
-            "the images into one folder per class"
+            f"{where}: expected one folder per class, got only {some(list(classes))}. Sort the images into one folder "
+            "per class"
         )
     return classes
 
@@ -398,7 +458,7 @@ def _find_classes(folder: _Folder, where: str, layout: Layout) -> dict[str, Path
 def _refuse_other_kinds(folder: _Folder, where: str) -> None:
     """Raise DataError for a folder in the place of a class, most of whose files may be images that are not read."""
     names = list(_files_below(folder.path))
-    endings = [os.path.splitext(name.lower())[1] for name in names if name.lower() not in _DOCUMENTS]
+    endings = [_ending(name.lower()) for name in names if name.lower() not in _DOCUMENTS]
     unread = [ending or "without an ending" for ending in endings if ending in _OTHER_IMAGES]
     if 2 * len(unread) > len(names):
         kinds = "file of another kind" if len(unread) == 1 else "files of other kinds"
@@ -407,6 +467,10 @@ def _refuse_other_kinds(folder: _Folder, where: str) -> None:
             f"({some(sorted(set(unread)), str)}). "
             f"Convert them to JPEG or PNG, or remove the folder"
         )
+
+
+def _ending(name: str) -> str:
+    return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -431,5 +495,6 @@ def _check_classes(splits: dict[str, dict[str, Path]], folders: dict[str, str], 
             case = " Upper and lower case differ." if any(name.casefold() in spelled for name in unknown) else ""
             raise DataError(
                 f"{where}: expected in {folders[split]}/ the classes of {folders['train']}/ only, got {some(unknown)}."
-                f"{case} Add images of it to {folders['train']}/ or remove it from {folders[split]}/"
+                f"{case} Add images of {'it' if len(unknown) == 1 else 'them'} to {folders['train']}/, or move "
+                f"{'it' if len(unknown) == 1 else 'them'} out of {folders[split]}/"
             )

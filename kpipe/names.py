@@ -75,3 +75,8 @@ def as_line(name: str) -> str:
     name, and `os.fsencode` of that its bytes.
     """
     return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
+
+
+def from_line(line: str) -> str:
+    """Return the name that `as_line` wrote. Raises ValueError for a damaged one."""
+    return json.loads(line) if line.startswith('"') else line

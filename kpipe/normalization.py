@@ -11,6 +11,15 @@ from kpipe.data.statistics import measure_constants
 from kpipe.errors import ConfigError
 from kpipe.models.preprocessing import NAMED, Normalization, load_normalization, make_neutral, save_normalization
 
+MEASURED_FILES = 5_000
+"""Number of files whose colors stand for those of all, where images are decoded each time. Their mean misses that of
+all by about a hundredth of the standard deviation."""
+
+
+def most_measured(config: DataConfig) -> int | None:
+    """Return how many files are enough to measure the constants; None: all are needed."""
+    return MEASURED_FILES if config.normalize in ("mean", "standardize") else None
+
 
 def make_normalization(
     config: DataConfig,

@@ -76,6 +76,12 @@ LAYOUTS = {
                                 {"train": CATS}),
     "code called evaluation": (["images/cat=1", "images/dog=1", "evaluation/eval.m"], {"train": CATS}),
     "camel case": (["TrainImages/a=1", "TrainImages/b=1", "TestImages/a=1"], {"train": ["a", "b"], "test": ["a"]}),
+    "a copy of the splits": (
+        ["x/train/a=1", "x/train/b=1", "x/test/a=1", "x/x/train/a=1", "x/x/train/b=1", "x/x/test/a=1", "__MACOSX/a=1"],
+        {"train": ["a", "b"], "test": ["a"]},
+    ),
+    "a class with breeds": (["cat=1", "dog/poodle=1", "dog/pug=1"], {"train": CATS}),
+    "pictures that end like kpipe's": (["cat/x_data.png", "cat/y_data.png", "dog=1"], {"train": CATS}),
     "folders of systems": (["cat=1", "dog=1", "__MACOSX/cat=1", ".git/x=1", "@eaDir/cat=1", "cat/@eaDir/0=1"],
                            {"train": CATS}),
 }  # fmt: skip
@@ -114,7 +120,7 @@ REFUSED = {
     "one class": (["cat=2"], r"expected at least two classes, got one, \S*cat\S*\. Add a folder for each other class"),
     "a class that train lacks": (
         ["train/cat=1", "train/dog=1", "val/cat=1", "val/cow=1"],
-        r"expected in val/ the classes of train/ only, got \S*cow\S*\. Add images of it to train/ or remove it",
+        r"expected in val/ the classes of train/ only, got \S*cow\S*\. Add images of it to train/, or move it",
     ),
     "capitals": (
         ["train/Cat=1", "train/Dog=1", "val/cat=1", "val/dog=1"],
@@ -137,12 +143,38 @@ REFUSED = {
     ),
     "a test without labels beside the set": (
         ["simpsons/bart=1", "simpsons/lisa=1", "simpsons_testset=2"],
-        r"got simpsons/ with the folders \S*bart\S*, \S*lisa\S*, and \S*simpsons_testset\S* with images of no class\. "
+        r"got simpsons/ with the folders \S*bart\S*, \S*lisa\S*, and \S*simpsons_testset\S* beside it\. "
         r"To train on simpsons/, write data\.source=folder:\S*/simpsons$",
     ),
-    "masks": (["images=2", "masks=2"], r"got \S*images\S*, \S*masks\S*, which are no names of classes\. Sort"),
+    "masks": (["images=2", "masks=2"], r"got only \S*images\S*, \S*masks\S*\. Sort"),
     "another name for the rest": (
         ["train/cat=1", "train/dog=1", "holdout/cat=1", "holdout/dog=1"], "got holdout/ with the folders",
+    ),
+    "one more with the same classes": (
+        ["train/cat=1", "train/dog=1", "test/cat=1", "cross_validation/cat=1", "cross_validation/dog=1"],
+        "got cross_validation/ with the folders .*; test/ with .*; train/ with .* move others away",
+    ),
+    "train beside another group": (
+        ["train/steam=1", "train/electric=1", "bus/double=1", "bus/single=1"], "got bus/ with the folders .*; train/ w",
+    ),
+    "screenshots beside the set": (
+        ["dataset/cat=1", "dataset/dog=1", "images=3", "README.md"],
+        r"got dataset/ with the folders \S*cat\S*, \S*dog\S*, and 'images' beside it\. To train on dataset/, write ",
+    ),
+    "results beside the set": (["pets/cat=1", "pets/dog=1", "output/plots=2"], r", and 'output' beside it\. To train"),
+    "splits in the classes": (
+        ["cat/train=1", "cat/test=1", "dog/train=1", "dog/test=1"],
+        r"expected class folders in split folders, got split folders in class folders: cat/ with the folders "
+        r"\S*test\S*, \S*train\S*; dog/ .*\. Move them: cat/test to test/cat, and so on",
+    ),
+    "masks in the classes": (
+        ["a/images=1", "a/masks=1", "b/images=1", "b/masks=1"],
+        r"expected images directly in one folder per class, got a/ with .*\. Move the images into the folders of their",
+    ),
+    "arrays": (["cat=1", "dog=1", "cow/0.npy"], r"in \S*/cow, got 1 file of another kind \('?\.npy'?\)\. Convert"),
+    "scans": (["cat=1", "dog=1", "cow/0.nii.gz", "cow/1.nii.gz"], r"got 2 files of other kinds \('?\.nii\.gz'?\)"),
+    "several classes that train lacks": (
+        ["train/a=1", "train/b=1", "val/c=1", "val/d=1"], r"Add images of them to train/, or move them out of val/",
     ),
     "two folders of one name": (["cat=1", "cat =1", "dog=1"], r"expected class names that differ, got .*Rename one"),
 }  # fmt: skip
@@ -168,10 +200,20 @@ def test_what_is_left_out_is_noted(make):
     ["tensorboard_logs/x/2026-01-01/figures=3"],
     ["my_logs/x/2026-01-01/figures=3", "my_logs/x/2026-01-01/config.yaml", "my_logs/x/2026-01-01/environment.json"],
     ["my_logs/x/search-1/search.png", "my_logs/x/search-1/config.yaml", "my_logs/x/search-1/trials/0001.json"],
-    ["x_data.png", "cat/x_data.png"],
 ])  # fmt: skip
 def test_own_output_is_never_read(make, entries):
     assert classes_of(find_layout(make("cat=1", "dog=1", *entries))) == {"train": CATS}
+
+
+def test_links_to_nothing_in_the_place_of_classes_are_refused(make, tmp_path):
+    root = make("train/cat=1", "train/dog=1")
+    (root / "test").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"expected folders in {root}, got links to nothing: 'test'. Mend or remove"):
+        find_layout(root)
+    (root / "test").unlink()
+    (root / "train" / "cow").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=f"expected folders in {root}/train, got links to nothing: 'cow'"):
+        find_layout(root)
 
 
 def test_names_are_compared_in_one_form_of_unicode(make):

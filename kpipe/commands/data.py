@@ -70,6 +70,8 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
             f"{name}: {len(split) + split.lost:,} images, {len(split.unreadable):,} of them unreadable"
             + (f", {split.lost:,} lost at the end of files" if split.lost else "")
         )
+        for reason, files in split.unreadable.count_reasons().items():
+            screen.line(f"  {files:,}: {reason}")
         names += split.unreadable.names()
         lost += split.lost
     if names or path.exists():  # an old list must not stay

@@ -30,6 +30,7 @@ from kpipe.data.loading import find_source, load_dataset
 from kpipe.data.pipeline import (
     count_steps_per_epoch,
     evaluation_batches,
+    is_sampled,
     iterate_images,
     make_evaluation_pipeline,
     make_pipeline,
@@ -67,6 +68,7 @@ __all__ = [
     "flip_horizontal",
     "flip_vertical",
     "grayscale",
+    "is_sampled",
     "iterate_images",
     "load_dataset",
     "make_evaluation_pipeline",

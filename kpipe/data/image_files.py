@@ -130,6 +130,8 @@ def why_unreadable(path: str | PathLike) -> str:
         return "0 bytes"
     if contents[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
         return "HEIC; convert it to JPEG"
+    if contents.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; git lfs pull fetches the image"
     if contents.lstrip()[:1] in (b"<", b"{"):
         return "text, not an image"
     try:
@@ -264,8 +266,10 @@ def _renamed(args: str | tuple) -> str | tuple:
 def _significant_bits(image: Image.Image, contents: bytes, largest: int) -> int:
     """Return the declared number of bits that have a meaning, unless a value is larger; else one of `DEPTHS`."""
     declared = _declared_bits(image, contents)
-    if largest < 2**declared:
+    if declared and largest < 2**declared:
         return declared
+    if declared and image.format == "PNG":
+        return 16  # the bits with a meaning are the upper ones
     return next(bits for bits in DEPTHS if largest < 2**bits)
 
 

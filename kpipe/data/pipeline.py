@@ -124,16 +124,30 @@ def evaluation_batches(splits: Splits, name: str, batch_size: int) -> tf.data.Da
 
 
 def iterate_images(
-    split: Split, image_size: int | None = None, progress: ProgressReporter = no_progress
+    split: Split, image_size: int | None = None, progress: ProgressReporter = no_progress, *, most: int | None = None
 ) -> Iterator[np.ndarray]:
     """Yield each readable image once, as evaluation sees it: batches uint8 [b, I, I, C]; the others are noted.
+
+    Args:
+        split: the images.
+        image_size: I; None: images are used as they are.
+        progress: shows how many images are read.
+        most: of more files, only so many are decoded, spread evenly over the classes. Streams and images that are kept
+            decoded are read whole.
 
     Raises:
         DataError: more images than allowed cannot be read.
     """
+    if most and is_sampled(split, most):
+        split = split.select(split.spread(most))
     chunk = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // int(np.prod(split.shape))))
     for images in split.iterate(chunk, progress):
         yield _center(images, image_size)
+
+
+def is_sampled(split: Split, most: int) -> bool:
+    """Return whether `iterate_images` leaves images of a split out, if it may decode so many files."""
+    return not (split.kept_pixels or split.is_stream) and len(split) > most
 
 
 def count_steps_per_epoch(split: Split, batch_size: int) -> int:

@@ -1,5 +1,6 @@
 """Images of a split that could not be read."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -16,8 +17,8 @@ class Unreadable:
         where: the source and the split, for messages.
         total: number of images of the split.
         name: returns the name of image number i.
-        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Splits
-            that are cut out of one have its limit together.
+        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it; 1: all,
+            also those that may not be opened. Splits that are cut out of one have its limit together.
         are_files: the names are paths.
     """
 
@@ -78,6 +79,11 @@ class Unreadable:
         """Return the names of the images that could not be read, in their order."""
         return [self.name(number) for number in sorted(self.numbers)]
 
+    def count_reasons(self) -> dict[str, int]:
+        """Return how many files could not be read for each reason, the most frequent first."""
+        reasons = Counter(why_unreadable(name) for name in self.names()) if self.are_files else {}
+        return dict(sorted(reasons.items(), key=lambda item: -item[1]))
+
     def select(self, numbers: np.ndarray) -> "Unreadable":
         """Return those of the images with these numbers, which are then called 0, 1, ..."""
         split = Unreadable(
@@ -88,8 +94,9 @@ class Unreadable:
         return split
 
     def _enforce_limit(self, new: set[int]) -> None:
-        for number in new:
-            self._check_access(number)
+        if self.limit != 1:
+            for number in new:
+                self._check_access(number)
         if len(self) > (self.limit or 0) * self.total:
             raise DataError(self._message(sorted(self.numbers)))
 

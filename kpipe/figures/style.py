@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from kpipe.errors import first_line
 from kpipe.files import REFUSALS
+from kpipe.layout import OWN_MARK
 from kpipe.names import printable, quoted, shorten
 
 _DPI = 150
@@ -36,7 +37,7 @@ def save_figure(figure: Figure, path: str | PathLike) -> None:
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes. That is no reason to warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font|Matplotlib currently does not support")
-        figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
+        figure.savefig(path, format="png", dpi=_DPI, facecolor="white", metadata={"Software": OWN_MARK.decode()})
 
 
 @contextmanager

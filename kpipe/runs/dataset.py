@@ -3,12 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ValidationError
+
 from kpipe.catalog.wording import show
 from kpipe.errors import SHOWN, DataError
-from kpipe.files import write_names
+from kpipe.files import read_names, write_names
 from kpipe.runs.directory import Run
 
-RECORD = "data.json"
+RECORD, NAMES = "data.json", "classes.txt"
+
+Content = tuple[int, str]
+"""Number of images, and a digest of their names."""
+
+NOTHING: Content = (0, "")
 
 
 class Described(Protocol):
@@ -16,8 +23,15 @@ class Described(Protocol):
 
     class_names: Sequence[str]
     """In the order of the logits."""
-    contents: Mapping[str, Mapping[str, Sequence[Any]]]
-    """Split -> class -> number of its images, and a digest of their names."""
+    contents: Mapping[str, Mapping[str, Content]]
+    """Split -> class -> content."""
+
+
+class Record(BaseModel):
+    """What is written into data.json."""
+
+    classes: list[Any]  # names that are not UTF-8 are no text to pydantic
+    splits: dict[str, dict[Any, Content]]
 
 
 def record_data(run: Run, data: Described) -> None:
@@ -30,13 +44,8 @@ def record_data(run: Run, data: Described) -> None:
     Raises:
         DataError: the data are not those that the run began with.
     """
-    plain = {split: {name: list(found) for name, found in classes.items()} for split, classes in data.contents.items()}
-    now = {"classes": list(data.class_names), "splits": plain}
-    then = run.read_json(RECORD) if run.resumed else {}
-    if not then:
-        run.write_json(RECORD, now)
-        write_names(run.path / "classes.txt", data.class_names)
-        return
+    now = Record(classes=data.class_names, splits=data.contents)
+    then = _read_record(run, now) if run.resumed else now
     differences = list(_differences(then, now))
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
@@ -44,25 +53,35 @@ def record_data(run: Run, data: Described) -> None:
             f"{run.path}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
             "Restore them, or start another run with --new"
         )
+    run.write_json(RECORD, now.model_dump())
+    write_names(run.path / NAMES, now.classes)
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+def _read_record(run: Run, now: Record) -> Record:
+    """Return what the run wrote. Where data.json is gone or damaged, classes.txt has the names at least."""
+    try:
+        return Record.model_validate(run.read_json(RECORD))
+    except ValidationError:
+        return Record(classes=read_names(run.path / NAMES) or now.classes, splits=now.splits)
+
+
+def _differences(then: Record, now: Record) -> Iterator[str]:
     """Yield what differs, in words."""
-    if then["classes"] != now["classes"]:
+    if then.classes != now.classes:
         yield from _class_differences(then, now)
         return
-    for split in dict.fromkeys([*then["splits"], *now["splits"]]):
-        before, after = (each["splits"].get(split) for each in (then, now))
+    for split in dict.fromkeys([*then.splits, *now.splits]):
+        before, after = (each.splits.get(split) for each in (then, now))
         if before is None or after is None:
             yield f"the {split} split is {'new' if before is None else 'gone'}"
         else:
             yield from _image_differences(split, before, after)
 
 
-def _class_differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    gone = [name for name in then["classes"] if name not in now["classes"]]
-    new = [name for name in now["classes"] if name not in then["classes"]]
-    images, their_images = now["splits"].get("train", {}), then["splits"].get("train", {})
+def _class_differences(then: Record, now: Record) -> Iterator[str]:
+    gone = [name for name in then.classes if name not in now.classes]
+    new = [name for name in now.classes if name not in then.classes]
+    images, their_images = now.splits.get("train", {}), then.splits.get("train", {})
     for name in gone:
         renamed = [other for other in new if images.get(other, 0) == their_images.get(name)]
         if len(renamed) == 1:
@@ -73,17 +92,17 @@ def _class_differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[st
     for name in new:
         yield f"class {show(name)} is new"
     if not gone and not new:
-        yield f"the order of the classes was {show(then['classes'])}, is {show(now['classes'])}"
-    if len(then["classes"]) != len(now["classes"]):
-        yield f"{len(then['classes'])} classes then, {len(now['classes'])} now"
+        yield f"the order of the classes was {show(then.classes)}, is {show(now.classes)}"
+    if len(then.classes) != len(now.classes):
+        yield f"{len(then.classes)} classes then, {len(now.classes)} now"
 
 
-def _image_differences(split: str, before: dict[str, list], after: dict[str, list]) -> Iterator[str]:
+def _image_differences(split: str, before: dict[str, Content], after: dict[str, Content]) -> Iterator[str]:
     changed = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
     for name in changed:
         of_class = f" of class {show(name)}" if name else ""
-        (count, digest), (new_count, new_digest) = before.get(name, [0, ""]), after.get(name, [0, ""])
-        swapped = [other for other in changed if other != name and digest and digest == after.get(other, [0, ""])[1]]
+        (count, digest), (new_count, new_digest) = before.get(name, NOTHING), after.get(name, NOTHING)
+        swapped = [other for other in changed if other != name and digest and digest == after.get(other, NOTHING)[1]]
         if swapped:
             yield f"the {split} images{of_class} are now in class {show(swapped[0])}"
         elif count != new_count:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -82,6 +83,38 @@ def sixteen(bits):
     return saved(Image.fromarray(values), "PNG")
 
 
+def with_bits(bits, png):
+    """Return a PNG of gray that declares how many bits have a meaning."""
+    chunk = b"sBIT" + bytes([bits])
+    return png[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+def as_8_bits(values, bits):
+    return np.repeat(np.round(values / (2**bits - 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def with_long_orientation(contents):
+    """Return a JPEG whose orientation is a number of 32 bits."""
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01"
+    assert contents.count(entry) == 1
+    place = contents.index(entry) + len(entry)
+    value = contents[place : place + 2]
+    return contents[: place - 6] + b"\x00\x04" + contents[place - 4 : place] + b"\0\0" + value + contents[place + 4 :]
+
+
+def without_adobe(contents):
+    """Return a JPEG without the segment that says what its inks mean."""
+    place = contents.index(b"\xff\xee")
+    return contents[:place] + contents[place + 2 + int.from_bytes(contents[place + 2 : place + 4]) :]
+
+
+def after_a_profile(contents):
+    """Return a JPEG whose EXIF stands behind more than 64 kB of other segments."""
+    return contents[:2] + 3 * (b"\xff\xe2" + (60_000).to_bytes(2) + bytes(59_998)) + contents[2:]
+
+
+DIM = np.asarray(COLOR.convert("L")).astype(np.uint16) << 4
+INKS = without_adobe(saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0))
 GRAY = np.asarray(COLOR.convert("L").convert("RGB"))
 RGBA, LA = with_alpha("RGBA"), with_alpha("LA")
 WHITE = (255, 255, 255)
@@ -96,6 +129,10 @@ KINDS = {
     "la.png": (saved(LA, "PNG"), on(WHITE, LA), LOSSLESS),
     "sixteen.png": (sixteen(16), GRAY, LOSSLESS),
     "twelve.png": (sixteen(12), GRAY, LOSSLESS),
+    "left_aligned.png": (with_bits(12, saved(Image.fromarray(DIM << 4), "PNG")), as_8_bits(DIM << 4, 16), LOSSLESS),
+    "dim.png": (with_bits(12, saved(Image.fromarray(DIM >> 2), "PNG")), as_8_bits(DIM >> 2, 12), LOSSLESS),
+    "black.png": (saved(Image.fromarray(np.zeros((24, 40), np.uint16)), "PNG"), 0 * PICTURE, LOSSLESS),
+    "sixteen.pgm": (saved(Image.fromarray(np.asarray(COLOR.convert("L")).astype(np.uint16) * 257), "PPM"), GRAY, 0),
     "sixteen.tif": (saved(Image.fromarray(np.asarray(COLOR.convert("L")).astype(np.uint16) * 257), "TIFF"), GRAY, 0),
     "color.tiff": (saved(COLOR, "TIFF"), PICTURE, LOSSLESS),
     "rgb.bmp": (saved(COLOR, "BMP"), PICTURE, LOSSLESS),
@@ -114,6 +151,9 @@ KINDS = {
     "photo.jfif": (saved(COLOR, "JPEG", quality=97, subsampling=0), PICTURE, 12),
     "progressive.jpe": (saved(COLOR, "JPEG", quality=97, subsampling=0, progressive=True), PICTURE, 12),
     "cmyk.jpg": (saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0), PICTURE, 16),
+    "inks.jpg": (INKS, np.asarray(Image.open(io.BytesIO(INKS)).convert("RGB")), 16),
+    "long.jpg": (with_long_orientation(with_orientation("JPEG", 6, quality=97, subsampling=0)), PICTURE, 12),
+    "late.jpg": (after_a_profile(with_orientation("JPEG", 6, quality=97, subsampling=0)), PICTURE, 12),
     "junk.jpg": (saved(COLOR, "JPEG", quality=97, subsampling=0) + b"\0" * 300, PICTURE, 12),
     "webp_named.jpg": (saved(COLOR, "WEBP", lossless=True), PICTURE, LOSSLESS),
     **{f"exif{n}.jpg": (with_orientation("JPEG", n, quality=97, subsampling=0), PICTURE, 12) for n in range(1, 9)},
@@ -139,7 +179,7 @@ def test_every_kind_is_decoded_as_pillow_shows_it(folder):
         assert np.abs(image.astype(int) - expected).max() <= tolerance, name
     assert splits.describe_conversions() == [
         "2 images have transparent pixels; they are drawn on white (data.background)",
-        "3 images have 16 bits; they are scaled to 8",
+        "7 images have 16 bits; they are scaled to 8",
     ]
 
 

@@ -172,7 +172,6 @@ def test_folder_ignores_what_is_no_image(tmp_path):
     write_image(tmp_path / "dog" / "more" / "PHOTO.JPG")
     write_image(tmp_path / ".cache" / "x.png")
     write_image(tmp_path / "overview.png")
-    write_image(tmp_path / "quickstart_data.png")
     for name in ("notes.txt", "cat/.DS_Store", "empty/README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
@@ -183,6 +182,13 @@ def test_folder_ignores_what_is_no_image(tmp_path):
         "ignored 1 file that is not an image: 'notes.txt'",
         "ignored 1 folder that is not a class: 'empty'",
     )
+
+
+def test_classes_that_a_split_lacks_are_named(tmp_path):
+    for split, classes in {"train": "abc", "validation": "ab", "test": "c"}.items():
+        write_classes(tmp_path / split, dict.fromkeys(classes, 2))
+    notes = load_dataset(f"folder:{tmp_path}").notes
+    assert notes == ("validation has no images of 'c'", "test has no images of 'a', 'b'")
 
 
 def test_one_stray_file_is_named(tmp_path):

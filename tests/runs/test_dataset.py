@@ -96,6 +96,28 @@ def test_other_classes_and_images_are_refused(kpipe, experiment, unfinished, pho
     assert (code, err) == (0, "")
 
 
+@pytest.mark.parametrize("damage", [None, "", "{", "[]", '{"classes": 3, "splits": []}'])
+def test_a_lost_record_leaves_the_names_of_the_classes(kpipe, experiment, unfinished, photos, damage):
+    record = unfinished / "data.json"
+    record.unlink() if damage is None else record.write_text(damage)
+    (photos / "dog").rename(photos / "wolf")
+    code, _, err = kpipe("run", experiment)
+    assert code == 3 and "began with: class 'dog' is gone; class 'wolf' is new. Restore them" in err
+
+
+def test_classes_that_only_their_pixels_tell_apart(kpipe, experiment, photos, logs, monkeypatch):
+    for label, name in enumerate(CLASSES):
+        for path in (photos / name).iterdir():
+            path.unlink()
+            Image.new("L", (20, 24), 40 * label).save(path.with_suffix(".bmp"))
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert kpipe("run", experiment)[0] == 5
+    swap(photos)
+    code, _, err = kpipe("run", experiment)
+    assert code == 3 and "the train images of class 'cat' are now in class 'dog'; " in err
+
+
 def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
     for number in range(7):
         shutil.copytree(photos / "dog", photos / f"new{number}")

@@ -5,6 +5,7 @@ N images.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,9 +50,10 @@ def read_folder(request: SourceRequest) -> Source:
     with request.progress(f"listing {where}", None) as advance:
         for split, folders in layout.splits.items():
             listed = {name: _list_images(folder, strays, where, advance) for name, folder in folders.items()}
-            contents[split] = {name: _describe(folders[name], found) for name, found in listed.items()}
+            contents[split] = _describe_classes(folders, listed)
             splits[split] = _make_split(listed, class_names, request, where)
-    return Source(splits, class_names, strays.lines(root), contents)
+    notes = (*strays.lines(root), *_missing_classes(layout))
+    return Source(splits, class_names, notes, contents)
 
 
 class _NotInSet:
@@ -84,8 +86,16 @@ class _NotInSet:
         return tuple(lines)
 
 
+def _missing_classes(layout: Layout) -> Iterator[str]:
+    """Yield a line for each split that lacks classes of train."""
+    for split, folders in layout.splits.items():
+        missing = [name for name in layout.splits["train"] if name not in folders]
+        if missing:
+            yield f"{split} has no images of {some(missing)}"
+
+
 def _shown(paths: Sequence[Path], root: Path) -> str:
-    return some([str(path.relative_to(root)) for path in paths])
+    return some(sorted(str(path.relative_to(root)) for path in paths))
 
 
 def _list_images(folder: Path, strays: _NotInSet, where: str, advance: Callable[[int], None]) -> Listed:
@@ -124,16 +134,31 @@ def _walk(folder: bytes, strays: _NotInSet, advance: Callable[[int], None]) -> I
         yield from _walk(path, strays, advance)
 
 
-def _describe(folder: Path, listed: Listed) -> ClassContents:
-    """Return the number of images of a class, and a digest of their names and of the sizes of some."""
+def _describe_classes(folders: dict[str, Path], listed: dict[str, Listed]) -> dict[str, ClassContents]:
+    """Return the number of images of each class, and a digest of their names and of the sizes of some.
+
+    Of classes which that does not tell apart, the same files are opened, and their pixels belong to the digest.
+    """
+    described = {name: _describe(folders[name], found) for name, found in listed.items()}
+    frequency = Counter(described.values())
+    return {
+        name: contents if frequency[contents] == 1 else _describe(folders[name], listed[name], with_pixels=True)
+        for name, contents in described.items()
+    }
+
+
+def _describe(folder: Path, listed: Listed, *, with_pixels: bool = False) -> ClassContents:
     root = os.fsencode(folder)
     digest = hashlib.sha256()
     for place, names in listed:
         digest.update(b"\0".join([os.path.relpath(place, root), *names, b""]))
     place, names = listed[0]
     for number in np.linspace(0, len(names) - 1, min(DIGESTED_SIZES, len(names))).astype(int):
+        path = os.path.join(place, names[number])
         try:
-            digest.update(b"%d," % os.stat(os.path.join(place, names[number])).st_size)
+            digest.update(b"%d," % os.stat(path).st_size)
+            if with_pixels:
+                digest.update(Path(os.fsdecode(path)).read_bytes())
         except OSError:  # reported where it is read
             digest.update(b"gone,")
     return sum(len(names) for _, names in listed), digest.hexdigest()[:16]
