@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_sets import write_image
 
 from kpipe.assembly import load_splits, prepare
 from kpipe.config.schema import Experiment
@@ -47,6 +48,22 @@ def test_a_worker_trains_on_its_rows_of_the_global_batch():
     for (images, labels), (our_images, our_labels) in zip(whole, ours, strict=True):
         np.testing.assert_array_equal(our_images, images[8:])
         np.testing.assert_array_equal(our_labels, labels[8:])
+
+
+def test_of_many_files_some_are_measured(tmp_path, monkeypatch):
+    colors = np.random.default_rng(0).integers(0, 256, (2, 20, 3))
+    for label, number in np.ndindex(2, 20):
+        write_image(tmp_path / str(label) / f"{number:02}.png", tuple(map(int, colors[label, number])))
+    section = {"source": f"folder:{tmp_path}", "image_size": 8, "cache": "none", "split": {"validation": 0, "test": 0}}
+    experiment = {"name": "tiny", "data": section | {"batch_size": 8}, "model": {"name": "mlp"}, "training": {}}
+    experiment = resolve_auto(Experiment.model_validate(experiment))
+    whole = prepare(experiment, make_strategy())
+    np.testing.assert_allclose(whole.network["normalization"].mean, colors.mean((0, 1)))
+    assert whole.note is None
+    monkeypatch.setattr("kpipe.normalization.MEASURED_FILES", 4)
+    some = prepare(experiment, make_strategy())
+    np.testing.assert_allclose(some.network["normalization"].mean, colors[[0, 0, 1, 1], [0, 13, 6, 19]].mean(0))
+    assert some.note == "mean and standard deviation of the pixels are those of 4 images (data.normalize)"
 
 
 def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
