@@ -12,7 +12,7 @@ import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import printable
+from kpipe.names import path_shown, printable
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, quiet_streams
 
@@ -260,10 +260,8 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
 
 def _code_of_lost_output(output: Output) -> int:
     """Return the exit code of a verb whose work is done; say what became of its output, unless the reader has gone."""
-    if not output.is_needed or output.error is None:
+    if not output.is_needed or output.error is None or output.error.errno == errno.EPIPE:  # kpipe list | head
         return 0
-    if output.error.errno == errno.EPIPE:  # kpipe list | head
-        return 1
     click.echo(f"standard output cannot be written: {output.error.strerror}", err=True)
     return EnvironmentFault.exit_code
 
@@ -282,7 +280,8 @@ def _check_source(loaded: "Loaded") -> None:
     """Find what is wrong with the data at first sight, before TensorFlow is imported."""
     from kpipe.catalog.data import check_source
 
-    check_source(loaded.experiment.data.source)
+    for source in loaded.experiment.sources:
+        check_source(source)
 
 
 def _check_folders(loaded: "Loaded") -> None:
@@ -308,14 +307,18 @@ def _output_path(loaded: "Loaded", output: str | None, default: str) -> Path:
     name = f"{loaded.experiment.name}_{default}"
     path = expand_path(name if output is None else output, "--output")
     if path.is_dir():
-        raise ConfigError(f"--output: expected a file, got the folder {path}. Write {path / name}")
+        raise ConfigError(
+            f"--output: expected a file, got the folder {path_shown(path)}. Write {path_shown(path / name)}"
+        )
     if not path.parent.is_dir():
-        raise ConfigError(f"--output: expected a file in a folder that exists, got {path}")
+        raise ConfigError(f"--output: expected a file in a folder that exists, got {path_shown(path)}")
     if default.endswith(".png") and not path.name.lower().endswith(".png"):
         png = path.with_suffix(".png")
-        raise ConfigError(f"--output: expected a name that ends with .png, got {path}. Write {png}")
+        raise ConfigError(
+            f"--output: expected a name that ends with .png, got {path_shown(path)}. Write {path_shown(png)}"
+        )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--output: expected a file that you may write, got {path}")
+        raise ConfigError(f"--output: expected a file that you may write, got {path_shown(path)}")
     return path
 
 
@@ -329,5 +332,6 @@ def _quietly(writes: Path | None = None) -> Iterator[None]:
     from kpipe.console import hold_back_libraries
     from kpipe.files import translate_write_errors
 
+    os.environ["MPLBACKEND"] = "agg"  # what Jupyter sets for its cells is not installed everywhere
     with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
         yield

@@ -8,7 +8,9 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from kpipe.names import printable, quoted
+from kpipe.names import printable, quoted, shorten
+
+SHOWN = 5  # names in a message before it says how many more there are
 
 
 class KpipeError(Exception):
@@ -88,9 +90,6 @@ def _word_and_number(name: str) -> tuple[str, str]:
     return word, number
 
 
-SHOWN = 5  # names in a message before it says how many more there are
-
-
 def some(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
     """Return the first few names of files or classes, and how many more there are."""
     more = len(names) - SHOWN
@@ -100,4 +99,4 @@ def some(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
 def first_line(error: Exception | str) -> str:
     """Return the first line of an error or its text, at most 150 characters: libraries explain at length."""
     lines = str(error).strip().splitlines()
-    return printable(lines[0])[:150] if lines else type(error).__name__
+    return shorten(printable(lines[0]), 150) if lines else type(error).__name__

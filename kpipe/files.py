@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError
-from kpipe.names import as_line, from_line
+from kpipe.names import as_line, from_line, path_shown
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -44,7 +44,9 @@ def expand_path(text: str, where: str = "") -> Path:
         ConfigError: there is no such user, no home directory, no such variable, or no current folder.
     """
     try:
-        return Path(os.path.abspath(_expand_user(_expand_variables(text))))
+        path = Path(_expand_user(_expand_variables(text))).absolute()
+        plain = Path(os.path.abspath(path))  # without .., unless it stands behind a link
+        return plain if os.path.realpath(plain) == os.path.realpath(path) else path
     except FileNotFoundError:
         problem = f"{text!r} is relative to the current folder, which has been deleted. Change to another folder"
     except ConfigError as error:
@@ -165,7 +167,7 @@ def translate_deletion(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not folder.is_dir():
             raise EnvironmentFault(
-                f"{folder}: this folder has been deleted or moved while kpipe was writing to it, so nothing can be "
+                f"{path_shown(folder)}: this folder has been deleted or moved while kpipe was writing to it, so nothing can be "
                 "saved any more. Give the same command again to start anew."
             ) from error
         if missing := _missing_in(folder, error):
@@ -189,7 +191,7 @@ def cannot_write(path: Path, code: int) -> EnvironmentFault:
     while not folder.exists():
         folder = folder.parent
     return EnvironmentFault(
-        f"{path}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are free there. "
+        f"{path_shown(path)}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are free there. "
         f"What was saved before is still there: {remedy(code)} and give the same command again."
     )
 

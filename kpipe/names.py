@@ -33,6 +33,11 @@ def shown(name: str) -> str:
     return "/".join(shorten(part, _LONGEST) for part in printable(name).split("/"))
 
 
+def path_shown(path: object) -> str:
+    """Return a path as a message shows it that people copy from: printable, and whole."""
+    return printable(str(path))
+
+
 def quoted(name: str) -> str:
     """Return the name of a file or a class as a message shows it, in quotes."""
     return in_quotes(shown(name))

@@ -57,6 +57,7 @@ def going_quiet(stream: TextIO) -> TextIO:
         return stream
     try:
         raw = _Quiet(stream.fileno(), "w", closefd=False)
+        raw.older = stream
     except (OSError, ValueError):  # it has none, or is closed
         return stream
     with suppress(OSError):
@@ -75,13 +76,17 @@ class _Quiet(io.FileIO):
 
     Attributes:
         error: of the write that has failed, or None.
+        older: another stream to this descriptor. What it holds back was printed before.
     """
 
     error: OSError | None = None
+    older: TextIO | None = None
 
     def write(self, data) -> int:
         rest = memoryview(data)
         try:
+            if self.older and not self.older.closed:
+                self.older.flush()
             while rest:
                 written = super().write(rest)
                 if written is None:  # another process has made the descriptor non-blocking

@@ -62,6 +62,14 @@ def test_a_path_is_expanded_as_by_a_shell(tmp_path, monkeypatch):
         assert str(expand_path(text)) == str(expected)
 
 
+def test_a_link_leads_where_the_system_goes(tmp_path):
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "x").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
+    assert expand_path(f"{tmp_path}/link/../x").exists()
+    assert expand_path(f"{tmp_path}/far/deep/../x") == tmp_path / "far" / "x"
+
+
 def test_links_stay_links(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     assert expand_path(f"{tmp_path}/link/x") == tmp_path / "link" / "x"

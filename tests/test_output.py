@@ -44,7 +44,7 @@ def test_what_was_to_be_printed_and_is_lost_is_said(redirections, said):
 def test_a_reader_that_has_gone_is_no_mistake():
     reader, writer = os.pipe()
     os.close(reader)
-    assert shell("", "list", stdout=writer) == (1, "")
+    assert shell("", "list", stdout=writer) == (0, "")
     os.close(writer)
 
 

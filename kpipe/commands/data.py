@@ -11,7 +11,7 @@ from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import Screen
 from kpipe.errors import DataError
 from kpipe.files import write_names
-from kpipe.names import printable
+from kpipe.names import path_shown, printable
 
 
 def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4, screen: Screen | None = None) -> None:
@@ -77,7 +77,7 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     if names or path.exists():  # an old list must not stay
         write_names(path, names)
     if names or lost:
-        where = f"; their names are in {path}" if names else ""
+        where = f"; their names are in {path_shown(path)}" if names else ""
         advice = "" if experiment.data.on_error == "skip" else ", or leave them out with data.on_error=skip"
         raise DataError(
             f"{printable(experiment.data.source)}: {len(names) + lost:,} images cannot be read{where}. "

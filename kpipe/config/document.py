@@ -141,7 +141,8 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
     """Return the line of a mistake in the syntax, and what is wrong there; at worst in PyYAML's words."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
-    found = find_mistake(text)
+    is_quote = error.context == "while scanning a quoted scalar"
+    found = find_mistake(text, error.context_mark.line + 1 if is_quote else None)
     if found and found[0] <= line:  # PyYAML goes on as far as it can
         return found
     return line, " ".join(part for part in (error.context, error.problem) if part)

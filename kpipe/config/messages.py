@@ -19,8 +19,10 @@ def by_line(problem: Problem) -> tuple[bool, int]:
 
 def origin_of(document: Document, keys: Keys) -> str:
     """Return where the value at `keys` stands, a value below it that an override gave, or the section above it."""
-    if keys not in document.origins and any(k[: len(keys)] == keys for k in document.origins):
-        return WHERE  # in a file, every section above a value has a line of its own
+    below = [origin for k, origin in document.origins.items() if len(k) > len(keys) and k[: len(keys)] == keys]
+    # In a file, every section above a value has a line of its own. The kind of a search's values is given below it.
+    if below and keys not in document.origins or keys[:2] == ("search", "space") and WHERE in below:
+        return WHERE
     while keys and keys not in document.origins:
         keys = keys[:-1]
     return document.origins.get(keys, f"{document.name}:1")

@@ -213,7 +213,7 @@ class CheckpointConfig(Section):
 class TrainingConfig(Section):
     """How the network is trained, logged and saved."""
 
-    epochs: Count = 10
+    epochs: whole_number(ge=1, lt=10**9) = 10
     """Number of passes over the training split."""
     optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)
     learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
@@ -263,6 +263,13 @@ class Experiment(Section):
         """Name and options of the loss: the experiment's, else the network's default."""
         given = self.training.loss
         return (given.name, options(given)) if given else (self.model.default_loss, {})
+
+    @property
+    def sources(self) -> list[str]:
+        """The source of the images, and those that a search tries."""
+        space = self.search.space if self.search else {}
+        tried = space.get("data.source") if isinstance(space, dict) else None
+        return [self.data.source, *(tried and tried.choice or ())]
 
     def identity(self) -> dict[str, Any]:
         """Return what two runs of the same experiment share: all but the folder, what was resolved on the machine, and

@@ -7,6 +7,7 @@ about a file that PyYAML has refused, so it need not know what people rarely wri
 
 import re
 from dataclasses import dataclass
+from typing import NoReturn
 
 from kpipe.names import in_quotes, shorten
 
@@ -22,17 +23,22 @@ _SPECIAL = "%@`*"  # that a value can begin with only in quotation marks
 _SHOWN = 40  # characters of what stands in the file
 
 
-def find_mistake(text: str) -> Mistake | None:
-    """Return the first mistake in a YAML file; None: none that is known here."""
-    return _Reader(text.splitlines()).find_mistake()
+def find_mistake(text: str, open_quote: int | None = None) -> Mistake | None:
+    """Return the first mistake in a YAML file; None: none that is known here.
+
+    Args:
+        text: of the file.
+        open_quote: the line of a quotation mark that is never closed. Other quoted text may end in a later line.
+    """
+    return _Reader(text.splitlines(), open_quote).find_mistake()
 
 
 class _Found(Exception):
-    """Ends the reading at a mistake."""
+    """Ends the reading at a mistake, or where something begins that is not known here."""
 
-    def __init__(self, line: int, message: str):
-        super().__init__(message)
-        self.mistake = (line, message)
+    def __init__(self, mistake: Mistake | None):
+        super().__init__(mistake)
+        self.mistake = mistake
 
 
 @dataclass
@@ -54,8 +60,8 @@ class _Level:
 
 
 class _Reader:
-    def __init__(self, lines: list[str]):
-        self._lines = lines
+    def __init__(self, lines: list[str], open_quote: int | None):
+        self._lines, self._open_quote = lines, open_quote
         self._levels: list[_Level] = []
         self._number = 0  # of the line that is read
         self._indent = 0  # of that line
@@ -74,10 +80,10 @@ class _Reader:
             return found.mistake
         return None
 
-    def _fail(self, message: str, line: int | None = None) -> None:
-        raise _Found(line or self._number, message)
+    def _fail(self, message: str, line: int | None = None) -> NoReturn:
+        raise _Found((line or self._number, message))
 
-    def _fail_unclosed(self) -> None:
+    def _fail_unclosed(self) -> NoReturn:
         bracket, line = self._open[-1]
         self._fail(f"expected a {_CLOSING[bracket]} that closes the {bracket} of this line", line)
 
@@ -101,6 +107,8 @@ class _Reader:
             self._fail(f"expected only spaces before {_show(content)}, got {kind}")
         if "\t" in _QUOTED.sub("", content):
             self._fail(f"expected only spaces between words, got a tab: {_show(content)}")
+        if line.startswith(("%", "? ", "...")):
+            raise _Found(None)
         self._indent = len(margin)
         if content.rstrip() == "---":
             if self._levels:
@@ -163,7 +171,7 @@ class _Reader:
         level = levels[-1]
         level.line, level.name, level.may_hold = self._number, name, False
 
-    def _fail_kind(self, what: str, last: _Level, is_list: bool) -> None:
+    def _fail_kind(self, what: str, last: _Level, is_list: bool) -> NoReturn:
         if is_list:
             self._fail(
                 f"expected a key and a colon, as in line {last.line}, got a list item. Items of one list stand equally "
@@ -171,7 +179,7 @@ class _Reader:
             )
         self._fail(f"expected a list item, as in line {last.line}, got the key {what}. It belongs further to the left")
 
-    def _fail_without_key(self, content: str) -> None:
+    def _fail_without_key(self, content: str) -> NoReturn:
         word = re.match(r"[\w.]*", content)[0]
         rest = content[len(word) :].strip()
         if content.startswith("//"):
@@ -187,6 +195,8 @@ class _Reader:
 
     def _read_value(self, value: str) -> None:
         first = value[0]
+        if first in "&!":
+            raise _Found(None)
         if first in "\"'":
             self._expect_end(self._after_quotes(value), "the closing quotation mark")
         elif first in "[{":
@@ -200,7 +210,7 @@ class _Reader:
         elif re.search(r":(\s|$)", value.partition(" #")[0]):
             self._fail(f"expected quotation marks around a value with a colon, or one key a line, got {_show(value)}")
 
-    def _fail_special(self, value: str) -> None:
+    def _fail_special(self, value: str) -> NoReturn:
         self._fail(f"expected quotation marks around what begins with {value[0]}, got {_show(value)}")
 
     def _after_quotes(self, text: str) -> str:
@@ -212,8 +222,10 @@ class _Reader:
             wrong = re.search(r"(?<!\\)(?:\\\\)*\\([^\\])", found[0] if found else "")
             if wrong and wrong[1] not in _ESCAPES:
                 self._fail(f"expected single quotation marks around text with a backslash, got {_show(found[0])}")
-        if not found:
+        if not found and self._number == self._open_quote:
             self._fail(f"expected a closing {text[0]} in this line, got {_show(text)}")
+        if not found:
+            raise _Found(None)
         return text[found.end() :]
 
     def _expect_end(self, rest: str, after: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import tensorflow as tf
 from filelock import FileLock
 
@@ -164,7 +165,7 @@ def _changed(split: Split) -> dict[str, list[int]]:
 
 def _fingerprint(split: Split) -> str:
     """Return a digest of all that the pixels depend on: code, form, and the files, their sizes and times."""
-    digest = hashlib.sha256(repr((VERSION, tf.__version__, split.form)).encode())
+    digest = hashlib.sha256(repr((VERSION, tf.__version__, PIL.__version__, split.form)).encode())
     for path, taken in split.fingerprint_items():
         stat = os.stat(path) if path and os.path.exists(path) else None
         digest.update(path + repr((taken, stat and (stat.st_size, stat.st_mtime_ns))).encode())

@@ -7,8 +7,9 @@ H height, W width, C channels.
 """
 
 import io
-import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -23,6 +24,9 @@ JPEG = ("JPEG", "MPO")  # the second has more pictures after the first
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's decoders end at 2**29 bytes
 RATIOS = (1, 2, 4, 8)  # by which a decoder can reduce the sides of a JPEG
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+_DAMAGE = (OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError, ValueError)
+"""What Pillow raises for a damaged file."""
 DEPTHS = (8, 10, 12, 14, 16)  # bits in which cameras and scanners measure
 Color = tuple[int, int, int]
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -134,41 +138,37 @@ def why_unreadable(path: str | PathLike) -> str:
         return "a pointer of Git LFS; git lfs pull fetches the image"
     if contents.lstrip()[:1] in (b"<", b"{"):
         return "text, not an image"
+    is_image = contents.startswith(_SIGNATURES) or contents[4:12] == b"ftypavif"
     try:
         decode_upright(contents, BLACK)
     except ValueError as error:
-        if isinstance(error.__cause__, UnidentifiedImageError):
+        if isinstance(error.__cause__, UnidentifiedImageError) and not is_image:
             return "not an image of a kind that is read"
-        return "cut off" if "truncated" in str(error) else str(error)
+        if is_image and isinstance(error.__cause__, _DAMAGE):
+            return "cut off" if "truncated" in str(error) else "cut off or damaged"
+        return str(error)
     return "damaged, or so narrow that it would grow too large"
 
 
 @contextmanager
 def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
-    """Give an image whose header is read. Turn the many errors that a damaged file causes into ValueError."""
+    """Open an image and yield it, its header read. The many errors that a damaged file causes become ValueError."""
     try:
         with Image.open(stream, formats=FORMATS) as image:
-            _check_size(image.width * image.height)
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
             yield image
-    except ValueError:
-        raise
     except Image.DecompressionBombError as error:
-        _check_size(int(re.search(r"\((\d+) pixels\)", str(error))[1]))
-        raise
-    except Exception as error:
+        raise ValueError(f"declares more than {MOST_PIXELS:,} pixels, which are not read") from error
+    except _DAMAGE as error:
         raise ValueError(first_line(error)) from error
-
-
-def _check_size(pixels: int) -> None:
-    if pixels > MOST_PIXELS:
-        raise ValueError(f"declares {pixels:,} pixels, at most {MOST_PIXELS:,} are read")
 
 
 def _reduce(image: Image.Image, times: Callable[[tuple[int, int]], int]) -> int:
     """Let a JPEG be decoded at a fraction of its size; return the ratio."""
     most = times((image.height, image.width))
     ratio = max(ratio for ratio in RATIOS if ratio <= max(most, 1))
-    image.draft(None, (image.width // ratio, image.height // ratio))
+    image.draft(None, (max(1, image.width // ratio), max(1, image.height // ratio)))
     return ratio
 
 
@@ -227,7 +227,7 @@ def _in_8_bits(image: Image.Image, raw_mode: str, contents: bytes) -> Image.Imag
     bits = _significant_bits(image, contents, int(values.max()))
     largest = 2**bits - 1
     levels = np.round(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # PhotometricInterpretation: 0 is white
+    if image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white
         levels = levels[::-1]
     scaled = Image.fromarray(levels[values])
     if alpha is not None:
@@ -276,11 +276,22 @@ def _significant_bits(image: Image.Image, contents: bytes, largest: int) -> int:
 def _declared_bits(image: Image.Image, contents: bytes) -> int:
     """Return the number of bits that a file declares to have a meaning; 0: none."""
     if image.format == "PNG":
-        header = contents[: contents.find(b"IDAT")]
-        place = header.find(b"sBIT")
-        return header[place + 4] if place > 0 else 0
+        bits = max(_png_chunk(contents, b"sBIT")[:3], default=0)  # the fourth number is alpha's
+        return bits if bits <= 16 else 0
     if image.format == "PPM":
         return 16
-    bits = max(image.tag_v2.get(258, (16,)))  # BitsPerSample
-    most = np.max(image.tag_v2.get(341, image.tag_v2.get(281, 0)))  # SMaxSampleValue, MaxSampleValue
+    tags = ExifTags.Base
+    bits = max(image.tag_v2.get(tags.BitsPerSample, (16,)))
+    most = np.max(image.tag_v2.get(tags.SMaxSampleValue, image.tag_v2.get(tags.MaxSampleValue, 0)))
     return bits if bits < 16 else int(most).bit_length()
+
+
+def _png_chunk(contents: bytes, name: bytes) -> bytes:
+    """Return the data of a chunk that stands before the pixels of a PNG; empty: there is none."""
+    place = 8
+    while (kind := contents[place + 4 : place + 8]) not in (b"IDAT", b""):
+        length = int.from_bytes(contents[place : place + 4])
+        if kind == name:
+            return contents[place + 8 : place + 8 + length]
+        place += 12 + length
+    return b""

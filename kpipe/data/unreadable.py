@@ -17,8 +17,8 @@ class Unreadable:
         where: the source and the split, for messages.
         total: number of images of the split.
         name: returns the name of image number i.
-        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it; 1: all,
-            also those that may not be opened. Splits that are cut out of one have its limit together.
+        limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Splits
+            that are cut out of one have its limit together.
         are_files: the names are paths.
     """
 
@@ -81,8 +81,7 @@ class Unreadable:
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many files could not be read for each reason, the most frequent first."""
-        reasons = Counter(why_unreadable(name) for name in self.names()) if self.are_files else {}
-        return dict(sorted(reasons.items(), key=lambda item: -item[1]))
+        return dict(Counter(map(why_unreadable, self.names()) if self.are_files else ()).most_common())
 
     def select(self, numbers: np.ndarray) -> "Unreadable":
         """Return those of the images with these numbers, which are then called 0, 1, ..."""
@@ -94,15 +93,16 @@ class Unreadable:
         return split
 
     def _enforce_limit(self, new: set[int]) -> None:
-        if self.limit != 1:
-            for number in new:
-                self._check_access(number)
+        for number in new:
+            self._check_access(number)
         if len(self) > (self.limit or 0) * self.total:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
-        """Raise DataError for a file that exists and may not be opened. It is no broken image."""
-        if not self.are_files:
+        """Raise DataError for a file that exists and may not be opened: it is no broken image. All may be noted, though,
+        where the limit is 1.
+        """
+        if not self.are_files or self.limit == 1:
             return
         try:
             with open(self.name(number), "rb") as file:

@@ -35,8 +35,8 @@ def write_figures(
         OSError: the disk refuses what is written.
     """
     failures: list[str] = []
-    (run / "figures").mkdir(exist_ok=True)
     with noting_failures(failures, run, _CURVES):
+        (run / "figures").mkdir(exist_ok=True)
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         save_figure(draw_curves([json.loads(line) for line in lines]), run / _CURVES)
     if batches is None:

@@ -51,12 +51,17 @@ def without_weights() -> Iterator[None]:
 def fill_weights() -> None:
     """Give all variables that were made `without_weights` their first values: those that they else have at once."""
     with keras.StatelessScope():
-        pass  # Keras does it where such a scope ends
+        pass  # Keras 3.15 does it where the outermost such scope ends, and has no public function for it
 
 
 def forget_weights() -> None:
-    """Keep Keras from filling, later, the variables that were made `without_weights`."""
+    """Keep Keras from filling, later, the variables that were made `without_weights`.
+
+    Keras counts the names of layers from 1 again, and draws its own seed anew. The dtype policy stays.
+    """
+    policy = keras.config.dtype_policy()
     keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
 
 
 def build_network(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from kpipe.catalog.wording import show
 from kpipe.errors import SHOWN, DataError
 from kpipe.files import read_names, write_names
+from kpipe.names import path_shown
 from kpipe.runs.directory import Run
 
 RECORD, NAMES = "data.json", "classes.txt"
@@ -50,7 +51,7 @@ def record_data(run: Run, data: Described) -> None:
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise DataError(
-            f"{run.path}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
+            f"{path_shown(run.path)}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
             "Restore them, or start another run with --new"
         )
     run.write_json(RECORD, now.model_dump())

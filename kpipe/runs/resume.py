@@ -10,6 +10,7 @@ from kpipe.config.document import Keys, dotted
 from kpipe.config.loading import Loaded, load_experiment
 from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
+from kpipe.names import path_shown
 from kpipe.runs.directory import read_status, saved_step
 
 
@@ -27,7 +28,9 @@ def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Seq
     if any(text.startswith("logs=") for text in overrides):
         raise ConfigError("logs: expected none under --resume, a run stays where it is")
     if not (Path(run) / "config.yaml").is_file():
-        raise ConfigError(f"{run}: expected a run directory with a config.yaml, found none there{_nearest_run(run)}")
+        raise ConfigError(
+            f"{path_shown(run)}: expected a run directory with a config.yaml, found none there{_nearest_run(run)}"
+        )
     loaded = load_experiment(path or Path(run) / "config.yaml", overrides)
     check_resume(run, loaded.experiment)
     return loaded
@@ -44,14 +47,14 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     before = load_experiment(Path(run) / "config.yaml").experiment
     if saved_step(Path(run)) is None:
         dropped = "" if before.training.checkpoint.keep_last else ": training.checkpoint.keep_last is false"
-        raise ConfigError(f"{run}: expected a run with a checkpoint to resume from, found none{dropped}")
+        raise ConfigError(f"{path_shown(run)}: expected a run with a checkpoint to resume from, found none{dropped}")
     theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
     changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
     kinds = {keys[:-1] for keys in changed if keys[1:] and keys[-1] in ("name", "schedule")}
     # In a section of another kind, the options differ as well.
     changed = [keys for keys in changed if keys[:-1] not in kinds or keys[-1] in ("name", "schedule")]
     problems = [
-        f"{run}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
+        f"{path_shown(run)}: {dotted(keys)}: {show(theirs.get(keys))} in the run, {show(ours.get(keys))} now" + reason
         for keys in changed
         if (reason := _forbidden(keys, before, experiment)) is not None
     ]
@@ -65,7 +68,7 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
         way = "a larger training.epochs extends it"
         if rate.depends_on_total_steps:
             way = f"its schedule '{rate.schedule}' depends on the number of epochs, so it cannot be extended"
-        raise ConfigError(f"{run}: is finished after {before.training.epochs} epochs; {way}")
+        raise ConfigError(f"{path_shown(run)}: is finished after {before.training.epochs} epochs; {way}")
 
 
 def _nearest_run(path: str | Path) -> str:
@@ -73,7 +76,7 @@ def _nearest_run(path: str | Path) -> str:
     around = Path(path).parents[:3]  # of a file of one of its checkpoints
     runs = [parent for parent in around if (parent / "config.yaml").is_file()]
     runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
-    return f", did you mean {runs[0]}?" if runs else ""
+    return f", did you mean {path_shown(runs[0])}?" if runs else ""
 
 
 def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:

@@ -83,7 +83,8 @@ def run_search(
     if role == "worker":
         _work(loaded, screen)
         return None
-    check_source(experiment.data.source)
+    for source in experiment.sources:
+        check_source(source)
     config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
     logs, objective = logs_folder(experiment.logs), objective_of(experiment)
     with (
@@ -94,6 +95,7 @@ def run_search(
     ):
         before, lost = recover_records(path)
         oracle = make_oracle(experiment.search, objective, experiment.training.epochs, before)
+        workers = max(1, min(workers, oracle.total - len(before)))
         screen.header(f"kpipe search: {experiment.name}", _describe(experiment, path, oracle.total, before, workers))
         for note in _notes(loaded, path, before, lost):
             screen.line(f"  note: {note}")

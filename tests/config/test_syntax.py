@@ -195,7 +195,13 @@ def test_nothing_is_found_in_a_good_file(path):
     assert find_mistake(path.read_text()) is None
 
 
+def test_lines_that_are_right_are_not_accused():
+    quoted = 'name: "two\n  lines"\n'
+    for before in (quoted, "%YAML 1.2\n---\n", "a: &x\n  b: 1\n", "? a\n: 1\n"):
+        assert find_mistake(before + "source: {digits\nseed: 1\n") is None
+
+
 @pytest.mark.parametrize("dashes", ["- " * 40_000, "[" * 90_000, "a: " * 30_000, "'" * 90_001, "{a: " * 20_000])
 def test_a_hostile_line_ends_the_reading(dashes):
-    find_mistake("a: &b [\n" + dashes)
-    find_mistake(dashes)
+    assert find_mistake(dashes) is None or find_mistake(dashes)[0] == 1
+    assert find_mistake("a: &b [\n" + dashes) is None
