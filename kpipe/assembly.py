@@ -19,7 +19,7 @@ from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
 from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
-from kpipe.models.building import build_model, fill_weights, forget_weights, without_weights
+from kpipe.models.building import build_model, deferred_initialization, discard_variables, initialize_variables
 from kpipe.normalization import make_normalization, most_measured
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
@@ -43,8 +43,8 @@ class Prepared:
     training_batches: Callable[[int], tf.data.Dataset]
     """Function that returns the batches from a given step to the end of the training."""
     steps_per_epoch: int
-    note: str | None
-    """A line for the user."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: how the constants of the first layer were measured."""
 
     def find_unreadable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
@@ -67,7 +67,7 @@ def prepare(
         strategy: of this process, see `make_strategy`.
         splits: the data, where it is loaded already.
         only_shapes: for a plan. Nothing is downloaded, the training split is not scanned, and the model has no weights
-            yet, see `without_weights`.
+            yet, see `deferred_initialization`.
         constants: the file in which a run keeps those of the first layer, see `make_normalization`.
         progress: shows how far the reading of the data is.
 
@@ -79,7 +79,7 @@ def prepare(
     splits = splits or load_splits(config, ahead=not only_shapes, progress=progress)
     if not only_shapes:
         batch = (config.batch_size, *splits.image_shape)
-        check_memory(batch, "a batch", "Take a smaller data.batch_size or data.image_size")
+        check_memory(batch, "data.batch_size", "Take a smaller data.batch_size or data.image_size")
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
@@ -94,10 +94,10 @@ def prepare(
         "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
     model = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
-    note = None
+    notes = ()
     if most and data.is_sampled(splits.train, most):
-        note = f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)"
-    return Prepared(splits, model, network, training_batches, steps_per_epoch, note)
+        notes = (f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)",)
+    return Prepared(splits, model, network, training_batches, steps_per_epoch, notes)
 
 
 def build(
@@ -122,11 +122,11 @@ def build(
     """
     training = experiment.training
     with strategy.scope(), precision_scope(experiment.chosen.precision):
-        with without_weights():
+        with deferred_initialization():
             model = build_model(**network)
         if not only_shapes:
             _check_weights_fit(model)
-            fill_weights()
+            initialize_variables()
         model.compile(
             optimizer=_make_optimizer(training, steps_per_epoch),
             loss=make_loss(*experiment.loss),
@@ -212,7 +212,7 @@ def _check_weights_fit(model: keras.Model) -> None:
     need, free = count_bytes(model.variables), free_memory()
     if free is not None and need > free:
         largest = max(model.variables, key=lambda variable: math.prod(variable.shape))
-        forget_weights()
+        discard_variables()
         raise OutOfMemory(
             f"the weights of {model.name} take {describe_size(need)} of memory, {describe_size(free)} are free. "
             f"The largest is {largest.path}, {'x'.join(map(str, largest.shape))}. Take a smaller network, or a smaller "

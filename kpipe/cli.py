@@ -254,7 +254,7 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
         if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
             raise
         ignore_repetitions()
-        click.echo(f"{stop.word} before another step was done; what was saved is still there", err=True)
+        click.echo(f"{stop.word}; what was saved before is still there", err=True)
         return stop.exit_code
 
 

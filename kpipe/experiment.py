@@ -6,11 +6,12 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 
-from kpipe.assembly import load_splits, make_callbacks, prepare
+from kpipe.assembly import Prepared, load_splits, make_callbacks, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, describe_counts
@@ -23,7 +24,7 @@ from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.names import shell_quoted
 from kpipe.runs.dataset import record_data
-from kpipe.runs.directory import logs_folder, open_run
+from kpipe.runs.directory import Run, logs_folder, open_run
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
@@ -32,7 +33,7 @@ from kpipe.runs.machine import resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
-from kpipe.runs.state import restore_state
+from kpipe.runs.state import RunState, restore_state
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Cadence
@@ -108,29 +109,9 @@ def train(
             state = recorder.state
             if not run.resumed:
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
-            notes = [
-                *splits.notes,
-                *splits.describe_conversions(),
-                prepared.note,
-                run.note,
-                *restored.notes,
-                *changed,
-                *memory.watch(model),
-                *log.lost,
-                gpu_hint(),
-            ]
-            resumed_at = f", resumed after step {state.train.step:,}" if run.resumed else ""
-            header = {
-                "model": f"{experiment.model.name}, {model.count_params():,} parameters",
-                "data": f"{config.source}: {describe_counts(splits.counts)}; {len(splits.class_names)} classes; "
-                + "x".join(map(str, splits.image_shape)),
-                "images": splits.describe_places(),
-                "training": f"{training.epochs} epochs of {steps_per_epoch:,} steps, batch size {config.batch_size}, "
-                f"{training.optimizer.name}",
-                "device": f"{describe_device()}, {experiment.chosen.precision}",
-                "run": f"{run.path}{resumed_at}",
-            }
-            screen.header(f"kpipe {version('kpipe')}: {experiment.name}", header, filter(None, notes))
+            notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
+            notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
+            _show_header(screen, experiment, prepared, run, notes, step=state.train.step)
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             epochs, every = options.epochs or training.epochs, training.checkpoint.every
@@ -171,15 +152,42 @@ def train(
             if state.train_metrics:
                 trained_on = state.train_metrics | {"images": steps_per_epoch * config.batch_size}
                 scores = {f"train, during epoch {state.best_epoch}": trained_on, **scores}
-            screen.result(scores)
-            for line in splits.describe_conversions():
-                if line not in notes:  # images that are decoded each time are counted when they are met
-                    screen.line(line[0].upper() + line[1:])
-            if names:
-                counts = describe_counts({name: len(found) for name, found in names.items()})
-                screen.line(f"Unreadable and left out: {counts}; their names are in {run.path / 'unreadable.txt'}")
-            for line in undrawn:
-                screen.line(f"note: {line}")
-            screen.line(f"Weights of epoch {state.best_epoch}, {state.seconds:.0f} s of training, in {run.path}")
-            screen.line(f"Curves: tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}")
+            # Images that are decoded each time are counted when they are met.
+            late = [line for line in splits.describe_conversions() if line not in notes]
+            _show_result(screen, run, state, scores, late + undrawn, {name: len(names[name]) for name in names})
             return Result(run.path, summary)
+
+
+def _show_header(
+    screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, notes: Sequence[str | None], *, step: int
+) -> None:
+    config, training, splits = experiment.data, experiment.training, prepared.splits
+    counts = f"{describe_counts(splits.counts)}; {len(splits.class_names)} classes"
+    epochs = f"{training.epochs} epochs of {prepared.steps_per_epoch:,} steps"
+    rows = {
+        "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
+        "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
+        "images": splits.describe_places(),
+        "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
+        "device": f"{describe_device()}, {experiment.chosen.precision}",
+        "run": f"{run.path}{f', resumed after step {step:,}' if run.resumed else ''}",
+    }
+    screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, filter(None, notes))
+
+
+def _show_result(
+    screen: Screen,
+    run: Run,
+    state: RunState,
+    scores: dict[str, dict[str, float]],
+    notes: Sequence[str],
+    unreadable: dict[str, int],
+) -> None:
+    screen.result(scores)
+    for note in notes:
+        screen.line(f"note: {note}")
+    if unreadable:
+        names = run.path / "unreadable.txt"
+        screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
+    screen.line(f"Weights of epoch {state.best_epoch}, {state.seconds:.0f} s of training, in {run.path}")
+    screen.line(f"Curves: tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}")

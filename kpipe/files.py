@@ -167,8 +167,8 @@ def translate_deletion(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not folder.is_dir():
             raise EnvironmentFault(
-                f"{path_shown(folder)}: this folder has been deleted or moved while kpipe was writing to it, so nothing can be "
-                "saved any more. Give the same command again to start anew."
+                f"{path_shown(folder)}: this folder has been deleted or moved while kpipe was writing to it, so "
+                "nothing can be saved any more. Give the same command again to start anew."
             ) from error
         if missing := _missing_in(folder, error):
             raise EnvironmentFault(
@@ -191,8 +191,8 @@ def cannot_write(path: Path, code: int) -> EnvironmentFault:
     while not folder.exists():
         folder = folder.parent
     return EnvironmentFault(
-        f"{path_shown(path)}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are free there. "
-        f"What was saved before is still there: {remedy(code)} and give the same command again."
+        f"{path_shown(path)}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are "
+        f"free there. What was saved before is still there: {remedy(code)} and give the same command again."
     )
 
 

@@ -7,6 +7,7 @@ not UTF-8. Python keeps such a byte as half of a surrogate pair, which can be ne
 import json
 import shlex
 
+_SPELLING = "\u200c\u200d\u3000"
 _LONGEST = 60  # characters of a name, or of a part of a path, that a message shows
 
 
@@ -14,9 +15,9 @@ def printable(text: str) -> str:
     """Return text on one line, with escapes for what a screen obeys or cannot show.
 
     These are control characters, line breaks, marks that change the direction of writing, and bytes that are not UTF-8.
-    Letters of all languages stay.
+    Letters of all languages stay, with the joiners and the wide space that their words need.
     """
-    return "".join(character if character.isprintable() else _escape(character) for character in text)
+    return "".join(each if each.isprintable() or each in _SPELLING else _escape(each) for each in text)
 
 
 def _escape(character: str) -> str:
@@ -46,7 +47,7 @@ def quoted(name: str) -> str:
 def in_quotes(text: str) -> str:
     """Return text, printable and in quotes."""
     quote = '"' if "'" in text else "'"
-    return f"{quote}{printable(text)}{quote}"
+    return quote + printable(text).replace(quote, "\\" + quote) + quote
 
 
 def shorten(text: str, most: int) -> str:

@@ -33,7 +33,7 @@ def begin_serving():
 def run_verb(arguments, folder, environment, blow):
     """Live as a started process. `blow`: (module, class or None, function, n-th call, signal to itself)."""
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({"MPLBACKEND": "module://of.jupyter"} | environment)  # as in a cell of a notebook
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdout.reconfigure(line_buffering=True)

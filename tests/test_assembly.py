@@ -59,11 +59,11 @@ def test_of_many_files_some_are_measured(tmp_path, monkeypatch):
     experiment = resolve_auto(Experiment.model_validate(experiment))
     whole = prepare(experiment, make_strategy())
     np.testing.assert_allclose(whole.network["normalization"].mean, colors.mean((0, 1)))
-    assert whole.note is None
+    assert whole.notes == ()
     monkeypatch.setattr("kpipe.normalization.MEASURED_FILES", 4)
     some = prepare(experiment, make_strategy())
     np.testing.assert_allclose(some.network["normalization"].mean, colors[[0, 0, 1, 1], [0, 13, 6, 19]].mean(0))
-    assert some.note == "mean and standard deviation of the pixels are those of 4 images (data.normalize)"
+    assert some.notes == ("mean and standard deviation of the pixels are those of 4 images (data.normalize)",)
 
 
 def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
@@ -83,8 +83,8 @@ def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(mo
     with pytest.raises(OutOfMemory) as caught:
         prepare(experiment, make_strategy(), splits=splits)
     assert str(caught.value) == (
-        "a batch: its 16 images of 16x16x3 take 12.3 kB of memory, 12 kB are free. Take a smaller data.batch_size or "
-        "data.image_size"
+        "data.batch_size: its 16 images of 16x16x3 take 12.3 kB of memory, 12 kB are free. Take a smaller "
+        "data.batch_size or data.image_size"
     )
 
 

@@ -15,7 +15,7 @@ from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment, options
 from kpipe.console import Screen, describe_size
 from kpipe.errors import ConfigError, DataError, OutOfMemory
-from kpipe.models.building import forget_weights
+from kpipe.models.building import discard_variables
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.names import printable
 from kpipe.normalization import make_normalization
@@ -86,7 +86,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
             "training": _describe_training(experiment, model, prepared.steps_per_epoch if prepared else None),
         }
     finally:
-        forget_weights()
+        discard_variables()
 
 
 def _prepare(experiment: Experiment) -> tuple[Prepared | None, str | None]:

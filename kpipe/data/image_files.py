@@ -61,6 +61,10 @@ _LOW_BYTES = {
 """Pillow's names of 16-bit colors, of which it reads the high bytes -> names by which it reads the low ones."""
 
 
+class _Refused(ValueError):
+    """An image that is whole and not read."""
+
+
 class Decoded(NamedTuple):
     """An image as a person sees it, and what was done for that."""
 
@@ -101,7 +105,7 @@ def decode_upright(
         if has_16_bits:
             image = _in_8_bits(image, raw_mode, contents)
         elif image.mode in ("I", "F"):
-            raise ValueError("32-bit or signed pixels, whose range is not known; convert it to 8 or 16 bits")
+            raise _Refused("32-bit or signed pixels, whose range is not known; convert it to 8 or 16 bits")
         elif image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
             # Pillow 13 scales pixels of 2 and 4 bits, but not the value that is transparent.
             image.info["transparency"] *= 255 // (2 ** contents[24] - 1)
@@ -144,7 +148,7 @@ def why_unreadable(path: str | PathLike) -> str:
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError) and not is_image:
             return "not an image of a kind that is read"
-        if is_image and isinstance(error.__cause__, _DAMAGE):
+        if is_image and not isinstance(error, _Refused):
             return "cut off" if "truncated" in str(error) else "cut off or damaged"
         return str(error)
     return "damaged, or so narrow that it would grow too large"
@@ -158,8 +162,10 @@ def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             yield image
+    except _Refused:
+        raise
     except Image.DecompressionBombError as error:
-        raise ValueError(f"declares more than {MOST_PIXELS:,} pixels, which are not read") from error
+        raise _Refused(f"declares more than {MOST_PIXELS:,} pixels, which are not read") from error
     except _DAMAGE as error:
         raise ValueError(first_line(error)) from error
 

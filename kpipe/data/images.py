@@ -55,7 +55,8 @@ class Noting:
 def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None) -> tf.Tensor:
     """Decode the contents of an image file, string [], to its form, uint8 [S, S, C].
 
-    A large JPEG is decoded at a fraction of its size. What was done to the image is noted in `noting`.
+    Without a size in the form, it is uint8 [H, W, C]. A large JPEG is decoded at a fraction of its size. What was done
+    to the image is noted in `noting`. A damaged file is a `tf.errors.OpError`.
     """
     size = form.size
     choose, choose_tensor = (max, tf.reduce_max) if form.resize == "pad" else (min, tf.reduce_min)
@@ -70,10 +71,9 @@ def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None
             return tf.io.decode_jpeg(contents, channels=3)
         sides = tf.io.extract_jpeg_shape(contents)[:2]
         # Whole, TensorFlow refuses an image of too many pixels.
-        is_possible = tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS
-        times = tf.where(is_possible, choose_tensor(sides) // (2 * size), 1)
+        times = tf.where(_is_small_enough(sides), choose_tensor(sides) // (2 * size), 1)
         branches = [lambda ratio=ratio: tf.io.decode_jpeg(contents, channels=3, ratio=ratio) for ratio in RATIOS]
-        return tf.switch_case(_ratio_number(times), branches)
+        return tf.switch_case(_ratio_index(times), branches)
 
     def from_png():
         return tf.io.decode_png(contents, channels=3)
@@ -81,10 +81,7 @@ def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None
     def from_other():
         return _in_python(by_pillow, contents, noting.number if noting else 0, dtype=tf.uint8)
 
-    def from_no_jpeg():
-        return tf.cond(_is_plain_png(contents), from_png, from_other)
-
-    image = tf.cond(_is_upright_jpeg(contents), from_jpeg, from_no_jpeg)
+    image = tf.switch_case(_decoder(contents), [from_jpeg, from_png, from_other])
     return to_form(tf.ensure_shape(image, [None, None, 3]), form)
 
 
@@ -113,31 +110,31 @@ def decode_crop(
         return tf.io.decode_and_crop_jpeg(contents, box // ratio, channels=3, ratio=ratio)
 
     def from_png():
-        return cut(tf.io.decode_png(contents, channels=3), box)
+        return smooth(cut(tf.io.decode_png(contents, channels=3), box))
 
     def from_other():
-        return _in_python(by_pillow, contents, box, noting.number if noting else 0, dtype=tf.uint8)
+        return smooth(_in_python(by_pillow, contents, box, noting.number if noting else 0, dtype=tf.uint8))
 
-    def from_no_jpeg():
-        crop = tf.cond(_is_plain_png(contents), from_png, from_other)
-        # Scaling it again changes nothing.
+    def smooth(crop):  # scaling it again changes nothing
         return scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=True)
 
-    branches = [*(lambda ratio=ratio: from_jpeg(ratio) for ratio in RATIOS), from_no_jpeg]
-    number = _ratio_number(tf.reduce_min(box[2:]) // size)
-    # The branches are small, since the operations that are not chosen cost time as well.
-    crop = tf.switch_case(tf.where(_is_upright_jpeg(contents), number, len(RATIOS)), branches)
+    branches = [*(lambda ratio=ratio: from_jpeg(ratio) for ratio in RATIOS), from_png, from_other]
+    decoder, ratio_index = _decoder(contents), _ratio_index(tf.reduce_min(box[2:]) // size)
+    # One choice of small branches, since the operations that are not chosen cost time as well.
+    crop = tf.switch_case(tf.where(decoder == 0, ratio_index, len(RATIOS) - 1 + decoder), branches)
     image = scale(tf.ensure_shape(crop, [None, None, 3]), size, antialias=False)
     return to_channels(image, form.channels)
 
 
 def sides_of(contents: tf.Tensor) -> tf.Tensor:
-    """Return height and width of an encoded image, when it is upright: int32 [2]."""
+    """Return height and width of an encoded image as it is shown, after its EXIF orientation: int32 [2].
+
+    A damaged header is a `tf.errors.OpError`.
+    """
 
     def of_jpeg():
         sides = tf.io.extract_jpeg_shape(contents)[:2]
-        is_possible = tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS
-        with tf.control_dependencies([tf.debugging.Assert(is_possible, ["too many pixels:", sides])]):
+        with tf.control_dependencies([tf.debugging.Assert(_is_small_enough(sides), ["too many pixels:", sides])]):
             return tf.identity(sides)
 
     def of_png():
@@ -146,10 +143,7 @@ def sides_of(contents: tf.Tensor) -> tf.Tensor:
     def of_other():
         return _in_python(lambda contents: np.array(read_sides(contents), np.int32), contents, dtype=tf.int32)
 
-    def of_no_jpeg():
-        return tf.cond(_is_plain_png(contents), of_png, of_other)
-
-    return tf.ensure_shape(tf.cond(_is_upright_jpeg(contents), of_jpeg, of_no_jpeg), [2])
+    return tf.ensure_shape(tf.switch_case(_decoder(contents), [of_jpeg, of_png, of_other]), [2])
 
 
 def cut(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -213,6 +207,17 @@ def _in_python(function: Callable, contents: tf.Tensor, *more: tf.Tensor, dtype:
     return tf.numpy_function(call, [contents, *more], dtype)
 
 
+def _decoder(contents: tf.Tensor) -> tf.Tensor:
+    """Return what decodes a file as a person sees it, int32 []: 0 TensorFlow's JPEG decoder, 1 its PNG decoder,
+    2 Pillow.
+    """
+    return tf.cond(_is_upright_jpeg(contents), lambda: tf.constant(0), lambda: tf.where(_is_plain_png(contents), 1, 2))
+
+
+def _is_small_enough(sides: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_prod(tf.cast(sides, tf.float64)) <= MOST_PIXELS
+
+
 def _is_plain_png(contents: tf.Tensor) -> tf.Tensor:
     """Return whether TensorFlow decodes a PNG as a person sees it: bool []."""
     head = _split(tf.strings.substr(contents, 0, 2**12), b"IDAT")
@@ -230,8 +235,8 @@ def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:
     """
 
     def is_upright():
-        has_inks = tf.io.extract_jpeg_shape(contents)[2] == 4  # whether they are inverted, programs do not agree
-        return ~(has_inks | _is_turned(contents))
+        is_cmyk = tf.io.extract_jpeg_shape(contents)[2] == 4  # programs do not agree whether it is inverted
+        return ~(is_cmyk | _is_turned(contents))
 
     is_jpeg = tf.io.is_jpeg(contents)
     has_more = is_jpeg & (tf.strings.substr(contents, 20, 2) != JPEG_TABLE)
@@ -270,7 +275,7 @@ def _fit(image: tf.Tensor, form: Form) -> tf.Tensor:
     return _bytes(scaled)
 
 
-def _ratio_number(times: tf.Tensor) -> tf.Tensor:
+def _ratio_index(times: tf.Tensor) -> tf.Tensor:
     """Return the index of the largest of `RATIOS` that is at most `times`: int32 []."""
     return tf.reduce_sum(tf.cast(times >= RATIOS[1:], tf.int32))
 

@@ -99,9 +99,7 @@ class Unreadable:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
-        """Raise DataError for a file that exists and may not be opened: it is no broken image. All may be noted, though,
-        where the limit is 1.
-        """
+        """Raise DataError for a file that exists and may not be opened, unless all may be noted: it is not broken."""
         if not self.are_files or self.limit == 1:
             return
         try:

@@ -35,27 +35,27 @@ def build_model(
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
-    """Build networks and optimizers inside the `with` whose variables have shapes, but no values: they take no memory.
+def deferred_initialization() -> Iterator[None]:
+    """Build networks and optimizers inside the `with` whose variables have a shape and a dtype, but no value yet.
 
-    They know their layers and parameters, and compute nothing. End with `fill_weights` or `forget_weights`.
+    They take no memory and compute nothing. End with `initialize_variables` or `discard_variables`.
     """
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
     except BaseException:
-        forget_weights()
+        discard_variables()
         raise
 
 
-def fill_weights() -> None:
-    """Give all variables that were made `without_weights` their first values: those that they else have at once."""
+def initialize_variables() -> None:
+    """Initialize the variables made under `deferred_initialization`, as they would have been at once."""
     with keras.StatelessScope():
         pass  # Keras 3.15 does it where the outermost such scope ends, and has no public function for it
 
 
-def forget_weights() -> None:
-    """Keep Keras from filling, later, the variables that were made `without_weights`.
+def discard_variables() -> None:
+    """Keep Keras from initializing, later, the variables made under `deferred_initialization`.
 
     Keras counts the names of layers from 1 again, and draws its own seed anew. The dtype policy stays.
     """

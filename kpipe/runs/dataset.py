@@ -51,8 +51,8 @@ def record_data(run: Run, data: Described) -> None:
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise DataError(
-            f"{path_shown(run.path)}: the data are not those that the run began with: {'; '.join(differences[:SHOWN])}{more}. "
-            "Restore them, or start another run with --new"
+            f"{path_shown(run.path)}: the data are not those that the run began with: "
+            f"{'; '.join(differences[:SHOWN])}{more}. Restore them, or start another run with --new"
         )
     run.write_json(RECORD, now.model_dump())
     write_names(run.path / NAMES, now.classes)

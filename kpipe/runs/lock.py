@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from kpipe.errors import EnvironmentFault
 from kpipe.files import read_json, write_text
+from kpipe.names import path_shown
 
 LOCK, OWNER = ".lock", ".owner"
 PATIENCE = 10  # seconds to wait for the short lock of an experiment's folder
@@ -36,7 +37,7 @@ def locked_folder(folder: Path, elsewhere: str) -> Iterator[None]:
         raise EnvironmentFault(f"{folder}: another process has held {LOCK} for {PATIENCE} seconds; try again") from None
     except OSError as error:
         raise EnvironmentFault(
-            f"{error.filename or folder}: cannot be written ({error.strerror}).{elsewhere}"
+            f"{path_shown(error.filename or folder)}: cannot be written ({error.strerror}).{elsewhere}"
         ) from None
 
 

@@ -79,6 +79,7 @@ BROKEN = [
     ("training", "early_stopping: {patience: 2}\n  log_every: {steps: }", "log_every: expected exactly one of steps"),
     ("top", "[1]: 2", "exp.yaml:6: expected a name as key, got a list or mapping"),
     ("training", "ephocs: 3", "exp.yaml:4: training.ephocs: unknown key, did you mean 'epochs'?"),
+    ("training", "epochs: 99999999999999", "training.epochs: expected less than 1,000,000,000, got 99999999999999"),
     ("training", "epochs: 0", "exp.yaml:4: training.epochs: expected at least 1, got 0"),
     ("training", "epochs: '3'", "exp.yaml:4: training.epochs: expected a whole number, got '3'"),
     ("training", "epochs: 1e-1", "exp.yaml:4: training.epochs: expected a whole number, got 0.1"),

@@ -230,6 +230,10 @@ def test_an_override_replaces_the_kind_of_values(load, line, overrides, expected
             [f"{PEAK}.uniform=[1,2]", f"{PEAK}.int=[1,2]"],
             f"search.space.{PEAK}: expected a list of values, or one of {{",
         ),
+        (
+            [f"{PEAK}.uniform=[0.2,0.1]"],
+            f"command line: search.space.{PEAK}: expected [smallest, largest], got [0.2, 0.1]",
+        ),
         (["log=[1,2]"], "search.space.log: unknown key 'log', did you mean 'logs'?"),
     ],
 )

@@ -1,6 +1,7 @@
 """The figures of a finished run, and what is said of one that cannot be drawn."""
 
 import errno
+import shutil
 
 import keras
 import numpy as np
@@ -52,6 +53,14 @@ def test_a_figure_that_cannot_be_drawn_is_a_line_and_the_others_are_drawn(write,
     assert write() == [f"figures/{figure}.png could not be drawn: {reason}"]
     assert drawn(tmp_path) == set(FIGURES) - {figure}
     assert not (tmp_path / "figures" / f"{figure}.png").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(write, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / "figures")
+    (tmp_path / "figures").touch()
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: path.write_text("drawn"))
+    lines = write()
+    assert [line.partition(" could not")[0] for line in lines] == [f"figures/{name}.png" for name in FIGURES]
 
 
 def test_without_predictions_three_figures_are_left_out_in_one_line(write, tmp_path, monkeypatch):

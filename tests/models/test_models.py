@@ -14,7 +14,7 @@ import kpipe.models
 from kpipe.catalog.networks import MODELS, Activation
 from kpipe.errors import ConfigError
 from kpipe.models.alexnet import alexnet
-from kpipe.models.building import build_model, fill_weights, without_weights
+from kpipe.models.building import build_model, deferred_initialization, initialize_variables
 from kpipe.models.go import go_policy
 from kpipe.models.googlenet import googlenet
 from kpipe.models.lenet import lenet5
@@ -282,9 +282,9 @@ def test_weights_that_are_made_later_are_the_same(name, options, shape, kind):
     keras.utils.set_random_seed(3)
     at_once = build_model(name, options, **arguments).variables
     keras.utils.set_random_seed(3)
-    with without_weights():
+    with deferred_initialization():
         model = build_model(name, options, **arguments)
-    fill_weights()
+    initialize_variables()
     for variable, other in zip(model.variables, at_once, strict=True):
         assert variable.numpy().tobytes() == other.numpy().tobytes(), variable.path
 

@@ -78,3 +78,10 @@ def test_the_cache_needs_a_home_directory_unless_it_is_set(kpipe, experiment, no
     code, _, err = kpipe("run", experiment, "data.cache=disk")
     said = "KPIPE_CACHE: expected a home directory for '~/.cache/kpipe', got none. Set HOME, or write the path out\n"
     assert (code, err) == (2, said)
+
+
+def test_a_line_break_in_a_path_breaks_no_message(kpipe, experiment, tmp_path):
+    (tmp_path / "a\nb").touch()
+    for arguments in (["--resume", f"{tmp_path}/a\nb"], [experiment, f"logs={tmp_path}/a\nb/c"]):
+        code, _, err = kpipe("run", *arguments)
+        assert code in (2, 5) and err.count("\n") == 1 and err.startswith(f"{tmp_path}/a\\nb")

@@ -353,7 +353,7 @@ sys.exit(main(["run", {experiment!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code
-    assert done.stderr.strip() == f"{word} before another step was done; what was saved is still there"
+    assert done.stderr.strip() == f"{word}; what was saved before is still there"
     assert not logs.exists()
 
 
@@ -383,7 +383,7 @@ def test_a_signal_that_the_process_was_started_to_ignore_is_ignored(kpipe, exper
             "kpipe.training.trainer.Trainer.run_steps",
             "terminated before the first step was saved: there is nothing to keep",
         ),
-        ("kpipe.experiment.train", "terminated before another step was done; what was saved is still there"),
+        ("kpipe.experiment.train", "terminated; what was saved before is still there"),
     ],
 )
 def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experiment, logs, monkeypatch, place, said):

@@ -215,6 +215,18 @@ def test_two_searches_at_once(kpipe, experiment, trained, logs):
     assert not trained
 
 
+def test_sources_that_are_tried_are_checked_before_the_first_trial(kpipe, experiment, trained, logs):
+    code, _, err = kpipe("search", experiment, "search.space.data.source=[digits,folder:/nowhere]")
+    assert (code, err.partition(", got")[0]) == (3, "folder:/nowhere: expected a folder of images")
+    assert not trained and not logs.exists()
+
+
+def test_no_more_workers_than_trials_are_started(kpipe, experiment, trained):
+    code, out, _ = kpipe("search", experiment, "search.trials=1", "--workers", "999999999999")
+    assert (code, len(trained)) == (0, 1)
+    assert " workers\n" not in out
+
+
 def test_notes_about_what_will_be_tried(kpipe, experiment, trained):
     cases = f"{{cases: [{{choice: [0.1], when: {{{NAME}: sgd}}}}, {{choice: [0.01], when: {{{NAME}: adam}}}}]}}"
     text = TINY.replace("{epochs: 2,", "{epochs: 2, optimizer: {name: sgd, momentum: 0.9},")
