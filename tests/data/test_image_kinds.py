@@ -17,6 +17,7 @@ from kpipe.errors import DataError
 Y, X = np.mgrid[0:24, 0:40]
 PICTURE = np.stack([X * 6, Y * 10, np.where((X > 25) & (Y < 8), 250, 20)], -1).astype(np.uint8)
 COLOR = Image.fromarray(PICTURE)
+DISC = (X - 20) ** 2 + (Y - 12) ** 2 < 64
 WHOLE = {"validation": 0, "test": 0}
 
 
@@ -24,6 +25,11 @@ def saved(image, kind, **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def shown(contents):
+    """Return the pixels of an encoded image as Pillow converts them to colors."""
+    return np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
 
 
 def with_orientation(kind, orientation, **options):
@@ -42,7 +48,7 @@ def with_orientation(kind, orientation, **options):
 def with_alpha(mode):
     """Return a picture that is opaque in a disk alone."""
     image = COLOR.convert(mode)
-    image.putalpha(Image.fromarray(np.where((X - 20) ** 2 + (Y - 12) ** 2 < 64, 255, 0).astype(np.uint8)))
+    image.putalpha(Image.fromarray(np.where(DISC, 255, 0).astype(np.uint8)))
     return image
 
 
@@ -51,21 +57,31 @@ def on(color, image):
     return np.asarray(Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB"))
 
 
+def packed(samples, bits):
+    """Return the rows of samples [H, W] or [H, W, C] as bytes, the highest bit first: uint8 [H, bytes]."""
+    places = np.arange(bits)[::-1]
+    return np.packbits((samples.reshape(len(samples), -1, 1) >> places & 1).reshape(len(samples), -1) != 0, axis=1)
+
+
 def bitmap(bits, header=40, top_down=False):
-    """Return a bitmap as old programs write them, of PICTURE in few bits."""
-    rows, masks, compression = PICTURE if top_down else PICTURE[::-1], b"", 0
+    """Return a bitmap as old programs write them, of PICTURE in few bits, or of DISC in two colors."""
+    rows, table, compression, num_colors = PICTURE if top_down else PICTURE[::-1], b"", 0, 0
     if bits == 16:  # 5-6-5 with masks
         values = (rows[..., 0] >> 3).astype("<u2") << 11 | (rows[..., 1] >> 2).astype("<u2") << 5 | rows[..., 2] >> 3
-        pixels, masks, compression = values.astype("<u2").tobytes(), struct.pack("<III", 0xF800, 0x7E0, 0x1F), 3
+        pixels, table, compression = values.astype("<u2").tobytes(), struct.pack("<III", 0xF800, 0x7E0, 0x1F), 3
+    elif bits < 16:
+        pixels, num_colors = packed(DISC[::-1].astype(int), bits).tobytes(), 2
+        table = b"".join(bytes([*color[::-1], 0]) for color in TWO_COLORS)
     else:
         pixels = np.ascontiguousarray(rows[..., ::-1]).tobytes()
     height = -24 if top_down else 24
     if header == 12:
         info = struct.pack("<IHHHH", 12, 40, 24, 1, bits)
     else:
-        info = struct.pack("<IiiHHIIiiII", 40, 40, height, 1, bits, compression, len(pixels), 2835, 2835, 0, 0)
-    start = 14 + len(info) + len(masks)
-    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + masks + pixels
+        sizes = (len(pixels), 2835, 2835, num_colors, 0)
+        info = struct.pack("<IiiHHIIiiII", 40, 40, height, 1, bits, compression, *sizes)
+    start = 14 + len(info) + len(table)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + table + pixels
 
 
 def palette(bits=8):
@@ -83,14 +99,53 @@ def sixteen(bits):
     return saved(Image.fromarray(values), "PNG")
 
 
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunk(png, name, data):
+    """Return a PNG with one chunk more, before all but its header."""
+    return png[:33] + chunk(name, data) + png[33:]
+
+
 def with_bits(bits, png):
     """Return a PNG of gray that declares how many bits have a meaning."""
-    chunk = b"sBIT" + bytes([bits])
-    return png[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    return with_chunk(png, b"sBIT", bytes([bits]))
+
+
+def make_png(samples, bits, color):
+    """Return a PNG of samples [H, W] or [H, W, C], of a color type: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
+    header = struct.pack(">IIBBBBB", samples.shape[1], len(samples), bits, color, 0, 0, 0)
+    rows = np.pad(packed(samples, bits), [(0, 0), (1, 0)])  # each begins with its filter, none
+    pixels = zlib.compress(rows.tobytes())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def with_hole(samples, bits, color):
+    """Return a PNG whose color of the disk is transparent, and what it shows. Another pixel has nearly that color."""
+    samples = samples.copy()
+    samples[DISC] = key = samples[12, 20]
+    samples[0, 0] = key ^ 1
+    png = with_chunk(make_png(samples, bits, color), b"tRNS", np.asarray(key, ">u2").tobytes())
+    return png, np.where(DISC[..., None], 255, as_8_bits(samples, bits)), LOSSLESS
+
+
+def on_white(samples):
+    """Return what colors or gray with alpha, all of 16 bits, show on white."""
+    colors, alpha = samples[..., :-1] / 65535, samples[..., -1:] / 65535
+    return as_8_bits(colors * alpha + 1 - alpha, 1)
 
 
 def as_8_bits(values, bits):
-    return np.repeat(np.round(values / (2**bits - 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    levels = np.round(values / (2**bits - 1) * 255).astype(np.uint8)
+    return np.broadcast_to(levels.reshape(24, 40, -1), PICTURE.shape)
+
+
+def with_white_as_0(tiff):
+    """Return a TIFF of gray with the values it has, of which 0 is now white."""
+    entry = struct.pack("<HHI", 262, 3, 1)  # PhotometricInterpretation
+    assert tiff.count(entry + b"\1") == 1
+    return tiff.replace(entry + b"\1", entry + b"\0")
 
 
 def with_long_orientation(contents):
@@ -113,13 +168,18 @@ def after_a_profile(contents):
     return contents[:2] + 3 * (b"\xff\xe2" + (60_000).to_bytes(2) + bytes(59_998)) + contents[2:]
 
 
+TWO_COLORS = ((200, 20, 10), (30, 60, 240))
 DIM = np.asarray(COLOR.convert("L")).astype(np.uint16) << 4
-INKS = without_adobe(saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0))
+DEEP = PICTURE * np.uint16(257) + (X * 37 + Y * 11)[..., None].astype(np.uint16) % 251
+DEEP_GRAY, DEEP_ALPHA = DEEP[..., 0], (X * 1600 + Y * 7).astype(np.uint16)
+DEEP_RGBA, DEEP_LA = np.dstack([DEEP, DEEP_ALPHA]), np.dstack([DEEP_GRAY, DEEP_ALPHA])
+ADOBE = saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0)
+INKS = without_adobe(ADOBE)
 GRAY = np.asarray(COLOR.convert("L").convert("RGB"))
 RGBA, LA = with_alpha("RGBA"), with_alpha("LA")
 WHITE = (255, 255, 255)
 LOSSLESS = 0
-LOSSY = saved(COLOR, "WEBP", quality=95)
+WEBP, AVIF = saved(COLOR, "WEBP", quality=95), saved(COLOR, "AVIF", quality=90)
 KINDS = {
     "plain.png": (saved(COLOR, "PNG"), PICTURE, LOSSLESS),
     "gray.png": (saved(COLOR.convert("L"), "PNG"), GRAY, LOSSLESS),
@@ -131,13 +191,29 @@ KINDS = {
     "twelve.png": (sixteen(12), GRAY, LOSSLESS),
     "left_aligned.png": (with_bits(12, saved(Image.fromarray(DIM << 4), "PNG")), as_8_bits(DIM << 4, 16), LOSSLESS),
     "dim.png": (with_bits(12, saved(Image.fromarray(DIM >> 2), "PNG")), as_8_bits(DIM >> 2, 12), LOSSLESS),
+    "text.png": (
+        with_chunk(saved(Image.fromarray(DIM >> 2), "PNG"), b"tEXt", b"Comment\0sBIT~"),
+        as_8_bits(DIM >> 2, 10),
+        LOSSLESS,
+    ),
+    "deep_rgb.png": (make_png(DEEP, 16, 2), as_8_bits(DEEP, 16), LOSSLESS),
+    "dim_rgb.png": (make_png(DEEP >> 4, 16, 2), as_8_bits(DEEP >> 4, 12), LOSSLESS),
+    "deep_rgba.png": (make_png(DEEP_RGBA, 16, 6), on_white(DEEP_RGBA), 1),
+    "deep_la.png": (make_png(DEEP_LA, 16, 4), on_white(DEEP_LA), 1),
+    "hole_deep_gray.png": with_hole(DEEP_GRAY, 16, 0),
+    "hole_deep_rgb.png": with_hole(DEEP, 16, 2),
+    "hole_2_bits.png": with_hole(PICTURE[..., 0] >> 6, 2, 0),
+    "hole_4_bits.png": with_hole(PICTURE[..., 0] >> 4, 4, 0),
     "black.png": (saved(Image.fromarray(np.zeros((24, 40), np.uint16)), "PNG"), 0 * PICTURE, LOSSLESS),
     "sixteen.pgm": (saved(Image.fromarray(np.asarray(COLOR.convert("L")).astype(np.uint16) * 257), "PPM"), GRAY, 0),
     "sixteen.tif": (saved(Image.fromarray(np.asarray(COLOR.convert("L")).astype(np.uint16) * 257), "TIFF"), GRAY, 0),
+    "white_is_0.tif": (with_white_as_0(saved(Image.fromarray(DEEP_GRAY), "TIFF")), as_8_bits(~DEEP_GRAY, 16), LOSSLESS),
+    "most.tif": (saved(Image.fromarray(DIM >> 2), "TIFF", tiffinfo={281: 4095}), as_8_bits(DIM >> 2, 12), LOSSLESS),
     "color.tiff": (saved(COLOR, "TIFF"), PICTURE, LOSSLESS),
     "rgb.bmp": (saved(COLOR, "BMP"), PICTURE, LOSSLESS),
     "palette.bmp": (saved(palette(), "BMP"), np.asarray(palette().convert("RGB")), LOSSLESS),
     "one_bit.bmp": (saved(COLOR.convert("1"), "BMP"), np.asarray(COLOR.convert("1").convert("RGB")), LOSSLESS),
+    **{f"two_colors{n}.bmp": (bitmap(n), np.uint8(TWO_COLORS)[DISC.astype(int)], LOSSLESS) for n in (4, 8)},
     "gray.bmp": (saved(COLOR.convert("L"), "BMP"), GRAY, LOSSLESS),
     "rgba.bmp": (saved(COLOR.convert("RGBA"), "BMP"), PICTURE, LOSSLESS),
     "os2.bmp": (bitmap(24, header=12), PICTURE, LOSSLESS),
@@ -146,12 +222,14 @@ KINDS = {
     "palette.gif": (saved(palette(), "GIF"), np.asarray(palette().convert("RGB")), LOSSLESS),
     "film.gif": (film("GIF"), PICTURE, 60),
     "film.webp": (film("WEBP", lossless=True), PICTURE, 60),
-    "photo.webp": (LOSSY, np.asarray(Image.open(io.BytesIO(LOSSY)).convert("RGB")), LOSSLESS),
+    "photo.webp": (WEBP, shown(WEBP), LOSSLESS),
+    "photo.avif": (AVIF, shown(AVIF), LOSSLESS),
     "photo.ppm": (saved(COLOR, "PPM"), PICTURE, LOSSLESS),
     "photo.jfif": (saved(COLOR, "JPEG", quality=97, subsampling=0), PICTURE, 12),
     "progressive.jpe": (saved(COLOR, "JPEG", quality=97, subsampling=0, progressive=True), PICTURE, 12),
-    "cmyk.jpg": (saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0), PICTURE, 16),
-    "inks.jpg": (INKS, np.asarray(Image.open(io.BytesIO(INKS)).convert("RGB")), 16),
+    "cmyk.jpg": (ADOBE, PICTURE, 16),
+    "adobe.jpg": (ADOBE, shown(ADOBE), LOSSLESS),
+    "inks.jpg": (INKS, shown(INKS), 16),
     "long.jpg": (with_long_orientation(with_orientation("JPEG", 6, quality=97, subsampling=0)), PICTURE, 12),
     "late.jpg": (after_a_profile(with_orientation("JPEG", 6, quality=97, subsampling=0)), PICTURE, 12),
     "junk.jpg": (saved(COLOR, "JPEG", quality=97, subsampling=0) + b"\0" * 300, PICTURE, 12),
@@ -178,8 +256,8 @@ def test_every_kind_is_decoded_as_pillow_shows_it(folder):
         _, expected, tolerance = KINDS[splits.class_names[label]]
         assert np.abs(image.astype(int) - expected).max() <= tolerance, name
     assert splits.describe_conversions() == [
-        "2 images have transparent pixels; they are drawn on white (data.background)",
-        "7 images have 16 bits; they are scaled to 8",
+        "8 images have transparent pixels; they are drawn on white (data.background)",
+        "16 images have 16 bits; they are scaled to 8",
     ]
 
 
@@ -235,13 +313,42 @@ def test_a_gif_is_drawn_on_its_canvas(tmp_path):
     assert image[12, 12].tolist() == [255, 255, 255]
 
 
+def test_a_strip_that_lies_is_padded(tmp_path):
+    """Its shorter side would have less than a pixel, both when the decoder reduces it and when it is scaled."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.tile(np.linspace(0, 255, 4000).astype(np.uint8), (7, 1))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(ramp).convert("RGB").save(tmp_path / name / "0.jpg", exif=exif)
+    [image, _] = load_dataset(f"folder:{tmp_path}", image_size=32, resize="pad", **WHOLE).train.images
+    expected = np.zeros((32, 32, 3), np.uint8)
+    expected[:, 15] = ramp[0, 62::125, None]
+    np.testing.assert_allclose(image, expected, atol=4)
+
+
+def halved(contents):
+    return contents[: len(contents) // 2]
+
+
+CUT_OFF, DAMAGED = "cut off", "cut off or damaged"
+HALVES = {
+    "JPEG": CUT_OFF,
+    "PNG": CUT_OFF,
+    "WEBP": DAMAGED,
+    "GIF": DAMAGED,
+    "TIFF": DAMAGED,
+    "AVIF": DAMAGED,
+}
+LARGE = COLOR.resize((400, 240))
 UNREADABLE = {
     "empty.jpg": (b"", "0 bytes"),
     "page.jpg": (b"<!DOCTYPE html><html>404</html>", "text, not an image"),
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; convert it to JPEG"),
     "noise.png": (b"\x01\x02\x03" * 50, "not an image of a kind that is read"),
-    "cut.webp": (saved(COLOR, "WEBP")[:60], "cut off|not an image|could not create"),
-    "float.tif": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "32-bit or signed pixels, whose range"),
+    "float.tif": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "32-bit or signed pixels, whose .*"),
+    "header.jpg": (saved(LARGE, "JPEG")[:100], DAMAGED),
+    **{f"half.{kind.lower()}": (halved(saved(LARGE, kind)), reason) for kind, reason in HALVES.items()},
 }
 
 
@@ -251,5 +358,5 @@ def test_a_file_that_cannot_be_decoded_is_named_with_the_reason(tmp_path, name):
     for each in ("a", "b"):
         write_image(tmp_path / each / "0.png")
     (tmp_path / "b" / name).write_bytes(contents)
-    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: .*{name}\S? \(({reason}).*\)\. Replace"):
+    with pytest.raises(DataError, match=rf"got 1 file that cannot be decoded: .*{name}\S? \({reason}\)\. Replace"):
         load_dataset(f"folder:{tmp_path}", image_size=8)

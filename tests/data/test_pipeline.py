@@ -176,6 +176,7 @@ def digests(folder):
     return [digest(split) for split in load_splits(folder).values()]
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same_batches(splits, folder):
     script = (
         "import pathlib, sys; sys.path[:] = eval(sys.argv[1]); "

@@ -782,6 +782,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_the_portable_file_needs_no_kpipe(tmp_path):
     images = random_images(3, 32, 32, 3)
     np.save(tmp_path / "images.npy", images)

@@ -127,6 +127,7 @@ def test_the_same_training_wherever_images_are_kept(kpipe, experiment, broken, t
         assert_same_run(only_run(tmp_path / cache), only_run(tmp_path / "files"))
 
 
+@pytest.mark.slow
 def test_every_augmentation_trains(kpipe, experiment, photos, logs):
     """center_crop and random_resized_crop train below."""
     others = [name for name, row in AUGMENTATIONS.items() if not row.is_crop]

@@ -25,7 +25,8 @@ EXACT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
 ):
@@ -58,6 +59,7 @@ PHASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_signal_in_any_phase_is_obeyed_and_loses_nothing(kpipe, start, experiment, logs, tmp_path, monkeypatch):
     arguments = ("run", experiment, *EXACT)
     for blow, number, code, said in PHASES:

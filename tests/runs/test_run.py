@@ -90,6 +90,7 @@ def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
     assert all(np.array_equal(a, b) for a, b in zip(weights, again, strict=True))
 
 
+@pytest.mark.slow
 def test_every_precision_and_normalization(kpipe, experiment, logs):
     for normalize, precision in (("none", "float32"), ("unit", "mixed_bfloat16")):
         options = (f"data.normalize={normalize}", f"training.precision={precision}", "training.epochs=1")

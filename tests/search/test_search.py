@@ -102,6 +102,7 @@ KILLED = [
 ]
 
 
+@pytest.mark.slow
 def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     kpipe, start, experiment, logs, search, tmp_path, monkeypatch
 ):
@@ -138,6 +139,7 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     assert_same_run(run, other / heir.run())
 
 
+@pytest.mark.slow
 def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
     """Two workers beside the chief; one is killed in the middle of a trial and is given it again."""
 
