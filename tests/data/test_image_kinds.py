@@ -127,7 +127,8 @@ def with_hole(samples, bits, color):
     samples[DISC] = key = samples[12, 20]
     samples[0, 0] = key ^ 1
     png = with_chunk(make_png(samples, bits, color), b"tRNS", np.asarray(key, ">u2").tobytes())
-    return png, np.where(DISC[..., None], 255, as_8_bits(samples, bits)), LOSSLESS
+    is_key = (samples.reshape(24, 40, -1) == key).all(axis=2, keepdims=True)
+    return png, np.where(is_key, 255, as_8_bits(samples, bits)), LOSSLESS
 
 
 def on_white(samples):
@@ -198,7 +199,7 @@ KINDS = {
     ),
     "deep_rgb.png": (make_png(DEEP, 16, 2), as_8_bits(DEEP, 16), LOSSLESS),
     "dim_rgb.png": (make_png(DEEP >> 4, 16, 2), as_8_bits(DEEP >> 4, 12), LOSSLESS),
-    "deep_rgba.png": (make_png(DEEP_RGBA, 16, 6), on_white(DEEP_RGBA), 1),
+    "deep_rgba.png": (make_png(DEEP_RGBA, 16, 6), on_white(DEEP_RGBA), 2),
     "deep_la.png": (make_png(DEEP_LA, 16, 4), on_white(DEEP_LA), 1),
     "hole_deep_gray.png": with_hole(DEEP_GRAY, 16, 0),
     "hole_deep_rgb.png": with_hole(DEEP, 16, 2),
@@ -332,14 +333,7 @@ def halved(contents):
 
 
 CUT_OFF, DAMAGED = "cut off", "cut off or damaged"
-HALVES = {
-    "JPEG": CUT_OFF,
-    "PNG": CUT_OFF,
-    "WEBP": DAMAGED,
-    "GIF": DAMAGED,
-    "TIFF": DAMAGED,
-    "AVIF": DAMAGED,
-}
+HALVES = {**dict.fromkeys(("JPEG", "PNG", "GIF", "TIFF"), CUT_OFF), "WEBP": DAMAGED, "AVIF": DAMAGED}
 LARGE = COLOR.resize((400, 240))
 UNREADABLE = {
     "empty.jpg": (b"", "0 bytes"),
