@@ -24,7 +24,7 @@ JPEG = ("JPEG", "MPO")  # the second has more pictures after the first
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = (2**29 - 1) // 3  # 178,956,970: Pillow's limit, and TensorFlow's decoders end at 2**29 bytes
 RATIOS = (1, 2, 4, 8)  # by which a decoder can reduce the sides of a JPEG
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"P5", b"P6")
 _DAMAGE = (OSError, SyntaxError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError, ValueError)
 """What Pillow raises for a damaged file."""
 DEPTHS = (8, 10, 12, 14, 16)  # bits in which cameras and scanners measure
@@ -174,8 +174,9 @@ def _reduce(image: Image.Image, times: Callable[[tuple[int, int]], int]) -> int:
     """Let a JPEG be decoded at a fraction of its size; return the ratio."""
     most = times((image.height, image.width))
     ratio = max(ratio for ratio in RATIOS if ratio <= max(most, 1))
+    before = image.size
     image.draft(None, (max(1, image.width // ratio), max(1, image.height // ratio)))
-    return ratio
+    return round(max(before) / max(image.size))  # for a strip, Pillow may take another one
 
 
 def _orientation_in_header(image: Image.Image) -> int:

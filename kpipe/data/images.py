@@ -25,7 +25,7 @@ TURNED = (
 PNG = r"\CPNG\r\n\x1a\n\C{4}IHDR\C{8}[\x01\x02\x04\x08][\x00\x02\x03]\C*"
 """A PNG of gray, colors or a palette, of at most 8 bits, without an alpha channel."""
 PNG_EXTRAS = r"\C*(?:tRNS|eXIf|Raw profile type exif)\C*"
-"""Transparency or EXIF, in what stands in a PNG before the pixels."""
+"""Transparency or EXIF in the beginning of a PNG."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ def _is_small_enough(sides: tf.Tensor) -> tf.Tensor:
 
 def _is_plain_png(contents: tf.Tensor) -> tf.Tensor:
     """Return whether TensorFlow decodes a PNG as a person sees it: bool []."""
-    head = _split(tf.strings.substr(contents, 0, 2**12), b"IDAT")
-    is_plain = tf.strings.regex_full_match(head[0], PNG) & ~tf.strings.regex_full_match(head[0], PNG_EXTRAS)
+    head = tf.strings.substr(contents, 0, 2**12)  # not cut at the pixels: a text before them may hold IDAT as well
+    is_plain = tf.strings.regex_full_match(head, PNG) & ~tf.strings.regex_full_match(head, PNG_EXTRAS)
     # Some programs write EXIF after the pixels. It has 64 kB at most.
     end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - 70_000, 0), 70_000)
-    return is_plain & (tf.size(head) > 1) & (tf.size(_split(end, b"eXIf")) == 1)
+    return is_plain & (tf.size(_split(head, b"IDAT")) > 1) & (tf.size(_split(end, b"eXIf")) == 1)
 
 
 def _is_upright_jpeg(contents: tf.Tensor) -> tf.Tensor:

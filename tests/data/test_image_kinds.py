@@ -64,14 +64,14 @@ def packed(samples, bits):
 
 
 def bitmap(bits, header=40, top_down=False):
-    """Return a bitmap as old programs write them, of PICTURE in few bits, or of DISC in two colors."""
+    """Return a bitmap as old programs write them, of PICTURE in few bits, or of DISC in black and white."""
     rows, table, compression, num_colors = PICTURE if top_down else PICTURE[::-1], b"", 0, 0
     if bits == 16:  # 5-6-5 with masks
         values = (rows[..., 0] >> 3).astype("<u2") << 11 | (rows[..., 1] >> 2).astype("<u2") << 5 | rows[..., 2] >> 3
         pixels, table, compression = values.astype("<u2").tobytes(), struct.pack("<III", 0xF800, 0x7E0, 0x1F), 3
     elif bits < 16:
         pixels, num_colors = packed(DISC[::-1].astype(int), bits).tobytes(), 2
-        table = b"".join(bytes([*color[::-1], 0]) for color in TWO_COLORS)
+        table = bytes(4) + b"\xff\xff\xff\0"
     else:
         pixels = np.ascontiguousarray(rows[..., ::-1]).tobytes()
     height = -24 if top_down else 24
@@ -121,20 +121,27 @@ def make_png(samples, bits, color):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def with_hole(samples, bits, color):
+def with_hole(samples, bits, color, text=None):
     """Return a PNG whose color of the disk is transparent, and what it shows. Another pixel has nearly that color."""
     samples = samples.copy()
     samples[DISC] = key = samples[12, 20]
     samples[0, 0] = key ^ 1
     png = with_chunk(make_png(samples, bits, color), b"tRNS", np.asarray(key, ">u2").tobytes())
+    png = with_chunk(png, b"tEXt", text) if text else png
     is_key = (samples.reshape(24, 40, -1) == key).all(axis=2, keepdims=True)
     return png, np.where(is_key, 255, as_8_bits(samples, bits)), LOSSLESS
 
 
-def on_white(samples):
-    """Return what colors or gray with alpha, all of 16 bits, show on white."""
-    colors, alpha = samples[..., :-1] / 65535, samples[..., -1:] / 65535
-    return as_8_bits(colors * alpha + 1 - alpha, 1)
+def deep(bits):
+    """Return rows of PNG with 16 bits per sample, of which colors use the lower `bits`. Of alpha, 8 bits are read."""
+    colors, alpha = DEEP >> 16 - bits, (X * 1600 + Y * 7).astype(np.uint16)[..., None]
+    rgba, la = np.dstack([colors, alpha]), np.dstack([colors[..., 0], alpha])
+    on_white = colors / (2**bits - 1) * (alpha / 65535) + 1 - alpha / 65535
+    return {
+        f"rgb_{bits}.png": (make_png(colors, 16, 2), as_8_bits(colors, bits), LOSSLESS),
+        f"rgba_{bits}.png": (make_png(rgba, 16, 6), as_8_bits(on_white, 1), 2),
+        f"la_{bits}.png": (make_png(la, 16, 4), as_8_bits(on_white[..., 0], 1), 2),
+    }
 
 
 def as_8_bits(values, bits):
@@ -169,11 +176,9 @@ def after_a_profile(contents):
     return contents[:2] + 3 * (b"\xff\xe2" + (60_000).to_bytes(2) + bytes(59_998)) + contents[2:]
 
 
-TWO_COLORS = ((200, 20, 10), (30, 60, 240))
 DIM = np.asarray(COLOR.convert("L")).astype(np.uint16) << 4
 DEEP = PICTURE * np.uint16(257) + (X * 37 + Y * 11)[..., None].astype(np.uint16) % 251
-DEEP_GRAY, DEEP_ALPHA = DEEP[..., 0], (X * 1600 + Y * 7).astype(np.uint16)
-DEEP_RGBA, DEEP_LA = np.dstack([DEEP, DEEP_ALPHA]), np.dstack([DEEP_GRAY, DEEP_ALPHA])
+DEEP_GRAY = DEEP[..., 0]
 ADOBE = saved(COLOR.convert("CMYK"), "JPEG", quality=97, subsampling=0)
 INKS = without_adobe(ADOBE)
 GRAY = np.asarray(COLOR.convert("L").convert("RGB"))
@@ -193,16 +198,15 @@ KINDS = {
     "left_aligned.png": (with_bits(12, saved(Image.fromarray(DIM << 4), "PNG")), as_8_bits(DIM << 4, 16), LOSSLESS),
     "dim.png": (with_bits(12, saved(Image.fromarray(DIM >> 2), "PNG")), as_8_bits(DIM >> 2, 12), LOSSLESS),
     "text.png": (
-        with_chunk(saved(Image.fromarray(DIM >> 2), "PNG"), b"tEXt", b"Comment\0sBIT~"),
+        with_chunk(saved(Image.fromarray(DIM >> 2), "PNG"), b"tEXt", b"Comment\0sBIT\x0csBIT~"),
         as_8_bits(DIM >> 2, 10),
         LOSSLESS,
     ),
-    "deep_rgb.png": (make_png(DEEP, 16, 2), as_8_bits(DEEP, 16), LOSSLESS),
-    "dim_rgb.png": (make_png(DEEP >> 4, 16, 2), as_8_bits(DEEP >> 4, 12), LOSSLESS),
-    "deep_rgba.png": (make_png(DEEP_RGBA, 16, 6), on_white(DEEP_RGBA), 2),
-    "deep_la.png": (make_png(DEEP_LA, 16, 4), on_white(DEEP_LA), 1),
+    **deep(12),
+    **deep(16),
     "hole_deep_gray.png": with_hole(DEEP_GRAY, 16, 0),
     "hole_deep_rgb.png": with_hole(DEEP, 16, 2),
+    "hole_after_text.png": with_hole(PICTURE[..., 0], 8, 0, text=b"Comment\0IDAT"),
     "hole_2_bits.png": with_hole(PICTURE[..., 0] >> 6, 2, 0),
     "hole_4_bits.png": with_hole(PICTURE[..., 0] >> 4, 4, 0),
     "black.png": (saved(Image.fromarray(np.zeros((24, 40), np.uint16)), "PNG"), 0 * PICTURE, LOSSLESS),
@@ -214,7 +218,7 @@ KINDS = {
     "rgb.bmp": (saved(COLOR, "BMP"), PICTURE, LOSSLESS),
     "palette.bmp": (saved(palette(), "BMP"), np.asarray(palette().convert("RGB")), LOSSLESS),
     "one_bit.bmp": (saved(COLOR.convert("1"), "BMP"), np.asarray(COLOR.convert("1").convert("RGB")), LOSSLESS),
-    **{f"two_colors{n}.bmp": (bitmap(n), np.uint8(TWO_COLORS)[DISC.astype(int)], LOSSLESS) for n in (4, 8)},
+    **{f"two_colors{n}.bmp": (bitmap(n), as_8_bits(DISC, 1), LOSSLESS) for n in (4, 8)},
     "gray.bmp": (saved(COLOR.convert("L"), "BMP"), GRAY, LOSSLESS),
     "rgba.bmp": (saved(COLOR.convert("RGBA"), "BMP"), PICTURE, LOSSLESS),
     "os2.bmp": (bitmap(24, header=12), PICTURE, LOSSLESS),
@@ -257,8 +261,8 @@ def test_every_kind_is_decoded_as_pillow_shows_it(folder):
         _, expected, tolerance = KINDS[splits.class_names[label]]
         assert np.abs(image.astype(int) - expected).max() <= tolerance, name
     assert splits.describe_conversions() == [
-        "8 images have transparent pixels; they are drawn on white (data.background)",
-        "16 images have 16 bits; they are scaled to 8",
+        "11 images have transparent pixels; they are drawn on white (data.background)",
+        "18 images have 16 bits; they are scaled to 8",
     ]
 
 
