@@ -449,6 +449,7 @@ def form_name(index):
     return "-".join(map(str, FORMS[index]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", range(len(FORMS)), ids=form_name)
 def test_one_step_saved_and_loaded_in_a_fresh_process(one_step, form):
     ours, fresh = one_step[form]

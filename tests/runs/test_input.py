@@ -117,6 +117,7 @@ def test_one_is_enough_without_permission(kpipe, experiment, broken, logs):
     assert any(f"{file.parent.name}/{file.name}" in err for file in broken)
 
 
+@pytest.mark.slow
 def test_the_same_training_wherever_images_are_kept(kpipe, experiment, broken, tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
     kpipe("run", experiment, f"logs={tmp_path / 'files'}")
@@ -138,6 +139,7 @@ def test_every_augmentation_trains(kpipe, experiment, photos, logs):
         assert (code, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, logs):
     code, _, err = kpipe("run", experiment, "data.augment=[mixup, cutmix]", "training.epochs=8")
     assert (code, err) == (0, "")
@@ -162,6 +164,7 @@ def test_colors_that_gray_images_do_not_have(kpipe, experiment, photos, logs):
     assert err == "command line: data.augment.0: pca_color needs images of 3 channels, got 1\n"
 
 
+@pytest.mark.slow
 def test_rare_classes_count_as_much(kpipe, experiment, photos, logs):
     for file in sorted((photos / "light").iterdir())[8:]:
         file.unlink()

@@ -184,6 +184,7 @@ def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_an_extension_whose_best_weights_are_damaged_says_so(kpipe, experiment, logs, first_epoch_is_best):
     own_layers = ("model.name=alexnet", "data.image_size=32", "model.width=32")
     kpipe("run", experiment, "training.learning_rate.schedule=constant", *own_layers)
