@@ -115,7 +115,10 @@ def is_image(entry: os.DirEntry) -> bool:
 
     A pipe is none, since reading it would never end. A broken link is one, so that decoding names it.
     """
-    if not has_image_name(os.fsdecode(entry.name)) or is_hidden(entry) or is_own_picture(os.fsdecode(entry.path)):
+    name = os.fsdecode(entry.name)
+    if name.startswith(".") or not has_image_name(name):
+        return False
+    if name.endswith(OWN_PICTURE) and is_own_picture(os.fsdecode(entry.path)):
         return False
     return entry.is_symlink() or entry.is_file(follow_symlinks=False)
 
@@ -331,6 +334,8 @@ def _take_splits(named: Sequence[_Candidate], classes: Sequence[str], where: str
 def _refuse_splits_below(candidates: Sequence[_Candidate], where: str) -> None:
     """Raise DataError where one of several folders holds train and another split: it is no class."""
     for each in candidates:
+        if each.folder.has_images:
+            continue  # a class, whose files need not be looked at
         below = each.inner.folders
         roles = [role for role in _roles(below) if role]
         is_set = "train" in roles and len(roles) > 1 and not any(folder.has_images for folder in below)

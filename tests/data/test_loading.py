@@ -511,6 +511,7 @@ def test_whatever_tfds_raises_for_a_name_is_a_line(tfds_data, monkeypatch, capsy
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_embedded_sources_do_not_import_tfds():
     script = "import sys, kpipe.data as d; d.load_dataset(); print('tensorflow_datasets' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -146,6 +146,7 @@ def test_classes_that_are_mixed_are_still_learned(kpipe, experiment, photos, log
     assert summary_of(logs)["test"]["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_crops_need_no_stored_size(kpipe, experiment, photos, logs):
     for crop in ("center_crop", "random_resized_crop"):
         code, _, err = kpipe("run", experiment, f"data.augment=[{crop}]", "training.epochs=1")

@@ -477,6 +477,7 @@ class Decay(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 0.9 * float(self.model.optimizer.learning_rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "policy"),
     [

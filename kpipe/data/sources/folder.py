@@ -137,17 +137,17 @@ def _walk(folder: bytes, strays: _NotInSet, advance: Callable[[int], None]) -> I
 def _describe_classes(folders: dict[str, Path], listed: dict[str, Listed]) -> dict[str, ClassContents]:
     """Return the number of images of each class, and a digest of their names and of the sizes of some.
 
-    Of classes which that does not tell apart, the same files are opened, and their pixels belong to the digest.
+    Of classes which that does not tell apart, one file is opened, and its contents belong to the digest.
     """
     described = {name: _describe(folders[name], found) for name, found in listed.items()}
     frequency = Counter(described.values())
     return {
-        name: contents if frequency[contents] == 1 else _describe(folders[name], listed[name], with_pixels=True)
+        name: contents if frequency[contents] == 1 else _describe(folders[name], listed[name], with_contents=True)
         for name, contents in described.items()
     }
 
 
-def _describe(folder: Path, listed: Listed, *, with_pixels: bool = False) -> ClassContents:
+def _describe(folder: Path, listed: Listed, *, with_contents: bool = False) -> ClassContents:
     root = os.fsencode(folder)
     digest = hashlib.sha256()
     for place, names in listed:
@@ -157,7 +157,7 @@ def _describe(folder: Path, listed: Listed, *, with_pixels: bool = False) -> Cla
         path = os.path.join(place, names[number])
         try:
             digest.update(b"%d," % os.stat(path).st_size)
-            if with_pixels:
+            if with_contents and number == 0:
                 digest.update(Path(os.fsdecode(path)).read_bytes())
         except OSError:  # reported where it is read
             digest.update(b"gone,")
