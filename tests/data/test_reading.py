@@ -228,6 +228,7 @@ def test_kept_and_read_images_are_replaced_alike_under_augmentations(skipping, a
     assert_same_batches(batches(files_of(root), **options), batches(memory, **options))
 
 
+@pytest.mark.slow
 def test_from_any_step_on_replacements_are_the_same(skipping):
     root, memory = skipping
     options = {"augment": [random_resized_crop(), flip_horizontal()], "image_size": 6}

@@ -84,6 +84,7 @@ def test_a_signal_in_any_phase_is_obeyed_and_loses_nothing(kpipe, start, experim
 LONG = ("training.epochs=400", "data.synthetic.images=1000")
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, start, experiment, logs):
     """The second one comes while the first one's checkpoint is written, by the signal's own hand."""
     process = start("run", experiment, *LONG, blow=("kpipe.training.checkpoints", None, "_write", 9, signal.SIGINT))

@@ -240,6 +240,7 @@ def test_explicit_constants_must_fit_the_channels(kpipe, experiment):
     assert "data.normalize: expected 1 or " in err
 
 
+@pytest.mark.slow
 def test_a_repeated_run_keeps_what_was_resolved_unless_it_is_told(kpipe, experiment, logs):
     kpipe("run", experiment, "training.precision=auto")
     config = yaml.safe_load((only_run(logs) / "config.yaml").read_text())
