@@ -45,7 +45,7 @@ def expand_path(text: str, where: str = "") -> Path:
     """
     try:
         path = Path(_expand_user(_expand_variables(text))).absolute()
-        plain = Path(os.path.abspath(path))  # without .., unless it stands behind a link
+        plain = Path(os.path.abspath(path))  # without .., unless that comes after a link
         return plain if os.path.realpath(plain) == os.path.realpath(path) else path
     except FileNotFoundError:
         problem = f"{text!r} is relative to the current folder, which has been deleted. Change to another folder"

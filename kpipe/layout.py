@@ -125,7 +125,7 @@ def is_image(entry: os.DirEntry) -> bool:
 
 def is_own_picture(path: str) -> bool:
     """Return whether a file is what `kpipe data show` has drawn: by its name, and then by what is written in it."""
-    if not path.endswith(OWN_PICTURE):
+    if not path.endswith(OWN_PICTURE) or not os.path.isfile(path):  # opening a pipe would never end
         return False
     try:
         with open(path, "rb") as file:

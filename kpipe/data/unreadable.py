@@ -99,7 +99,7 @@ class Unreadable:
             raise DataError(self._message(sorted(self.numbers)))
 
     def _check_access(self, number: int) -> None:
-        """Raise DataError for a file that exists and may not be opened, unless all may be noted: it is not broken."""
+        """Raise DataError for a file that may not be opened, and so may be intact. `kpipe data check` notes it, too."""
         if not self.are_files or self.limit == 1:
             return
         try:

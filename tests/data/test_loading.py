@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from image_sets import define_set, png_header, tfds_in, write_classes, write_ima
 from PIL import Image
 
 from kpipe.data import statistics
-from kpipe.data.loading import load_dataset
+from kpipe.data.images import Form
+from kpipe.data.loading import find_source, load_dataset
 from kpipe.data.statistics import channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError, DataError, OutOfMemory
 
@@ -182,6 +184,31 @@ def test_folder_ignores_what_is_no_image(tmp_path):
         "ignored 1 file that is not an image: 'notes.txt'",
         "ignored 1 folder that is not a class: 'empty'",
     )
+
+
+def test_a_pipe_is_never_opened(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    os.mkfifo(tmp_path / "a" / "pipe")
+    for folder in (tmp_path, tmp_path / "a"):
+        os.mkfifo(folder / "x_data.png")
+    for name in ("a", "b"):  # the first file of each, and nothing tells the classes apart
+        (tmp_path / name / "0.png").unlink()
+        (tmp_path / name / "0.png").symlink_to(tmp_path / "a" / "pipe")
+        (tmp_path / name / "1.png").write_bytes(b"the same")
+    found = find_source(f"folder:{tmp_path}", Form(8))
+    assert len(found.splits["train"]) == 4
+
+
+def test_a_file_takes_little_memory(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2000):
+            (tmp_path / name / f"n01440764_{number:05}.JPEG").touch()
+    tracemalloc.start()
+    found = find_source(f"folder:{tmp_path}", Form(8))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 300 * len(found.splits["train"])
 
 
 def test_classes_that_a_split_lacks_are_named(tmp_path):

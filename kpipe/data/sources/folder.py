@@ -157,7 +157,7 @@ def _describe(folder: Path, listed: Listed, *, with_contents: bool = False) -> C
         path = os.path.join(place, names[number])
         try:
             digest.update(b"%d," % os.stat(path).st_size)
-            if with_contents and number == 0:
+            if with_contents and number == 0 and os.path.isfile(path):  # a link may lead to a pipe or a device
                 digest.update(Path(os.fsdecode(path)).read_bytes())
         except OSError:  # reported where it is read
             digest.update(b"gone,")
