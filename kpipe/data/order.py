@@ -3,6 +3,7 @@
 B batch, b rows of one worker, N images of the split, n uniforms an image.
 """
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,13 +11,13 @@ import tensorflow as tf
 
 from kpipe.errors import ConfigError
 
-PAD = 498247692  # TensorFlow's wrapper of `index_shuffle` puts it before a seed of two numbers
+EPOCHS_KEPT = 2  # a batch may read over the end of an epoch
 
 
 class Drawing:
     """Images of a worker's rows of each batch, and the random numbers of these rows.
 
-    It stays outside of XLA, which has no kernel for `index_shuffle` and draws other floats.
+    It stays outside of XLA, which cannot call NumPy and draws other floats.
 
     Args:
         images: N.
@@ -50,6 +51,7 @@ class Drawing:
         self.count = batch_size // workers
         self.offset = worker * self.count
         self.unreadable = tf.constant(sorted(unreadable), tf.int64)
+        self._order_of = functools.lru_cache(EPOCHS_KEPT)(functools.partial(permutation, images, seed))
 
     @property
     def images_per_epoch(self) -> int:
@@ -96,15 +98,37 @@ class Drawing:
         return (place % self.batch_size) // self.count == self.offset // self.count
 
     def _order(self, places):
-        epochs = places // self.images_per_epoch
-        # `tf.random.experimental.index_shuffle` with a seed for each index, as its wrapper should pass it on.
-        seeds = tf.stack([tf.fill(tf.shape(places), np.int64(each)) for each in (PAD, self.seed)] + [epochs], axis=1)
-        return tf.raw_ops.RandomIndexShuffle(
-            index=places % self.images_per_epoch, seed=seeds, max_index=np.int64(self.images - 1), rounds=4
-        )
+        """Return the numbers of the images at places of any epochs, without regard to unreadable ones."""
+
+        def look_up(places: np.ndarray) -> np.ndarray:
+            epochs, rest = np.divmod(places, self.images_per_epoch)
+            numbers = np.empty_like(places)
+            for epoch in np.unique(epochs):
+                numbers[epochs == epoch] = self._order_of(int(epoch))[rest[epochs == epoch]]
+            return numbers
+
+        return tf.ensure_shape(tf.numpy_function(look_up, [places], tf.int64), places.shape)
 
 
-def shuffle(seed: tf.Tensor, count) -> tf.Tensor:
-    """Return 0, 1, ... count - 1 in an order that depends on `seed`, int64 [2]."""
-    count = tf.cast(count, tf.int64)
-    return tf.random.experimental.index_shuffle(tf.range(count), seed=seed, max_index=count - 1)
+def permutation(count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """Return 0, 1, ... count - 1 in a random order, int64 [count], all orders equally likely.
+
+    It is a function of the arguments alone: random keys from the counter-based generator Philox (Salmon et al. 2011),
+    whose raw numbers NumPy keeps in all versions, are sorted.
+
+    Args:
+        count: how many.
+        seed, epoch: the key of the generator.
+        stream: tells apart orders of one epoch.
+    """
+    generator = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream])
+    return np.argsort(generator.random_raw(count), kind="stable")
+
+
+def shuffled(seed: int, epoch: tf.Tensor, stream: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Return a `permutation` inside a graph, int64 [count]; `epoch`, `stream` and `count` are int64 []."""
+
+    def permute(epoch, stream, count):
+        return permutation(int(count), seed, int(epoch), int(stream))
+
+    return tf.ensure_shape(tf.numpy_function(permute, [epoch, stream, count], tf.int64), [None])

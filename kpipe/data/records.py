@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kpipe.data.augmentations.crops import Crop
 from kpipe.data.images import Form, decode_crop, decode_to_form, sides_of
-from kpipe.data.order import Drawing, shuffle
+from kpipe.data.order import Drawing, shuffled
 from kpipe.data.reading import batch_in_order, read_in_order, read_what_can_be_read
 from kpipe.data.splits import Shape, Split, no_progress
 from kpipe.data.stratify import count_of
@@ -204,7 +204,7 @@ class RecordSplit(Split):
     def _shuffled(self, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
         """Return the records in the order of an epoch, without those that are known to be unreadable."""
         files = len(self.shards)
-        order = shuffle(tf.constant([seed, 0], tf.int64) + tf.stack([np.int64(0), epoch]), files)
+        order = shuffled(seed, epoch, np.int64(0), np.int64(files))
         shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in self._shards()))
         records = shards.interleave(
             self._opener(),
@@ -215,8 +215,7 @@ class RecordSplit(Split):
         )
 
         def shuffle_block(block, rows):
-            # The blocks of all epochs have seeds of their own.
-            return tf.gather(rows, shuffle(tf.stack([seed + 1, epoch * len(self) + block]), tf.size(rows, tf.int64)))
+            return tf.gather(rows, shuffled(seed, epoch, block + 1, tf.size(rows, tf.int64)))
 
         blocks = records.map(lambda number, record: record).batch(SHUFFLE_BLOCK).enumerate()
         return blocks.map(shuffle_block).unbatch()

@@ -35,7 +35,7 @@ from kpipe.errors import Diverged, EnvironmentFault
 from kpipe.files import remedy
 from kpipe.training.variables import NETWORK, assign_all, named_variables
 
-FORMAT = 2  # version of the directory's contents, `state.json` included; any other is refused
+FORMAT = 3  # version of the directory's contents and of the order of images; any other is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
 _DIRECTORY = re.compile(r"step-(\d{8,})\Z")
