@@ -25,7 +25,6 @@ from kpipe.training.trainer import Trainer
 Run = Callable[[int], object]
 """A function that handles so many batches and returns when they are done."""
 
-ENDLESS = 10**7  # steps: more than any measurement takes
 SMALL, PADDING = 32, 4  # pixels a side of the small images, and around them before they are cropped
 LARGE, STORED_SIZE = 224, 256  # pixels a side of the photographs in training, and as they are kept in memory
 MEAN, STD = np.array([125.3, 123.0, 113.9], np.float32), np.array([63.0, 62.1, 66.7], np.float32)  # of CIFAR-10
@@ -73,7 +72,7 @@ def standardize() -> keras.layers.Layer:
 def kpipe_small(batch_size: int) -> tf.data.Dataset:
     """Return batches of uint8: kpipe's network standardizes."""
     augment = [data.pad_crop(PADDING), data.flip_horizontal()]
-    return data.make_pipeline(data.ArraySplit(*small_images()), batch_size, augment=augment, last_step=ENDLESS)
+    return data.make_pipeline(data.ArraySplit(*small_images()), batch_size, augment=augment)
 
 
 def mapped_small(batch_size: int, **options) -> tf.data.Dataset:
@@ -235,13 +234,13 @@ def one_batch(batch_size: int) -> tf.data.Dataset:
 def kpipe_first_epoch(folder: Path, batch_size: int) -> tf.data.Dataset:
     splits = load(folder, image_size=LARGE, cache="none", whole_images=True)
     augment = [data.random_resized_crop(), data.flip_horizontal()]
-    return data.make_pipeline(splits.train, batch_size, augment=augment, image_size=LARGE, last_step=ENDLESS)
+    return data.make_pipeline(splits.train, batch_size, augment=augment, image_size=LARGE)
 
 
 def kpipe_later_epochs(folder: Path, batch_size: int) -> tf.data.Dataset:
     splits = load(folder, image_size=LARGE, stored_size=STORED_SIZE, cache="memory")
     augment = [data.random_crop(), data.flip_horizontal()]
-    return data.make_pipeline(splits.train, batch_size, augment=augment, image_size=LARGE, last_step=ENDLESS)
+    return data.make_pipeline(splits.train, batch_size, augment=augment, image_size=LARGE)
 
 
 def load(folder: Path, **options) -> data.Splits:
@@ -369,7 +368,7 @@ def large_images(count: int = 128) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kpipe_large(augmentation: data.Augmentation, batch_size: int) -> tf.data.Dataset:
-    return data.make_pipeline(data.ArraySplit(*large_images()), batch_size, augment=[augmentation], last_step=ENDLESS)
+    return data.make_pipeline(data.ArraySplit(*large_images()), batch_size, augment=[augmentation])
 
 
 def layer_large(layer: keras.layers.Layer, batch_size: int) -> tf.data.Dataset:

@@ -1,7 +1,9 @@
 """`import kpipe`: the Python API, without the cost of TensorFlow until a name needs it."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,12 @@ def test_an_experiment_from_python(tmp_path):
     model = kpipe.build_model("mlp", {"depth": 1, "width": 4}, input_shape=splits.image_shape, classes=10)
     images, _ = next(iter(kpipe.make_evaluation_pipeline(splits.test, 32)))
     assert model(images).shape == (32, 10)
+
+
+def test_the_example_of_the_readme_ends_in_a_fit(capsys, monkeypatch):
+    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".fit(" in code]
+    names = {}
+    exec(example.replace("epochs=5", "epochs=2"), names)  # noqa: S102
+    assert len(names["model"].history.history["val_accuracy"]) == 2
+    assert names["model"].history.history["val_accuracy"][-1] > 0.8

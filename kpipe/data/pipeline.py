@@ -38,7 +38,10 @@ def make_pipeline(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Return the training batches of the steps from `first_step` up to, but not including, `last_step`.
+    """Return the training batches from `first_step` on, without end: each epoch has another order and other crops.
+
+    For `fit`, `batches.steps_per_epoch` says where an epoch ends:
+    `model.fit(batches, epochs=20, steps_per_epoch=batches.steps_per_epoch)`.
 
     An epoch has floor(N / B) steps and shows every image at most once. The N mod B images that do not fill a batch are
     left out, others in each epoch. A stream of records is shuffled by file and within blocks, other splits wholly.
@@ -52,13 +55,13 @@ def make_pipeline(
         classes: K; needed by augmentations that mix labels.
         class_weights: float [K]. A batch then has the weight of each image, which soft labels average.
         first_step: step counted from the start of training, over all epochs.
-        last_step: by default one epoch after `first_step`.
+        last_step: step before which the batches end; None: they do not.
         worker, workers: this worker's rows of the global batch are B / workers from `worker` x B / workers on.
 
     Returns:
-        Dataset with known cardinality of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), and with
-        `class_weights` also weights float32 [b]. After an augmentation that mixes, the labels are soft, float32 [b, K],
-        and the images may be float32.
+        Dataset with known cardinality and an attribute `steps_per_epoch`, of (images uint8 [b, I, I, C], 0..255, labels
+        int32 [b]), and with `class_weights` also weights float32 [b]. After an augmentation that mixes, the labels are
+        soft, float32 [b, K], and the images may be float32.
 
     Raises:
         ConfigError: the batch is larger than the split or not at least 1, or cannot be divided among the workers; the
@@ -77,12 +80,12 @@ def make_pipeline(
         unreadable=split.unreadable.numbers if split.kept_pixels else (),  # others are replaced when they are met
     )
     _check_mixing(changes, classes, drawing.count, workers)
-    if last_step is None:
-        last_step = first_step + drawing.steps_per_epoch
-    last_step = max(first_step, last_step)
     make_batch = _make_batcher(crop, size, changes, classes, class_weights)
-    batches = split.training_batches(drawing, crop, size, first_step, last_step, make_batch)
-    return _with_cardinality(batches, last_step - first_step)
+    last = np.iinfo(np.int64).max if last_step is None else max(first_step, last_step)
+    batches = split.training_batches(drawing, crop, size, first_step, last, make_batch)
+    batches = _with_cardinality(batches, tf.data.INFINITE_CARDINALITY if last_step is None else last - first_step)
+    batches.steps_per_epoch = drawing.steps_per_epoch
+    return batches
 
 
 def make_evaluation_pipeline(

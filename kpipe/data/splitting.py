@@ -35,10 +35,12 @@ def split_source(source: Source, validation: float, test: float) -> Splits:
 
 
 def balanced_weights(split: Split, classes: int) -> np.ndarray:
-    """Return weights with which all classes count equally: N / (K x images of the class), float32 [K].
+    """Return weights with which all classes count equally: N / (k x images of the class), float32 [K].
 
-    The mean weight of the readable images is 1. A class without images has weight 0.
+    They are scikit-learn's `compute_class_weight("balanced")`: k is the number of classes that have images, and the
+    mean weight of the readable images is 1. A class without images has weight 0.
     """
     counts = split.count_labels(classes)
-    weights = np.divide(counts.sum(), classes * counts, out=np.zeros(classes), where=counts > 0)
+    present = counts > 0
+    weights = np.divide(counts.sum(), present.sum() * counts, out=np.zeros(classes), where=present)
     return weights.astype(np.float32)

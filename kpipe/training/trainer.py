@@ -354,8 +354,13 @@ class _Loop:
         return logs
 
     def learning_rate(self) -> float:
-        """Return the learning rate for the next step."""
-        return float(self.model.optimizer.learning_rate)
+        """Return the learning rate of the last step."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # without loss scaling
+        optimizer.iterations.assign_sub(1)  # a schedule gives the rate of the step that comes next
+        try:
+            return float(optimizer.learning_rate)
+        finally:
+            optimizer.iterations.assign_add(1)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
         return {"learning_rate": self.learning_rate(), "images_per_second": speed.take()}

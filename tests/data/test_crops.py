@@ -65,7 +65,7 @@ def test_all_places_of_a_random_crop_are_equally_likely():
 def test_center_crop_is_what_evaluation_sees():
     images = RANDOM.integers(0, 256, (6, 11, 9, 3), np.uint8)
     split = ArraySplit(images, np.arange(6, dtype=np.int32))
-    [(seen, labels)] = make_pipeline(split, 6, augment=[center_crop()], image_size=6).as_numpy_iterator()
+    [(seen, labels)] = make_pipeline(split, 6, augment=[center_crop()], image_size=6, last_step=1).as_numpy_iterator()
     np.testing.assert_array_equal(seen, images[labels, 2:8, 1:7])
     [(evaluated, _)] = make_evaluation_pipeline(split, 6, image_size=6).as_numpy_iterator()
     np.testing.assert_array_equal(evaluated[labels], seen)
@@ -73,7 +73,7 @@ def test_center_crop_is_what_evaluation_sees():
 
 def test_without_a_crop_training_sees_the_center():
     split = ArraySplit(RANDOM.integers(0, 256, (6, 11, 9, 3), np.uint8), np.arange(6, dtype=np.int32))
-    [(seen, labels)] = make_pipeline(split, 6, image_size=6).as_numpy_iterator()
+    [(seen, labels)] = make_pipeline(split, 6, image_size=6, last_step=1).as_numpy_iterator()
     np.testing.assert_array_equal(seen, split.images[labels, 2:8, 1:7])
 
 
@@ -153,10 +153,10 @@ def test_area_and_aspect_of_a_random_resized_crop_are_those_asked_for():
 def test_fixed_random_resized_crop_of_the_whole_image_is_a_resize():
     split = ArraySplit(RANDOM.integers(0, 256, (4, 8, 8, 3), np.uint8), np.arange(4, dtype=np.int32))
     crop = random_resized_crop((1, 1), (1, 1))
-    [(seen, labels)] = make_pipeline(split, 4, augment=[crop], image_size=5).as_numpy_iterator()
+    [(seen, labels)] = make_pipeline(split, 4, augment=[crop], image_size=5, last_step=1).as_numpy_iterator()
     resized = np.round(tf.image.resize(split.images, [5, 5]).numpy())
     np.testing.assert_array_equal(seen, resized[labels])
-    [(seen, labels)] = make_pipeline(split, 4, augment=[crop]).as_numpy_iterator()  # image_size: as they are kept
+    [(seen, labels)] = make_pipeline(split, 4, augment=[crop], last_step=1).as_numpy_iterator()  # as they are kept
     np.testing.assert_array_equal(seen, split.images[labels])
 
 

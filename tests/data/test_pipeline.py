@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from image_sets import assert_same_batches, define_set, prepare_set, tfds_in, write_numbered
 
 from kpipe.data.arrays import ArraySplit
@@ -29,7 +31,8 @@ def batches(**options):
 
 
 def labels_of_epoch(epoch, seed=0):
-    return np.concatenate([label for _, label in batches(seed=seed, first_step=5 * epoch)])
+    epochs = batches(seed=seed, first_step=5 * epoch, last_step=5 * epoch + 5)
+    return np.concatenate([label for _, label in epochs])
 
 
 def digest(split=SPLIT, seed=3):
@@ -40,11 +43,30 @@ def digest(split=SPLIT, seed=3):
 
 
 def test_batch_contract():
-    dataset = make_pipeline(SPLIT, 4, augment=AUGMENT)
+    dataset = make_pipeline(SPLIT, 4, augment=AUGMENT, last_step=5)
     images, labels = dataset.element_spec
     assert (images.dtype, images.shape.as_list()) == ("uint8", [4, 8, 8, 3])
     assert (labels.dtype, labels.shape.as_list()) == ("int32", [4])
     assert int(dataset.cardinality()) == len(list(dataset)) == 5
+
+
+def test_batches_go_on_for_ever_and_fit_sees_another_epoch_each_time():
+    dataset = make_pipeline(SPLIT, 4)
+    assert (dataset.cardinality(), dataset.steps_per_epoch) == (tf.data.INFINITE_CARDINALITY, 5)
+    seen = []
+
+    class Recording(keras.Model):
+        def train_step(self, data):
+            seen.append(data[1])
+            return {}
+
+    inputs = keras.Input((8, 8, 3))
+    model = Recording(inputs, keras.layers.Flatten()(inputs)[:, :1])
+    model.compile(run_eagerly=True)
+    model.fit(dataset, epochs=3, steps_per_epoch=dataset.steps_per_epoch, verbose=0)
+    labels = np.concatenate([each.numpy() for each in seen]).reshape(3, 20)
+    np.testing.assert_array_equal(labels, [labels_of_epoch(epoch) for epoch in range(3)])
+    assert len({tuple(epoch) for epoch in labels.tolist()}) == 3
 
 
 def test_each_augmentation_gets_its_own_columns():
@@ -72,7 +94,7 @@ def test_no_step_is_an_empty_set():
 
 
 def test_batch_may_be_the_whole_split():
-    [(_, labels)] = make_pipeline(SPLIT, 23).as_numpy_iterator()
+    [(_, labels)] = make_pipeline(SPLIT, 23, last_step=1).as_numpy_iterator()
     assert sorted(labels) == list(range(23))
 
 
@@ -260,9 +282,8 @@ def test_a_worker_with_an_odd_number_of_images_to_mix(mix):
     message = rf"{mix.name}: expected an even number of images a worker, which are mixed in pairs, got 3"
     with pytest.raises(ConfigError, match=message):
         make_pipeline(SPLIT, 6, augment=[mix], classes=23, workers=2)
-    [(_, labels)] = make_pipeline(
-        SPLIT, 23, augment=[mix], classes=23
-    ).as_numpy_iterator()  # of one worker it may be odd
+    alone = make_pipeline(SPLIT, 23, augment=[mix], classes=23, last_step=1)  # of one worker it may be odd
+    [(_, labels)] = alone.as_numpy_iterator()
     assert (labels.dtype, labels.shape) == (np.float32, (23, 23))
 
 
@@ -291,5 +312,5 @@ def test_a_mixed_image_has_the_mean_weight_of_its_classes():
     batches = make_pipeline(split, 4, augment=[mixup(2.0)], classes=2, class_weights=weights, last_step=6)
     for _, labels, found in batches.as_numpy_iterator():
         np.testing.assert_allclose(found, labels @ weights, rtol=1e-6)
-    for _, labels, found in make_pipeline(split, 4, class_weights=weights).as_numpy_iterator():
+    for _, labels, found in make_pipeline(split, 4, class_weights=weights, last_step=3).as_numpy_iterator():
         np.testing.assert_array_equal(found, weights[labels])
