@@ -177,7 +177,12 @@ def _left_out(document: Document, keys: Keys, before: Any, given: Mapping[Keys, 
     value, parent = given[keys], keys[:-1]
     if keys in _KINDS and value != before and isinstance(value, str) and value in _KINDS[keys]:
         kept = _KINDS[keys][value].options.model_fields
-        return [child for child in from_file(parent) if child[-1] not in kept]
+        meant = _KINDS[keys][before].options.model_fields if before in _KINDS[keys] else {}
+        redefined = [name for name in kept if name in meant and kept[name].annotation != meant[name].annotation]
+        gone = [child for child in from_file(parent) if child[-1] not in kept or child[-1] in redefined]
+        return gone + [
+            child for name in redefined for child in from_file((*parent, name)) if (*parent, name) not in gone
+        ]
     if keys == ("data", "source"):
         kind = str(value).partition(":")[0]
         return [child for child in from_file(parent) if child[-1] in SOURCES and child[-1] != kind]

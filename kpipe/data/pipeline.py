@@ -41,7 +41,7 @@ def make_pipeline(
     """Return the training batches from `first_step` on, without end: each epoch has another order and other crops.
 
     For `fit`, `batches.steps_per_epoch` says where an epoch ends:
-    `model.fit(batches, epochs=20, steps_per_epoch=batches.steps_per_epoch)`.
+    `model.fit(batches, epochs=20, steps_per_epoch=batches.steps_per_epoch, shuffle=False)`.
 
     An epoch has floor(N / B) steps and shows every image at most once. The N mod B images that do not fill a batch are
     left out, others in each epoch. A stream of records is shuffled by file and within blocks, other splits wholly.

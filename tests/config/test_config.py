@@ -433,6 +433,16 @@ def test_a_source_that_is_not_utf_8_repeats_a_run(load):
     assert "кошка" in to_yaml({"a": ["кошка"]})
 
 
+def test_an_option_that_the_new_kind_defines_otherwise_takes_its_default(load):
+    text = GOOD.replace("nesterov: true", "weight_decay: {value: 0.1, kind: l2}")
+    loaded = load(text, "training.optimizer.name=adamw")
+    assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay")
+    assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.004, "kind": "decoupled"}
+    loaded = load(text, "training.optimizer.name=adamw", "training.optimizer.weight_decay.value=0.2")
+    assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay.kind")
+    assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.2, "kind": "decoupled"}
+
+
 def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     loaded = load(GOOD.replace("nesterov: true", "weight_decay: {value: 0.1}"), "training.optimizer.name=adam")
     assert loaded.dropped == ("training.optimizer.momentum",)

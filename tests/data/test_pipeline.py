@@ -63,7 +63,7 @@ def test_batches_go_on_for_ever_and_fit_sees_another_epoch_each_time():
     inputs = keras.Input((8, 8, 3))
     model = Recording(inputs, keras.layers.Flatten()(inputs)[:, :1])
     model.compile(run_eagerly=True)
-    model.fit(dataset, epochs=3, steps_per_epoch=dataset.steps_per_epoch, verbose=0)
+    model.fit(dataset, epochs=3, steps_per_epoch=dataset.steps_per_epoch, shuffle=False, verbose=0)
     labels = np.concatenate([each.numpy() for each in seen]).reshape(3, 20)
     np.testing.assert_array_equal(labels, [labels_of_epoch(epoch) for epoch in range(3)])
     assert len({tuple(epoch) for epoch in labels.tolist()}) == 3
