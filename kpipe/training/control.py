@@ -17,12 +17,16 @@ class TrainState:
 
     step: int = 0
     """Steps done. Not the optimizer's count, which leaves out steps skipped by float16 loss scaling."""
-    line_step: int = 0
+    reset_step: int = 0
     """The step at which the model's metrics were last reset: the latest log line or end of an epoch."""
+    line_step: int = 0
+    """The step of the latest log line."""
+    line_sums: Metrics = field(default_factory=dict)
+    """Mean x steps of each metric, from the latest log line to `reset_step`."""
     epoch_steps: int = 0
     """Steps of this epoch in `epoch_sums`."""
     epoch_sums: Metrics = field(default_factory=dict)
-    """Mean x steps of each metric, over the lines of this epoch so far."""
+    """Mean x steps of each metric, from the begin of this epoch to `reset_step`."""
     ending: bool = False
     """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,8 +46,8 @@ class Cadence:
     """When the loop returns to Python.
 
     Attributes:
-        log_every: steps between two log lines. The metrics of a line are means since the line before, or since the
-            epoch began.
+        log_every: steps between two log lines. The metrics of a line are means over these steps, whether or not an
+            epoch has ended among them.
         save_every: steps between two saves, counted from the start of the training; None: not by steps.
         save_seconds: seconds after the last save at which another is due.
         max_chunk_seconds: about how long a chunk of steps may last.
@@ -74,7 +78,8 @@ class Hooks:
     Attributes:
         on_begin: called once, when everything is traced and the first step is about to be done.
         on_log: gets one record per log line, and one or two at the end of each epoch.
-        on_progress: gets the step, and the metrics since the last line, after each chunk.
+        on_status: gets "compiling" and "validating" before that begins.
+        on_progress: gets the step, and the means of this epoch so far with the learning rate, after each chunk.
         on_epoch: gets state and logs at the end of each epoch.
         on_save: gets the state when a save is due; model and state are of the same moment.
         should_stop: asked after each chunk of steps, and of the validation.
@@ -82,6 +87,7 @@ class Hooks:
 
     on_begin: Callable[[], None] = lambda: None
     on_log: Callable[[dict[str, Any]], None] = lambda record: None
+    on_status: Callable[[str], None] = lambda status: None
     on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
     on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
     on_save: Callable[[TrainState], None] = lambda state: None

@@ -241,6 +241,7 @@ class _Loop:
         self.model.stop_training = False
         self.callback_list.on_train_begin()
         restore_callbacks(self.callbacks, state.callbacks)
+        self.hooks.on_status("compiling")
         self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
         if self.validation is not None:
             self.trainer.trace_evaluation(self.validation)
@@ -262,17 +263,16 @@ class _Loop:
         if state.step == epoch * self.steps_per_epoch:
             self.callback_list.on_epoch_begin(epoch)  # callbacks remember that of a resumed epoch
         while state.step < end and not self.model.stop_training:
-            metrics = self.run_chunk(epoch, iterator)
+            self.run_chunk(epoch, iterator)
             if state.step % self.cadence.log_every == 0:
-                self.log_line(epoch, metrics)
+                self.log_line(epoch)
             if state.step < end and not self.model.stop_training:
                 self.save_if_due()
                 if self.hooks.should_stop():
                     state.callbacks = remember_callbacks(self.callbacks)
                     state.interrupted = True
                     return
-        if state.step > state.line_step:
-            self.close_line(self.trainer.read_metrics())
+        self.collect_metrics()
         state.ending, state.stopped = True, bool(self.model.stop_training)
         state.callbacks = remember_callbacks(self.callbacks)
 
@@ -281,12 +281,12 @@ class _Loop:
         state = self.state
         if self.cadence.is_save_due(state.step, time.monotonic() - self.saved_at):
             state.callbacks = remember_callbacks(self.callbacks)
-            self.trainer.check_finite(state.line_step + 1, state.step)
+            self.trainer.check_finite(state.reset_step + 1, state.step)
             self.hooks.on_save(state)
             self.saved_at = time.monotonic()
 
-    def run_chunk(self, epoch: int, iterator) -> Metrics:
-        """Train one chunk of steps; return the metrics since the last line."""
+    def run_chunk(self, epoch: int, iterator) -> None:
+        """Train one chunk of steps."""
         epoch_end = (epoch + 1) * self.steps_per_epoch
         num_steps = self.cadence.chunk_steps(self.state.step, epoch_end, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
@@ -299,25 +299,40 @@ class _Loop:
         self.seconds_per_step = seconds / num_steps
         for speed in (self.line_speed, self.epoch_speed):
             speed.add(num_steps * self.batch_size, seconds)
-        self.callback_list.on_train_batch_end(first + num_steps - 1, metrics)
-        self.hooks.on_progress(self.state.step, metrics)
-        return metrics
+        means = self.epoch_means(metrics)
+        self.callback_list.on_train_batch_end(first + num_steps - 1, means)
+        self.hooks.on_progress(self.state.step, means | {"learning_rate": self.learning_rate()})
 
-    def log_line(self, epoch: int, metrics: Metrics) -> None:
-        """Log the means since the last line."""
-        self.close_line(metrics)
-        self.log(epoch, "train", "steps", metrics | self.rate_and_speed(self.line_speed))
-
-    def close_line(self, metrics: Metrics) -> None:
-        """Add the means since the last line to the epoch's sums, and reset the metrics."""
+    def epoch_means(self, metrics: Metrics) -> Metrics:
+        """Return the means of this epoch so far, of which `metrics` are those since the last reset."""
         state = self.state
-        num_steps = state.step - state.line_step
-        self.trainer.check_finite(state.line_step + 1, state.step)
-        for name, mean in metrics.items():
-            state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + mean * num_steps
+        num_steps = state.step - state.reset_step
+        return {
+            name: (state.epoch_sums.get(name, 0.0) + mean * num_steps) / (state.epoch_steps + num_steps)
+            for name, mean in metrics.items()
+        }
+
+    def collect_metrics(self) -> None:
+        """Add the metrics since their last reset to the sums of the line and the epoch, and reset them."""
+        state = self.state
+        num_steps = state.step - state.reset_step
+        if not num_steps:
+            return
+        self.trainer.check_finite(state.reset_step + 1, state.step)
+        for name, mean in self.trainer.read_metrics().items():
+            for sums in (state.line_sums, state.epoch_sums):
+                sums[name] = sums.get(name, 0.0) + mean * num_steps
         state.epoch_steps += num_steps
-        state.line_step = state.step
+        state.reset_step = state.step
         self.model.reset_metrics()
+
+    def log_line(self, epoch: int) -> None:
+        """Log the means since the line before."""
+        state = self.state
+        self.collect_metrics()
+        means = {name: total / (state.step - state.line_step) for name, total in state.line_sums.items()}
+        self.log(epoch, "train", "steps", means | self.rate_and_speed(self.line_speed))
+        state.line_step, state.line_sums = state.step, {}
 
     def end_epoch(self, epoch: int) -> Metrics:
         """Validate, log, call the callbacks, and reset the sums; return the logs as the callbacks saw them.
@@ -326,6 +341,7 @@ class _Loop:
         """
         state, scores = self.state, None
         if self.validation is not None:
+            self.hooks.on_status("validating")
             self.callback_list.on_test_begin()
             scores = self.trainer.evaluate(
                 self.validation,
@@ -339,7 +355,6 @@ class _Loop:
             check_loss(scores["loss"], state.step, state.step, "validation loss")
             self.callback_list.on_test_end(scores)
         means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
-        self.line_speed.take()
         self.log(epoch, "train", "epoch", means | self.rate_and_speed(self.epoch_speed))
         logs = means | {"learning_rate": self.learning_rate()}
         if scores is not None:

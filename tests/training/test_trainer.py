@@ -162,7 +162,9 @@ def test_equals_keras_fit(batch_norm, tolerance):
 def test_one_trace_for_all_chunks():
     trainer = Trainer(make_model())
     fit(trainer, chunk=7)
-    fit(trainer, lambda first: batches_from(first, 80), epochs=4, state=TrainState(step=60, line_step=60))
+    fit(
+        trainer, lambda first: batches_from(first, 80), epochs=4, state=TrainState(step=60, reset_step=60, line_step=60)
+    )
     assert trainer._run_steps.experimental_get_tracing_count() == 1
 
 
@@ -196,6 +198,33 @@ def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference):
     epochs = [line["loss"] for line in records if line["span"] == "epoch"]
     expected = [line["loss"] for line in reference[1] if (line["split"], line["span"]) == ("train", "epoch")]
     np.testing.assert_allclose(epochs, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("log_every", [7, 13, 30, 50])
+def test_a_line_is_the_mean_of_all_steps_since_the_line_before(log_every):
+    """Also of those before the end of an epoch, of which there may be several (an epoch has 20 steps here)."""
+    single, lines = [], []
+    for every, records in ((1, single), (log_every, lines)):
+        fit(Trainer(make_model()), log_every=every, on_log=records.append)
+    single, lines = ([line for line in records if line["span"] == "steps"] for records in (single, lines))
+    assert [line["step"] for line in lines] == list(range(log_every, STEPS_PER_EPOCH * EPOCHS + 1, log_every))
+    for name in ("loss", "accuracy"):
+        steps = [line[name] for line in single]
+        means = [np.mean(steps[end - log_every : end]) for end in range(log_every, len(steps) + 1, log_every)]
+        np.testing.assert_allclose([line[name] for line in lines], means, rtol=1e-5)
+
+
+def test_progress_is_the_mean_of_the_running_epoch():
+    """As Keras shows it, whatever is logged in between."""
+    seen, single = [], []
+    options = {"chunk": 1, "log_every": 13, "on_progress": lambda step, metrics: seen.append(metrics)}
+    fit(Trainer(make_model()), **options)
+    fit(Trainer(make_model()), log_every=1, on_log=lambda record: record["span"] == "steps" and single.append(record))
+    losses = [record["loss"] for record in single]
+    for step, metrics in enumerate(seen):
+        epoch = losses[step - step % STEPS_PER_EPOCH : step + 1]
+        assert metrics["loss"] == pytest.approx(np.mean(epoch), rel=1e-5)
+        assert metrics["learning_rate"] == pytest.approx(single[step]["learning_rate"])
 
 
 def test_half_precision_trains():
