@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,11 +15,13 @@ from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
-from kpipe.streams import Output, quiet_streams
+from kpipe.streams import Output, announce, quiet_streams
 
 if TYPE_CHECKING:
     from kpipe.config.loading import Loaded
 
+_LOADING = "loading TensorFlow ..."
+_LONGEST_LABEL = 60  # characters of a run directory's name, after the time
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -56,6 +59,8 @@ def run(
 
     --resume RUN resumes a run by hand, and extends a finished one: kpipe run --resume RUN training.epochs=20
     """
+    if not print_config:
+        announce(_LOADING)
     from kpipe.config.loading import load_experiment
     from kpipe.files import expand_path
     from kpipe.runs.resume import load_resumed
@@ -79,7 +84,31 @@ def run(
         from kpipe.experiment import train
         from kpipe.runs.options import RunOptions
 
-        train(loaded.experiment, RunOptions(new=new, resume=path))
+        train(loaded.experiment, RunOptions(new=new, resume=path, label=_label_of(overrides)))
+
+
+@cli.command(short_help="Finish an interrupted run as it stands.")
+@click.argument("run_directory", metavar="RUN")
+@_overrides
+@click.pass_obj
+def finish(output: Output, run_directory: str, overrides: tuple[str, ...]) -> None:
+    """Finish an interrupted run without training further: evaluate its best weights, draw figures, write model.keras.
+
+    If you want to train it further later: kpipe run --resume RUN
+    """
+    announce(_LOADING)
+    from kpipe.files import expand_path
+    from kpipe.runs.resume import load_unfinished
+
+    path = expand_path(run_directory, "RUN")
+    loaded = load_unfinished(path, overrides)
+    output.is_needed = False
+    _check_source(loaded)
+    with _quietly():
+        from kpipe.experiment import train
+        from kpipe.runs.options import RunOptions
+
+        train(loaded.experiment, RunOptions(resume=path, finish=True))
 
 
 @cli.command(short_help="Search over any key: learning rate, optimizer, ...")
@@ -99,6 +128,7 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command resumes an interrupted search
     and reports a finished one.
     """
+    announce(_LOADING)
     from kpipe.config.loading import load_search
 
     loaded = load_search(experiment, overrides)
@@ -131,6 +161,8 @@ def plan(
 
     NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
     """
+    if not as_json:
+        announce(_LOADING)
     from kpipe.catalog.networks import MODELS
     from kpipe.config.loading import load_experiment, load_network
 
@@ -163,6 +195,7 @@ def data_verbs() -> None:
 @click.option("--output", metavar="FILE", help="PNG file to write. Default: <experiment>_data.png.")
 def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: int, output: str | None) -> None:
     """Draw images raw, as they are kept, and as training sees them."""
+    announce(_LOADING)
     from kpipe.config.loading import load_experiment
 
     loaded = load_experiment(experiment, overrides)
@@ -181,6 +214,7 @@ def data_show(experiment: str, overrides: tuple[str, ...], images: int, views: i
 @click.option("--output", metavar="FILE", help="List to write. Default: <experiment>_unreadable.txt.")
 def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) -> None:
     """Try to read every image. If some cannot be read, list them in a file and end with exit code 3."""
+    announce(_LOADING)
     from kpipe.config.loading import load_experiment
 
     loaded = load_experiment(experiment, overrides)
@@ -220,6 +254,7 @@ def schema() -> None:
 @cli.command(short_help="Check this installation and train a tiny network.")
 def doctor() -> None:
     """Check this installation: versions, devices, and a tiny network trained to its end."""
+    announce(_LOADING)
     with _quietly():
         from kpipe.commands.doctor import examine
 
@@ -242,10 +277,12 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        announce("")
         error.message = _printable_lines(error.message)
         error.show()
         return error.exit_code
     except KpipeError as error:
+        announce("")
         if error.exit_code >= 128:
             ignore_repetitions()  # while TensorFlow is taken down, another one would change the exit code
         click.echo(_printable_lines(str(error)), err=True)
@@ -253,6 +290,7 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
     except (KeyboardInterrupt, Exception) as error:
         if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
             raise
+        announce("")
         ignore_repetitions()
         click.echo(f"{stop.word}; what was saved before is still there", err=True)
         return stop.exit_code
@@ -271,8 +309,15 @@ def _printable_lines(message: str) -> str:
     return "\n".join(map(printable, message.split("\n")))
 
 
+def _label_of(overrides: Sequence[str]) -> str:
+    """Return overrides as a part of a folder's name that TensorBoard and shells show as it is."""
+    shown = [override for override in overrides if not override.startswith("logs=")]
+    return re.sub(r"[^\w.=,+-]+", "-", ",".join(shown)).replace("=-", "=").strip("-")[:_LONGEST_LABEL].rstrip("-.,")
+
+
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
     if loaded.dropped:
+        announce("")
         click.echo(f"{mark}note: not applicable with the overrides; dropped from the file: {', '.join(loaded.dropped)}")
 
 

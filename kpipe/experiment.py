@@ -14,7 +14,7 @@ from importlib.metadata import version
 from kpipe.assembly import Prepared, load_splits, make_callbacks, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
-from kpipe.console import Screen, describe_counts
+from kpipe.console import Screen, counted, describe_counts, describe_time
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
@@ -71,13 +71,14 @@ def train(
     resume = options.resume and expand_path(str(options.resume), "resume").resolve()
     if resume:
         check_resume(resume, experiment)
-    where = {"new": options.new, "resume": resume, "at": options.path}
+    where = {"new": options.new, "resume": resume, "at": options.path, "label": options.label}
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
         open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
+        screen.kept_in(run.path / "console.log"),
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
         experiment = resolve_auto(experiment, run)
@@ -111,39 +112,47 @@ def train(
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
-            _show_header(screen, experiment, prepared, run, notes, step=state.train.step)
+            _show_header(screen, experiment, prepared, run, notes, state)
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
-            epochs, every = options.epochs or training.epochs, training.checkpoint.every
-            length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
-            with recorder.saving_at_the_end(), screen.training(**length, batch_size=config.batch_size):
-                trainer.fit(
-                    prepared.training_batches,
-                    **length,
-                    state=state.train,
-                    validation=evaluation_batches(splits, "validation", config.batch_size),
-                    callbacks=[*make_callbacks(training), *options.callbacks],
-                    cadence=Cadence(
-                        log_every=steps_of(training.log_every, steps_per_epoch=steps_per_epoch),
-                        save_every=steps_of(every, steps_per_epoch=steps_per_epoch),
-                        save_seconds=60 * every.minutes if every.minutes else math.inf,
-                    ),
-                    hooks=recorder.make_hooks(screen, stop, options.on_record),
-                )
+            length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
+            if options.finish or recorder.is_out_of_time:
+                state.train.interrupted = True
+            else:
+                every = training.checkpoint.every
+                with recorder.saving_at_the_end(), screen.training(**length, max_seconds=recorder.seconds_left):
+                    trainer.fit(
+                        prepared.training_batches,
+                        **length,
+                        state=state.train,
+                        validation=evaluation_batches(splits, "validation", config.batch_size),
+                        callbacks=[*make_callbacks(training), *options.callbacks],
+                        cadence=Cadence(
+                            log_every=steps_of(training.log_every, steps_per_epoch=steps_per_epoch),
+                            save_every=steps_of(every, steps_per_epoch=steps_per_epoch),
+                            save_seconds=60 * every.minutes if every.minutes else math.inf,
+                        ),
+                        hooks=recorder.make_hooks(screen, stop, options.on_record),
+                    )
             stop.obey()  # all is saved
 
             # Evaluate: the best weights, on every held-out split.
             if not recorder.load_best_weights():  # a finished run that was extended has them in model.keras alone
                 load_portable_weights(model, run.model)
             held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
-            scores = {name: trainer.evaluate(batches) for name, batches in held_out.items() if batches}
+            scores = {}
+            for name, batches in held_out.items():
+                if batches:
+                    with screen.status(f"evaluating the {name} split"):
+                        scores[name] = trainer.evaluate(batches)
 
             # Write: the model, figures, summary.json; and say where they are.
             save_portable(model, run.model, **prepared.network)
             undrawn = []
             if options.draw:
                 batches = held_out.get("test") or held_out.get("validation")
-                undrawn = write_figures(run.path, model, batches, splits.class_names)
+                with screen.status("drawing figures"):
+                    undrawn = write_figures(run.path, model, batches, splits.class_names)
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores, keep_last=options.keep_last)
@@ -154,29 +163,48 @@ def train(
                 scores = {f"train, during epoch {state.best_epoch}": trained_on, **scores}
             # Images that are decoded each time are counted when they are met.
             late = [line for line in splits.describe_conversions() if line not in notes]
-            _show_result(screen, run, state, scores, late + undrawn, {name: len(names[name]) for name in names})
+            _show_result(
+                screen, experiment, run, state, scores, late + undrawn, {name: len(names[name]) for name in names}
+            )
             return Result(run.path, summary)
 
 
 def _show_header(
-    screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, notes: Sequence[str | None], *, step: int
+    screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, notes: Sequence[str | None], state: RunState
 ) -> None:
     config, training, splits = experiment.data, experiment.training, prepared.splits
     counts = f"{describe_counts(splits.counts)}; {len(splits.class_names)} classes"
-    epochs = f"{training.epochs} epochs of {prepared.steps_per_epoch:,} steps"
+    epochs = f"{counted(training.epochs, 'epoch')} of {counted(prepared.steps_per_epoch, 'step')}"
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
         "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
         "images": splits.describe_places(),
         "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
         "device": f"{describe_device()}, {experiment.chosen.precision}",
-        "run": f"{run.path}{f', resumed after step {step:,}' if run.resumed else ''}",
+        "run": str(run.path),
     }
+    if run.resumed:
+        rows["resumed"] = _describe_progress(experiment, state, prepared.steps_per_epoch)
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, filter(None, notes))
+
+
+def _describe_progress(experiment: Experiment, state: RunState, steps_per_epoch: int) -> str:
+    """Return where a resumed run stands, and how good it has been so far."""
+    step, score = state.train.step, state.best_score
+    epoch = f"in epoch {1 + step // steps_per_epoch} of {experiment.training.epochs}"
+    if step == steps_per_epoch * experiment.training.epochs:
+        epoch = "after the last epoch"
+    best = ""
+    if state.best_step and score:
+        names = ("val_accuracy", "val_loss") if len(score) == 2 else ("val_loss",)
+        values = ", ".join(f"{name} {abs(value):.4f}" for name, value in zip(names, score, strict=True))
+        best = f"; best so far: epoch {state.best_epoch}, {values}"
+    return f"after step {step:,}, {epoch}{best}"
 
 
 def _show_result(
     screen: Screen,
+    experiment: Experiment,
     run: Run,
     state: RunState,
     scores: dict[str, dict[str, float]],
@@ -189,5 +217,14 @@ def _show_result(
     if unreadable:
         names = run.path / "unreadable.txt"
         screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
-    screen.line(f"Weights of epoch {state.best_epoch}, {state.seconds:.0f} s of training, in {run.path}")
-    screen.line(f"Curves: tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}")
+    best = f"epoch {state.best_epoch}" if state.best_step else f"step {state.train.step:,}"
+    screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {best}.")
+    rows = {"model": str(run.model)}
+    if (run.path / "figures").is_dir():
+        rows["figures"] = str(run.path / "figures")
+    rows["curves"] = f"tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}"
+    config = shell_quoted(str(run.path / "config.yaml"))
+    rows["longer"] = f"kpipe run {config} training.epochs={2 * experiment.training.epochs}"
+    rows["better"] = f"kpipe search {config}"
+    for name, text in rows.items():
+        screen.line(f"  {name:<8} {text}")

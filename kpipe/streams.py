@@ -48,6 +48,16 @@ def quiet_streams() -> Iterator[Output]:
             sys.stdout, sys.stderr = before
 
 
+def announce(text: str) -> None:
+    """Say on standard output what is going on before there is anything to show; the next call replaces it.
+
+    Nothing is printed where standard output is not a terminal.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():
+        sys.stdout.write(f"\r\x1b[2K{text}")
+        sys.stdout.flush()
+
+
 def going_quiet(stream: TextIO) -> TextIO:
     """Return a stream to the same descriptor that goes quiet when it fails; one without a descriptor is returned.
 

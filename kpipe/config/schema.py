@@ -215,6 +215,8 @@ class TrainingConfig(Section):
 
     epochs: whole_number(ge=1, lt=10**9) = 10
     """Number of passes over the training split."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes of training after which the run ends, wherever it is, with the best weights so far. Default: no limit."""
     optimizer: _choice(OPTIMIZERS, "name", default="adam") = Field({"name": "adam"}, validate_default=True)
     learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
         {"schedule": "cosine"}, validate_default=True

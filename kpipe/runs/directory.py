@@ -111,6 +111,7 @@ def open_run(
     new: bool = False,
     resume: Path | None = None,
     at: Path | None = None,
+    label: str = "",
 ) -> Iterator[Run]:
     """Resume the unfinished run of this experiment or start a new one, and own it inside the `with`.
 
@@ -124,6 +125,7 @@ def open_run(
         resume: the run to resume, whatever its state, instead of searching for one.
         at: the run directory, instead of searching for one. An existing run of this experiment with a checkpoint is
             resumed; anything else there is deleted.
+        label: follows the time in the name of a new run.
 
     Raises:
         EnvironmentFault: the folder cannot be written or has been deleted, now or inside the `with`, or another process
@@ -140,7 +142,7 @@ def open_run(
                 taken = _take_or_clear(at, identity)
             else:
                 taken, note = _find(folder, identity, new)
-            run, lock = taken or _create(at or fresh_path(folder), identity, note)
+            run, lock = taken or _create(at or fresh_path(folder, label=label), identity, note)
         try:
             with translate_deletion(run.path):
                 yield run
@@ -180,9 +182,9 @@ def read_status(path: Path) -> str | None:
     return read_json(path / "summary.json").get("status")
 
 
-def fresh_path(folder: Path, prefix: str = "") -> Path:
-    """Return a path named by the time that is not there yet."""
-    stamp = prefix + time.strftime("%Y-%m-%d_%H-%M-%S")
+def fresh_path(folder: Path, prefix: str = "", label: str = "") -> Path:
+    """Return a path named by the time, and by what its run is about, that is not there yet."""
+    stamp = prefix + time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{label}" if label else "")
     names = [stamp] + [f"{stamp}_{i:03}" for i in range(2, 1000)]  # sorted by name, as they came
     return next(folder / name for name in names if not (folder / name).exists())
 

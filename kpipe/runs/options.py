@@ -14,7 +14,9 @@ class RunOptions:
 
     Attributes:
         new: start another run even if one of this experiment is unfinished.
+        label: what a new run directory is named after, beside the time.
         resume: the run directory to resume; see `kpipe.runs.resume.check_resume` for what may differ from it.
+        finish: train no further than the run has come; evaluate and write what a run has at its end.
         path: the run directory. An existing run of this experiment there is resumed; anything else is deleted.
         epochs: stop after this many epochs; the schedule still spans `training.epochs`.
         constants: the file that keeps the constants of the first layer for several runs.
@@ -26,7 +28,9 @@ class RunOptions:
     """
 
     new: bool = False
+    label: str = ""
     resume: Path | None = None
+    finish: bool = False
     path: Path | None = None
     epochs: int | None = None
     constants: Path | None = None

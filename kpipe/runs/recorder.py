@@ -1,5 +1,6 @@
 """Records a run while it is trained: log, checkpoints, the best weights so far, summary.json."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,17 @@ class Recorder:
         """Number of whole epochs so far."""
         return self.state.train.step // self.subject.steps_per_epoch
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds of training until training.max_minutes are over; infinity where there is no limit."""
+        minutes = self.experiment.training.max_minutes
+        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self._started_at)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the training has lasted for training.max_minutes."""
+        return self.seconds_left <= 0
+
     def save(self) -> None:
         """Save a checkpoint of this moment, from which the run can be resumed."""
         state = self.state
@@ -81,14 +93,27 @@ class Recorder:
         return is_best and score is not None
 
     def load_best_weights(self) -> bool:
-        """Load the best weights from their checkpoint; return False where model.keras alone has them."""
-        if not self.checkpoints.has(self.state.best_step):
+        """Load the best weights from their checkpoint; return False where model.keras alone has them.
+
+        Where no epoch has ended, the weights are those of the last step.
+        """
+        best = self.state.best_step
+        if best is not None and not self.checkpoints.has(best):
             return False
-        self.checkpoints.load_weights(self.state.best_step, self.subject.model)
+        if best is not None:
+            self.checkpoints.load_weights(best, self.subject.model)
         return True
 
-    def write_summary(self, status: str, scores: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
-        """Write summary.json and return it; `scores`: the numbers of the evaluated splits."""
+    def write_summary(
+        self, status: str, scores: Mapping[str, Mapping] | None = None, ended_by: str | None = None
+    ) -> dict[str, Any]:
+        """Write summary.json and return it.
+
+        Args:
+            status: interrupted, diverged or finished.
+            scores: the numbers of the evaluated splits.
+            ended_by: what ended a finished run: epochs, early_stopping, max_minutes or finish.
+        """
         experiment, state = self.experiment, self.state
         images = state.train.step * experiment.data.batch_size
         summary = {
@@ -98,7 +123,7 @@ class Recorder:
             "parameters": self.subject.model.count_params(),
             "epochs": self.epoch,
             "best_epoch": state.best_epoch,
-            "stopped_early": state.train.stopped,
+            "ended_by": ended_by,
             "steps": state.train.step,
             "seconds": round(state.seconds, 2),
             "images_per_second": round(images / state.seconds, 1) if state.seconds else None,
@@ -121,11 +146,17 @@ class Recorder:
         Returns:
             What summary.json holds.
         """
+        state = self.state.train
+        if state.stopped:
+            ended_by = "early_stopping"
+        elif state.interrupted:
+            ended_by = "max_minutes" if self.is_out_of_time else "finish"
+        else:
+            ended_by = "epochs"
         if "test" in scores:
             values = {name: scores["test"][name] for name in ("loss", "accuracy")}
-            step = self.state.train.step
-            self.log.write({"step": step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
-        summary = self.write_summary("finished", scores)
+            self.log.write({"step": state.step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
+        summary = self.write_summary("finished", scores, ended_by)
         configured = self.experiment.training.checkpoint.keep_last
         self.checkpoints.finish(keep_last=configured if keep_last is None else keep_last)
         return summary
@@ -147,15 +178,21 @@ class Recorder:
 
         def on_epoch(state: TrainState, logs: Mapping[str, float]) -> None:
             is_best = self.end_epoch(logs)
-            screen.epoch(self.epoch, logs, is_best)
+            screen.epoch(self.epoch, state.step, logs, is_best)
+
+        def on_begin() -> None:
+            stop.defer()
+            screen.begin(self.state.train.step)
 
         return Hooks(
-            on_begin=stop.defer,
+            on_begin=on_begin,
             on_log=on_log,
-            on_progress=lambda step, metrics: screen.step(step),
+            on_status=screen.doing,
+            on_progress=screen.step,
             on_epoch=on_epoch,
             on_save=lambda state: self.save(),
-            should_stop=lambda: stop.number is not None,
+            # A validation that has begun is not cut short: without it, its epoch would count for nothing.
+            should_stop=lambda: stop.number is not None or (self.is_out_of_time and not self.state.train.ending),
         )
 
     @contextmanager
@@ -175,7 +212,7 @@ class Recorder:
             kept = self.checkpoints.latest
             last = f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before."
             raise Diverged(error.reason, last) from None
-        if self.state.train.interrupted:
+        if self.state.train.interrupted and not self.is_out_of_time:
             self.write_summary("interrupted")
             raise KeyboardInterrupt
 

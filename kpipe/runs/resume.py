@@ -9,8 +9,10 @@ from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, dotted
 from kpipe.config.loading import Loaded, load_experiment
 from kpipe.config.schema import Experiment
+from kpipe.console import counted
 from kpipe.errors import ConfigError
-from kpipe.names import path_shown
+from kpipe.files import read_json
+from kpipe.names import path_shown, shell_quoted
 from kpipe.runs.directory import read_status, saved_step
 
 
@@ -36,13 +38,24 @@ def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Seq
     return loaded
 
 
+def load_unfinished(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Load the experiment of a run that is to be finished as it stands.
+
+    Raises:
+        ConfigError: as `load_resumed`, or the run is finished.
+    """
+    if read_status(Path(run)) == "finished":
+        raise ConfigError(f"{path_shown(run)}: expected a run that is not finished, got one that is")
+    return load_resumed(run, overrides=overrides)
+
+
 def check_resume(run: str | Path, experiment: Experiment) -> None:
     """Refuse to resume a run with an experiment that would have computed something else so far.
 
     Raises:
         ConfigError: one line for each key that differs from the run's config.yaml. Keys may differ that concern only
-            when something is logged or saved, or that add epochs to a schedule that does not depend on their number;
-            and the folder of data.source, see `kpipe.runs.dataset`.
+            when something is logged or saved, or when the run ends; that add epochs to a schedule that does not depend
+            on their number; and the folder of data.source, see `kpipe.runs.dataset`.
     """
     before = load_experiment(Path(run) / "config.yaml").experiment
     if saved_step(Path(run)) is None:
@@ -60,15 +73,34 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     ]
     if problems:
         raise ConfigError(
-            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, more "
-            "training.epochs and the folder of data.source may differ; without it the command starts another run."
+            "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, "
+            "training.max_minutes, more training.epochs and the folder of data.source may differ; without it the "
+            "command starts another run."
         )
-    if read_status(Path(run)) == "finished" and experiment.training.epochs == before.training.epochs:
-        rate = before.training.learning_rate
-        way = "a larger training.epochs extends it"
-        if rate.depends_on_total_steps:
-            way = f"its schedule '{rate.schedule}' depends on the number of epochs, so it cannot be extended"
-        raise ConfigError(f"{path_shown(run)}: is finished after {before.training.epochs} epochs; {way}")
+    if read_status(Path(run)) == "finished":
+        _check_extension(Path(run), before, experiment)
+
+
+def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:
+    """Raise ConfigError where a finished run has nothing left to train."""
+    ended_by, then = read_json(run / "summary.json").get("ended_by"), before.training
+    again = f"kpipe run {shell_quoted(str(run / 'config.yaml'))} training.epochs={2 * then.epochs}"
+    finished = f"is finished after {counted(then.epochs, 'epoch')}"
+    if ended_by == "max_minutes":
+        limit = now.training.max_minutes
+        if limit is None or limit > then.max_minutes:
+            return
+        said = f"ended after its {then.max_minutes:g} minutes; a larger training.max_minutes resumes it"
+    elif ended_by == "finish" or now.training.epochs > then.epochs:
+        return
+    elif then.learning_rate.depends_on_total_steps:
+        said = (
+            f"{finished}; its schedule '{then.learning_rate.schedule}' depends on the number of epochs, so it cannot "
+            f"be extended. Train another run for longer:\n  {again}"
+        )
+    else:
+        said = f"{finished}; a larger training.epochs extends it"
+    raise ConfigError(f"{path_shown(run)}: {said}")
 
 
 def _nearest_run(path: str | Path) -> str:
@@ -84,7 +116,7 @@ def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:
     if keys == ("data", "source") and all(parse_source(each.data.source)[0].is_path for each in (before, now)):
         return None  # the images are compared when they are found
     before, now = before.training, now.training
-    if keys[:2] in (("training", "log_every"), ("training", "checkpoint")):
+    if keys[:2] in (("training", "log_every"), ("training", "checkpoint"), ("training", "max_minutes")):
         return None
     if keys != ("training", "epochs"):
         return ""

@@ -79,7 +79,8 @@ class Hooks:
         on_begin: called once, when everything is traced and the first step is about to be done.
         on_log: gets one record per log line, and one or two at the end of each epoch.
         on_status: gets "compiling" and "validating" before that begins.
-        on_progress: gets the step, and the means of this epoch so far with the learning rate, after each chunk.
+        on_progress: gets the step after each chunk, with the means of this epoch so far and the `learning_rate` and
+            `images_per_second` of the chunk.
         on_epoch: gets state and logs at the end of each epoch.
         on_save: gets the state when a save is due; model and state are of the same moment.
         should_stop: asked after each chunk of steps, and of the validation.

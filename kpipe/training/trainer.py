@@ -301,7 +301,9 @@ class _Loop:
             speed.add(num_steps * self.batch_size, seconds)
         means = self.epoch_means(metrics)
         self.callback_list.on_train_batch_end(first + num_steps - 1, means)
-        self.hooks.on_progress(self.state.step, means | {"learning_rate": self.learning_rate()})
+        speed = num_steps * self.batch_size / seconds
+        latest = {"learning_rate": self.learning_rate(), "images_per_second": speed}
+        self.hooks.on_progress(self.state.step, means | latest)
 
     def epoch_means(self, metrics: Metrics) -> Metrics:
         """Return the means of this epoch so far, of which `metrics` are those since the last reset."""
