@@ -311,8 +311,11 @@ def _printable_lines(message: str) -> str:
 
 def _label_of(overrides: Sequence[str]) -> str:
     """Return overrides as a part of a folder's name that TensorBoard and shells show as it is."""
-    shown = [override for override in overrides if not override.startswith("logs=")]
-    return re.sub(r"[^\w.=,+-]+", "-", ",".join(shown)).replace("=-", "=").strip("-")[:_LONGEST_LABEL].rstrip("-.,")
+    parts = [override for override in overrides if not override.startswith("logs=")]
+    parts = [re.sub(r"[^\w.=,+-]+", "-", part).replace("=-", "=").strip("-") for part in parts]
+    while len(",".join(parts)) > _LONGEST_LABEL and len(parts) > 1 and parts[1] != "...":
+        parts = [*parts[: -2 if parts[-1] == "..." else -1], "..."]
+    return ",".join(parts)[:_LONGEST_LABEL]
 
 
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:

@@ -62,7 +62,8 @@ def describe_size(number: int) -> str:
 
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 epoch`, `2 epochs`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def describe_time(seconds: float) -> str:
@@ -92,7 +93,6 @@ def _console_of_standard_output() -> Console:
     """Return a console bound to what is standard output now: a search keeps keras-tuner's prints off it."""
     if sys.stdout is None:
         return Console(quiet=True)
-    announce("")
     # Piped output is not cut at 80 columns: its reader has no terminal.
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
@@ -184,6 +184,7 @@ class Screen:
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Say what is done inside the `with`, for as long as it lasts; without a terminal, in a line."""
+        announce("")
         self._keep(f"{text} ...")
         if self.console.is_terminal:
             with self.console.status(f"{text} ..."):
@@ -205,6 +206,7 @@ class Screen:
         Yields:
             A function to call with the number of images read since the last call.
         """
+        announce("")
         start, seen = time.monotonic(), 0
         task = shorten(printable(task), _WIDEST)
         text = TextColumn("{task.description}", markup=False)
@@ -239,7 +241,7 @@ class Screen:
             TextColumn("{task.fields[values]}"),
         ]
         with Progress(*columns, console=self.console, transient=True) as self._progress:
-            for name, total in (("epoch", steps_per_epoch), ("run", self._total_steps)):
+            for name, total in (("preparing", steps_per_epoch), ("run", self._total_steps)):
                 self._progress.add_task(name, total=total, left="", values="")
             try:
                 yield
@@ -329,6 +331,7 @@ class Screen:
         self.console.print(table)
 
     def _print(self, text: str, style: str | None = None) -> None:
+        announce("")
         self.console.print(printable(text), style=style, markup=False, emoji=False, soft_wrap=True)
 
 

@@ -6,15 +6,13 @@
 
 import math
 import shutil
-from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
 
-from kpipe.assembly import Prepared, load_splits, make_callbacks, prepare
+from kpipe.assembly import load_splits, make_callbacks, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
-from kpipe.console import Screen, counted, describe_counts, describe_time
+from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
@@ -22,9 +20,9 @@ from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path, write_names
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
-from kpipe.names import shell_quoted
+from kpipe.overview import show_header, show_result
 from kpipe.runs.dataset import record_data
-from kpipe.runs.directory import Run, logs_folder, open_run
+from kpipe.runs.directory import logs_folder, open_run
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
@@ -33,11 +31,11 @@ from kpipe.runs.machine import resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
-from kpipe.runs.state import RunState, restore_state
+from kpipe.runs.state import restore_state
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Cadence
-from kpipe.training.device import describe_device, gpu_hint, seed_everything
+from kpipe.training.device import gpu_hint, seed_everything
 from kpipe.training.distribution import make_strategy
 from kpipe.training.durations import steps_of
 from kpipe.training.trainer import Trainer
@@ -76,9 +74,9 @@ def train(
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
         open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
+        screen.kept_in(run.path / "console.log"),
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
-        screen.kept_in(run.path / "console.log"),
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
         experiment = resolve_auto(experiment, run)
@@ -112,12 +110,12 @@ def train(
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
-            _show_header(screen, experiment, prepared, run, notes, state)
+            show_header(screen, experiment, prepared, run, state, filter(None, notes))
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
             if options.finish or recorder.is_out_of_time:
-                state.train.interrupted = True
+                state.train.interrupted = state.train.step < math.prod(length.values())
             else:
                 every = training.checkpoint.every
                 with recorder.saving_at_the_end(), screen.training(**length, max_seconds=recorder.seconds_left):
@@ -158,73 +156,8 @@ def train(
             summary = recorder.finish(scores, keep_last=options.keep_last)
             if names := splits.unreadable_names():
                 write_names(run.path / "unreadable.txt", [name for found in names.values() for name in found])
-            if state.train_metrics:
-                trained_on = state.train_metrics | {"images": steps_per_epoch * config.batch_size}
-                scores = {f"train, during epoch {state.best_epoch}": trained_on, **scores}
             # Images that are decoded each time are counted when they are met.
             late = [line for line in splits.describe_conversions() if line not in notes]
-            _show_result(
-                screen, experiment, run, state, scores, late + undrawn, {name: len(names[name]) for name in names}
-            )
+            counts = {name: len(names[name]) for name in names}
+            show_result(screen, experiment, run, state, summary, notes=late + undrawn, unreadable=counts)
             return Result(run.path, summary)
-
-
-def _show_header(
-    screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, notes: Sequence[str | None], state: RunState
-) -> None:
-    config, training, splits = experiment.data, experiment.training, prepared.splits
-    counts = f"{describe_counts(splits.counts)}; {len(splits.class_names)} classes"
-    epochs = f"{counted(training.epochs, 'epoch')} of {counted(prepared.steps_per_epoch, 'step')}"
-    rows = {
-        "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
-        "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
-        "images": splits.describe_places(),
-        "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
-        "device": f"{describe_device()}, {experiment.chosen.precision}",
-        "run": str(run.path),
-    }
-    if run.resumed:
-        rows["resumed"] = _describe_progress(experiment, state, prepared.steps_per_epoch)
-    screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, filter(None, notes))
-
-
-def _describe_progress(experiment: Experiment, state: RunState, steps_per_epoch: int) -> str:
-    """Return where a resumed run stands, and how good it has been so far."""
-    step, score = state.train.step, state.best_score
-    epoch = f"in epoch {1 + step // steps_per_epoch} of {experiment.training.epochs}"
-    if step == steps_per_epoch * experiment.training.epochs:
-        epoch = "after the last epoch"
-    best = ""
-    if state.best_step and score:
-        names = ("val_accuracy", "val_loss") if len(score) == 2 else ("val_loss",)
-        values = ", ".join(f"{name} {abs(value):.4f}" for name, value in zip(names, score, strict=True))
-        best = f"; best so far: epoch {state.best_epoch}, {values}"
-    return f"after step {step:,}, {epoch}{best}"
-
-
-def _show_result(
-    screen: Screen,
-    experiment: Experiment,
-    run: Run,
-    state: RunState,
-    scores: dict[str, dict[str, float]],
-    notes: Sequence[str],
-    unreadable: dict[str, int],
-) -> None:
-    screen.result(scores)
-    for note in notes:
-        screen.line(f"note: {note}")
-    if unreadable:
-        names = run.path / "unreadable.txt"
-        screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
-    best = f"epoch {state.best_epoch}" if state.best_step else f"step {state.train.step:,}"
-    screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {best}.")
-    rows = {"model": str(run.model)}
-    if (run.path / "figures").is_dir():
-        rows["figures"] = str(run.path / "figures")
-    rows["curves"] = f"tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}"
-    config = shell_quoted(str(run.path / "config.yaml"))
-    rows["longer"] = f"kpipe run {config} training.epochs={2 * experiment.training.epochs}"
-    rows["better"] = f"kpipe search {config}"
-    for name, text in rows.items():
-        screen.line(f"  {name:<8} {text}")

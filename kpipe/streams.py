@@ -48,14 +48,16 @@ def quiet_streams() -> Iterator[Output]:
             sys.stdout, sys.stderr = before
 
 
-def announce(text: str) -> None:
-    """Say on standard output what is going on before there is anything to show; the next call replaces it.
+_is_announced = False
 
-    Nothing is printed where standard output is not a terminal.
-    """
-    if sys.stdout is not None and sys.stdout.isatty():
+
+def announce(text: str) -> None:
+    """Say on a terminal what is going on before there is anything to show. The next call replaces it."""
+    global _is_announced
+    if (text or _is_announced) and sys.stdout is not None and sys.stdout.isatty():
         sys.stdout.write(f"\r\x1b[2K{text}")
         sys.stdout.flush()
+    _is_announced = bool(text)
 
 
 def going_quiet(stream: TextIO) -> TextIO:

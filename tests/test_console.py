@@ -1,11 +1,12 @@
 """The screen of a run: what it shows of names that anyone may have given."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from kpipe.console import Screen
+from kpipe.console import Screen, describe_time
 
 HOSTILE = "[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\udce9"
 SHOWN = r"[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\xe9"
@@ -31,3 +32,84 @@ def test_a_progress_bar_has_the_name_of_its_data(screen, monkeypatch):
     assert f"decoding {SHOWN[:15]}" in text
     assert text.endswith("xxxxx: 10 images in 0 s\n")
     assert HOSTILE[-5:] not in text
+
+
+METRICS = {"loss": 0.5, "accuracy": 0.75, "learning_rate": 0.001}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds of the clock that a screen reads, to be set."""
+    now = [0.0]
+    monkeypatch.setattr("kpipe.console.time.monotonic", lambda: now[0])
+    return now
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def test_a_training_on_a_terminal_of_80_columns(clock):
+    """Two bars that are gone at the end, and a row for each epoch under the names of its columns."""
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None))
+    with screen.training(epochs=300, steps_per_epoch=10):
+        screen.doing("compiling")
+        screen._progress.refresh()
+        screen.begin(0)
+        clock[0] = 4.0
+        screen.step(8, METRICS | {"images_per_second": 12345.6})
+        screen.log({"step": 8, "epoch": 1, "images_per_second": 1.0, **METRICS})
+        screen._progress.refresh()
+        clock[0] = 5.0
+        screen.doing("validating")
+        screen._progress.refresh()
+        validation = {"val_loss": 0.25, "val_accuracy": 0.875}
+        screen.epoch(1, 10, METRICS | validation, best=True)
+        clock[0] = 10.0
+        screen.epoch(2, 20, METRICS | validation, best=False)
+    lines = [line.rstrip() for line in plain(stream.getvalue()).replace("\r", "\n").splitlines()]
+    [names] = [line for line in lines if "val_loss" in line]
+    rows = [line for line in lines if line.startswith(("  1/300", "  2/300"))]
+    assert names.split() == ["epoch", "loss", "acc", "val_loss", "val_acc", "lr", "time", "left"]
+    assert [row.split() for row in rows] == [
+        ["1/300", "0.5000", "0.7500", "0.2500", "0.8750", "0.001", "5.0", "s", "24:55", "best"],
+        ["2/300", "0.5000", "0.7500", "0.2500", "0.8750", "0.001", "5.0", "s", "24:50"],
+    ]
+    for name, end in (("loss", "0.5000"), ("lr", "0.001"), ("left", "24:55")):
+        assert names.index(name) + len(name) == rows[0].index(end) + len(end)
+    assert any(line.startswith("compiling") for line in lines)
+    assert any(line.startswith("epoch 1/300") and "80% 1.0 s left loss 0.5000  acc 0.7500" in line for line in lines)
+    assert any(
+        line.startswith("run") and "0% 24:56 left" in line and "lr 0.001  12,346 images/s" in line for line in bars
+    )
+    assert any(line.startswith("validating") for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert not any(line.startswith("step 8") for line in lines)
+
+
+def test_a_budget_bounds_the_time_that_is_left(clock):
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, width=200))
+    with screen.training(epochs=300, steps_per_epoch=10, max_seconds=60.0):
+        screen.begin(0)
+        clock[0] = 4.0
+        screen.log({"step": 8, "epoch": 1, "images_per_second": 16.0, **METRICS})
+    line = "step 8  epoch 1/300  loss 0.5000  acc 0.7500  lr 0.001  16 images/s  epoch 1.0 s left  run 56 s left\n"
+    assert stream.getvalue() == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.9, "59 s"),
+        (60, "1:00"),
+        (3599.6, "1:00:00"),
+        (7384, "2:03:04"),
+    ],
+)
+def test_times_are_said_as_a_clock_shows_them(seconds, said):
+    assert describe_time(seconds) == said

@@ -54,6 +54,17 @@ def test_a_mistake_keeps_its_exit_code_where_nobody_can_read_it(redirections, ar
     assert shell(redirections, *arguments) == (2, "")
 
 
+def test_a_terminal_says_at_once_that_tensorflow_is_loaded_and_then_forgets_it():
+    """TensorFlow takes seconds. A mistake that is found before it stands on a line of its own."""
+    terminal, child = pty.openpty()
+    done = subprocess.run([sys.executable, "-m", "kpipe", "run", "x.yaml"], stdout=child, stderr=child, cwd="/")
+    os.close(child)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert done.returncode == 2
+    assert shown.startswith("\r\x1b[2Kloading TensorFlow ...\r\x1b[2K/x.yaml: ")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_pipe_that_does_not_block_loses_nothing(monkeypatch, unbuffered):
     """Another process may have set it so. The pipe holds a fraction of what is printed."""

@@ -143,7 +143,7 @@ class Chain:
         """Expect that a start has resumed from the committed step, once it has said so."""
         if "run   " not in output:  # killed before
             return
-        match = re.search(r"resumed after step ([\d,]+)", output)
+        match = re.search(r"resumed +after step ([\d,]+)", output)
         resumed = int(match[1].replace(",", "")) if match else None
         expect(resumed == committed, f"resumed after step {resumed}, {committed} was committed")
         repeats = reached - (committed or 0)

@@ -111,7 +111,7 @@ def fill_disk_once(sandbox: Sandbox, kind: str, undisturbed: Path) -> None:
             expect(step >= before, f"the pointer names step {step}, {before} was committed")
             make_room(logs)
             output = finish(sandbox, file, logs, undisturbed)
-            expect(f"resumed after step {step}" in output, "it was not resumed")
+            expect(f"resumed    after step {step:,}," in output, "it was not resumed")
 
 
 def fill_disk_at_commit(pipe, kind: str, nth: int, fraction: float, call: int, logs: Path) -> None:

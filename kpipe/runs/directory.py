@@ -17,6 +17,7 @@ from kpipe.files import (
     expand_path,
     read_json,
     read_yaml,
+    to_yaml,
     translate_deletion,
     translate_write_errors,
     write_json,
@@ -193,17 +194,20 @@ def _find(folder: Path, identity: dict[str, Any], new: bool) -> tuple[tuple[Run,
     """Take the newest unfinished run of this experiment that has a checkpoint; else return what there is to say."""
     notes: list[str] = []
     others: list[tuple[Path, dict[str, Any]]] = []
+    text = to_yaml(identity)
     for path in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(SEARCH)), reverse=True):
+        if (status := read_status(path)) in _OVER:
+            # There may be thousands, and to parse a config takes milliseconds.
+            if not (new or notes) and _read_text(path / "config.yaml").startswith(text):
+                notes.append(f"{path} is a {status} run of the same experiment; this is another")
+            continue
         config = _read_config(path)
         if config is None and all(_is_no_content(file) for file in path.iterdir()):
             shutil.rmtree(path)  # killed while it was being made
         if new or config is None:
             continue
         theirs = without_machine(config)
-        if (status := read_status(path)) in _OVER:
-            if theirs == identity:
-                notes.append(f"{path} is a {status} run of the same experiment; this is another")
-        elif theirs != identity:
+        if theirs != identity:
             others.append((path, theirs))
         elif (taken := _take_unfinished(path, notes)) is not None:
             return taken, None
@@ -274,6 +278,14 @@ def _has_nothing_to_keep(path: Path) -> bool:
     kept = any((path / name).exists() for name in ("summary.json", "model.keras"))
     metrics = path / "metrics.jsonl"
     return saved_step(path) is None and not kept and not (metrics.exists() and metrics.stat().st_size)
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a file; an empty one where it is gone or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

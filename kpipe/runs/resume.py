@@ -84,7 +84,6 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
 def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:
     """Raise ConfigError where a finished run has nothing left to train."""
     ended_by, then = read_json(run / "summary.json").get("ended_by"), before.training
-    again = f"kpipe run {shell_quoted(str(run / 'config.yaml'))} training.epochs={2 * then.epochs}"
     finished = f"is finished after {counted(then.epochs, 'epoch')}"
     if ended_by == "max_minutes":
         limit = now.training.max_minutes
@@ -96,11 +95,29 @@ def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:
     elif then.learning_rate.depends_on_total_steps:
         said = (
             f"{finished}; its schedule '{then.learning_rate.schedule}' depends on the number of epochs, so it cannot "
-            f"be extended. Train another run for longer:\n  {again}"
+            f"be extended. Train another run for longer:\n  {command_to_train_longer(run, before, ended_by)}"
         )
     else:
         said = f"{finished}; a larger training.epochs extends it"
     raise ConfigError(f"{path_shown(run)}: {said}")
+
+
+def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) -> str:
+    """Return a command that trains a finished run further, or for longer from the start where it cannot be extended.
+
+    Args:
+        run: the run directory.
+        experiment: of the run.
+        ended_by: as summary.json says.
+    """
+    training, has_checkpoint = experiment.training, saved_step(run) is not None
+    resume, anew = f"kpipe run --resume {shell_quoted(str(run))}", f"kpipe run {shell_quoted(str(run / 'config.yaml'))}"
+    if ended_by == "finish":
+        return resume if has_checkpoint else anew
+    if ended_by == "max_minutes":
+        return f"{resume if has_checkpoint else anew} training.max_minutes={2 * training.max_minutes:g}"
+    can_extend = has_checkpoint and ended_by == "epochs" and not training.learning_rate.depends_on_total_steps
+    return f"{resume if can_extend else anew} training.epochs={2 * training.epochs}"
 
 
 def _nearest_run(path: str | Path) -> str:

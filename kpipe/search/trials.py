@@ -135,7 +135,9 @@ class TrialRunner:
         last_epoch = epochs or experiment.training.epochs
         rule = self._make_median_rule(record, execution, last_epoch)
         summary = read_json(path / "summary.json")
-        is_done = summary.get("status") == "finished" and (summary["epochs"] >= last_epoch or summary["stopped_early"])
+        is_done = summary.get("status") == "finished" and (
+            summary["epochs"] >= last_epoch or summary["ended_by"] != "epochs"
+        )
         if not (is_done and is_run_of(path, experiment.identity())):  # else its record was lost
             screen = _EpochScreen(partial(self.on_epoch, record.number, execution))
             summary = self._train(experiment, path, epochs, rule, screen)
@@ -196,7 +198,7 @@ class _EpochScreen(Screen):
         super().__init__(Console(quiet=True))
         self._on_epoch = on_epoch
 
-    def epoch(self, epoch: int, logs: Mapping[str, float], best: bool) -> None:
+    def epoch(self, epoch: int, step: int, logs: Mapping[str, float], best: bool) -> None:
         self._on_epoch(epoch, logs)
 
 

@@ -151,7 +151,7 @@ def test_a_run_is_resumed_from_any_folder(kpipe, experiment, unfinished, photos,
     code, out, err = kpipe("run", "--resume", str(unfinished))
     assert (code, err) == (0, "")
     assert f"  data       folder:{photos}: " in out
-    assert f"  run        {unfinished}, resumed after step " in out
+    assert f"  run        {unfinished}\n  resumed    after step " in out
 
 
 def test_a_run_whose_images_were_moved_is_resumed_by_hand(kpipe, experiment, unfinished, photos, tmp_path):

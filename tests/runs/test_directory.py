@@ -33,6 +33,21 @@ def test_a_second_start_sees_the_first_before_it_has_trained(tmp_path):
             assert other.note == f"{said}{run.path} resumes it"
 
 
+def test_a_start_beside_many_finished_runs_parses_none_of_their_configs(tmp_path, monkeypatch):
+    """Each takes milliseconds. The newest of the same experiment is named, and no run is taken."""
+    for number in range(20):
+        with open_run(
+            tmp_path, "x", IDENTITY | {"seed": number % 4}, at=tmp_path / "x" / f"2026-01-01_{number:02}"
+        ) as run:
+            run.begin(IDENTITY | {"seed": number % 4}, {"precision": "float32"})
+            run.write_json("summary.json", {"status": "finished"})
+    monkeypatch.setattr("kpipe.runs.directory.read_yaml", None)
+    with open_run(tmp_path, "x", IDENTITY, label="seed=0") as run:
+        newest = tmp_path / "x" / "2026-01-01_16"
+        assert run.note == f"{newest} is a finished run of the same experiment; this is another"
+        assert run.path.name.endswith("_seed=0")
+
+
 def test_a_run_without_a_checkpoint_leaves_nothing(tmp_path):
     with open_run(tmp_path, "x", IDENTITY):
         pass

@@ -77,7 +77,7 @@ def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, m
     assert "data.batch_size=8 should fit" in err
     assert (only_run(logs) / "checkpoints" / "latest").read_text() == "step-00000009\n"
     code, out, _ = kpipe("run", experiment)
-    assert (code, "resumed after step 9" in out) == (0, True)
+    assert (code, "resumed    after step 9" in out) == (0, True)
 
 
 @pytest.mark.parametrize("reason", ["No space left on device", "File too large"])
@@ -141,7 +141,7 @@ def test_a_full_disk_is_named_and_costs_nothing(kpipe, experiment, unfinished, m
     assert err.endswith("What was saved before is still there: make room and give the same command again.\n")
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert "resumed after step 18" in out
+    assert "resumed    after step 18" in out
 
 
 def test_an_error_of_the_file_system_that_is_no_refusal_keeps_its_traceback(kpipe, experiment, monkeypatch):

@@ -31,14 +31,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
 ):
     arguments = ("run", experiment, *EXACT, f"training.precision={precision}")
-    for text, times in (("step ", 2), ("resumed after step", 1), ("epoch 2/3", 1)):
+    for text, times in (("step ", 2), ("resumed    after step", 1), ("epoch 2/3", 1)):
         process = start(*arguments)
         process.wait_for(text, times)
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     code, out, _ = kpipe(*arguments)
     assert code == 0
-    assert "resumed after step" in out
+    assert "resumed    after step" in out
     run = only_run(logs)
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
     assert kpipe(*arguments)[0] == 0
@@ -92,7 +92,7 @@ def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, st
     assert process.wait() == 130  # the 9th file belongs to the second checkpoint: it is finished
     first = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
     process = start("run", experiment, *LONG)
-    process.wait_for("resumed after step")
+    process.wait_for("resumed    after step")
     process.wait_for("epoch ")
     for _ in range(3):
         process.send(signal.SIGINT)
@@ -103,8 +103,8 @@ def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, st
     assert re.search(said, process.err, re.MULTILINE), process.err
     assert "Traceback" not in process.err
     process = start("run", experiment, *LONG)
-    process.wait_for("resumed after step ")
-    step = re.search(r"resumed after step ([\d,]+)\n", process.out)[1]
+    process.wait_for("resumed    after step ")
+    step = re.search(r"resumed +after step ([\d,]+),", process.out)[1]
     assert int(step.replace(",", "")) >= int(first.replace(",", ""))
 
 
@@ -148,7 +148,7 @@ def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypat
     run = only_run(logs)
     code, out, err = kpipe("run", "--resume", str(run), "training.epochs=5", "training.checkpoint.keep_last=false")
     assert (code, err) == (0, "")
-    assert "resumed after step 18" in out
+    assert "resumed    after step 18" in out
     assert only_run(logs) == run
     assert not list((run / "checkpoints").iterdir())
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
@@ -211,8 +211,77 @@ def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, e
     monkeypatch.chdir(run)
     code, out, _ = kpipe("run", "--resume", ".", "training.epochs=12")
     assert code == 0
-    assert f"run        {run}, resumed after step 18" in out
+    assert f"  run        {run}\n  resumed    after step 18, in epoch 3 of 12; best so far: epoch " in out
     assert "note: early stopping has ended this training in epoch 2; more epochs do not change that" in out
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    """Set the step at which `training.max_minutes` are over."""
+
+    def budget(step):
+        left = property(lambda self: 1.0 if self.state.train.step < step else 0.0)
+        monkeypatch.setattr("kpipe.runs.recorder.Recorder.seconds_left", left)
+
+    return budget
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(kpipe, experiment, logs, made_once, budget):
+    budget(4)  # of 9 in an epoch: there are no best weights yet
+    code, out, err = kpipe("run", experiment, "training.max_minutes=1")
+    assert (code, err) == (0, "")
+    run = only_run(logs)
+    assert "Kept are the weights of step 4.\n" in out
+    assert f"  longer   kpipe run --resume {run} training.max_minutes=2\n" in out
+    summary = summary_of(run)
+    assert [summary[key] for key in ("status", "ended_by", "steps", "epochs")] == ["finished", "max_minutes", 4, 0]
+    assert summary["test"]["images"] == 40
+    first = keras.models.load_model(run / "model.keras").get_weights()
+    budget(12)
+    code, out, _ = kpipe("run", "--resume", str(run), "training.max_minutes=2")
+    assert (code, "Kept are the weights of epoch 1.\n" in out) == (0, True)
+    assert (summary_of(run)["steps"], summary_of(run)["best_epoch"]) == (12, 1)
+    for override in ("training.max_minutes=2", "training.epochs=9"):
+        code, _, err = kpipe("run", "--resume", str(run), "training.learning_rate.schedule=cosine", override)
+        assert code == 2
+    said = f"{run}: ended after its 2 minutes; a larger training.max_minutes resumes it\n"
+    assert kpipe("run", "--resume", str(run)) == (2, "", said)
+    budget(10**9)
+    assert kpipe("run", "--resume", str(run), "training.max_minutes=3")[0] == 0
+    assert summary_of(run)["ended_by"] == "epochs"
+    *lines, test = timeless(run)
+    assert (lines, test["split"]) == (timeless(only_run(made_once)), "test")
+    assert any(
+        (a != b).any() for a, b in zip(first, keras.models.load_model(run / "model.keras").get_weights(), strict=True)
+    )
+
+
+def test_an_interrupted_run_is_finished_as_it_stands_and_resumed_later(kpipe, experiment, logs, made_once, monkeypatch):
+    def interrupt(screen, step, metrics):
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kpipe.console.Screen.step", interrupt)
+        assert kpipe("run", experiment)[0] == 130
+    run = only_run(logs)
+    code, out, err = kpipe("finish", str(run))
+    assert (code, err) == (0, "")
+    assert "  resumed    after step 12, in epoch 2 of 2; best so far: epoch 1, val_accuracy " in out
+    assert f"  longer   kpipe run --resume {run}\n" in out
+    summary = summary_of(run)
+    assert [summary[key] for key in ("status", "ended_by", "steps", "best_epoch")] == ["finished", "finish", 12, 1]
+    assert summary["test"]["images"] == 40
+    assert (run / "model.keras").exists()
+    said = f"{run}: expected a run that is not finished, got one that is\n"
+    assert kpipe("finish", str(run)) == (2, "", said)
+    assert kpipe("run", "--resume", str(run))[0] == 0
+    assert timeless(run)[:-1] == timeless(only_run(made_once))
+    assert (summary_of(run)["ended_by"], summary_of(run)["epochs"]) == ("epochs", 2)
 
 
 def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
@@ -235,14 +304,17 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         code, _, err = kpipe("run", "--resume", str(run), override)
         assert code == 2
         assert f"{run}: {said}" in err
-        assert "\nUnder --resume only training.log_every, training.checkpoint, more training.epochs and the" in err
+        assert (
+            "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, more training" in err
+        )
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
     assert (code, err) == (2, "logs: expected none under --resume, a run stays where it is\n")
     code, _, err = kpipe("run", "--resume", str(run), "training.checkpoint.keep=3")
     reason = "its schedule 'cosine' depends on the number of epochs, so it cannot be extended"
-    said = f"{run}: is finished after 2 epochs; {reason}\n"
+    longer = f"kpipe run {run}/config.yaml training.epochs=4"
+    said = f"{run}: is finished after 2 epochs; {reason}. Train another run for longer:\n  {longer}\n"
     assert (code, err) == (2, said)
     for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
         code, _, err = kpipe("run", "--resume", str(wrong))
@@ -256,7 +328,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
 def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
     allowed = ("training.log_every.steps=3", "training.checkpoint.keep=1", "training.checkpoint.every.steps=2")
     code, out, _ = kpipe("run", experiment, "--resume", str(unfinished), *allowed)
-    assert (code, "resumed after step 18" in out) == (0, True)
+    assert (code, "resumed    after step 18" in out) == (0, True)
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
     assert config["training"]["checkpoint"] == {"every": {"steps": 2}, "keep": 1, "keep_last": True}
 
@@ -274,7 +346,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert re.search(
         r"note: .*step-00000018 is damaged \(training.npz has 1,000 bytes of [\d,]+\); the one before it is", out
     )
-    assert "resumed after step 9" in out
+    assert "resumed    after step 9" in out
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
     kpipe("run", experiment)
     assert_same_run(run, only_run(tmp_path / "whole"))

@@ -28,11 +28,29 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     code, out, err = kpipe("run", experiment)
     assert (code, err) == (0, "")
     assert "synthetic: 144 train, 16 validation, 40 test; 2 classes; 16x16x" in out
-    assert re.search(r"^step 4  epoch 1/2  loss \d\.\d{4}  acc \d\.\d{4}  [\d,]+ images/s$", out, re.M)
-    assert re.search(r"^epoch 2/2  loss .* val_acc", out, re.M)
-    assert out.rstrip().endswith(f"Curves: tensorboard --logdir {logs}")
+    metrics, time = r"loss \d\.\d{4}  acc \d\.\d{4}", r"[\d.:]+( s)?"
+    left = rf"epoch {time} left  run {time} left"
+    assert re.search(rf"^step 4  epoch 1/2  {metrics}  lr 0.000\d+  [\d,]+ images/s  {left}$", out, re.M)
+    assert re.search(rf"^epoch 2/2  {metrics}  val_loss .*  val_acc .*  lr \S+  time {time}  left 0.0 s", out, re.M)
     run = only_run(logs)
-    expected = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras", "normalization.npz"}
+    assert "\ncompiling the training step ...\n" in out
+    assert "\nevaluating the test split ...\ndrawing figures ...\n" in out
+    assert out.endswith(
+        f"  model    {run}/model.keras\n"
+        f"  figures  {run}/figures\n"
+        f"  curves   tensorboard --logdir {logs}\n"
+        f"  longer   kpipe run {run}/config.yaml training.epochs=4\n"
+        f"  better   kpipe search {run}/config.yaml\n"
+    )
+    expected = {
+        "config.yaml",
+        "console.log",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "model.keras",
+        "normalization.npz",
+    }
     expected |= {"classes.txt", "data.json"}
     assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
@@ -41,6 +59,16 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert (summary["epochs"], summary["steps"], summary["test"]["images"]) == (2, 18, 40)
     assert summary["test"]["accuracy"] > 0.7
     assert json.loads((run / "environment.json").read_text())["precision"] == "float32"
+
+
+def test_the_screen_is_kept_in_the_run(kpipe, experiment, logs):
+    """Line by line with the time, but for the frame of the table; and the error that ends the run."""
+    code, out, err = kpipe("run", experiment, "training.epochs=1", "training.learning_rate.peak=1e30")
+    assert code == 4
+    kept = (only_run(logs) / "console.log").read_text().splitlines()
+    clock = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    assert all(re.match(clock, line) for line in kept)
+    assert [re.sub(f"^{clock}", "", line) for line in kept] == [*out.splitlines(), *err.splitlines()]
 
 
 VALIDATION = (("validation", "epoch", "epoch_loss"),)
@@ -355,32 +383,18 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
     monkeypatch.setattr("kpipe.evaluation.report.draw_confusion_matrix", refuse)
     code, out, err = kpipe("run", experiment, "training.epochs=1")
     assert (code, err) == (0, "")
-    assert "\nnote: figures/confusion_matrix.png could not be drawn: no such font\nWeights of epoch 1, " in out
+    assert "\nnote: figures/confusion_matrix.png could not be drawn: no such font\n" in out
     run = only_run(logs)
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     assert {path.stem for path in (run / "figures").iterdir()} == {"curves", "predictions", "mistakes"}
 
 
-def test_terminal_shows_a_bar_that_is_gone_at_the_end(tmp_path):
-    import io
-
-    from rich.console import Console
-
-    from kpipe.console import Screen
-
-    stream = io.StringIO()
-    screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False))
-    with screen.training(epochs=3, steps_per_epoch=10, batch_size=32):
-        screen.step(1)
-        screen.log({"step": 5, "epoch": 1, "loss": 0.5, "accuracy": 0.5, "images_per_second": 10})
-        screen.step(10)
-        screen._progress.refresh()
-        screen.epoch(1, {"loss": 0.5, "accuracy": 0.75}, best=False)
-    text = stream.getvalue()
-    assert "epoch 1/3" in text
-    assert "images/s" in text
-    assert "loss 0.5000  acc 0.7500" in text
-    assert "step 5" not in text
+def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
+    long = "training.log_every.steps=1000"
+    code, *_ = kpipe("run", experiment, "training.epochs=1", "data.augment=[flip_horizontal]", long, f"logs={logs}")
+    assert code == 0
+    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,\.\.\."
+    assert re.fullmatch(name, only_run(logs).name)
 
 
 def test_the_readme_shows_the_shipped_files():

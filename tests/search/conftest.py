@@ -59,7 +59,12 @@ class Trained(list):
             if model.stop_training:
                 break
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        summary = {"status": "finished", "epochs": len(lines), "seconds": 1.0, "stopped_early": model.stop_training}
+        summary = {
+            "status": "finished",
+            "epochs": len(lines),
+            "seconds": 1.0,
+            "ended_by": "early_stopping" if model.stop_training else "epochs",
+        }
         summary["validation"] = {"accuracy": accuracy, "loss": 1 - accuracy}
         write_json(path / "summary.json", summary)
         return summary
