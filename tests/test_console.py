@@ -81,7 +81,7 @@ def test_a_training_on_a_terminal_of_80_columns(clock):
     assert any(line.startswith("compiling") for line in lines)
     assert any(line.startswith("epoch 1/300") and "80% 1.0 s left loss 0.5000  acc 0.7500" in line for line in lines)
     assert any(
-        line.startswith("run") and "0% 24:56 left" in line and "lr 0.001  12,346 images/s" in line for line in bars
+        line.startswith("run") and "0% 24:56 left" in line and "lr 0.001  12,346 images/s" in line for line in lines
     )
     assert any(line.startswith("validating") for line in lines)
     assert max(map(len, lines)) <= 80
