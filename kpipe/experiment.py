@@ -129,8 +129,9 @@ def train(
                             log_every=steps_of(training.log_every, steps_per_epoch=steps_per_epoch),
                             save_every=steps_of(every, steps_per_epoch=steps_per_epoch),
                             save_seconds=60 * every.minutes if every.minutes else math.inf,
+                            callback_steps=options.callback_steps,
                         ),
-                        hooks=recorder.make_hooks(screen, stop, options.on_record),
+                        hooks=recorder.make_hooks(screen, stop),
                     )
             stop.obey()  # all is saved
 

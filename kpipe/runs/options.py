@@ -1,6 +1,6 @@
 """How an experiment is run, apart from what is trained, and what comes out of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ class RunOptions:
         evaluate: the splits to evaluate at the end.
         draw: draw figures, and the graph in TensorBoard.
         keep_last: keep the last checkpoint of the finished run; None: as `training.checkpoint.keep_last` says.
-        callbacks: Keras callbacks besides the experiment's.
-        on_record: gets each record of metrics.jsonl, and may raise Diverged.
+        callbacks: Keras callbacks besides the experiment's. They may raise Diverged.
+        callback_steps: steps after which the callbacks' `on_train_batch_end` is called in any case.
     """
 
     new: bool = False
@@ -38,7 +38,7 @@ class RunOptions:
     draw: bool = True
     keep_last: bool | None = None
     callbacks: Sequence[keras.callbacks.Callback] = ()
-    on_record: Callable[[dict[str, Any]], None] = lambda record: None
+    callback_steps: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -161,20 +161,18 @@ class Recorder:
         self.checkpoints.finish(keep_last=configured if keep_last is None else keep_last)
         return summary
 
-    def make_hooks(self, screen: Screen, stop: Stop, on_record: Callable[[dict[str, Any]], None]) -> Hooks:
+    def make_hooks(self, screen: Screen, stop: Stop) -> Hooks:
         """Return what the trainer calls while this run is trained.
 
         Args:
             screen: shows log lines and epochs.
             stop: the signals; once the first step is about to be done, they are obeyed between steps.
-            on_record: gets each record of metrics.jsonl, and may raise Diverged.
         """
 
         def on_log(record: dict[str, Any]) -> None:
             self.log.write(record)
             if record["span"] == "steps":
                 screen.log(record)
-            on_record(record)
 
         def on_epoch(state: TrainState, logs: Mapping[str, float]) -> None:
             is_best = self.end_epoch(logs)

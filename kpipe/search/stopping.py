@@ -1,9 +1,8 @@
 """The rules that end a trial before its last epoch: it is stuck at guessing, or worse than the median of the others."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import mean, median
-from typing import Any
 
 import keras
 
@@ -12,7 +11,8 @@ from kpipe.config.schema import Experiment
 from kpipe.errors import Diverged
 
 _NEAR_GUESSING = 0.02
-_MIN_STEPS = 100  # before a trial counts as stuck, where search.stuck_after is not given
+_MIN_STEPS = 100  # that do not count, where search.stuck_after is not given
+_DECIDING_STEPS = 50
 
 
 class StopBelowMedian(keras.callbacks.Callback):
@@ -69,32 +69,56 @@ def loss_of_guessing(experiment: Experiment, classes: int) -> float | None:
     return math.log(classes) * (1 + network.auxiliary_loss_weight)
 
 
-def make_guessing_watch(
-    experiment: Experiment, *, classes: int, steps_per_epoch: int, stuck_after: int | None = None
-) -> Callable[[dict[str, Any]], None]:
-    """Make a function that ends a training which is stuck at the loss of guessing.
+class StopIfStuck(keras.callbacks.Callback):
+    """End a training that is stuck at the loss of guessing.
+
+    This is decided once, after step `stuck_after` + 50, by the mean training loss of the steps `stuck_after` + 1 to
+    `stuck_after` + 50. Every step counts the same, whether it begins an epoch or a log line. A run that was killed
+    remembers the sums in its checkpoint, so that it is decided as if it had not been.
 
     Args:
-        experiment: what is trained.
-        classes: K.
+        guessing: what `loss_of_guessing` returned, not None.
+        classes: K, for the message.
         steps_per_epoch: of the training.
-        stuck_after: steps from which a training counts as stuck. Default: one epoch, and at least 100 steps.
+        stuck_after: steps of the training that do not count. Default: one epoch, and at least 100 steps.
 
-    Returns:
-        A function of a record of metrics.jsonl that raises Diverged.
+    Attributes:
+        callback_steps: steps after which it must be called.
     """
-    guessing = loss_of_guessing(experiment, classes)
-    first_step = stuck_after or max(_MIN_STEPS, steps_per_epoch)
 
-    def watch(record: dict[str, Any]) -> None:
-        # The mean over an epoch passes this number on its way down, so only the means over a few steps count.
-        is_mean_of_steps = (record["split"], record["span"]) == ("train", "steps")
-        if guessing is None or not is_mean_of_steps or record["step"] < first_step:
+    def __init__(self, guessing: float, *, classes: int, steps_per_epoch: int, stuck_after: int | None = None):
+        super().__init__()
+        self.guessing = guessing
+        self.classes = classes
+        self.steps_per_epoch = steps_per_epoch
+        first = stuck_after or max(_MIN_STEPS, steps_per_epoch)
+        self.callback_steps = (first, first + _DECIDING_STEPS)
+        self.epoch_begin = 0
+        self.earlier_epochs = 0.0
+        """Sum of the losses of all steps of the epochs before this one."""
+        self.uncounted = 0.0
+        """Sum of the losses of the steps that do not count."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch_begin = epoch * self.steps_per_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.epoch_begin + batch + 1
+        total = self.earlier_epochs + logs["loss"] * (batch + 1)
+        first, last = self.callback_steps
+        if step == first:
+            self.uncounted = total
+        if step == last:
+            self._decide((total - self.uncounted) / _DECIDING_STEPS)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.earlier_epochs += logs["loss"] * self.steps_per_epoch
+
+    def _decide(self, loss: float) -> None:
+        if abs(loss - self.guessing) > _NEAR_GUESSING * self.guessing:
             return
-        if abs(record["loss"] - guessing) <= _NEAR_GUESSING * guessing:
-            raise Diverged(
-                f"stuck: the training loss is {record['loss']:.3f} after {record['step']:,} steps, within "
-                f"{_NEAR_GUESSING:.0%} of {guessing:.3f}, that of guessing among {classes} classes"
-            )
-
-    return watch
+        first, last = self.callback_steps
+        raise Diverged(
+            f"stuck at guessing; the mean training loss of the steps {first + 1:,} to {last:,} is {loss:.3f}, within "
+            f"{_NEAR_GUESSING:.0%} of {self.guessing:.3f}, that of guessing among {self.classes} classes"
+        )

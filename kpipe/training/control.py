@@ -1,7 +1,7 @@
 """State, cadence and hooks of the training loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Cadence:
         save_seconds: seconds after the last save at which another is due.
         max_chunk_seconds: about how long a chunk of steps may last.
         chunk: steps in a chunk, instead of as many as fit into `max_chunk_seconds`.
+        callback_steps: steps after which the callbacks' `on_train_batch_end` is called in any case.
     """
 
     log_every: int = 50
@@ -59,16 +60,21 @@ class Cadence:
     save_seconds: float = math.inf
     max_chunk_seconds: float = 0.5
     chunk: int | None = None
+    callback_steps: Sequence[int] = ()
 
     def is_save_due(self, step: int, seconds: float) -> bool:
         """Return whether to save at `step`, so many seconds after the last save."""
         return bool(self.save_every and step % self.save_every == 0) or seconds >= self.save_seconds
 
     def chunk_steps(self, step: int, epoch_end: int, seconds_per_step: float) -> int:
-        """Return the steps from `step` to the next log line, save or end of the epoch, or as many as fit in time."""
+        """Return the steps from `step` to the next event, or as many as fit in time.
+
+        An event is a log line, a save, one of `callback_steps`, or the end of the epoch.
+        """
         intervals = [every for every in (self.log_every, self.save_every) if every]
         in_time = self.chunk or steps_within(self.max_chunk_seconds, seconds_per_step)
-        return min(in_time, epoch_end - step, *(every - step % every for every in intervals))
+        asked_for = [wanted - step for wanted in self.callback_steps if wanted > step]
+        return min(in_time, epoch_end - step, *(every - step % every for every in intervals), *asked_for)
 
 
 @dataclass(frozen=True)

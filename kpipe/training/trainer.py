@@ -65,7 +65,8 @@ class Trainer:
             state: where to resume, with the variables of the same moment in the model; None for the start.
             validation: evaluated at the end of each epoch.
             callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
-                a chunk with the true index of the batch, test methods at begin and end of the validation.
+                a chunk with the true index of the batch and the means of the epoch so far, test methods at begin and
+                end of the validation.
             cadence: when to log, to save and to return to Python; None: as `Cadence()`.
             hooks: what to call then; None: nothing.
 

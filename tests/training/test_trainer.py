@@ -107,11 +107,11 @@ class Stopper:
 
 
 class Recorder(keras.callbacks.Callback):
-    """Record each call of Keras, and the names of the logs."""
+    """Record each call of Keras, the names of the logs, and the loss in those of batches."""
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.losses = [], []
 
     def __getattribute__(self, name):
         if name.startswith("on_") and name.endswith(("train_begin", "train_end", "test_begin", "test_end")):
@@ -129,6 +129,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.calls.append(("on_train_batch_end", batch, *sorted(logs)))
+        self.losses.append(logs["loss"])
 
 
 # --- the loop ---------------------------------------------------------------------------------------
@@ -547,6 +548,7 @@ def test_callbacks_are_called_as_under_fit():
     )
     # Ours know the learning rate as well.
     assert [tuple(name for name in call if name != "learning_rate") for call in ours.calls] == theirs.calls
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)  # means of the epoch so far
 
 
 def test_batch_methods_are_called_once_a_chunk_with_the_true_step():
@@ -556,6 +558,12 @@ def test_batch_methods_are_called_once_a_chunk_with_the_true_step():
     begins = [call[1] for call in recorder.calls if call[0] == "on_train_batch_begin"]
     assert begins == [0, 7, 10, 17] * 2
     assert ends == [6, 9, 16, 19] * 2
+
+
+def test_batch_methods_are_called_at_steps_that_are_asked_for():
+    recorder = Recorder()
+    fit(Trainer(make_model()), epochs=2, log_every=1000, chunk=15, callbacks=[recorder], callback_steps=[3, 38])
+    assert [call[1] for call in recorder.calls if call[0] == "on_train_batch_end"] == [2, 17, 19, 14, 17, 19]
 
 
 def test_a_callback_may_stop_within_an_epoch():
