@@ -125,8 +125,8 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     The section `search` of the file says what is tried. Without it, learning rate and optimizer are. Any of it can be
     overridden: kpipe search experiments/vgg16.yaml search.method=hyperband search.space.data.batch_size=[16,32]
 
-    Each trial is a run in tensorboard_logs/<experiment>/search-<id>. The same command resumes an interrupted search
-    and reports a finished one.
+    Each trial is a run in tensorboard_logs_searches/<experiment>/<search>. The same command resumes an interrupted
+    search and reports a finished one.
     """
     announce(_LOADING)
     from kpipe.config.loading import load_search

@@ -40,6 +40,8 @@ _DOCUMENTS = ("readme", "license", "licence", "copying", "authors", "changelog",
 
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
 
+_LOGS = ("tensorboard_logs", "tensorboard_logs_searches")
+
 _ROLES = {
     "train": ("train", "training", "trainset", "trainval"),
     "validation": ("validation", "validate", "val", "valid", "dev", "development", "valset"),
@@ -155,13 +157,13 @@ def normalize_name(name: str) -> str:
 def is_left_out(folder: str) -> bool:
     """Return whether a folder is hidden, belongs to an operating system, or holds runs of kpipe."""
     name = os.path.basename(folder)
-    return name.startswith(".") or name in (*_SYSTEM_FOLDERS, "tensorboard_logs") or _is_run(folder)
+    return name.startswith(".") or name in (*_SYSTEM_FOLDERS, *_LOGS) or _is_run(folder)
 
 
 def _is_run(folder: str) -> bool:
     """Return whether a folder is a run or a search of kpipe."""
-    config, *others = (os.path.join(folder, name) for name in ("config.yaml", "environment.json", "trials"))
-    return os.path.exists(config) and any(map(os.path.exists, others))
+    kinds = (("config.yaml", "environment.json"), ("search.yaml", "trials"))
+    return any(all(os.path.exists(os.path.join(folder, name)) for name in kind) for kind in kinds)
 
 
 class _Folder:

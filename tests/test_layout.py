@@ -199,7 +199,8 @@ def test_what_is_left_out_is_noted(make):
 @pytest.mark.parametrize("entries", [
     ["tensorboard_logs/x/2026-01-01/figures=3"],
     ["my_logs/x/2026-01-01/figures=3", "my_logs/x/2026-01-01/config.yaml", "my_logs/x/2026-01-01/environment.json"],
-    ["my_logs/x/search-1/search.png", "my_logs/x/search-1/config.yaml", "my_logs/x/search-1/trials/0001.json"],
+    ["tensorboard_logs_searches/x/2026-01-01_1234abcd/figures=3"],
+    ["my_searches/x/1/search.png", "my_searches/x/1/search.yaml", "my_searches/x/1/trials/0001.json"],
 ])  # fmt: skip
 def test_own_output_is_never_read(make, entries):
     assert classes_of(find_layout(make("cat=1", "dog=1", *entries))) == {"train": CATS}

@@ -7,6 +7,11 @@ PEAK, NAME = "training.learning_rate.peak", "training.optimizer.name"
 PEAKS = f"search.space.{PEAK}"
 
 
+def searches_of(logs, name="tiny"):
+    """Return the folders of an experiment's searches, the oldest first."""
+    return sorted(path for path in (logs.parent / f"{logs.name}_searches" / name).iterdir() if path.is_dir())
+
+
 def rows_of(path, file="trials.csv"):
     with open(path / file, newline="") as lines:
         return list(csv.DictReader(lines))

@@ -34,7 +34,6 @@ from kpipe.runs.lock import (
     take,
 )
 
-SEARCH = "search-"  # begins the name of a search's folder, which lies among the runs
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 
 
@@ -143,7 +142,7 @@ def open_run(
                 taken = _take_or_clear(at, identity)
             else:
                 taken, note = _find(folder, identity, new)
-            run, lock = taken or _create(at or fresh_path(folder, label=label), identity, note)
+            run, lock = taken or _create(at or fresh_path(folder, label), identity, note)
         try:
             with translate_deletion(run.path):
                 yield run
@@ -183,9 +182,9 @@ def read_status(path: Path) -> str | None:
     return read_json(path / "summary.json").get("status")
 
 
-def fresh_path(folder: Path, prefix: str = "", label: str = "") -> Path:
-    """Return a path named by the time, and by what its run is about, that is not there yet."""
-    stamp = prefix + time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{label}" if label else "")
+def fresh_path(folder: Path, label: str = "") -> Path:
+    """Return a path that is not there yet, named by the time and by what it is about."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{label}" if label else "")
     names = [stamp] + [f"{stamp}_{i:03}" for i in range(2, 1000)]  # sorted by name, as they came
     return next(folder / name for name in names if not (folder / name).exists())
 
@@ -195,7 +194,7 @@ def _find(folder: Path, identity: dict[str, Any], new: bool) -> tuple[tuple[Run,
     notes: list[str] = []
     others: list[tuple[Path, dict[str, Any]]] = []
     text = to_yaml(identity)
-    for path in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(SEARCH)), reverse=True):
+    for path in sorted((p for p in folder.iterdir() if p.is_dir()), reverse=True):
         if (status := read_status(path)) in _OVER:
             # There may be thousands, and to parse a config takes milliseconds.
             if not (new or notes) and _read_text(path / "config.yaml").startswith(text):

@@ -1,4 +1,7 @@
-"""A search on disk: `search-<id>` beside the runs of its experiment, with one run directory per trial."""
+"""A search on disk: `<logs>_searches/<experiment>/<time>_<digest>/`, with one run directory per trial.
+
+Searches lie beside the folder of runs, so that their trials do not fill TensorBoard's list of runs.
+"""
 
 import hashlib
 import json
@@ -8,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from kpipe.config.schema import Experiment
-from kpipe.files import translate_deletion, write_yaml
-from kpipe.runs.directory import SEARCH, fresh_path, read_status, without_machine
-from kpipe.runs.lock import ELSEWHERE, leave, locked_again, locked_folder, take
+from kpipe.files import read_json, translate_deletion, write_yaml
+from kpipe.names import path_shown
+from kpipe.runs.directory import fresh_path, without_machine
+from kpipe.runs.lock import leave, locked_again, locked_folder, take
 
 TRIALS = "trials"
 """The folder of the records of trials."""
+CONFIG, SUMMARY = "search.yaml", "search.json"
+"""The experiment as it was given, and how the search has ended."""
 _SEARCH_LOCK = ".search.lock"  # .lock is the short lock of the runs in a search's folder
 
 
@@ -27,7 +33,7 @@ def open_search(
         logs: the folder of all runs.
         name: of the experiment.
         identity: see `identity_of`.
-        config: what config.yaml is to hold: the experiment as it was given.
+        config: what search.yaml is to hold: the experiment as it was given.
         new: start another search in any case.
 
     Yields:
@@ -36,13 +42,17 @@ def open_search(
     Raises:
         EnvironmentFault: as `open_run`.
     """
-    folder = Path(logs) / name
-    with locked_folder(folder, ELSEWHERE):
+    folder = searches_folder(logs, name)
+    elsewhere = (
+        f" Searches are kept beside the folder of runs, {path_shown(logs)}: give another one with logs=FOLDER or "
+        "KPIPE_LOGS."
+    )
+    with locked_folder(folder, elsewhere):
         path = None if new else find_search(logs, name, identity)
-        path = path or fresh_path(folder, f"{SEARCH}{_digest_of(identity)}_")
+        path = path or fresh_path(folder, _digest_of(identity))
         (path / TRIALS).mkdir(parents=True, exist_ok=True)
         lock = take(path, "search", _SEARCH_LOCK)
-        write_yaml(path / "config.yaml", config)
+        write_yaml(path / CONFIG, config)
     try:
         with translate_deletion(path):
             yield path
@@ -50,6 +60,19 @@ def open_search(
         with locked_again(folder):
             leave(path, _SEARCH_LOCK)
             lock.release()
+
+
+def searches_folder(logs: Path, name: str) -> Path:
+    """Return the folder of all searches of an experiment.
+
+    Args:
+        logs: the folder of all runs.
+        name: of the experiment.
+    """
+    logs = Path(logs)
+    if not logs.name.strip("."):  # . and .. have no name to which something could be added
+        logs = logs.resolve()
+    return logs.parent / f"{logs.name}_searches" / name
 
 
 def identity_of(experiment: Experiment) -> dict[str, Any]:
@@ -66,14 +89,16 @@ def find_search(logs: Path, name: str, identity: dict[str, Any]) -> Path | None:
         identity: see `identity_of`. With another number of trials, or of those that keep their weights, it is still
             the same search.
     """
-    found = (Path(logs) / name).glob(f"{SEARCH}{_digest_of(identity)}_*")
-    return max(found, default=None)
+    return max(searches_folder(logs, name).glob(f"*_{_digest_of(identity)}*"), default=None)
 
 
 def unfinished_searches(folder: Path) -> list[Path]:
-    """Return the searches in an experiment's folder that have not been reported, the newest last."""
-    found = [path for path in folder.glob(f"{SEARCH}*") if read_status(path) != "finished"]
-    return sorted(found, key=lambda path: path.name.partition("_")[2])
+    """Return the searches in a folder that have not been reported, the newest last."""
+    return [path.parent for path in sorted(folder.glob(f"*/{TRIALS}")) if not _is_finished(path.parent)]
+
+
+def _is_finished(path: Path) -> bool:
+    return read_json(path / SUMMARY).get("status") == "finished"
 
 
 def _digest_of(identity: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.files import write_json, write_text
 from kpipe.names import printable, shell_quoted
+from kpipe.search.directory import SUMMARY
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
 from kpipe.search.records import (
@@ -31,7 +32,7 @@ from kpipe.search.records import (
 
 _SHOWN = 10  # trials in the table
 _ENDINGS = ("finished", "stopped", "failed")
-BEST, TRIALS_CSV, GROUPS_CSV, FIGURE, SUMMARY = "best.yaml", "trials.csv", "groups.csv", "search.png", "summary.json"
+BEST, TRIALS_CSV, GROUPS_CSV, FIGURE = "best.yaml", "trials.csv", "groups.csv", "search.png"
 
 
 class Report:
@@ -105,7 +106,7 @@ class Report:
         self._write_best(ended)
 
     def finish(self, records: Mapping[int, Record], *, is_exhausted: bool) -> dict[str, Any]:
-        """Draw the figure, write summary.json and show the result; return what summary.json holds.
+        """Draw the figure, write search.json and show the result; return what search.json holds.
 
         Args:
             records: of all trials.

@@ -93,11 +93,9 @@ class StopIfStuck(keras.callbacks.Callback):
         self.steps_per_epoch = steps_per_epoch
         first = stuck_after or max(_MIN_STEPS, steps_per_epoch)
         self.callback_steps = (first, first + _DECIDING_STEPS)
-        self.epoch_begin = 0
-        self.earlier_epochs = 0.0
-        """Sum of the losses of all steps of the epochs before this one."""
-        self.uncounted = 0.0
-        """Sum of the losses of the steps that do not count."""
+        self.epoch_begin = 0  # steps before this epoch
+        self.earlier_epochs = 0.0  # sum of the losses of these steps
+        self.uncounted = 0.0  # sum of the losses of the steps that do not count
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch_begin = epoch * self.steps_per_epoch

@@ -27,7 +27,7 @@ from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.files import translate_deletion, translate_write_errors
 from kpipe.runs.directory import logs_folder
 from kpipe.runs.interruption import command_again
-from kpipe.search.directory import find_search, identity_of, open_search, unfinished_searches
+from kpipe.search.directory import find_search, identity_of, open_search, searches_folder, unfinished_searches
 from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
 from kpipe.search.records import Record, objective_of, read_records, recover_records
 from kpipe.search.report import Report
@@ -47,7 +47,7 @@ from kpipe.signals import Stop, stop_signals
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Where a finished search is, and what its summary.json holds."""
+    """Where a finished search is, and what its search.json holds."""
 
     path: Path
     summary: dict[str, Any]
@@ -89,7 +89,7 @@ def run_search(
     logs, objective = logs_folder(experiment.logs), objective_of(experiment)
     with (
         stop_signals() as stop,
-        translate_write_errors(logs),
+        translate_write_errors(searches_folder(logs, experiment.name)),
         open_search(logs, experiment.name, identity_of(experiment), config, new=new) as path,
         _translate_interruption(path, stop),
     ):
@@ -221,9 +221,10 @@ def _work(loaded: Loaded, screen: Screen) -> None:
     die_with_launcher()
     experiment = loaded.experiment
     logs, objective = logs_folder(experiment.logs), objective_of(experiment)
-    with stop_signals() as stop, translate_write_errors(logs), translate_protocol_errors():
+    folder = searches_folder(logs, experiment.name)
+    with stop_signals() as stop, translate_write_errors(folder), translate_protocol_errors():
         oracle = make_oracle(experiment.search, objective, experiment.training.epochs, {})
-        tuner = Tuner(oracle, logs / experiment.name)
+        tuner = Tuner(oracle, folder)
         screen.line(f"waiting for the chief at {chief_address()}")
         tuner.oracle.get_space()
         path = _find_chief_search(experiment, logs)
@@ -239,8 +240,8 @@ def _find_chief_search(experiment: Experiment, logs: Path) -> Path:
     path = Path(launched) if launched else find_search(logs, experiment.name, identity_of(experiment))
     if path is None:
         raise EnvironmentFault(
-            f"{logs / experiment.name}: expected the folder of the chief's search, found none of this experiment. "
-            "Workers need the chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS)."
+            f"{searches_folder(logs, experiment.name)}: expected the folder of the chief's search, found none of this "
+            "experiment. Workers need the chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS)."
         )
     return path
 

@@ -1,9 +1,11 @@
 """A run directory has one owner, whatever happens between two starts."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -11,7 +13,7 @@ from filelock import FileLock
 from kpipe.errors import EnvironmentFault
 from kpipe.runs import lock
 from kpipe.runs.directory import open_run, saved_step
-from kpipe.search.directory import find_search, open_search, unfinished_searches
+from kpipe.search.directory import find_search, open_search, searches_folder, unfinished_searches
 
 IDENTITY = {"name": "x", "seed": 0}
 
@@ -271,26 +273,50 @@ SEARCH = IDENTITY | {"search": {"method": "random", "trials": 3, "keep": 3, "spa
 
 
 def test_a_search_is_found_by_what_it_searches(tmp_path):
-    with open_search(tmp_path, "x", SEARCH, {"name": "x"}) as path:
-        pass
-    assert find_search(tmp_path, "x", SEARCH) == path
-    assert find_search(tmp_path, "x", SEARCH | {"search": SEARCH["search"] | {"trials": 9, "keep": 1}}) == path
-    assert find_search(tmp_path, "x", SEARCH | {"search": SEARCH["search"] | {"space": {}}}) is None
-    assert find_search(tmp_path, "x", SEARCH | {"seed": 1}) is None
-    (path / "config.yaml").write_text("{")  # it is found all the same
+    logs = tmp_path / "logs"
+    with open_search(logs, "x", SEARCH, {"name": "x"}) as path:
+        assert {each.name for each in path.iterdir()} == {".owner", ".search.lock", "search.yaml", "trials"}
+    assert path.parent == tmp_path / "logs_searches" / "x"
+    assert re.fullmatch(r"[\d-]{10}_[\d-]{8}_[0-9a-f]{8}", path.name)
+    assert find_search(logs, "x", SEARCH) == path
+    assert find_search(logs, "x", SEARCH | {"search": SEARCH["search"] | {"trials": 9, "keep": 1}}) == path
+    assert find_search(logs, "x", SEARCH | {"search": SEARCH["search"] | {"space": {}}}) is None
+    assert find_search(logs, "x", SEARCH | {"seed": 1}) is None
+    (path / "search.yaml").write_text("{")  # it is found all the same
     for _ in range(3):  # within a second: the newest of them is found
-        with open_search(tmp_path, "x", SEARCH, {}, new=True) as new:
+        with open_search(logs, "x", SEARCH, {}, new=True) as new:
             pass
-        assert find_search(tmp_path, "x", SEARCH) == new != path
-    assert unfinished_searches(tmp_path / "x")[-1] == new
-    (new / "summary.json").write_text('{"status": "finished"}')
-    assert new not in unfinished_searches(tmp_path / "x")
+        assert find_search(logs, "x", SEARCH) == new != path
+    assert unfinished_searches(path.parent)[-1] == new
+    (new / "search.json").write_text('{"status": "finished"}')
+    assert new not in unfinished_searches(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("logs", "folder"), [("runs/", "home/work/runs_searches"), (".", "home/work_searches"), ("..", "home_searches")]
+)
+def test_searches_lie_beside_the_folder_of_runs(tmp_path, monkeypatch, logs, folder):
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home" / "work")
+    assert searches_folder(Path(logs), "x").absolute() == tmp_path / folder / "x"
+
+
+def test_a_folder_of_searches_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "logs_searches").write_text("")
+    said = (
+        f"{tmp_path}/logs_searches/x: cannot be written (Not a directory). Searches are kept beside the folder of "
+        f"runs, {tmp_path}/logs: give another one with logs=FOLDER or KPIPE_LOGS."
+    )
+    with pytest.raises(EnvironmentFault, match=re.escape(said)):
+        with open_search(tmp_path / "logs", "x", SEARCH, {}):
+            pass
 
 
 def test_a_search_has_one_owner(tmp_path):
-    with open_search(tmp_path, "x", SEARCH, {}):
+    logs = tmp_path / "logs"
+    with open_search(logs, "x", SEARCH, {}):
         with pytest.raises(EnvironmentFault, match=r"this search is still running \(process \d+ on "):
-            with open_search(tmp_path, "x", SEARCH, {}):
+            with open_search(logs, "x", SEARCH, {}):
                 pass
-        with open_search(tmp_path, "x", SEARCH, {}, new=True):
+        with open_search(logs, "x", SEARCH, {}, new=True):
             pass

@@ -39,7 +39,8 @@ def test_a_path_is_expanded(door, tmp_path, monkeypatch):
     for name in ("HOME", "PLACE"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
+    for name in ("file", "file_searches"):  # searches lie beside the folder of runs
+        (tmp_path / name).write_text("")
     for text in ("~/file", "$PLACE/file", "file"):
         (code, _, err), where = door(text)
         shown = text if (text, where) == ("file", "EXPERIMENT.yaml") else str(tmp_path / "file")

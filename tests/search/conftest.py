@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from tiny_searches import score
+from tiny_searches import score, searches_of
 
 from kpipe.files import write_json, write_yaml
 
@@ -14,7 +14,7 @@ def search(logs):
     """The folder of the only search."""
 
     def search(name="tiny"):
-        [path] = (logs / name).glob("search-*")
+        [path] = searches_of(logs, name)
         return path
 
     return search

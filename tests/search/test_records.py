@@ -23,7 +23,7 @@ def test_damaged_records_are_found_again(kpipe, experiment, search, trained, dam
         text = path.read_text()
         new = {"cut": text[: len(text) // 2], "another format": text.replace('"format": 1', '"format": 99')}
         path.unlink() if damage == "gone" else path.write_text(new.get(damage, "[]"))
-    for name in ("summary.json", "trials.csv", "config.yaml", "best.yaml"):
+    for name in ("search.json", "trials.csv", "search.yaml", "best.yaml"):
         (search() / name).write_text("{")
     done = len(trained)
     code, out, _ = kpipe(*command)

@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 import yaml
 from tensorboard.plugins.hparams import plugin_data_pb2
-from tiny_runs import TINY, assert_same_run, records_of
-from tiny_searches import NAME, PEAK, PEAKS, rows_of
+from tiny_runs import TINY, assert_same_run, only_run, records_of
+from tiny_searches import NAME, PEAK, PEAKS, rows_of, searches_of
 
 from kpipe.config.loading import load_search
 from kpipe.errors import DataError
@@ -43,7 +43,7 @@ def test_a_search_from_file_to_best(kpipe, experiment, logs, search):
     scores = [float(row["score"]) for row in rows if row["score"]]
     assert scores == sorted(scores, reverse=True)
     assert {row["status"] for row in rows} == {"finished", "failed"}
-    summary = json.loads((path / "summary.json").read_text())
+    summary = json.loads((path / "search.json").read_text())
     assert (summary["status"], summary["trials"], summary["best"]["trial"]) == ("finished", 4, int(rows[0]["trial"]))
 
     # A trial is an ordinary run, without figures and without the test split.
@@ -59,7 +59,7 @@ def test_a_search_from_file_to_best(kpipe, experiment, logs, search):
     # best.yaml reproduces the score, and the same weights.
     code, out, err = kpipe("run", str(path / "best.yaml"))
     assert (code, err) == (0, "")
-    [again] = [each for each in (logs / "tiny").iterdir() if each.is_dir() and each != path]
+    again = only_run(logs)
     assert json.loads((again / "summary.json").read_text())["validation"]["accuracy"] == float(rows[0]["score"])
     weights = [keras.models.load_model(each / "model.keras").get_weights() for each in (run, again)]
     assert all(a.tobytes() == b.tobytes() for a, b in zip(*weights, strict=True))
@@ -120,7 +120,7 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     there = search()
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
     assert kpipe(*command)[0] == 0
-    [other] = (tmp_path / "whole" / "tiny").glob("search-*")
+    [other] = searches_of(tmp_path / "whole")
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(path)] for path in (there, other)]
     assert timeless[0] == timeless[1]
     assert len(timeless[0]) == 5  # 2 for one epoch, of which 1 is promoted; 2 in full
@@ -146,7 +146,7 @@ def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
     def strike():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for owner in logs.glob("tiny/search-*/0*/.owner"):
+            for owner in logs.parent.glob("logs_searches/tiny/*/0*/.owner"):
                 if (owner.parent / "metrics.jsonl").exists():
                     os.kill(json.loads(owner.read_text())["pid"], signal.SIGKILL)
                     return
@@ -168,7 +168,7 @@ def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
     assert not [name for name in os.environ if name.startswith("KERASTUNER")]
     # The workers have computed what one process computes.
     code, out, _ = kpipe(*command, "--new")
-    one, other = (rows_of(each) for each in sorted((logs / "tiny").glob("search-*")))
+    one, other = (rows_of(each) for each in searches_of(logs))
     assert [(r["trial"], r["score"]) for r in one] == [(r["trial"], r["score"]) for r in other]
 
 
@@ -196,7 +196,7 @@ def test_the_same_command_reports_a_finished_search_and_more_trials_extend_it(kp
     assert (len(trained), len(rows_of(search()))) == (5, 5)
     assert kpipe("search", experiment, "search.trials=3", "--new")[0] == 0
     assert kpipe("search", experiment, "search.seed=1", "search.trials=3")[0] == 0
-    assert (len(trained), len([*(logs / "tiny").glob("search-*")])) == (11, 3)
+    assert (len(trained), len(searches_of(logs))) == (11, 3)
 
 
 def test_another_search_that_is_unfinished_is_named(kpipe, experiment, search, trained):

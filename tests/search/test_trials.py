@@ -103,7 +103,7 @@ def test_trials_that_cannot_work_fail_and_the_search_goes_on(kpipe, experiment, 
     assert all(rows[n]["score"] == rows[n]["rank"] == "" for n in "123")
     assert "(the loss became nan at step 3)" in out and "(out of memory with 512)" in out
     assert "5 trials (2 finished, 3 failed)" in out
-    assert json.loads((search() / "summary.json").read_text())["best"]["trial"] in (4, 5)
+    assert json.loads((search() / "search.json").read_text())["best"]["trial"] in (4, 5)
 
 
 def test_a_programming_error_ends_the_search_with_its_traceback(kpipe, experiment, search, trained):
@@ -146,12 +146,12 @@ def test_a_search_without_one_score(kpipe, experiment, search, trained):
 
 
 @pytest.mark.parametrize("moment", ["its data are read", "it is trained", "another has ended"])
-def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search, trained, logs, monkeypatch, moment):
+def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search, trained, monkeypatch, moment):
     deleted, real = [], trials.load_splits
 
     def delete(*arguments, **options):
         deleted.append(search())
-        shutil.rmtree(logs)
+        shutil.rmtree(search().parent)
 
     if moment == "its data are read":
         monkeypatch.setattr("kpipe.search.trials.load_splits", lambda *a, **o: delete() or real(*a, **o))
@@ -159,7 +159,7 @@ def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search
     code, _, err = kpipe("search", experiment, "search.trials=3")
     said = "this folder has been deleted or moved while kpipe was writing to it, so nothing can be saved any more. "
     assert (code, err) == (5, f"{deleted[0]}: {said}Give the same command again to start anew.\n")
-    assert not logs.exists()
+    assert not deleted[0].parent.exists()
 
 
 def test_records_that_are_deleted_under_a_search_are_named(kpipe, experiment, search, trained):

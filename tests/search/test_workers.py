@@ -55,8 +55,8 @@ def test_a_worker_of_another_experiment(kpipe, experiment, as_worker, logs):
     code, out, err = kpipe("search", experiment)
     assert (code, out) == (5, "waiting for the chief at 127.0.0.1:8000\n")
     assert err == (
-        f"{logs / 'tiny'}: expected the folder of the chief's search, found none of this experiment. Workers need the "
-        "chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS).\n"
+        f"{logs}_searches/tiny: expected the folder of the chief's search, found none of this experiment. Workers need "
+        "the chief's experiment, and its folder of logs on a shared disk (KPIPE_LOGS).\n"
     )
 
 
