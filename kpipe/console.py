@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -172,6 +173,19 @@ class Screen:
         """Print one line of plain text, in which neither [bold] nor :cat: means more than it says."""
         self._keep(text)
         self._print(text, style)
+
+    def prose(self, text: str, indent: int = 0) -> None:
+        """Print text that a terminal breaks between words only; paths and commands, which people copy, get a `line`.
+
+        Args:
+            text: one paragraph.
+            indent: spaces in front of all lines but the first.
+        """
+        width = self.console.width if self.console.is_terminal else max(len(text), 1)
+        for line in textwrap.wrap(
+            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        ):
+            self.line(line)
 
     def header(self, title: str, rows: dict[str, str], notes: Iterable[str] = ()) -> None:
         """Print a title and below it rows of a name and a value, then notes."""

@@ -113,3 +113,17 @@ def test_a_budget_bounds_the_time_that_is_left(clock):
 )
 def test_times_are_said_as_a_clock_shows_them(seconds, said):
     assert describe_time(seconds) == said
+
+
+def test_prose_is_broken_between_words_on_a_terminal_alone():
+    def shown(is_terminal):
+        screen = Screen(Console(file=io.StringIO(), force_terminal=is_terminal, width=30, color_system=None))
+        screen.prose("  note: a long-winded remark, and a/path/that/is/longer/than/the/screen", indent=8)
+        return screen.console.file.getvalue().splitlines()
+
+    assert shown(True) == [
+        "  note: a long-winded remark,",
+        "        and",
+        "        a/path/that/is/longer/than/the/screen",
+    ]
+    assert shown(False) == ["  note: a long-winded remark, and a/path/that/is/longer/than/the/screen"]

@@ -169,9 +169,10 @@ def write_trials(path: Path, records: Iterable[Record], objective: str, keys: li
             "run": record.run(),
         }
         | {key: to_scalar(record.values[key]) for key in keys if key in record.values}
+        | {"message": printable(record.message or "")}
         for place, record in [*enumerate(order, 1), *(("", record) for record in rest)]
     ]
-    columns = ["rank", "trial", "status", "score", "epochs", "seconds", "run", *keys]
+    columns = ["rank", "trial", "status", "score", "epochs", "seconds", "run", *keys, "message"]
     _write_csv(path, columns, rows)
 
 
@@ -198,3 +199,10 @@ def to_scalar(value: Any) -> bool | int | float | str:
     if isinstance(value, str):
         return printable(value)
     return value if isinstance(value, bool | int | float) else json.dumps(value)
+
+
+def show_value(value: Any) -> str:
+    """Return a value of a key as tables and figures show it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(value) if isinstance(value, str) else json.dumps(value).replace('"', "")

@@ -1,12 +1,13 @@
 """The report of a search: a table while it runs, files for other programs, TensorBoard, and a figure."""
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group as Stack
+from rich.console import RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,23 +17,26 @@ from kpipe.config.schema import Experiment
 from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted
 from kpipe.files import write_json, write_text
-from kpipe.names import printable, shell_quoted
+from kpipe.names import shell_quoted
+from kpipe.search.coverage import count_rare_values, searched_keys
 from kpipe.search.directory import SUMMARY
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
+from kpipe.search.ranking import first_sentence, groups_table, trials_table
 from kpipe.search.records import (
-    Group,
     Record,
     group_over_seeds,
     objective_of,
     rank,
+    show_value,
     write_groups,
     write_trials,
 )
 
-_SHOWN = 10  # trials in the table
+_MOST_VALUES = 8  # that are listed as rarely tried
 _ENDINGS = ("finished", "stopped", "failed")
-BEST, TRIALS_CSV, GROUPS_CSV, FIGURE = "best.yaml", "trials.csv", "groups.csv", "search.png"
+BEST, TRIALS_CSV, GROUPS_CSV = "best.yaml", "trials.csv", "groups.csv"
+FIGURE, KEYS_FIGURE = "search.png", "search_keys.png"
 
 
 class Report:
@@ -74,10 +78,9 @@ class Report:
             finally:
                 self._live = None
 
-    def __rich__(self) -> Table:
-        table = self._table(rank(self._records.values(), self._objective))
-        table.caption, table.caption_justify = self._progress(), "left"
-        return table
+    def __rich__(self) -> RenderableType:
+        # Where the terminal is too low for the table, its end is left out.
+        return Stack(Text(self._progress()), self._table(self._records.values()))
 
     def epoch(self, number: int, execution: int, epoch: int, logs: Mapping[str, float]) -> None:
         """Show that a trial has ended an epoch."""
@@ -99,14 +102,18 @@ class Report:
         path, ended = self._folder, [record for record in records.values() if record.has_ended]
         write_trials(path / TRIALS_CSV, records.values(), self._objective, self._keys)
         if _have_repetitions(self._keys, ended):
-            write_groups(path / GROUPS_CSV, group_over_seeds(ended, self._objective), self._keys_but_seed)
+            write_groups(
+                path / GROUPS_CSV,
+                group_over_seeds(ended, self._objective),
+                [key for key in self._keys if key != "seed"],
+            )
         write_space(path, self._dimensions, self._objective)
         for record in ended:
             write_session(path, record)
         self._write_best(ended)
 
     def finish(self, records: Mapping[int, Record], *, is_exhausted: bool) -> dict[str, Any]:
-        """Draw the figure, write search.json and show the result; return what search.json holds.
+        """Draw the figures, write search.json and show the result; return what search.json holds.
 
         Args:
             records: of all trials.
@@ -114,13 +121,9 @@ class Report:
         """
         self.write(records)
         order = sorted((r for r in records.values() if r.has_ended), key=lambda r: r.ended or 0)
-        scores = [record.score if record.has_score else None for record in order]
         times = _times(order, records)
-        undrawn: list[str] = []
-        with figures.noting_failures(undrawn, self._folder, FIGURE):
-            figure = figures.draw_search(scores, times, objective=self._objective)
-            figures.save_figure(figure, self._folder / FIGURE)
         best = rank(order, self._objective)
+        undrawn = self._draw(order, times, best[0] if best else None)
         counts = {status: sum(record.status == status for record in order) for status in _ENDINGS}
         summary = {
             "status": "finished",
@@ -134,6 +137,19 @@ class Report:
         remove_unfinished(self._folder)
         self._show_result(best, order, summary, is_exhausted, undrawn)
         return summary
+
+    def _draw(self, order: Sequence[Record], times: Sequence[float], best: Record | None) -> list[str]:
+        """Save the figures; return lines about those that cannot be drawn."""
+        undrawn: list[str] = []
+        scores = [record.score if record.has_score else None for record in order]
+        with figures.noting_failures(undrawn, self._folder, FIGURE, KEYS_FIGURE):
+            figure = figures.draw_search(scores, times, objective=self._objective)
+            figures.save_figure(figure, self._folder / FIGURE)
+            keys = searched_keys(self._dimensions, order, self._names)
+            place = order.index(best) if best else None
+            figure = figures.draw_search_keys(keys, scores, objective=self._objective, best=place)
+            figures.save_figure(figure, self._folder / KEYS_FIGURE)
+        return undrawn
 
     # --- on the screen ----------------------------------------------------------------------------------------------
 
@@ -159,50 +175,14 @@ class Report:
         return f"about {_duration(seconds)} left"
 
     def _line(self, record: Record) -> str:
-        values = "  ".join(f"{self._names[key]} {_shown(value)}" for key, value in record.values.items())
+        values = "  ".join(f"{self._names[key]} {show_value(value)}" for key, value in record.values.items())
         result = f"{self._objective} {record.score:.4f}" if record.has_score else record.status
         best = rank(self._records.values(), self._objective)[:1] == [record]
         epochs = counted(record.epochs, "epoch")
         text = f"trial {record.number} of {self._total}  {result}  {values}  {epochs}  {record.seconds:.1f} s"
         text += f"  (from trial {record.parent})" if record.parent else ""
         ending = "  best" if best else "  stopped" if record.status == "stopped" else ""
-        return text + ending + (f"  ({_first_sentence(record.message)})" if record.message else "")
-
-    @property
-    def _keys_but_seed(self) -> list[str]:
-        return [key for key in self._keys if key != "seed"]
-
-    def _table(self, order: Sequence[Record]) -> Table:
-        rows = [
-            ((f"{record.number}", f"{record.score:.4f}"), record.values, (f"{record.epochs}", f"{record.seconds:.1f}"))
-            for record in order[:_SHOWN]
-        ]
-        return self._ranking(("trial", self._objective), self._keys, ("epochs", "s"), rows)
-
-    def _group_table(self, groups: Sequence[Group]) -> Table:
-        rows = [
-            ((f"{group.mean:.4f}", f"{group.std:.4f}", f"{len(group.scores)}"), group.values, ())
-            for group in groups[:_SHOWN]
-        ]
-        columns = (f"mean {self._objective}", "std", "trainings")
-        return self._ranking(columns, self._keys_but_seed, (), rows)
-
-    def _ranking(
-        self, before: Sequence[str], keys: Sequence[str], after: Sequence[str], rows: Sequence[tuple]
-    ) -> Table:
-        """Make a table of rows (numbers, values by key, numbers), the best first."""
-        table = Table(show_edge=False, box=None, header_style="bold")
-        for column in ("rank", *before):
-            table.add_column(column, justify="right", no_wrap=True)
-        for key in keys:
-            table.add_column(self._names[key], overflow="fold")
-        for column in after:
-            table.add_column(column, justify="right", no_wrap=True)
-        for place, (first, values, last) in enumerate(rows, 1):
-            # As Text, in which rich does not read brackets as markup.
-            cells = (Text(_shown(values[key]) if key in values else "") for key in keys)
-            table.add_row(f"{place}", *first, *cells, *last)
-        return table
+        return text + ending + (f"  ({first_sentence(record.message)})" if record.message else "")
 
     def _show_result(
         self,
@@ -212,34 +192,57 @@ class Report:
         is_exhausted: bool,
         undrawn: Sequence[str],
     ) -> None:
-        line, path = self._screen.line, self._folder
+        line, prose, path = self._screen.line, self._screen.prose, self._folder
         if best:
-            self._screen.console.print(self._table(best))
+            self._screen.console.print(self._table(order))
         if _have_repetitions(self._keys, order):
             line("")
-            self._screen.console.print(self._group_table(group_over_seeds(order, self._objective)))
+            self._screen.console.print(self._group_table(order))
         line("")
         said = ", ".join(f"{summary[status]} {status}" for status in _ENDINGS if summary[status])
-        line(f"{counted(len(order), 'trial')} ({said}) in {_duration(summary['seconds'])} of training")
+        prose(f"{counted(len(order), 'trial')} ({said}) in {_duration(summary['seconds'])} of training")
         if is_exhausted:
-            line("The space has no more combinations; all have been tried")
+            prose("The space has no more combinations; all have been tried")
+        if rare := self._rarely_tried(order):
+            prose(f"Rarely tried: {rare}")
         if len(order) < self._total:
             left = counted(self._total - len(order), "trial")
-            line(f"{left} could not resume another: too few of the others have a score")
+            prose(f"{left} could not resume another: too few of the others have a score")
         if not best:
             for message in dict.fromkeys(record.message for record in order):
-                numbers = ", ".join(str(record.number) for record in order if record.message == message)
-                line(f"  trial {numbers}: {message}")
+                numbers = [str(record.number) for record in order if record.message == message]
+                prose(f"  {'trial' if len(numbers) == 1 else 'trials'} {', '.join(numbers)}: {message}", indent=4)
         else:
             remark = self._remark(best[0])
-            line(
+            prose(
                 f"Best: trial {best[0].number}, {self._objective} {best[0].score:.4f}{'; ' + remark if remark else ''}"
             )
-            line(f"Train it: kpipe run {shell_quoted(str(path / BEST))}")
-        line(f"All trials: {path / TRIALS_CSV}" + ("" if undrawn else f"; {path / FIGURE}"))
+            line("Train it:")
+            line(f"  kpipe run {shell_quoted(str(path / BEST))}")
+        drawn = "" if undrawn else f", and drawn in {FIGURE} and {KEYS_FIGURE}"
+        line(f"All trials{drawn}:")
+        line(f"  {path / TRIALS_CSV}")
         for failure in undrawn:
-            line(f"note: {failure}")
-        line(f"Curves and HParams: tensorboard --logdir {shell_quoted(str(path))}")
+            prose(f"note: {failure}")
+        line("Curves and HParams:")
+        line(f"  tensorboard --logdir {shell_quoted(str(path))}")
+
+    def _table(self, records: Iterable[Record]) -> Table:
+        return trials_table(records, self._objective, self._names, self._screen.console)
+
+    def _group_table(self, ended: Iterable[Record]) -> Table:
+        names = {key: name for key, name in self._names.items() if key != "seed"}
+        groups = group_over_seeds(ended, self._objective)
+        return groups_table(groups, self._objective, names, self._screen.console)
+
+    def _rarely_tried(self, ended: Sequence[Record]) -> str:
+        """Return the values of choices that at most one trial has had, and how often; empty where there are none."""
+        found = [
+            f"{self._names[key]} {value} ({'once' if count else 'never'})"
+            for (key, value), count in count_rare_values(self._dimensions, ended).items()
+        ]
+        more = len(found) - _MOST_VALUES
+        return ", ".join(found[:_MOST_VALUES]) + (f" and {more:,} more" if more > 0 else "")
 
     def _remark(self, best: Record) -> str:
         """Return what to know before training best.yaml; empty where that reproduces the score."""
@@ -293,16 +296,6 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         ends = (".".join(words[-length:]) for length in lengths)
         names[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return names
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return printable(value) if isinstance(value, str) else json.dumps(value).replace('"', "")
-
-
-def _first_sentence(message: str) -> str:
-    return message.splitlines()[0].split("; ")[0].split(". ")[0].removesuffix(".")
 
 
 def _duration(seconds: float) -> str:

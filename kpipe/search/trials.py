@@ -173,7 +173,9 @@ class TrialRunner:
     def _make_stuck_rule(self, experiment: Experiment, splits: data.Splits) -> StopIfStuck | None:
         classes = len(splits.class_names)
         guessing = loss_of_guessing(experiment, classes)
-        return guessing and StopIfStuck(
+        if not guessing:
+            return None
+        return StopIfStuck(
             guessing,
             classes=classes,
             steps_per_epoch=len(splits.train) // experiment.data.batch_size,

@@ -96,9 +96,8 @@ def run_search(
         before, lost = recover_records(path)
         oracle = make_oracle(experiment.search, objective, experiment.training.epochs, before)
         workers = max(1, min(workers, oracle.total - len(before)))
-        screen.header(f"kpipe search: {experiment.name}", _describe(experiment, path, oracle.total, before, workers))
-        for note in _notes(loaded, path, before, lost):
-            screen.line(f"  note: {note}")
+        _show_header(screen, experiment, path, oracle.total, before, workers)
+        _show_notes(screen, loaded, path, before, lost)
         report = Report(path, experiment, total=oracle.total, screen=screen)
         update = _make_update(experiment, path, oracle, report)
         with report.watching(before), _keras_tuner_silenced():
@@ -146,9 +145,12 @@ def _finish(
     summary = report.finish(records, is_exhausted=oracle.total < (oracle.requested or 0))
     if before and sum(record.has_ended for record in before.values()) == len(records):
         extended = ", a larger search.trials extends it" if hasattr(experiment.search, "trials") else ""
-        screen.line(f"This search was finished before{extended}; --new starts another")
+        screen.prose(f"This search was finished before{extended}; --new starts another")
     if summary["best"] is None:
-        raise Diverged(f"{path}: none of {summary['trials']} trials has a score; see the reasons above")
+        raise Diverged(
+            f"{path}: expected a trial with a score, got none in {counted(summary['trials'], 'trial')}; see the "
+            "reasons above"
+        )
     return SearchResult(path, summary)
 
 
@@ -246,32 +248,36 @@ def _find_chief_search(experiment: Experiment, logs: Path) -> Path:
     return path
 
 
-def _describe(
-    experiment: Experiment, path: Path, total: int, before: Mapping[int, Record], workers: int
-) -> dict[str, str]:
-    """Return the rows of the header, by name."""
-    done = [record for record in before.values() if record.has_ended]
-    begun = [str(record.number) for record in before.values() if not record.has_ended]
-    resumed = f", resumed after {counted(len(done), 'trial')}" if before else ""
-    resumed += f"; {', '.join(begun)} begun" if begun else ""
+def _show_header(
+    screen: Screen, experiment: Experiment, path: Path, total: int, before: Mapping[int, Record], workers: int
+) -> None:
     search = experiment.search
     epochs = f"{'at most ' if search.method == 'hyperband' else ''}{counted(experiment.training.epochs, 'epoch')}"
-    return {
+    rows = {
         "search": f"{search.method}, {counted(total, 'trial')} of {epochs}, by {objective_of(experiment)}"
         + (f", {workers} workers" if workers > 1 else ""),
         "space": ", ".join(keys_of(search)),
-        "folder": f"{path}{resumed}",
     }
+    if before:
+        begun = [str(record.number) for record in before.values() if not record.has_ended]
+        rows["resumed"] = f"after {counted(len(before) - len(begun), 'trial')}"
+        rows["resumed"] += f"; begun: {', '.join(begun)}" if begun else ""
+    screen.header(f"kpipe search: {experiment.name}", {"folder": str(path)})
+    for name, text in rows.items():
+        screen.prose(f"  {name:<10} {text}", indent=13)
 
 
-def _notes(loaded: Loaded, path: Path, before: Mapping[int, Record], lost: Sequence[int]) -> Iterator[str]:
-    """Yield what the user should know before the first trial."""
-    yield from loaded.notes
+def _show_notes(screen: Screen, loaded: Loaded, path: Path, before: Mapping[int, Record], lost: Sequence[int]) -> None:
+    """Show what the user should know before the first trial."""
+    for note in loaded.notes:
+        screen.prose(f"  note: {note}", indent=8)
     if lost:
         numbers = ", ".join(map(str, lost))
-        yield f"a record is lost or damaged; these trials are looked up in their runs again: {numbers}"
+        note = f"a record is lost or damaged; these trials are looked up in their runs again: {numbers}"
+        screen.prose(f"  note: {note}", indent=8)
     if not before and (others := [other for other in unfinished_searches(path.parent) if other != path]):
-        yield f"{others[-1]} is unfinished; it has another space or another experiment"
+        screen.prose("  note: another search is unfinished; it has another space or another experiment:", indent=8)
+        screen.line(f"        {others[-1]}")
 
 
 @contextlib.contextmanager

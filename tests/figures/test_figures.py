@@ -1,3 +1,4 @@
+import itertools
 import math
 import struct
 
@@ -125,9 +126,74 @@ def test_the_best_loss_is_the_smallest_and_a_hopeless_trial_presses_nothing_toge
     assert trials.get_ylim()[1] < 1.1
 
 
+@pytest.mark.parametrize(("objective", "edge"), [("val_accuracy", 0), ("val_loss", 1)])
+def test_failed_trials_are_crosses_at_the_worse_edge(objective, edge):
+    trials, seconds = figures.draw_search([0.5, None, 0.4, None], [10, 20, 30, 40], objective=objective).axes
+    assert drawn_lines(trials)["a failed trial"] == [[2, edge], [4, edge]]
+    assert drawn_lines(seconds)["a failed trial"] == [[20, edge], [40, edge]]
+    [cross] = [line for line in trials.get_lines() if line.get_label() == "a failed trial"]
+    assert (cross.get_marker(), cross.get_transform()) == ("x", trials.get_xaxis_transform())
+    assert "a failed trial" in [text.get_text() for text in trials.figure.legends[0].get_texts()]
+
+
 @pytest.mark.parametrize("scores", [[], [None], [None, None], [0.5], [0.5, 0.5]])
 def test_searches_are_saved(tmp_path, scores):
     assert_saved(figures.draw_search(scores, [0.0] * len(scores), objective="val_accuracy"), tmp_path)
+
+
+PEAK = figures.SearchedKey("learning_rate.peak", [0.1, 0.01, 0.3, 0.02], is_log=True)
+OPTIMIZER = figures.SearchedKey("optimizer.name", ["sgd", "adam", "sgd", "adam"], ["sgd", "rmsprop", "adam"])
+MOMENTUM = figures.SearchedKey("optimizer.momentum", [0.5, None, 0.9, None])
+
+
+def test_scores_are_drawn_against_each_key():
+    figure = figures.draw_search_keys(
+        [PEAK, OPTIMIZER, MOMENTUM], [0.5, 0.7, None, 0.8], objective="val_accuracy", best=3
+    )
+    peak, optimizer, momentum = figure.axes
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "learning_rate.peak",
+        "optimizer.name",
+        "optimizer.momentum",
+    ]
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    assert drawn_lines(peak) == {
+        "a trial": [[0.1, 0.5], [0.01, 0.7], [0.3, nan], [0.02, 0.8]],
+        "a failed trial": [[0.3, 0]],
+        "the best trial": [[0.02, 0.8]],
+    }
+    assert [tick.get_text() for tick in optimizer.get_xticklabels()] == ["sgd", "rmsprop", "adam"]
+    assert {tick.get_rotation() for tick in optimizer.get_xticklabels()} == {0}
+    places = [x for x, _ in drawn_lines(optimizer)["a trial"]]
+    assert [round(x) for x in places] == [0, 2, 0, 2] and len(set(places)) == 4
+    # A key is drawn with the trials to which it applies.
+    assert drawn_lines(momentum)["a trial"] == [[0.5, 0.5], [nan, 0.7], [0.9, nan], [nan, 0.8]]
+
+
+def test_a_key_that_applies_to_no_trial_and_more_keys_than_fit_are_left_out():
+    unused = figures.SearchedKey("unused", [None] * 4)
+    figure = figures.draw_search_keys([unused, *[PEAK] * 14], [0.5] * 4, objective="val_loss")
+    assert [axes.get_title("left") for axes in figure.axes] == ["learning_rate.peak"] * 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_long_names_of_choices_are_horizontal_and_do_not_overlap(tmp_path, count):
+    names = [f"[translate, {{cutout: {{size: {size}}}}}, {'x' * 30}]" for size in range(8)]
+    choices = figures.SearchedKey("data.augment", names[:4], names)
+    figure = figures.draw_search_keys([PEAK] * (count - 1) + [choices], [0.5] * 4, objective="val_accuracy")
+    figure.draw_without_rendering()
+    boxes = [tick.get_window_extent() for tick in figure.axes[-1].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert inside.x0 <= outside.x0 and outside.x1 <= inside.x1
+    assert_saved(figure, tmp_path)
+
+
+@pytest.mark.parametrize("scores", [[], [None], [0.5]])
+def test_keys_of_few_trials_are_saved(tmp_path, scores):
+    keys = [figures.SearchedKey("x", ["a"] * len(scores), ["a"]), figures.SearchedKey("y", [0.1] * len(scores))]
+    assert_saved(figures.draw_search_keys(keys, scores, objective="val_loss"), tmp_path)
 
 
 # Confusion matrix.

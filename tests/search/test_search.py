@@ -36,7 +36,7 @@ def test_a_search_from_file_to_best(kpipe, experiment, logs, search):
     )
     assert re.search(r"^trial \d of 4  failed  .*0 epochs  \d\.\d s  \(the loss became nan", out, re.M)
     rows = rows_of(path)
-    assert list(rows[0]) == ["rank", "trial", "status", "score", "epochs", "seconds", "run", PEAK, NAME]
+    assert list(rows[0]) == ["rank", "trial", "status", "score", "epochs", "seconds", "run", PEAK, NAME, "message"]
     assert [row["rank"] for row in rows] == [*map(str, range(1, 1 + sum(r["score"] != "" for r in rows)))] + [
         "" for row in rows if row["score"] == ""
     ]
@@ -116,7 +116,7 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     )
     last = start(*command)
     assert last.wait() == 0, last.err
-    assert re.search(r"resumed after \d trial", last.out)
+    assert re.search(r"^  resumed    after \d trials?; begun: \d$", last.out, re.M)
     there = search()
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
     assert kpipe(*command)[0] == 0
@@ -172,13 +172,6 @@ def test_workers_and_one_that_is_killed(kpipe, experiment, search, logs):
     assert [(r["trial"], r["score"]) for r in one] == [(r["trial"], r["score"]) for r in other]
 
 
-def test_a_run_beside_a_search_does_not_see_it(kpipe, experiment, search, trained, logs):
-    kpipe("search", experiment, "search.trials=2")
-    code, out, _ = kpipe("run", experiment, "training.epochs=1")
-    assert code == 0
-    assert "note" not in out
-
-
 # --- one search or another ------------------------------------------------------------------------------------------
 
 
@@ -187,8 +180,8 @@ def test_the_same_command_reports_a_finished_search_and_more_trials_extend_it(kp
     assert (code, len(trained)) == (0, 3)
     code, again, _ = kpipe("search", experiment, "search.trials=3")
     assert (code, len(trained)) == (0, 3)
-    assert "resumed after 3 trials" in again
-    assert again.splitlines()[-6:-1] == first.splitlines()[-5:]
+    assert "\n  resumed    after 3 trials\n" in again
+    assert again.splitlines()[-9:-1] == first.splitlines()[-8:]
     assert again.splitlines()[-1] == (
         "This search was finished before, a larger search.trials extends it; --new starts another"
     )
@@ -205,7 +198,8 @@ def test_another_search_that_is_unfinished_is_named(kpipe, experiment, search, t
     first = search()
     code, out, _ = kpipe("search", experiment, "search.trials=1", "search.seed=1")
     assert code == 0
-    assert f"  note: {first} is unfinished; it has another space or another experiment\n" in out
+    said = "another search is unfinished; it has another space or another experiment"
+    assert f"  note: {said}:\n        {first}\n" in out
 
 
 def test_two_searches_at_once(kpipe, experiment, trained, logs):

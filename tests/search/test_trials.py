@@ -101,6 +101,8 @@ def test_trials_that_cannot_work_fail_and_the_search_goes_on(kpipe, experiment, 
     rows = {row["trial"]: row for row in rows_of(search())}
     assert [rows[str(n)]["status"] for n in range(1, 6)] == ["failed"] * 3 + ["finished"] * 2
     assert all(rows[n]["score"] == rows[n]["rank"] == "" for n in "123")
+    assert [rows[n]["message"] for n in "345"] == ["vgg11 needs 17 pixels", "", ""]
+    assert re.search(r"^ +3  failed: vgg11 needs 17 pixels +\w+ +[\d.]+ +0  0\.0 ?$", out, re.M)
     assert "(the loss became nan at step 3)" in out and "(out of memory with 512)" in out
     assert "5 trials (2 finished, 3 failed)" in out
     assert json.loads((search() / "search.json").read_text())["best"]["trial"] in (4, 5)
@@ -140,8 +142,8 @@ def test_a_search_without_one_score(kpipe, experiment, search, trained):
     trained.errors = {number: Diverged("the loss became nan at step 3; likely causes: ...") for number in (1, 2)}
     code, out, err = kpipe("search", experiment, "search.trials=2")
     assert code == 4
-    assert err == f"{search()}: none of 2 trials has a score; see the reasons above\n"
-    assert "  trial 1, 2: the loss became nan at step 3; likely causes: ..." in out
+    assert err == f"{search()}: expected a trial with a score, got none in 2 trials; see the reasons above\n"
+    assert "  trials 1, 2: the loss became nan at step 3; likely causes: ..." in out
     assert not (search() / "best.yaml").exists()
 
 

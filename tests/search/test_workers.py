@@ -100,7 +100,7 @@ def test_a_worker_that_comes_too_late_is_not_waited_for(kpipe, experiment, worke
     monkeypatch.setattr("kpipe.search.tuner.Tuner.search", lambda tuner: None)
     worker_says(f"sleep 60; touch {tmp_path}/waited_for")
     code, _, err = kpipe("search", experiment, "--workers", "2")
-    assert (code, "none of 0 trials has a score" in err) == (4, True)
+    assert (code, "expected a trial with a score, got none in 0 trials" in err) == (4, True)
     assert not (tmp_path / "waited_for").exists()
 
 
