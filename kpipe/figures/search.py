@@ -191,9 +191,9 @@ def _split(scores: Sequence[float | None], objective: str) -> _Scores:
     if has_failed.all():
         return _Scores(known, known, so_far, has_failed, objective)
     top = so_far[-1]
-    reach = max(4 * abs(top - np.nanmedian(known)), np.nanmax(np.abs(top - so_far)))
+    reach = max(4 * abs(top - np.nanmedian(known)), np.nanmax(np.abs(top - so_far))) or math.inf
     is_far = np.abs(top - known) > reach
-    edge = top + math.copysign(reach, np.nanmedian(known) - top)
+    edge = top - reach if objective.endswith("accuracy") else top + reach
     return _Scores(np.where(is_far, math.nan, known), np.where(is_far, edge, math.nan), so_far, has_failed, objective)
 
 

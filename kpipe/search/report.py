@@ -219,7 +219,7 @@ class Report:
             )
             line("Train it:")
             line(f"  kpipe run {shell_quoted(str(path / BEST))}")
-        drawn = "" if undrawn else f", and drawn in {FIGURE} and {KEYS_FIGURE}"
+        drawn = "" if undrawn else f", with {FIGURE} and {KEYS_FIGURE} beside them"
         line(f"All trials{drawn}:")
         line(f"  {path / TRIALS_CSV}")
         for failure in undrawn:

@@ -126,6 +126,13 @@ def test_the_best_loss_is_the_smallest_and_a_hopeless_trial_presses_nothing_toge
     assert trials.get_ylim()[1] < 1.1
 
 
+def test_worse_trials_are_at_the_worse_edge_even_where_most_are_the_best():
+    accuracy, _ = figures.draw_search([0.8, 1.0, 1.0, 1.0, 0.3], [1, 2, 3, 4, 5], objective="val_accuracy").axes
+    assert drawn_lines(accuracy)["a trial, worse than drawn"][4] == [5, pytest.approx(0.8)]
+    accuracy, _ = figures.draw_search([1.0, 1.0, 1.0, 0.3], [1, 2, 3, 4], objective="val_accuracy").axes
+    assert drawn_lines(accuracy)["a trial"][3] == [4, 0.3]  # nothing to press together
+
+
 @pytest.mark.parametrize(("objective", "edge"), [("val_accuracy", 0), ("val_loss", 1)])
 def test_failed_trials_are_crosses_at_the_worse_edge(objective, edge):
     trials, seconds = figures.draw_search([0.5, None, 0.4, None], [10, 20, 30, 40], objective=objective).axes

@@ -90,7 +90,7 @@ def test_the_end_says_where_everything_is(make_report, tmp_path):
         "Best: trial 1, val_accuracy 0.5000",
         "Train it:",
         f"  kpipe run {tmp_path}/best.yaml",
-        "All trials, and drawn in search.png and search_keys.png:",
+        "All trials, with search.png and search_keys.png beside them:",
         f"  {tmp_path}/trials.csv",
         "Curves and HParams:",
         f"  tensorboard --logdir {tmp_path}",
