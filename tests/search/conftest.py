@@ -51,7 +51,7 @@ class Trained(list):
         lines, model = [], SimpleNamespace(stop_training=False)
         for epoch in range(options.epochs or experiment.training.epochs):
             logs = {"loss": 1.0, "val_accuracy": accuracy, "val_loss": 1 - accuracy}
-            screen.epoch(epoch + 1, logs, False)
+            screen.epoch(epoch + 1, epoch + 1, logs, False)
             lines.append({"split": "validation", "accuracy": accuracy, "loss": 1 - accuracy})
             for callback in options.callbacks:
                 callback.set_model(model)
