@@ -40,7 +40,7 @@ BROKEN = [
     ("space: {}", "exp.yaml:4: search.space: expected at least one key of the experiment"),
     ("space: lr", "exp.yaml:4: search.space: expected one of learning_rate_and_optimizer, got 'lr'"),
     (space(f"{NAME}: 3"), f"exp.yaml:5: search.space.{NAME}: expected a list of values, or one of {{uniform: [a, b]}}"),
-    (space(f"{NAME}: {{lug: [1, 2]}}"), f"exp.yaml:5: search.space.{NAME}.lug: unknown key, did you mean 'log'?"),
+    (space(f"{NAME}: {{lgo: [1, 2]}}"), f"exp.yaml:5: search.space.{NAME}.lgo: unknown key, did you mean 'log'?"),
     (space("training.optimizr.name: [sgd]"), "unknown key 'optimizr', did you mean 'optimizer'?"),
     (space("model.name.x: [1, 2]"), "search.space.model.name.x: unknown key 'x', model.name has no keys"),
     (space(f"{NAME}: [sgd, adm]"), f"cannot be tried with {{{NAME}: 'adm'}}: {NAME}: unknown name 'adm', did you mean"),
