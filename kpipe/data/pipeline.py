@@ -67,6 +67,7 @@ def make_pipeline(
         ConfigError: the batch is larger than the split or not at least 1, or cannot be divided among the workers; the
             crop is larger than the image, or not the first augmentation.
     """
+    _check_split("make_pipeline", split, "train")
     crop, changes = _separate_crop(augment)
     size = _crop_size(split, crop, image_size)
     drawing = Drawing(
@@ -108,6 +109,7 @@ def make_evaluation_pipeline(
     Raises:
         ConfigError: `batch_size` is not at least 1, or the crop is larger than the image.
     """
+    _check_split("make_evaluation_pipeline", split, "test")
     _check_batch_size(batch_size)
     size = _crop_size(split, center_crop() if ten_crops else None, image_size)
 
@@ -166,6 +168,12 @@ def count_steps_per_epoch(split: Split, batch_size: int) -> int:
             f"data.batch_size: expected at most the {images:,} images of the training split, got {batch_size:,}"
         )
     return images // batch_size
+
+
+def _check_split(function: str, split: Split, example: str) -> None:
+    if not isinstance(split, Split):
+        got = "all of the splits" if isinstance(split, Splits) else type(split).__name__
+        raise ConfigError(f"{function}: expected one split, such as splits.{example}, got {got}")
 
 
 def _check_batch_size(batch_size: int) -> None:
