@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,13 @@ def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
     ("arguments", "message"),
     [
         ({"source": "digit"}, "unknown source 'digit', did you mean 'digits'?"),
+        (
+            {"source": "mnist"},
+            "unknown source 'mnist' (known: digits, synthetic, folder:<path>, tfds:<name>). A set of TensorFlow "
+            "Datasets is written tfds:mnist",
+        ),
+        ({"source": "/photos/pets"}, "unknown source '/photos/pets'. Write folder:/photos/pets"),
+        ({"source": Path("/photos")}, "unknown source '/photos'. Write folder:/photos"),
         ({"source": "digits:8"}, "expected 'digits' alone, got 'digits:8'"),
         ({"source": "folder"}, "expected folder:<path>, got 'folder'"),
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
