@@ -1,8 +1,10 @@
 """The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
 
 import errno
+import itertools
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +14,7 @@ import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import path_shown, printable
+from kpipe.names import path_shown, printable, quoted
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, quiet_streams
 
@@ -132,13 +134,15 @@ def plan(
     NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
     """
     from kpipe.catalog.networks import MODELS
+    from kpipe.config.document import nearest_experiment
     from kpipe.config.loading import load_experiment, load_network
 
     is_network = experiment in MODELS
     if experiment and not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
+        nearest = nearest_experiment(Path(experiment))
         raise ConfigError(
             f"{printable(experiment)}: expected an experiment file or the name of a network"
-            f"{did_you_mean(experiment, MODELS)}"
+            + (f", did you mean {quoted(str(nearest))}?" if nearest else did_you_mean(experiment, MODELS))
         )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
     if not as_json:
@@ -242,6 +246,8 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            _name_override(error, sys.argv[1:] if arguments is None else arguments)
         error.message = _printable_lines(error.message)
         error.show()
         return error.exit_code
@@ -256,6 +262,20 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
         ignore_repetitions()
         click.echo(f"{stop.word}; what was saved before is still there", err=True)
         return stop.exit_code
+
+
+def _name_override(error: click.NoSuchOption, arguments: Sequence[str]) -> None:
+    """Add to the message the override that does what an option such as `--epochs 5` was meant to do."""
+    from kpipe.config.remedies import override_for_option
+
+    if error.ctx is None or all(parameter.name != "overrides" for parameter in error.ctx.command.params):
+        return
+    option = error.option_name
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
+    given += [after for argument, after in itertools.pairwise(arguments) if argument == option]
+    override = override_for_option(option, given[0] if given else None)
+    if override:
+        error.message, error.possibilities = f"{error.message} Write {override}", None
 
 
 def _code_of_lost_output(output: Output) -> int:

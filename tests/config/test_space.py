@@ -42,6 +42,8 @@ BROKEN = [
     (space(f"{NAME}: 3"), f"exp.yaml:5: search.space.{NAME}: expected a list of values, or one of {{uniform: [a, b]}}"),
     (space(f"{NAME}: {{lgo: [1, 2]}}"), f"exp.yaml:5: search.space.{NAME}.lgo: unknown key, did you mean 'log'?"),
     (space("training.optimizr.name: [sgd]"), "unknown key 'optimizr', did you mean 'optimizer'?"),
+    (space("lr: [0.1, 1]"), "search.space.lr: unknown key 'lr', did you mean 'training.learning_rate'?"),
+    (space("optimizer.name: [sgd]"), "unknown key 'optimizer', did you mean 'training.optimizer.name'?"),
     (space("model.name.x: [1, 2]"), "search.space.model.name.x: unknown key 'x', model.name has no keys"),
     (space(f"{NAME}: [sgd, adm]"), f"cannot be tried with {{{NAME}: 'adm'}}: {NAME}: unknown name 'adm', did you mean"),
     (space(f"{NAME}: [sgd, sgd]"), f"exp.yaml:5: search.space.{NAME}: expected each value once, got 'sgd' twice"),
