@@ -293,7 +293,7 @@ def _printable_lines(message: str) -> str:
 
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
     if loaded.dropped:
-        click.echo(f"{mark}note: not applicable with the overrides; dropped from the file: {', '.join(loaded.dropped)}")
+        click.echo(f"{mark}note: the overrides leave these values of the file unused: {', '.join(loaded.dropped)}")
 
 
 def _check_source(loaded: "Loaded") -> None:

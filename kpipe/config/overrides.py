@@ -71,6 +71,7 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
     dropped = list(dict.fromkeys(dropped))
     for keys in dropped:
         del _find(document.data, keys[:-1])[keys[-1]]
+        _forget_origins(document, keys)
     return [dotted(keys) for keys in dropped]
 
 
@@ -164,9 +165,13 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
         elif not isinstance(node[key], dict | list):
             node[key] = {}
         node = node[key]
+    _forget_origins(document, keys)
+    document.origins[keys] = WHERE
+
+
+def _forget_origins(document: Document, keys: Keys) -> None:
     for origin in [k for k in document.origins if k[: len(keys)] == keys]:
         del document.origins[origin]
-    document.origins[keys] = WHERE
 
 
 def _spell_out_choice(data: Any, keys: Keys) -> None:

@@ -206,7 +206,7 @@ def test_a_set_that_is_not_prepared_is_not_downloaded(plan, experiment, tmp_path
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
     out = plan(experiment, "data.source=tfds:mnist")
     assert re.search(r"data       tfds:mnist: is not prepared in \S+; a run would download it\n", out)
-    assert "dropped from the file: data.synthetic" in out
+    assert "note: the overrides leave these values of the file unused: data.synthetic" in out
 
 
 def test_a_terminal_without_blocks_has_no_curve(experiment):

@@ -308,6 +308,7 @@ BAD_OVERRIDES = [
         "training.optimizer.weight_decay=5e-4",
         "expected a section, got 0.0005. Write training.optimizer.weight_decay.value=0.0005",
     ),
+    ("training.epochs=1", "learning_rate.warmup: 2 epochs of warm-up do not fit into 1 epoch of training"),
     ("model=alexnet", "command line: model: expected a section, got 'alexnet'. Write model.name=alexnet"),
     ("training.loss=mse", "got 'mse'. Write training.loss.name=NAME (known: cross_entropy, euclidean, map)"),
     ("training.optimizer=5", "command line: training.optimizer: expected a section, got 5\n"),
@@ -508,6 +509,7 @@ def test_an_option_that_the_new_kind_defines_otherwise_takes_its_default(load):
     loaded = load(text, "training.optimizer.name=adamw")
     assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay")
     assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.004, "kind": "decoupled"}
+    assert re.search(r"weight_decay:\n +value: 0.004 +# default\n +kind: decoupled +# default\n", loaded.describe())
     loaded = load(text, "training.optimizer.name=adamw", "training.optimizer.weight_decay.value=0.2")
     assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay.kind")
     assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.2, "kind": "decoupled"}
