@@ -54,12 +54,13 @@ def describe_size(number: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
-    return f"{number} bytes"
+    return counted(number, "byte")
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 epoch`, `2 epochs`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """Return a number with its noun: `1 epoch`, `2 epochs`, `3 classes`."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
@@ -139,7 +140,7 @@ class Screen:
             yield advance
         seconds = time.monotonic() - start
         if seconds > LONG:
-            self.line(f"{task}: {seen:,} images in {seconds:.0f} s")
+            self.line(f"{task}: {counted(seen, 'image')} in {seconds:.0f} s")
 
     @contextmanager
     def training(self, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Iterator[None]:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from kpipe.assembly import Prepared, load_splits, make_callbacks, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
-from kpipe.console import Screen, describe_counts
+from kpipe.console import Screen, counted, describe_counts
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
@@ -162,8 +162,8 @@ def _show_header(
     screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, notes: Sequence[str | None], *, step: int
 ) -> None:
     config, training, splits = experiment.data, experiment.training, prepared.splits
-    counts = f"{describe_counts(splits.counts)}; {len(splits.class_names)} classes"
-    epochs = f"{training.epochs} epochs of {prepared.steps_per_epoch:,} steps"
+    counts = f"{describe_counts(splits.counts)}; {counted(len(splits.class_names), 'class')}"
+    epochs = f"{counted(training.epochs, 'epoch')} of {counted(prepared.steps_per_epoch, 'step')}"
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
         "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",

@@ -7,6 +7,7 @@ import numpy as np
 
 from kpipe.catalog.data import ImageFacts, parse_background, parse_source
 from kpipe.catalog.rows import check_options
+from kpipe.console import counted
 from kpipe.data.cache import cache_in_memory, cache_on_disk, count_bytes
 from kpipe.data.images import Form
 from kpipe.data.reading import note_unreadable
@@ -188,7 +189,7 @@ class _Cacher:
 
 def _lost_notes(splits: dict[str, Split]) -> list[str]:
     return [
-        f"{split.lost:,} {'record' if split.lost == 1 else 'records'} of {name} {'is' if split.lost == 1 else 'are'} "
+        f"{counted(split.lost, 'record')} of {name} {'is' if split.lost == 1 else 'are'} "
         "lost: its files end too early or are damaged"
         for name, split in splits.items()
         if split.lost

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from kpipe.console import counted
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
 from kpipe.data.order import Drawing
@@ -165,7 +166,8 @@ def count_steps_per_epoch(split: Split, batch_size: int) -> int:
     images = split.images_per_epoch
     if batch_size > images:
         raise ConfigError(
-            f"data.batch_size: expected at most the {images:,} images of the training split, got {batch_size:,}"
+            f"data.batch_size: expected at most the {counted(images, 'image')} of the training split, got "
+            f"{batch_size:,}"
         )
     return images // batch_size
 
@@ -201,7 +203,8 @@ def _crop_size(split: Split, crop: Crop | None, image_size: int | None) -> int |
         return height if crop else None
     if height and not (crop and crop.resamples) and image_size > min(height, width):
         raise ConfigError(
-            f"data.image_size: expected at most the {min(height, width)} pixels of the kept images, got {image_size}"
+            f"data.image_size: expected at most the {counted(min(height, width), 'pixel')} of the kept images, got "
+            f"{image_size}"
         )
     return image_size
 

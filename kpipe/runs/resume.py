@@ -9,6 +9,7 @@ from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, dotted
 from kpipe.config.loading import Loaded, load_experiment
 from kpipe.config.schema import Experiment
+from kpipe.console import counted
 from kpipe.errors import ConfigError
 from kpipe.names import path_shown
 from kpipe.runs.directory import read_status, saved_step
@@ -68,7 +69,7 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
         way = "a larger training.epochs extends it"
         if rate.depends_on_total_steps:
             way = f"its schedule '{rate.schedule}' depends on the number of epochs, so it cannot be extended"
-        raise ConfigError(f"{path_shown(run)}: is finished after {before.training.epochs} epochs; {way}")
+        raise ConfigError(f"{path_shown(run)}: is finished after {counted(before.training.epochs, 'epoch')}; {way}")
 
 
 def _nearest_run(path: str | Path) -> str:
