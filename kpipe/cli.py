@@ -1,9 +1,11 @@
 """The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
 
 import errno
+import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +15,7 @@ import click
 
 from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import path_shown, printable
+from kpipe.names import path_shown, printable, quoted
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, announce, quiet_streams
 
@@ -164,13 +166,15 @@ def plan(
     if not as_json:
         announce(_LOADING)
     from kpipe.catalog.networks import MODELS
+    from kpipe.config.document import nearest_experiment
     from kpipe.config.loading import load_experiment, load_network
 
     is_network = experiment in MODELS
     if experiment and not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
+        nearest = nearest_experiment(Path(experiment))
         raise ConfigError(
             f"{printable(experiment)}: expected an experiment file or the name of a network"
-            f"{did_you_mean(experiment, MODELS)}"
+            + (f", did you mean {quoted(str(nearest))}?" if nearest else did_you_mean(experiment, MODELS))
         )
     loaded = load_network(experiment, image_size, overrides) if is_network else load_experiment(experiment, overrides)
     if not as_json:
@@ -278,6 +282,8 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
         return done.exit_code
     except click.ClickException as error:
         announce("")
+        if isinstance(error, click.NoSuchOption):
+            _name_override(error, sys.argv[1:] if arguments is None else arguments)
         error.message = _printable_lines(error.message)
         error.show()
         return error.exit_code
@@ -294,6 +300,20 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
         ignore_repetitions()
         click.echo(f"{stop.word}; what was saved before is still there", err=True)
         return stop.exit_code
+
+
+def _name_override(error: click.NoSuchOption, arguments: Sequence[str]) -> None:
+    """Add to the message the override that does what an option such as `--epochs 5` was meant to do."""
+    from kpipe.config.remedies import override_for_option
+
+    if error.ctx is None or all(parameter.name != "overrides" for parameter in error.ctx.command.params):
+        return
+    option = error.option_name
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
+    given += [after for argument, after in itertools.pairwise(arguments) if argument == option]
+    override = override_for_option(option, given[0] if given else None)
+    if override:
+        error.message, error.possibilities = f"{error.message} Write {override}", None
 
 
 def _code_of_lost_output(output: Output) -> int:
@@ -321,7 +341,7 @@ def _label_of(overrides: Sequence[str]) -> str:
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
     if loaded.dropped:
         announce("")
-        click.echo(f"{mark}note: not applicable with the overrides; dropped from the file: {', '.join(loaded.dropped)}")
+        click.echo(f"{mark}note: the overrides leave these values of the file unused: {', '.join(loaded.dropped)}")
 
 
 def _check_source(loaded: "Loaded") -> None:

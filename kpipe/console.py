@@ -58,7 +58,7 @@ def describe_size(number: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
-    return f"{number} bytes"
+    return counted(number, "byte")
 
 
 def counted(number: int, noun: str) -> str:
@@ -236,7 +236,7 @@ class Screen:
             yield advance
         seconds = time.monotonic() - start
         if seconds > LONG:
-            self.line(f"{task}: {seen:,} images in {seconds:.0f} s")
+            self.line(f"{task}: {counted(seen, 'image')} in {seconds:.0f} s")
 
     @contextmanager
     def training(self, *, epochs: int, steps_per_epoch: int, max_seconds: float = math.inf) -> Iterator[None]:

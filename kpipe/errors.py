@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from kpipe.names import printable, quoted, shorten
 
 SHOWN = 5  # names in a message before it says how many more there are
+_LONGEST_LINE = 150  # characters of another library's error
 
 
 class KpipeError(Exception):
@@ -69,11 +70,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Where names are numbered, as `vgg11` and `vgg16` are, a number that none of them has means them all.
     """
     known = list(known)
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
+    nearest = nearest_name(name, known)
     if nearest:
-        *others, last = [f"'{each}'" for each in _numbered_alike(str(name), nearest[0], known)]
+        *others, last = [f"'{each}'" for each in _numbered_alike(str(name), nearest, known)]
         return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant; None where none is near.
+
+    Letters in another order are near (`sdg`). Otherwise three quarters of the letters must agree: `resnet50` is not a
+    slip of the pen for `lenet5`.
+    """
+    word, known = str(name).lower(), list(known)
+    swapped = [each for each in known if sorted(each) == sorted(word)]
+    return next(iter(swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.75)), None)
 
 
 def _numbered_alike(name: str, nearest: str, known: Sequence[str]) -> list[str]:
@@ -97,6 +109,10 @@ def some(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
 
 
 def first_line(error: Exception | str) -> str:
-    """Return the first line of an error or its text, at most 150 characters: libraries explain at length."""
+    """Return the first line of an error or its text, and of a long one whole sentences: libraries explain at length."""
     lines = str(error).strip().splitlines()
-    return shorten(printable(lines[0]), 150) if lines else type(error).__name__
+    line = printable(lines[0]) if lines else type(error).__name__
+    if len(line) <= _LONGEST_LINE:
+        return line
+    sentences, words = (line[: _LONGEST_LINE - 1].rpartition(end)[0] for end in (". ", " "))
+    return sentences or (f"{words} …" if words else shorten(line, _LONGEST_LINE))

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from kpipe.console import Screen, describe_time
+from kpipe.console import Screen, counted, describe_size, describe_time
 
 HOSTILE = "[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\udce9"
 SHOWN = r"[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\xe9"
@@ -15,6 +15,11 @@ SHOWN = r"[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\xe9"
 @pytest.fixture
 def screen():
     return Screen(Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None))
+
+
+def test_a_number_stands_with_its_noun():
+    counts = [counted(1, "class"), counted(1_000, "class"), counted(1, "epoch"), counted(0, "epoch"), describe_size(1)]
+    assert counts == ["1 class", "1,000 classes", "1 epoch", "0 epochs", "1 byte"]
 
 
 def test_a_line_is_printed_as_it_is(screen):

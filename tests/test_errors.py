@@ -19,7 +19,10 @@ ALL_VGG = ", did you mean 'vgg11', 'vgg13', 'vgg16', 'vgg16_c' or 'vgg19'?"
         ("VGG19x", ", did you mean 'vgg19'?"),
         ("lenet", ", did you mean 'lenet5'?"),
         ("alexnt", ", did you mean 'alexnet'?"),
+        ("mpl", ", did you mean 'mlp'?"),
         ("17", f" (known: {', '.join(NETWORKS)})"),
+        ("resnet50", f" (known: {', '.join(NETWORKS)})"),
+        ("nonet", f" (known: {', '.join(NETWORKS)})"),
     ],
 )
 def test_the_nearest_name_is_proposed_and_of_a_numbered_family_all(name, said):
@@ -39,3 +42,8 @@ def test_the_first_line_of_an_error_is_printable():
     assert first_line(ValueError("\n a\x1b[31m\nmore")) == r"a\x1b[31m"
     assert first_line(KeyError()) == "KeyError"
     assert len(first_line("x" * 1000)) == 150
+
+
+def test_a_long_line_ends_with_a_sentence_or_else_with_a_word():
+    assert first_line(f"{'word ' * 20}is gone. Make it again with {'all ' * 20}") == f"{'word ' * 20}is gone"
+    assert first_line("word " * 100) == "word " * 29 + "…"

@@ -1,6 +1,8 @@
 """Sources of images and augmentations by name, and their options."""
 
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,8 +20,9 @@ from kpipe.catalog.rows import (
     whole_number,
 )
 from kpipe.catalog.wording import show
-from kpipe.errors import ConfigError, did_you_mean
+from kpipe.errors import ConfigError, did_you_mean, nearest_name
 from kpipe.files import expand_path
+from kpipe.names import printable
 
 MOST_WHITENED = 4096
 """The most values of an image that can be whitened: the matrix has as many rows and columns."""
@@ -164,15 +167,28 @@ def parse_source(source: str) -> tuple[SourceRow, str]:
     Raises:
         ConfigError: the source is unknown, what stands after its colon is missing or too much, or it is no path.
     """
-    name, colon, argument = source.partition(":")
+    name, colon, argument = str(source).partition(":")
     if name not in SOURCES:
-        raise ConfigError(f"unknown source {show(name)}{did_you_mean(name, SOURCES)}")
+        raise ConfigError(f"unknown source {show(name)}{_meant_source(str(source))}")
     row = SOURCES[name]
     if row.argument and not argument:
         raise ConfigError(f"expected {name}:<{row.argument}>, got {show(source)}")
     if colon and not row.argument:
         raise ConfigError(f"expected '{name}' alone, got {show(source)}")
     return row, str(expand_path(argument)) if row.is_path else argument
+
+
+def _meant_source(source: str) -> str:
+    """Return the end of the message about an unknown source: what was probably meant, or the sources."""
+    name, colon, _ = source.partition(":")
+    if nearest_name(name, SOURCES):
+        return did_you_mean(name, SOURCES)
+    if source.startswith(("/", "./", "../", "~")) or source and os.path.isdir(source):
+        return f". Write {printable(f'folder:{source}')}"
+    known = ", ".join(f"{kind}:<{row.argument}>" if row.argument else kind for kind, row in SOURCES.items())
+    is_name = not colon and re.fullmatch(r"\w+(/[\w.-]+)?", source)
+    hint = f". A set of TensorFlow Datasets is written tfds:{source}" if is_name and len(source) < 60 else ""
+    return f" (known: {known}){hint}"
 
 
 def absolute_source(source: str) -> str:

@@ -100,7 +100,8 @@ class ScheduleOptions(Section):
         total_steps = round(epochs * steps_per_epoch) if steps_per_epoch else math.inf
         most = {"epochs": epochs, "steps": total_steps, "percent": 100}[unit]
         if length > most:
-            yield "warmup", f"{length:,.12g} {unit} of warm-up do not fit into {most:,.12g} {unit} of training"
+            training = f"{most:,.12g} {unit.removesuffix('s') if most == 1 else unit} of training"
+            yield "warmup", f"{length:,.12g} {unit} of warm-up do not fit into {training}"
 
     @property
     def depends_on_total_steps(self) -> bool:

@@ -8,7 +8,7 @@ from kpipe import data, figures
 from kpipe.assembly import find_source, load_splits, make_augmentations
 from kpipe.catalog.data import parse_source
 from kpipe.config.schema import DataConfig, Experiment
-from kpipe.console import Screen
+from kpipe.console import Screen, counted
 from kpipe.errors import DataError
 from kpipe.files import write_names
 from kpipe.names import path_shown, printable
@@ -43,7 +43,7 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
     headings = ["raw", f"kept ({config.resize})", *(f"training {view + 1}" for view in range(views))]
     figure = figures.draw_image_grid(rows, headings, title=f"{experiment.name}: {config.source}")
     figures.save_figure(figure, path)
-    screen.line(f"{len(kept)} of {len(splits.train):,} images of the training split are drawn in {path}")
+    screen.line(f"{len(kept)} of {counted(len(splits.train), 'image')} of the training split are drawn in {path}")
 
 
 def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -> None:
@@ -63,11 +63,11 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     names, lost = [], 0
     for name, split in found.splits.items():
         if split.kept_pixels:
-            screen.line(f"{name}: {len(split):,} images, which come with kpipe")
+            screen.line(f"{name}: {counted(len(split), 'image')}, which come with kpipe")
             continue
         data.note_unreadable(split, screen.progress)
         screen.line(
-            f"{name}: {len(split) + split.lost:,} images, {len(split.unreadable):,} of them unreadable"
+            f"{name}: {counted(len(split) + split.lost, 'image')}, {len(split.unreadable):,} of them unreadable"
             + (f", {split.lost:,} lost at the end of files" if split.lost else "")
         )
         for reason, files in split.unreadable.count_reasons().items():
@@ -77,11 +77,12 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     if names or path.exists():  # an old list must not stay
         write_names(path, names)
     if names or lost:
-        where = f"; their names are in {path_shown(path)}" if names else ""
-        advice = "" if experiment.data.on_error == "skip" else ", or leave them out with data.on_error=skip"
+        where = f"; {'its name is' if len(names) == 1 else 'their names are'} in {path_shown(path)}" if names else ""
+        them = "it" if len(names) + lost == 1 else "them"
+        advice = "" if experiment.data.on_error == "skip" else f", or leave {them} out with data.on_error=skip"
         raise DataError(
-            f"{printable(experiment.data.source)}: {len(names) + lost:,} images cannot be read{where}. "
-            f"Replace or remove them{advice}"
+            f"{printable(experiment.data.source)}: {counted(len(names) + lost, 'image')} cannot be read{where}. "
+            f"Replace or remove {them}{advice}"
         )
 
 

@@ -4,6 +4,7 @@ PyYAML's parser is used down to its node tree; the scalars are read by YAML 1.2'
 1.1, in which `1e-3` is a string, `on` a boolean and `010` eight. Nothing is ever constructed from a tag.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from kpipe.catalog.wording import show
 from kpipe.config.syntax import find_mistake
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.files import LARGEST_CONFIG
+from kpipe.files import LARGEST_CONFIG, to_yaml
 from kpipe.names import printable, quoted
 
 Keys = tuple[str | int, ...]
@@ -24,7 +25,8 @@ _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a surrogate pair; the others stand for a byte of a file's name
-_RUN_TOGETHER = re.compile(r"\w[:=\s]\s*\S")  # a key with its value
+_RUN_TOGETHER = re.compile(r"(\w+)[:=\s]\s*\S")  # a key with its value
+_BEFORE_BRACKET = re.compile(r"(\w+)[:=]\s*[\[{]")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str int float bool null map seq timestamp value".split())}
 DEEPEST = 20
@@ -56,6 +58,12 @@ class Document:
 def dotted(keys: Keys) -> str:
     """Return `("data", "augment", 0)` as `data.augment.0`, printable."""
     return printable(".".join(map(str, keys)))
+
+
+def one_line(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text = to_yaml(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def keys_of_error(data: Any, details: dict[str, Any]) -> Keys:
@@ -195,14 +203,19 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, key_line = key_node.value, key_node.start_mark.line + 1
+        value = value_node.value if isinstance(value_node, yaml.ScalarNode) else None
         if key_node.tag == "tag:yaml.org,2002:merge":
             problem("merge keys (<<) are not accepted; write the values out", line=key_line)
         elif not isinstance(key_node, yaml.ScalarNode):
             problem("expected a name as key, got a list or mapping", line=key_line)
         elif not key.isprintable():
             problem(f"expected a name as key, got {show(key)}", line=key_line)
-        elif _RUN_TOGETHER.search(key) and isinstance(value_node, yaml.ScalarNode) and not value_node.value:
-            problem(f"expected a colon and a space between key and value, got {show(key)}", line=key_line)
+        elif (found := _RUN_TOGETHER.search(key)) and value == "":
+            message = f"expected a colon and a space between key and value, got {show(key)}"
+            problem(message, at=(*keys, found[1]), line=key_line)
+        elif (found := _BEFORE_BRACKET.match(key)) and value is not None:
+            message = f"expected a colon and a space after {found[1]}, got {show(f'{key}: {value}')}"
+            problem(message, at=(*keys, found[1]), line=key_line)
         elif key in mapping:
             first = document.origins[(*keys, key)].rpartition(":")[2]
             problem(f"stands twice, first in line {first}", at=(*keys, key), line=key_line)
@@ -213,7 +226,18 @@ def _convert(node: yaml.Node, keys: Keys, document: Document, seen: set[int]) ->
     return mapping
 
 
+def nearest_experiment(path: Path) -> Path | None:
+    """Return the file that is meant by a path without its ending, or by the name of a file in `experiments`."""
+    name = path.name if path.suffix in (".yaml", ".yml") else f"{path.name}.yaml"
+    known = [path.with_name(name)]
+    if path.parent == Path():
+        known += sorted(each for each in Path("experiments").rglob("*.y*ml") if each.name == name)
+    return next(filter(Path.is_file, known), None)
+
+
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor a folder {quoted(str(path.parent))}"
+    if nearest := nearest_experiment(path):
+        return f", did you mean {quoted(str(nearest))}?"
     return did_you_mean(printable(path.name), (printable(p.name) for p in sorted(path.parent.glob("*.y*ml"))))

@@ -15,13 +15,15 @@ from kpipe.catalog.networks import MODELS
 from kpipe.catalog.search import SearchOptions
 from kpipe.catalog.wording import show
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
-from kpipe.config.messages import annotated_lines, by_line, origin_of, problem_of
-from kpipe.config.overrides import WHERE, apply_overrides, override, sections_at, split_keys
+from kpipe.config.messages import annotated_lines, by_line, misspelt_key, origin_of, problem_of
+from kpipe.config.overrides import WHERE, apply_overrides, override, rename, sections_at, split_keys
+from kpipe.config.remedies import full_key
 from kpipe.config.rules import conflicts, lacks_validation
 from kpipe.config.schema import Experiment
 from kpipe.config.space import Tried, keys_of, space_mistakes, try_values
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.files import expand_path
+from kpipe.names import quoted
 
 _SHOWN = 20  # mistakes in one message
 
@@ -109,7 +111,8 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
 
 def _read(path: str | Path) -> Document:
     # Messages begin with the name that was typed, unless a shell would have expanded it.
-    path = Path(path) if os.path.lexists(path) else expand_path(str(path), "EXPERIMENT.yaml")
+    expanded = Path(path) if os.path.lexists(path) else expand_path(str(path), "EXPERIMENT.yaml")
+    path = Path(path) if expanded == Path(path).absolute() else expanded
     document = read_document(path)
     document.data.setdefault("name", path.stem)
     return document
@@ -134,8 +137,8 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
     experiment = None
     try:
         experiment = Experiment.model_validate(document.data)
-    except ValidationError as error:
-        found = [problem_of(document, details) for details in error.errors(include_url=False)]
+    except ValidationError:
+        document, found = _find_problems(document)
         unreadable = {problem.keys for problem in problems}
         problems += [problem for problem in found if problem.keys not in unreadable]
     # A conflict with a key that has a mistake of its own would judge a default that nobody has asked for.
@@ -146,6 +149,29 @@ def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
         if keys not in reported and wrong.isdisjoint(re.findall(r"\w+", message))
     ]
     return experiment, problems
+
+
+def _find_problems(document: Document) -> tuple[Document, list[Problem]]:
+    """Return all mistakes, and the document with known keys for misspelt ones, below which it finds mistakes too."""
+    document, problems = copy.deepcopy(document), []
+    while True:
+        mistakes = _mistakes(document)
+        meant = [misspelt_key(document, details) for details in mistakes]
+        # What else is wrong is judged once the keys are right: under `dta`, `data` would be missing.
+        told = [details for details, known in zip(mistakes, meant, strict=True) if known or not any(meant)]
+        problems += [problem_of(document, details) for details in told]
+        if not any(meant):
+            return document, problems
+        for keys, known in filter(None, meant):
+            rename(document, keys, known)
+
+
+def _mistakes(document: Document) -> list[dict[str, Any]]:
+    try:
+        Experiment.model_validate(document.data)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
 
 
 def _varied(document: Document, values: Mapping[str, Any]) -> tuple[Experiment | None, list[Problem], list[str]]:
@@ -198,8 +224,11 @@ def _unknown_key(key: str) -> str | None:
             continue
         known = {name for section in sections_at(keys[:depth]) for name in section.model_fields}
         if keys[depth] not in known:
-            nearest = did_you_mean(keys[depth], sorted(known)) if known else f", {dotted(keys[:depth])} has no keys"
-            return f"unknown key {show(keys[depth])}{nearest}"
+            if elsewhere := full_key(keys[: depth + 1], known):
+                meant = f", did you mean {quoted('.'.join([elsewhere, *map(str, keys[depth + 1 :])]))}?"
+            else:
+                meant = did_you_mean(keys[depth], sorted(known)) if known else f", {dotted(keys[:depth])} has no keys"
+            return f"unknown key {show(keys[depth])}{meant}"
     return None
 
 

@@ -1,14 +1,14 @@
 """Messages about the mistakes in an experiment, and its values with where they came from."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from kpipe.catalog.wording import describe_error, show
-from kpipe.config.document import Document, Keys, Problem, keys_of_error
+from kpipe.config.document import Document, Keys, Problem, keys_of_error, one_line
 from kpipe.config.overrides import WHERE, sections_at
-from kpipe.errors import did_you_mean
-from kpipe.files import to_yaml
+from kpipe.config.remedies import as_list, as_section, full_key
+from kpipe.errors import did_you_mean, nearest_name
+from kpipe.names import in_quotes
 
 
 def by_line(problem: Problem) -> tuple[bool, int]:
@@ -31,22 +31,55 @@ def origin_of(document: Document, keys: Keys) -> str:
 def problem_of(document: Document, details: dict[str, Any]) -> Problem:
     """Convert one entry of `pydantic.ValidationError.errors()`."""
     keys = keys_of_error(document.data, details)
-    message = _describe(keys, details)
+    where = origin_of(document, keys)
+    message = _describe(keys, details, in_file=where != WHERE)
     if keys == ("name",) and keys not in document.origins:
         message += ", the name of the file. Set another with name: NAME in the file, or name=NAME on the command line"
-    return Problem(origin_of(document, keys), keys, message)
+    return Problem(where, keys, message)
 
 
-def _describe(keys: Keys, details: dict[str, Any]) -> str:
+def _describe(keys: Keys, details: dict[str, Any], *, in_file: bool) -> str:
+    kind, value, written = details["type"], details["input"], None
+    if kind == "extra_forbidden":
+        return _describe_unknown(keys, details, in_file=in_file)
+    if kind in ("model_type", "model_attributes_type"):
+        written = as_section(keys, value, in_file=in_file)
+    elif kind == "list_type" and isinstance(value, str | int | float):
+        written = as_list(keys, value, in_file=in_file)
+    return describe_error(details) + (f". Write {written}" if written else "")
+
+
+def misspelt_key(document: Document, details: dict[str, Any]) -> tuple[Keys, str] | None:
+    """Return the path of an unknown key and the known key that was meant in its place; None where there is none."""
     if details["type"] != "extra_forbidden":
-        return describe_error(details)
-    parent = keys[:-1] if keys[-1] == details["loc"][-1] else keys
-    sections = sections_at(parent)
+        return None
+    keys = keys_of_error(document.data, details)
+    known = _known_keys(keys, details)
+    nearest = nearest_name(keys[-1], known)
+    return (keys, nearest) if nearest and not _is_bare(keys, details) and not full_key(keys, known) else None
+
+
+def _describe_unknown(keys: Keys, details: dict[str, Any], *, in_file: bool) -> str:
+    known, key = _known_keys(keys, details), details["loc"][-1]
+    if _is_bare(keys, details):
+        return f"unknown {show(key)}{did_you_mean(key, known)}"
+    elsewhere = full_key(keys, known, details["input"], in_file=in_file)
+    if elsewhere:
+        return f"unknown key, did you mean {in_quotes(elsewhere) if in_file else elsewhere}?"
+    return f"unknown key{did_you_mean(key, known)}"
+
+
+def _is_bare(keys: Keys, details: dict[str, Any]) -> bool:
+    """Return whether an unknown augmentation was written as a name alone: no key of that name stands in the file."""
+    return keys[-1] != details["loc"][-1]
+
+
+def _known_keys(keys: Keys, details: dict[str, Any]) -> list[str]:
+    """Return the keys that may stand where an unknown one does."""
+    sections = sections_at(keys if _is_bare(keys, details) else keys[:-1])
     # Of a union only the member that was given: its class has the name that stands in the location.
     sections = {section for section in sections if section.__name__ in details["loc"]} or sections
-    known = {name for section in sections for name in section.model_fields}
-    bare = parent == keys  # an augmentation written as a name alone: no key of that name stands in the file
-    return f"unknown {show(details['loc'][-1]) if bare else 'key'}" + did_you_mean(details["loc"][-1], sorted(known))
+    return sorted({name for section in sections for name in section.model_fields})
 
 
 def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]) -> Iterator[tuple[str, str]]:
@@ -58,8 +91,6 @@ def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]) -> Iterato
             yield f"{indent}{key}:", ""
             yield from annotated_lines(child, here, origins)
             continue
-        text = to_yaml(child, default_flow_style=True, width=math.inf)
-        text = text.removesuffix("\n").removesuffix("\n...")
         # A bare list of the search's space stands under `choice` here.
         is_choice = keys[:2] == ("search", "space") and key == "choice"
-        yield f"{indent}{key}: {text}", origins.get(here) or (is_choice and origins.get(keys)) or "default"
+        yield f"{indent}{key}: {one_line(child)}", origins.get(here) or (is_choice and origins.get(keys)) or "default"

@@ -29,13 +29,14 @@ from kpipe.names import shorten
 
 WHERE = "command line"
 _SPACE = "search.space."
-_KINDS: dict[Keys, dict[str, Row]] = {
+KINDS: dict[Keys, dict[str, Row]] = {
     ("model", "name"): MODELS,
     ("training", "optimizer", "name"): OPTIMIZERS,
     ("training", "learning_rate", "schedule"): SCHEDULES,
     ("training", "loss", "name"): LOSSES,
     ("search", "method"): SEARCH_METHODS,
 }
+"""Keys that say what kind their section is, and the kinds."""
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
@@ -70,7 +71,21 @@ def override(document: Document, given: Mapping[Keys, Any]) -> list[str]:
     dropped = list(dict.fromkeys(dropped))
     for keys in dropped:
         del _find(document.data, keys[:-1])[keys[-1]]
+        _forget_origins(document, keys)
     return [dotted(keys) for keys in dropped]
+
+
+def rename(document: Document, keys: Keys, name: str) -> None:
+    """Give the value at `keys` to another key of its section. Where both are sections, that key's own values stay."""
+    *above, old = keys
+    section = _find(document.data, tuple(above))
+    value, own = section.pop(old), section.get(name)
+    if isinstance(value, dict) and isinstance(own, dict):
+        section[name] = {**value, **own}
+    else:
+        section.setdefault(name, value)
+    for place in [place for place in document.origins if place[: len(keys)] == keys]:
+        document.origins.setdefault((*above, name, *place[len(keys) :]), document.origins.pop(place))
 
 
 def sections_at(keys: Keys) -> set[type[Section]]:
@@ -150,9 +165,13 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
         elif not isinstance(node[key], dict | list):
             node[key] = {}
         node = node[key]
+    _forget_origins(document, keys)
+    document.origins[keys] = WHERE
+
+
+def _forget_origins(document: Document, keys: Keys) -> None:
     for origin in [k for k in document.origins if k[: len(keys)] == keys]:
         del document.origins[origin]
-    document.origins[keys] = WHERE
 
 
 def _spell_out_choice(data: Any, keys: Keys) -> None:
@@ -175,9 +194,9 @@ def _left_out(document: Document, keys: Keys, before: Any, given: Mapping[Keys, 
         return [child for child in children if dotted(child) not in reached]
 
     value, parent = given[keys], keys[:-1]
-    if keys in _KINDS and value != before and isinstance(value, str) and value in _KINDS[keys]:
-        kept = _KINDS[keys][value].options.model_fields
-        meant = _KINDS[keys][before].options.model_fields if before in _KINDS[keys] else {}
+    if keys in KINDS and value != before and isinstance(value, str) and value in KINDS[keys]:
+        kept = KINDS[keys][value].options.model_fields
+        meant = KINDS[keys][before].options.model_fields if before in KINDS[keys] else {}
         redefined = [name for name in kept if name in meant and kept[name].annotation != meant[name].annotation]
         gone = [child for child in from_file(parent) if child[-1] not in kept or child[-1] in redefined]
         return gone + [
@@ -205,7 +224,7 @@ def _compatible_keys(section: Keys, key: str | int) -> set[str] | None:
     if any(issubclass(member, OneOf) for member in members):
         return set()
     fitting = [member for member in members if key in member.model_fields]
-    if not 0 < len(fitting) < len(members) or any(kind[:-1] == section for kind in _KINDS):
+    if not 0 < len(fitting) < len(members) or any(kind[:-1] == section for kind in KINDS):
         return None
     return {name for member in fitting for name in member.model_fields}
 
@@ -215,7 +234,7 @@ def _inapplicable_options(data: Any, keys: Keys) -> set[str]:
     plain = _find(data, keys)
     if not isinstance(plain, dict):
         return set()
-    kinds = {kind: table for (*section, kind), table in _KINDS.items() if tuple(section) == keys}
+    kinds = {kind: table for (*section, kind), table in KINDS.items() if tuple(section) == keys}
     rows = [table.get(str(plain.get(kind))) for kind, table in kinds.items()]
     classes = [row.options for row in rows if row] if kinds else sections_at(keys)
     plain = {key: value for key, value in plain.items() if key not in kinds}

@@ -101,12 +101,13 @@ Normalize = Literal["none", "unit", "mean", "mean_image", "standardize", "pca_wh
 
 
 class SplitConfig(Section):
-    """Fractions of a dataset that comes without splits of its own. Counts are rounded up."""
+    """Fractions of the images that become the splits which the data lacks. Counts are rounded up."""
 
     validation: Fraction = 0.1
     """Fraction for validation, of the images that the test split leaves."""
-    test: Fraction = 0.2
-    """Fraction of all images for the test split."""
+    test: Fraction | None = None
+    """Fraction of all images for the test split. Default: 0.2 of data without splits. Data that has only a validation
+    split gets a test split, taken from the training split, if this is given."""
 
 
 class _DataConfig(Section):
@@ -146,7 +147,7 @@ class _DataConfig(Section):
     """Augmentations of the training images, in this order. A crop (`random_crop`, `random_resized_crop`,
     `scale_jitter`, `center_crop`) comes first."""
     split: SplitConfig = SplitConfig()
-    """How a dataset without splits of its own is split."""
+    """How the splits are made that the data lacks."""
     class_weights: Literal["balanced"] | None = None
     """`balanced` weights the loss of each image by images / (classes x images of its class), in the training split."""
     cache: Literal["auto", "memory", "disk", "none"] = "auto"

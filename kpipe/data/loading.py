@@ -7,6 +7,7 @@ import numpy as np
 
 from kpipe.catalog.data import ImageFacts, parse_background, parse_source
 from kpipe.catalog.rows import check_options
+from kpipe.console import counted
 from kpipe.data.cache import cache_in_memory, cache_on_disk, count_bytes
 from kpipe.data.images import Form
 from kpipe.data.reading import note_unreadable
@@ -31,7 +32,7 @@ def load_dataset(
     on_error: str = "fail",
     skip_limit: float = 0.01,
     validation: float = 0.1,
-    test: float = 0.2,
+    test: float | None = None,
     download: bool = True,
     ahead: bool = True,
     check: Callable[[Source], None] = lambda source: None,
@@ -41,8 +42,9 @@ def load_dataset(
     """Find a source, split it, and decode the splits that are kept decoded.
 
     Splits that the source has are kept. A source without splits is shuffled and divided, stratified by class, the same
-    way each time. If only the validation split is missing, it is cut out of train. A class with fewer images than
-    splits goes whole to train. A stream of records is divided in its order.
+    way each time. If only the validation split is missing, it is cut out of train. If only the test split is missing,
+    it is cut out of train where `test` is given. A class with fewer images than splits goes whole to train. A stream of
+    records is divided in its order.
 
     Args:
         source: `digits`, `synthetic`, `folder:<path>` or `tfds:<name>`.
@@ -58,7 +60,7 @@ def load_dataset(
         on_error: `fail` or `skip` at an image that cannot be read.
         skip_limit: largest fraction of unreadable images under `skip`, in each split that the source has.
         validation: fraction of what the test split leaves, rounded up; 0 leaves the split out.
-        test: fraction of all images, rounded up; 0 leaves the split out.
+        test: fraction of all images, rounded up; 0 leaves the split out. None: 0.2 where the source has no splits.
         download: whether a set of TensorFlow Datasets that is not prepared may be downloaded.
         ahead: False decodes and checks nothing beforehand, unless the size of the images is not known otherwise.
         check: called with what was found, before any image of a folder or of TensorFlow Datasets is decoded.
@@ -135,9 +137,9 @@ def _refuse_lost_classes(splits: Splits) -> None:
         )
 
 
-def _check_fractions(fractions: dict[str, float]) -> None:
+def _check_fractions(fractions: dict[str, float | None]) -> None:
     for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
+        if fraction is not None and not 0 <= fraction < 1:
             raise ConfigError(f"data.{name}: expected a fraction of at least 0 and below 1, got {fraction}")
 
 
@@ -187,7 +189,7 @@ class _Cacher:
 
 def _lost_notes(splits: dict[str, Split]) -> list[str]:
     return [
-        f"{split.lost:,} {'record' if split.lost == 1 else 'records'} of {name} {'is' if split.lost == 1 else 'are'} "
+        f"{counted(split.lost, 'record')} of {name} {'is' if split.lost == 1 else 'are'} "
         "lost: its files end too early or are damaged"
         for name, split in splits.items()
         if split.lost

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from kpipe.console import counted
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
 from kpipe.data.order import Drawing
@@ -67,6 +68,7 @@ def make_pipeline(
         ConfigError: the batch is larger than the split or not at least 1, or cannot be divided among the workers; the
             crop is larger than the image, or not the first augmentation.
     """
+    _check_split("make_pipeline", split, "train")
     crop, changes = _separate_crop(augment)
     size = _crop_size(split, crop, image_size)
     drawing = Drawing(
@@ -108,6 +110,7 @@ def make_evaluation_pipeline(
     Raises:
         ConfigError: `batch_size` is not at least 1, or the crop is larger than the image.
     """
+    _check_split("make_evaluation_pipeline", split, "test")
     _check_batch_size(batch_size)
     size = _crop_size(split, center_crop() if ten_crops else None, image_size)
 
@@ -163,9 +166,16 @@ def count_steps_per_epoch(split: Split, batch_size: int) -> int:
     images = split.images_per_epoch
     if batch_size > images:
         raise ConfigError(
-            f"data.batch_size: expected at most the {images:,} images of the training split, got {batch_size:,}"
+            f"data.batch_size: expected at most the {counted(images, 'image')} of the training split, got "
+            f"{batch_size:,}"
         )
     return images // batch_size
+
+
+def _check_split(function: str, split: Split, example: str) -> None:
+    if not isinstance(split, Split):
+        got = "all of the splits" if isinstance(split, Splits) else type(split).__name__
+        raise ConfigError(f"{function}: expected one split, such as splits.{example}, got {got}")
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -193,7 +203,8 @@ def _crop_size(split: Split, crop: Crop | None, image_size: int | None) -> int |
         return height if crop else None
     if height and not (crop and crop.resamples) and image_size > min(height, width):
         raise ConfigError(
-            f"data.image_size: expected at most the {min(height, width)} pixels of the kept images, got {image_size}"
+            f"data.image_size: expected at most the {counted(min(height, width), 'pixel')} of the kept images, got "
+            f"{image_size}"
         )
     return image_size
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from kpipe.console import describe_size
+from kpipe.console import counted, describe_size
 from kpipe.data.augmentations.crops import Crop
 from kpipe.data.conversions import Conversions, describe_conversions
 from kpipe.data.order import Drawing
@@ -66,7 +66,7 @@ class Split(abc.ABC):
 
     def __repr__(self) -> str:
         sides = "x".join("?" if side is None else str(side) for side in self.shape)
-        return f"{type(self).__name__}({len(self)} images of {sides})"
+        return f"{type(self).__name__}({counted(len(self), 'image')} of {sides})"
 
     @property
     @abc.abstractmethod

@@ -5,23 +5,35 @@ import numpy as np
 from kpipe.data.splits import Source, Split, Splits
 from kpipe.errors import some
 
+_TEST_FRACTION = 0.2
 
-def split_source(source: Source, validation: float, test: float) -> Splits:
-    """Keep the splits that a source has, and divide train where it has none.
+
+def split_source(source: Source, validation: float, test: float | None) -> Splits:
+    """Keep the splits that a source has, and take those that it lacks from train.
 
     Args:
         source: splits that a reader found.
         validation: fraction of what the test split leaves, rounded up; 0 leaves the split out.
-        test: fraction of all images, rounded up; 0 leaves the split out.
+        test: fraction of all images, rounded up; 0 leaves the split out. None: a fifth where the source has no splits
+            at all, and else no test split but the source's own.
     """
-    splits, notes = dict(source.splits), list(source.notes)
-    if set(splits) == {"train"}:
-        fractions = {"test": test, "validation": validation}
+    splits, notes, fractions = dict(source.splits), list(source.notes), {}
+    has_splits = len(splits) > 1
+    if "test" in splits:
+        if test is not None:
+            notes.append("data.split.test is not used: the data has a test split of its own")
+    elif test is None and has_splits:
+        notes.append(
+            "there is no test split: the data has a validation split only. data.split.test=0.2 takes one from the "
+            "training split"
+        )
     else:
-        fractions = {"validation": validation} if "validation" not in splits else {}
-    if "test" not in splits and "test" not in fractions:
-        notes.append("there is no test split: the set has a validation split, but none for the test")
+        fractions["test"] = _TEST_FRACTION if test is None else test
+    if "validation" not in splits:
+        fractions["validation"] = validation
     fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0}
+    if has_splits and "test" in fractions:
+        notes.append("the test split is taken from the training split (data.split.test): the data has none of its own")
     if fractions:
         divided, small, note = splits["train"].divide(fractions)
         splits |= divided

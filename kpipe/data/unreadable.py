@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from kpipe.console import counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.errors import DataError, some
 from kpipe.names import quoted
@@ -64,8 +65,9 @@ class Unreadable:
         if self.limit is None:
             self._raise(self._message(numbers))
         self._raise(
-            f"{self.where}: expected images that could be read before, got {_files(numbers)} that cannot be decoded "
-            f"any more: {some([self.name(number) for number in numbers])}. Give the same command again"
+            f"{self.where}: expected images that could be read before, got {counted(len(numbers), 'file')} that "
+            f"cannot be decoded any more: {some([self.name(number) for number in numbers])}. Give the same command "
+            "again"
         )
 
     def give_up(self, images: int) -> None:
@@ -130,14 +132,11 @@ class Unreadable:
         shown, them = self._describe(numbers), "it" if len(numbers) == 1 else "them"
         if self.limit is None:
             return (
-                f"{self.where}: expected images, got {_files(numbers)} that cannot be decoded: {shown}. Replace or "
-                f"remove {them}, or leave such files out with data.on_error=skip"
+                f"{self.where}: expected images, got {counted(len(numbers), 'file')} that cannot be decoded: {shown}. "
+                f"Replace or remove {them}, or leave such files out with data.on_error=skip"
             )
         return (
-            f"{self.where}: expected at most {100 * self.limit:.3g} % of {self.total:,} files to be unreadable "
-            f"(data.skip_limit), got {len(numbers):,}: {shown}. Replace or remove {them}, or raise data.skip_limit"
+            f"{self.where}: expected at most {100 * self.limit:.3g} % of {counted(self.total, 'file')} to be "
+            f"unreadable (data.skip_limit), got {len(numbers):,}: {shown}. Replace or remove {them}, or "
+            "raise data.skip_limit"
         )
-
-
-def _files(numbers: list[int]) -> str:
-    return f"{len(numbers):,} {'file' if len(numbers) == 1 else 'files'}"

@@ -54,7 +54,7 @@ def go_policy(
     if classes != rows * columns:
         raise ConfigError(
             f"go_policy: expected one class for each of the {rows}x{columns} = {rows * columns} points of the "
-            f"board, got {classes} classes. Its data is the source 'synthetic' with kind: board."
+            f"board, got {classes}. Its data is the source 'synthetic' with kind: board."
         )
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from kpipe.catalog.wording import show
+from kpipe.console import counted
 from kpipe.errors import SHOWN, DataError
 from kpipe.files import read_names, write_names
 from kpipe.names import path_shown
@@ -95,7 +96,7 @@ def _class_differences(then: Record, now: Record) -> Iterator[str]:
     if not gone and not new:
         yield f"the order of the classes was {show(then.classes)}, is {show(now.classes)}"
     if len(then.classes) != len(now.classes):
-        yield f"{len(then.classes)} classes then, {len(now.classes)} now"
+        yield f"{counted(len(then.classes), 'class')} then, {len(now.classes):,} now"
 
 
 def _image_differences(split: str, before: dict[str, Content], after: dict[str, Content]) -> Iterator[str]:
@@ -107,6 +108,6 @@ def _image_differences(split: str, before: dict[str, Content], after: dict[str, 
         if swapped:
             yield f"the {split} images{of_class} are now in class {show(swapped[0])}"
         elif count != new_count:
-            yield f"{split} had {count:,} images{of_class}, has {new_count:,}"
+            yield f"{split} had {counted(count, 'image')}{of_class}, has {new_count:,}"
         elif digest != new_digest:
             yield f"the {split} images{of_class} have changed (names or sizes)"

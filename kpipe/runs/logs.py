@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 
@@ -103,7 +104,7 @@ class RunLog:
             elif length < (size := file.stat().st_size):
                 os.truncate(file, length)
             elif length > size:
-                lost.append(f"{file} has lost its last {length - size:,} bytes")
+                lost.append(f"{file} has lost its last {counted(length - size, 'byte')}")
                 if file.name == "metrics.jsonl":
                     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next record begins a line
         return lost + [f"{name} is gone" for name in lengths if not (self._path / name).exists()]

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from kpipe import host
+from kpipe.console import counted
 
 
 def describe_device() -> str:
@@ -15,7 +16,7 @@ def describe_device() -> str:
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
-    return f"CPU, {os.cpu_count()} cores"
+    return f"CPU, {counted(os.cpu_count(), 'core')}"
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:

@@ -117,6 +117,11 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
         "leave them out with data.on_error=skip\n"
     )
     assert (tmp_path / "list.txt").read_text() == f"{photos}/cat/0.png\n{photos}/dog/5.png\n"
+    broken[1].unlink()
+    assert kpipe("data", "check", experiment, "--output", "list.txt")[2] == (
+        f"folder:{photos}: 1 image cannot be read; its name is in {tmp_path}/list.txt. Replace or remove it, or leave "
+        "it out with data.on_error=skip\n"
+    )
 
 
 def test_the_list_has_a_line_for_a_name_of_any_kind(kpipe, photos, experiment, tmp_path):

@@ -206,7 +206,7 @@ def test_a_set_that_is_not_prepared_is_not_downloaded(plan, experiment, tmp_path
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
     out = plan(experiment, "data.source=tfds:mnist")
     assert re.search(r"data       tfds:mnist: is not prepared in \S+; a run would download it\n", out)
-    assert "dropped from the file: data.synthetic" in out
+    assert "note: the overrides leave these values of the file unused: data.synthetic" in out
 
 
 def test_a_terminal_without_blocks_has_no_curve(experiment):
@@ -227,6 +227,14 @@ def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
     assert message in plan(experiment, "--classes", "5", code=2)
 
 
+def test_an_experiment_is_meant_by_its_name(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").touch()
+    message = "mine: expected an experiment file or the name of a network, did you mean 'experiments/mine.yaml'?\n"
+    assert plan("mine", code=2) == message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -234,6 +242,11 @@ def test_nothing_is_assumed_of_data_that_are_there(plan, experiment):
         (["vgg17"], "vgg17: expected an experiment file or the name of a network, did you mean 'vgg11', 'vgg13', 'vg"),
         (["a\nb\x1b[2J"], r"a\nb\x1b[2J: expected an experiment file or the name of a network (known: lenet5"),
         (["vgg_16"], "vgg_16: expected an experiment file or the name of a network, did you mean 'vgg16'?"),
+        (
+            ["resnet50"],
+            "resnet50: expected an experiment file or the name of a network (known: lenet5, alexnet, zf",
+        ),
+        (["vgg16", "--batch-size", "3"], "Error: No such option '--batch-size'. Write data.batch_size=3\n"),
         (["vgg16.yml"], "vgg16.yml: expected an experiment file, found nothing there"),
         (["vgg16", "model.heat=gap"], "command line: model.heat: unknown key, did you mean 'head'?"),
         (["vgg16", "--image-size", "8"], "command line: data.image_size: vgg16 needs at least 17 pixels, got 8"),

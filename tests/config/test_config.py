@@ -59,7 +59,9 @@ def broken(section, value, text=GOOD):
 
 
 BROKEN = [
-    ("top", "ephocs: 3", "exp.yaml:6: ephocs: unknown key (known: "),
+    ("top", "nonsense: 3", "exp.yaml:6: nonsense: unknown key (known: chosen, data, logs, model, name, search, seed, "),
+    ("top", "ephocs: 3", "exp.yaml:6: ephocs: unknown key, did you mean 'training.epochs'?"),
+    ("top", "batch_size: 3", "exp.yaml:6: batch_size: unknown key, did you mean 'data.batch_size'?"),
     ("top", "sead: 3", "exp.yaml:6: sead: unknown key, did you mean 'seed'?"),
     ("top", "seed: -1", "exp.yaml:6: seed: expected at least 0, got -1"),
     ("top", "seed: 1.5", "exp.yaml:6: seed: expected a whole number, got 1.5"),
@@ -103,7 +105,7 @@ BROKEN = [
         "monitor: accuracy",
         "expected one of val_accuracy, val_loss, got 'accuracy', did you mean 'val_ac",
     ),
-    ("training", "early_stopping: 5", "training.early_stopping: expected a mapping, got 5"),
+    ("training", "early_stopping: 5", "early_stopping: expected a section, got 5. Write early_stopping: {patience: 5}"),
     ("training", "early_stopping: {}", "training.early_stopping.patience: is required"),
     (
         "training",
@@ -135,14 +137,23 @@ REPLACED = [
     ("width: 512", "dropout: 1.0", "exp.yaml:2: model.dropout: expected less than 1, got 1.0"),
     ("width: 512", "batch_norm: 1", "exp.yaml:2: model.batch_norm: expected true or false, got 1"),
     ("head: fc", "head: gap", "exp.yaml:2: model.width: applies only when head is 'fc', it is 'gap'"),
-    ("{name: vgg16, head: fc, width: 512}", "vgg16", "exp.yaml:2: model: expected a mapping, got 'vgg16'"),
+    ("{name: vgg16, head: fc, width: 512}", "vgg16",
+     "exp.yaml:2: model: expected a section, got 'vgg16'. Write model: {name: vgg16}"),
     ("name: vgg16, ", "", "exp.yaml:2: model: expected a key name"),
     ("momentum: 0.9", "momentun: 0.9", "optimizer.momentun: unknown key, did you mean 'momentum'?"),
     ("momentum: 0.9", "momentum: 1.5", "exp.yaml:4: training.optimizer.momentum: expected less than 1, got 1.5"),
     ("momentum: 0.9", "momentum: 0.0", "exp.yaml:4: training.optimizer.nesterov: needs a momentum above 0"),
     ("name: sgd", "name: sdg", "exp.yaml:4: training.optimizer.name: unknown name 'sdg', did you mean 'sgd'?"),
     ("name: sgd", "name: adam", "exp.yaml:4: training.optimizer.momentum: unknown key (known: "),
-    ("momentum: 0.9", "weight_decay: 1e-4", "exp.yaml:4: training.optimizer.weight_decay: expected a mapping, got"),
+    ("momentum: 0.9", "weight_decay: 5e-4",
+     "optimizer.weight_decay: expected a section, got 0.0005. Write weight_decay: {value: 0.0005}"),
+    ("{name: sgd, momentum: 0.9, nesterov: true}", "sgd",
+     "exp.yaml:4: training.optimizer: expected a section, got 'sgd'. Write optimizer: {name: sgd}"),
+    ("{name: sgd, momentum: 0.9, nesterov: true}", "sdg",
+     "exp.yaml:4: training.optimizer: expected a section, got 'sdg'. Write optimizer: {name: NAME} (known: sgd, adagr"),
+    ("{schedule: cosine, peak: 1e-3, warmup: {epochs: 2}}", "0.01",
+     "exp.yaml:5: training.learning_rate: expected a section, got 0.01. Write learning_rate: {peak: 0.01}"),
+    ("vgg16", "resnet50", "exp.yaml:2: model.name: unknown name 'resnet50' (known: lenet5, alexnet, zfnet, googlen"),
     ("momentum: 0.9", "weight_decay: {kind: l2}", "training.optimizer.weight_decay.value: is required"),
     ("schedule: cosine", "schedule: cosinus", "learning_rate.schedule: unknown name 'cosinus', did you mean 'cosine'?"),
     ("peak: 1e-3", "peak: 0", "exp.yaml:5: training.learning_rate.peak: expected more than 0, got 0"),
@@ -155,7 +166,7 @@ REPLACED = [
     ("digits", "digits:8", "exp.yaml:1: data.source: expected 'digits' alone, got 'digits:8'"),
     ("digits", '"fol\\nder:x\\e[31m"', r"exp.yaml:1: data.source: unknown source 'fol\nder', did you mean 'folder'?"),
     ("digits", '"digits:\\e[2J\\n"', r"data.source: expected 'digits' alone, got 'digits:\x1b[2J\n'"),
-    ("digits", "''", "exp.yaml:1: data.source: unknown source '' (known: digits, synthetic, folder, tfds)"),
+    ("digits", "''", "data.source: unknown source '' (known: digits, synthetic, folder:<path>, tfds:<name>)"),
     ("digits", f"d{'x' * 200}", f"exp.yaml:1: data.source: unknown source 'd{'x' * 55}... (known: "),
     ("digits", "'folder:'", "exp.yaml:1: data.source: expected folder:<path>, got 'folder:'"),
     ("source: digits, ", "", "exp.yaml:1: data.source: is required"),
@@ -185,7 +196,8 @@ REPLACED = [
      "exp.yaml:1: data.normalize: expected 1 to 64 components for images of 8x8x1, got 65"),
     ("image_size: 32", "image_size: 32, normalize: {pca: {components: 0}}",
      "exp.yaml:1: data.normalize.pca.components: expected at least 1, got 0"),
-    ("image_size: 32", "image_size: 32, normalize: {pca: 5}", "data.normalize.pca: expected a mapping, got 5"),
+    ("image_size: 32", "image_size: 32, normalize: {pca: 5}",
+     "data.normalize.pca: expected a section, got 5. Write pca: {components: 5}"),
     ("image_size: 32", "image_size: 32, normalize: {pca: {}}", "data.normalize.pca.components: is required"),
     ("image_size: 32", "image_size: 32, normalize: {pca: {components: 5}, mean: [1]}",
      "exp.yaml:1: data.normalize.mean: unknown key (known: pca)"),
@@ -236,7 +248,8 @@ REPLACED = [
      "exp.yaml:1: data.augment.0: expected size below data.image_size, 32, got 32"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 40}}]",
      "exp.yaml:1: data.augment.0: expected padding below data.image_size, 32, got 40"),
-    ("image_size: 32", "image_size: 32, augment: pad_crop", "data.augment: expected a list, got 'pad_crop'"),
+    ("image_size: 32", "image_size: 32, augment: pad_crop",
+     "data.augment: expected a list, got 'pad_crop'. Write augment: [pad_crop]"),
     ("image_size: 32", "image_size: 32, augment: [flip_horizontl]", "unknown 'flip_horizontl', did you mean 'flip_h"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {padding: 0}}]", "0.pad_crop.padding: expected at le"),
     ("image_size: 32", "image_size: 32, augment: [{pad_crop: {pading: 2}}]", "pading: unknown key, did you mean 'p"),
@@ -289,6 +302,30 @@ BAD_OVERRIDES = [
     ("training.learning_rate.schedule=[x]", "training.learning_rate.schedule: unknown name"),
     ("training.learning_rate.warmup.epochs=", "warmup: expected exactly one of epochs, steps, percent, got "),
     ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
+    ("training.optimizer=sgd", "optimizer: expected a section, got 'sgd'. Write training.optimizer.name=sgd"),
+    ("training.learning_rate=0.01", "expected a section, got 0.01. Write training.learning_rate.peak=0.01"),
+    (
+        "training.optimizer.weight_decay=5e-4",
+        "expected a section, got 0.0005. Write training.optimizer.weight_decay.value=0.0005",
+    ),
+    ("training.epochs=1", "learning_rate.warmup: 2 epochs of warm-up do not fit into 1 epoch of training"),
+    ("model=alexnet", "command line: model: expected a section, got 'alexnet'. Write model.name=alexnet"),
+    ("training.loss=mse", "got 'mse'. Write training.loss.name=NAME (known: cross_entropy, euclidean, map)"),
+    ("training.optimizer=5", "command line: training.optimizer: expected a section, got 5\n"),
+    ("training.optimizer=null", "command line: training.optimizer: expected a section, got nothing\n"),
+    ("data.augment=rotate", "data.augment: expected a list, got 'rotate'. Write 'data.augment=[rotate]'"),
+    ("data.source=mnist", "<path>, tfds:<name>). A set of TensorFlow Datasets is written tfds:mnist"),
+    ("data.source=~/pets", "command line: data.source: unknown source '~/pets'. Write folder:~/pets"),
+    ("epochs=5", "command line: epochs: unknown key, did you mean training.epochs=5?"),
+    ("batchsize=64", "command line: batchsize: unknown key, did you mean data.batch_size=64?"),
+    ("lr=0.1", "command line: lr: unknown key, did you mean training.learning_rate.peak=0.1?"),
+    ("learning_rate=0.1", "learning_rate: unknown key, did you mean training.learning_rate.peak=0.1?"),
+    ("training.lr=0.1", "training.lr: unknown key, did you mean training.learning_rate.peak=0.1?"),
+    ("optimizer.name=adam", "optimizer: unknown key, did you mean training.optimizer.name=adam?"),
+    ("loss=map", "command line: loss: unknown key, did you mean training.loss.name=map?"),
+    ("trials=5", "command line: trials: unknown key, did you mean search.trials=5?"),
+    ("kind=l2", "command line: kind: unknown key (known: chosen, data, logs, "),
+    (f"epochs=[{'1, ' * 30}1]", "epochs: unknown key, did you mean training.epochs=...?"),
 ]
 
 
@@ -323,6 +360,22 @@ TOGETHER = [
 def test_combinations_are_reported_beside_the_mistakes_of_single_keys(mistakes, data, training, keys):
     found = mistakes(broken("training", training).replace("image_size: 32", data, 1))
     assert [line.split(": ")[1] for line in found] == keys
+
+
+def test_mistakes_below_a_misspelt_key_are_reported_beside_it(mistakes):
+    assert mistakes(GOOD.replace("training:", "trainig:\n  ephocs: 5").replace("0.9", "1.5")) == [
+        "exp.yaml:3: trainig: unknown key, did you mean 'training'?",
+        "exp.yaml:4: training.ephocs: unknown key, did you mean 'epochs'?",
+        "exp.yaml:5: training.optimizer.momentum: expected less than 1, got 1.5",
+    ]
+    assert mistakes(GOOD.replace("source: digits", "sorce: digits")) == [
+        "exp.yaml:1: data.sorce: unknown key, did you mean 'source'?"
+    ]
+    assert mistakes(GOOD, "trainig.ephocs=5", "trainig.epochs=0") == [
+        "command line: trainig: unknown key, did you mean 'training'?",
+        "command line: training.ephocs: unknown key, did you mean 'epochs'?",
+        "command line: training.epochs: expected at least 1, got 0",
+    ]
 
 
 def test_a_combination_with_a_key_that_has_a_mistake_of_its_own_is_not_judged(mistakes):
@@ -373,6 +426,24 @@ def test_files_that_are_no_experiment(tmp_path, mistakes):
         load_experiment(tmp_path / "long.yaml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_experiment(tmp_path)
+
+
+def test_an_experiment_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "mine").mkdir(parents=True)
+    for name in ("experiments/vgg16", "experiments/mine/best", "here"):
+        (tmp_path / f"{name}.yaml").touch()
+    meant = {
+        "vgg16": "experiments/vgg16.yaml",
+        "vgg16.yaml": "experiments/vgg16.yaml",
+        "best": "experiments/mine/best.yaml",
+        "experiments/vgg16": "experiments/vgg16.yaml",
+        "here": "here.yaml",
+    }
+    for given, path in meant.items():
+        with pytest.raises(ConfigError) as caught:
+            load_experiment(given)
+        assert str(caught.value) == f"{given}: expected an experiment file, found nothing there, did you mean '{path}'?"
 
 
 def test_numbers_are_read_as_people_write_them(load):
@@ -438,6 +509,7 @@ def test_an_option_that_the_new_kind_defines_otherwise_takes_its_default(load):
     loaded = load(text, "training.optimizer.name=adamw")
     assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay")
     assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.004, "kind": "decoupled"}
+    assert re.search(r"weight_decay:\n +value: 0.004 +# default\n +kind: decoupled +# default\n", loaded.describe())
     loaded = load(text, "training.optimizer.name=adamw", "training.optimizer.weight_decay.value=0.2")
     assert loaded.dropped == ("training.optimizer.momentum", "training.optimizer.weight_decay.kind")
     assert loaded.experiment.training.optimizer.weight_decay.model_dump() == {"value": 0.2, "kind": "decoupled"}
@@ -491,7 +563,24 @@ def test_overrides_reach_lists_and_new_sections(load):
 
 @pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES)
 def test_bad_overrides(mistakes, override, message):
-    assert any(message in line for line in mistakes(GOOD, override))
+    assert any(message in f"{line}\n" for line in mistakes(GOOD, override))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--epochs", "5"], "No such option '--epochs'. Write training.epochs=5"),
+        (["--lr=0.1"], "No such option '--lr'. Write training.learning_rate.peak=0.1"),
+        (["--batch-size", "64"], "No such option '--batch-size'. Write data.batch_size=64"),
+        (["--training.epochs", "5"], "No such option '--training.epochs'. Write training.epochs=5"),
+        (["--nesterov"], "No such option '--nesterov'. Write training.optimizer.nesterov=VALUE"),
+        (["--nwe"], "No such option '--nwe'. Did you mean '--new'?"),
+        (["--gpus", "4"], "No such option '--gpus'."),
+    ],
+)
+def test_an_option_that_is_an_override(kpipe, options, said):
+    code, out, err = kpipe("run", "exp.yaml", *options)
+    assert (code, out, err.splitlines()[-1]) == (2, "", f"Error: {said}")
 
 
 def test_two_overrides_of_one_duration(mistakes):

@@ -147,12 +147,22 @@ ACCEPTED = [
     (
         "momentum: 0",
         "momentum:0",
-        "8: training.optimizer: expected a colon and a space between key and value, got 'mom",
+        "8: training.optimizer.momentum: expected a colon and a space between key and value, got",
     ),
     (
         "momentum: 0",
         "momentum 0",
-        "8: training.optimizer: expected a colon and a space between key and value, got 'mom",
+        "8: training.optimizer.momentum: expected a colon and a space between key and value, got",
+    ),
+    (
+        "model:",
+        "search:{seed: 5}\nmodel:",
+        "5: search: expected a colon and a space after search, got 'search:{seed: 5}'",
+    ),
+    (
+        "model:",
+        "search={seed: 5}\nmodel:",
+        "5: search: expected a colon and a space after search, got 'search={seed: 5}'",
     ),
 ]
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from kpipe.data.statistics import channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError, DataError, OutOfMemory
 
 RANDOM = np.random.default_rng(0)
+NO_TEST = (
+    "there is no test split: the data has a validation split only. data.split.test=0.2 takes one from the training "
+    "split"
+)
 
 
 def counts(split, classes):
@@ -65,6 +70,13 @@ def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
     ("arguments", "message"),
     [
         ({"source": "digit"}, "unknown source 'digit', did you mean 'digits'?"),
+        (
+            {"source": "mnist"},
+            "unknown source 'mnist' (known: digits, synthetic, folder:<path>, tfds:<name>). A set of TensorFlow "
+            "Datasets is written tfds:mnist",
+        ),
+        ({"source": "/photos/pets"}, "unknown source '/photos/pets'. Write folder:/photos/pets"),
+        ({"source": Path("/photos")}, "unknown source '/photos'. Write folder:/photos"),
         ({"source": "digits:8"}, "expected 'digits' alone, got 'digits:8'"),
         ({"source": "folder"}, "expected folder:<path>, got 'folder'"),
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
@@ -148,7 +160,22 @@ def test_folder_with_a_validation_split_has_no_test(tmp_path):
     write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}")
     assert (len(splits.train), len(splits.validation), splits.test) == (6, 2, None)
-    assert splits.notes == ("there is no test split: the set has a validation split, but none for the test",)
+    assert splits.notes == (NO_TEST,)
+
+
+def test_a_missing_test_split_is_carved_out_where_it_is_asked_for(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 8, "dog": 4})
+    write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
+    splits = load_dataset(f"folder:{tmp_path}", test=0.25)
+    assert [counts(split, 2) for split in splits.by_name.values()] == [[6, 3], [1, 1], [2, 1]]
+    assert splits.notes == (
+        "the test split is taken from the training split (data.split.test): the data has none of its own",
+    )
+    assert load_dataset(f"folder:{tmp_path}", test=0).notes == ()
+    write_classes(tmp_path / "test", {"cat": 1, "dog": 1})
+    splits = load_dataset(f"folder:{tmp_path}", test=0.25)
+    assert splits.counts == {"train": 12, "validation": 2, "test": 2}
+    assert splits.notes == ("data.split.test is not used: the data has a test split of its own",)
 
 
 def test_small_class_goes_whole_to_train(tmp_path):
@@ -421,7 +448,7 @@ def test_tfds_splits_by_name(tfds_data):
     assert sorted(splits.notes) == [
         "ignored the split 'extra'",
         "ignored the split 'test', which has no labels",
-        "there is no test split: the set has a validation split, but none for the test",
+        NO_TEST,
     ]
 
 

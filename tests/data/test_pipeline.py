@@ -19,6 +19,7 @@ from kpipe.data.files import FileSplit
 from kpipe.data.loading import load_dataset
 from kpipe.data.pipeline import iterate_images, make_evaluation_pipeline, make_pipeline
 from kpipe.data.records import RecordSplit
+from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError
 
 # 23 images of 8x8 whose label is their number: 5 batches of 4 an epoch, 3 images left out.
@@ -108,6 +109,15 @@ def test_batch_larger_than_the_split():
 def test_batch_of_nothing(make):
     with pytest.raises(ConfigError, match=r"data\.batch_size: expected at least 1, got 0"):
         make(SPLIT, 0)
+
+
+@pytest.mark.parametrize(("make", "split"), [(make_pipeline, "train"), (make_evaluation_pipeline, "test")])
+def test_batches_are_made_of_one_split(make, split):
+    everything = Splits(SPLIT, None, None, ("a", "b"))
+    for given, got in ((everything, "all of the splits"), (SPLIT.images, "ndarray")):
+        message = rf"^{make.__name__}: expected one split, such as splits\.{split}, got {got}$"
+        with pytest.raises(ConfigError, match=message):
+            make(given, 4)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4] * 5 + [3]), (23, [23]), (50, [23])])

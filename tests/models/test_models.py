@@ -575,6 +575,10 @@ def test_unknown_network():
         ValueError, match=r"^model: expected the name of a network, got 'vgg_16', did you mean 'vgg16'\?$"
     ):
         build_model("vgg_16", {}, input_shape=(32, 32, 3), classes=10)
+    with pytest.raises(
+        ValueError, match=r"^model: expected the name of a network, got 'resnet50' \(known: lenet5, alex"
+    ):
+        build_model("resnet50", {}, input_shape=(32, 32, 3), classes=10)
 
 
 # --- preprocessing ------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ def test_names_of_any_kind_reach_no_screen_and_no_file_raw(kpipe, experiment, ph
     assert all(line.isprintable() for line in out.splitlines())
     assert rf"  data       folder:{root.parent}/ph\xffotos\n[b]: " in out
     assert r"/no\nimage.txt'" in out
+    assert "  training   1 epoch of " in out
     run = only_run(logs)
     texts = {path.name: path.read_text("utf-8") for path in run.iterdir() if path.suffix in (".json", ".yaml", ".txt")}
     assert {"classes.txt", "config.yaml", "data.json", "environment.json", "unreadable.txt"} <= set(texts)

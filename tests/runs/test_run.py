@@ -341,9 +341,9 @@ def test_print_config_trains_nothing(kpipe, experiment, logs):
 
 def test_a_dropped_option_is_said(kpipe, experiment):
     code, out, _ = kpipe("run", experiment, "data.source=digits", "--print-config")
-    assert out.startswith("# note: not applicable with the overrides; dropped from the file: data.synthetic\n")
+    assert out.startswith("# note: the overrides leave these values of the file unused: data.synthetic\n")
     code, out, _ = kpipe("run", experiment, "data.source=digits", "training.epochs=1")
-    assert "note: not applicable with the overrides; dropped from the file: data.synthetic" in out
+    assert "note: the overrides leave these values of the file unused: data.synthetic" in out
 
 
 def test_list(kpipe):

@@ -197,11 +197,20 @@ def _tfds_prepare(builder, name: str, where: str) -> None:
     except Exception as error:  # any download, disk or format error: the remedy is the same
         raise DataError(
             f"{where}: expected it prepared in {builder.data_path}, got nothing there, "
-            f"and it could not be downloaded ({first_line(error)}). "
+            f"and it could not be downloaded ({_reason(error)}). "
             "Set TFDS_DATA_DIR to the folder that has it, or prepare it on a machine with a network "
             f'(python -c "import tensorflow_datasets as tfds; tfds.load({name!r})") and copy it there, '
             "or use data.source=digits or data.source=synthetic"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a set could not be prepared: what the system said, which the network's libraries wrap in errors."""
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    said = [each.strerror for each in reversed(chain) if isinstance(each, OSError) and each.strerror]
+    return first_line(said[0] if said else error)
 
 
 @contextmanager
