@@ -149,9 +149,8 @@ def train(
             save_portable(model, run.model, **prepared.network)
             undrawn = []
             if options.draw:
-                batches = held_out.get("test") or held_out.get("validation")
                 with screen.status("drawing figures"):
-                    undrawn = write_figures(run.path, model, batches, splits.class_names)
+                    undrawn = write_figures(run.path, experiment, state, model, held_out, splits.class_names)
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores, keep_last=options.keep_last)

@@ -88,8 +88,7 @@ def show_result(
     if unreadable:
         names = run.path / "unreadable.txt"
         screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
-    best = f"epoch {state.best_epoch}" if state.best_step else f"step {state.train.step:,}"
-    screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {best}.")
+    screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {state.kept}.")
     rows = {
         "model": str(run.model),
         "figures": str(run.path / "figures"),

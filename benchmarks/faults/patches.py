@@ -29,7 +29,7 @@ def leave_out_figures(pipe) -> None:
 
     No setting of an experiment leaves them out.
     """
-    replace(kpipe.experiment, "write_figures", lambda *arguments: [])
+    replace(kpipe.experiment, "write_figures", lambda *arguments, **options: [])
 
 
 def hold_owner(pipe) -> None:

@@ -41,8 +41,8 @@ class Predictions:
     """int32 [N]"""
     predictions: np.ndarray
     """int64 [N]"""
-    first: Examples
-    """The first images of the split."""
+    sample: Examples
+    """Images drawn at random."""
     mistakes: Examples
     """The mistakes with the largest probability, the largest first."""
 
@@ -51,7 +51,9 @@ class Predictions:
         return int(np.count_nonzero(self.predictions != self.labels))
 
 
-def collect_predictions(model: keras.Model, batches: tf.data.Dataset, *, num_examples: int = 25) -> Predictions:
+def collect_predictions(
+    model: keras.Model, batches: tf.data.Dataset, *, seed: int, num_examples: int = 25
+) -> Predictions:
     """Predict the class of each image once.
 
     No more than `num_examples` images of a kind are kept: the split may be larger than the memory.
@@ -59,16 +61,38 @@ def collect_predictions(model: keras.Model, batches: tf.data.Dataset, *, num_exa
     Args:
         model: images [B, H, W, C] to logits [B, K].
         batches: at least one, of (images uint8 [B, H, W, C], labels int32 [B]).
-        num_examples: how many of the first images and of the mistakes are kept.
+        seed: of the images that are drawn at random. The same seed draws the same ones, whatever the batch size.
+        num_examples: how many of the images drawn at random and of the mistakes are kept.
     """
-    labels, predictions, first, mistakes = [], [], None, None
+    labels, predictions = [], []
+    generator = np.random.default_rng(seed)
+    sample, mistakes = _Smallest(num_examples), _Smallest(num_examples)
     for batch_images, batch_labels in batches.as_numpy_iterator():
         probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(batch_images)))
         batch = Examples(batch_images, batch_labels, probabilities.argmax(-1), probabilities.max(-1))
         labels.append(batch.labels)
         predictions.append(batch.predictions)
+        sample.add(batch, generator.random(len(batch.labels)))
         wrong = batch.select(batch.labels != batch.predictions)
-        first = (first.join(batch) if first else batch).select(slice(num_examples))
-        mistakes = mistakes.join(wrong) if mistakes else wrong
-        mistakes = mistakes.select(np.argsort(-mistakes.probabilities, kind="stable")[:num_examples])
-    return Predictions(np.concatenate(labels), np.concatenate(predictions), first, mistakes)
+        mistakes.add(wrong, -wrong.probabilities)
+    return Predictions(np.concatenate(labels), np.concatenate(predictions), sample.examples, mistakes.examples)
+
+
+class _Smallest:
+    """Keeps the examples with the smallest keys, in the order of their keys.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int):
+        self.examples: Examples | None = None
+        self._most = most
+        self._keys = np.empty(0)
+
+    def add(self, examples: Examples, keys: np.ndarray) -> None:
+        """Keep of these examples, float [n] keys beside them, and of those before the ones with the smallest keys."""
+        examples = self.examples.join(examples) if self.examples else examples
+        keys = np.concatenate([self._keys, keys])
+        rows = np.argsort(keys, kind="stable")[: self._most]
+        self.examples, self._keys = examples.select(rows), keys[rows]

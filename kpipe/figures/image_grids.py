@@ -14,10 +14,13 @@ from kpipe.figures.style import (
     FAINT,
     INK,
     RED,
+    add_caption,
     label,
     make_layout,
     show_image,
 )
+
+_MOST_COLUMNS = 5
 
 
 def draw_predictions(
@@ -28,9 +31,10 @@ def draw_predictions(
     class_names: Sequence[str],
     *,
     title: str,
+    caption: str = "",
     most: int = 25,
 ) -> Figure:
-    """Draw a grid of images with their true and predicted classes; wrong ones are titled in red.
+    """Draw a grid of images with their true and predicted classes. A wrong one has a red frame and a cross.
 
     Args:
         images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, and of more than three channels the first
@@ -40,6 +44,7 @@ def draw_predictions(
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
         title: of the whole figure.
+        caption: the line below the figure.
         most: how many images are drawn, the first ones. Without any image the figure says "none".
 
     Raises:
@@ -52,21 +57,21 @@ def draw_predictions(
             f"got {len(images)} images and {len(probabilities)} probabilities."
         )
     drawn = min(most, len(images))
-    # Three columns at least: the title needs the width.
-    columns = max(3, math.ceil(math.sqrt(drawn)))
-    rows = max(1, math.ceil(drawn / columns))
-    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.5), layout=make_layout())
+    rows = math.ceil(drawn / _MOST_COLUMNS)
+    columns = math.ceil(drawn / max(1, rows))
+    # Title and caption need some room, even around a single image or none.
+    figure = Figure(figsize=(max(6, 2.4 * columns), max(2.1, 2.7 * rows + 0.9)), layout=make_layout())
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    add_caption(figure, caption)
     if not drawn:
-        figure.text(0.5, 0.45, "none", ha="center", va="center", fontsize=12, color=FAINT)
-    grid = figure.add_gridspec(rows, columns)
+        figure.text(0.5, 0.5, "none", ha="center", va="center", fontsize=12, color=FAINT)
     for index in range(drawn):
-        axes = figure.add_subplot(grid[divmod(index, columns)])
-        show_image(axes, images[index], framed=labels[index] != predictions[index])
-        true, predicted = (label(class_names[classes[index]], 14) for classes in (labels, predictions))
-        text = f"true: {true}\npredicted: {predicted} ({probabilities[index]:.0%})"
-        color = INK if labels[index] == predictions[index] else RED
-        axes.set_title(text, fontsize=7.5, color=color, parse_math=False)
+        axes = figure.add_subplot(rows, columns, index + 1)
+        wrong = labels[index] != predictions[index]
+        show_image(axes, images[index], framed=wrong)
+        true, predicted = (label(class_names[classes[index]], 18) for classes in (labels, predictions))
+        text = f"true: {true}\n{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
+        axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
     return figure
 
 

@@ -1,5 +1,6 @@
-"""The look of figures: colors, fonts and margins. Also how they are saved."""
+"""The look of figures: colors, fonts, margins and captions. Also how they are saved."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +18,10 @@ from kpipe.layout import OWN_MARK
 from kpipe.names import printable, quoted, shorten
 
 _DPI = 150
-INK, FAINT, GRID = "#222222", "#9a9a9a", "#e6e6e6"
+INK, CAPTION, FAINT, GRID = "#222222", "#666666", "#9a9a9a", "#e6e6e6"
 # Blue and vermilion of Okabe and Ito's palette: told apart under every common color blindness.
 BLUE, VERMILION = "#0072B2", "#D55E00"
-# Red alone says nothing to some readers, so a wrong prediction also gets a frame.
+# Red alone says nothing to some readers, so a wrong prediction also gets a frame and a cross.
 RED = "#C1121F"
 
 
@@ -91,12 +92,35 @@ def _displayable(image: np.ndarray) -> np.ndarray:
 def label(name: str, most: int) -> str:
     """Return the name of a class on one line of at most `most` characters; one of spaces alone is put in quotes."""
     text = printable(name)
-    return shorten(quoted(text) if text.isspace() else " ".join(text.split()), most)
+    return _shorten_between_words(quoted(text) if text.isspace() else " ".join(text.split()), most)
+
+
+def _shorten_between_words(text: str, most: int) -> str:
+    """Return text of at most `most` characters without the words in its middle: `German … pointer`.
+
+    Names often differ at their end, so words of both ends stay. A first word that is too long is cut itself.
+    """
+    if len(text) <= most:
+        return text
+    words = re.split(r"(?<=[ _-])", text)  # each with what stands between it and the next
+    head, tail = "", ""
+    for number in range(len(words)):
+        longer = (head + words[number // 2], tail) if number % 2 == 0 else (head, words[-1 - number // 2] + tail)
+        if len(" … ".join(longer)) > most:
+            break
+        head, tail = longer
+    return f"{head.rstrip(' _-')} … {tail}".rstrip() if head else shorten(text, most)
 
 
 def make_layout() -> ConstrainedLayoutEngine:
     """Return the layout of a figure; one engine serves one figure."""
     return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is too narrow
+
+
+def add_caption(figure: Figure, text: str) -> None:
+    """Write what a figure was drawn from below it, on as many lines as its width asks for."""
+    if text:
+        figure.supxlabel(text, fontsize=8, color=CAPTION, wrap=True, parse_math=False)
 
 
 def style_axes(axes: Axes, *, title: str, grid: bool) -> None:

@@ -37,6 +37,11 @@ class RunState:
         if isinstance(self.train, dict):  # as `to_dict` writes it
             self.train = TrainState(**self.train)
 
+    @property
+    def kept(self) -> str:
+        """What has the weights that a run keeps: its best epoch, or before the first one has ended, its last step."""
+        return f"epoch {self.best_epoch}" if self.best_step else f"step {self.train.step:,}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, and the NumPy arrays that callbacks keep: `RunState(**state.to_dict())` is the same."""
         return {**vars(self), "train": self.train.to_dict()}

@@ -1,6 +1,8 @@
 """The figures of a finished run, and what is said of one that cannot be drawn."""
 
 import errno
+import json
+import re
 import shutil
 
 import keras
@@ -8,29 +10,69 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kpipe.config.schema import Experiment
 from kpipe.evaluation import report
+from kpipe.runs.state import RunState
+from kpipe.training.control import TrainState
 
 NAMES = ("a", "b", "c")
 FIGURES = ("curves", "confusion_matrix", "predictions", "mistakes")
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write the figures of a run into `figures/`, where those of an earlier end of the run lie."""
+def split_of(images):
     random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32) % 3
-    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "figures").mkdir()
+    columns = random.integers(0, 256, (images, 4, 4, 1), np.uint8), np.arange(images, dtype=np.int32) % 3
+    return tf.data.Dataset.from_tensor_slices(columns).batch(4)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory, where the figures of an earlier end of the run lie."""
+    run = tmp_path / "2026-11-29_10-12-13"
+    (run / "figures").mkdir(parents=True)
     for name in FIGURES:
-        (tmp_path / "figures" / f"{name}.png").write_text("old")
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: path.write_text("drawn"))
-    return lambda: report.write_figures(tmp_path, model, batches, NAMES)
+        (run / "figures" / f"{name}.png").write_text("old")
+    records = [
+        {"step": 10 * epoch, "epoch": epoch, "split": split, "span": "epoch", "loss": 1.0, "accuracy": 0.5}
+        for epoch in (1, 2)
+        for split in ("train", "validation")
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
 
 
-def drawn(tmp_path):
-    return {path.stem for path in (tmp_path / "figures").iterdir() if path.read_text() == "drawn"}
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved, by name; a file says only that one was drawn."""
+    figures = {}
+
+    def save(figure, path):
+        figures[path.stem] = figure
+        path.write_text("drawn")
+
+    monkeypatch.setattr(report, "save_figure", save)
+    return figures
+
+
+@pytest.fixture
+def write(run, figures):
+    """Write the figures of a run."""
+
+    def write(augment=(), dropout=0.0, splits=(("validation", 6), ("test", 9)), best_epoch=1):
+        data = {"source": "digits", "augment": list(augment)}
+        experiment = Experiment.model_validate({"name": "tiny", "data": data, "model": {"name": "mlp"}})
+        layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dropout(dropout)]
+        model = keras.Sequential([*layers, keras.layers.Dense(3)])
+        model.compile(run_eagerly=True)  # quicker than tracing it for three batches
+        held_out = {name: images and split_of(images) for name, images in splits}
+        state = RunState(TrainState(step=20), best_epoch=best_epoch, best_step=10 * best_epoch or None)
+        return report.write_figures(run, experiment, state, model, held_out, NAMES)
+
+    return write
+
+
+def drawn(run):
+    return {path.stem for path in (run / "figures").iterdir() if path.read_text() == "drawn"}
 
 
 def refuse(error):
@@ -40,34 +82,76 @@ def refuse(error):
     return refuse
 
 
-def test_all_figures_are_drawn(write, tmp_path):
+def caption_of(figure):
+    return figure.get_supxlabel()
+
+
+def test_all_figures_are_drawn(write, run):
     assert write() == []
-    assert drawn(tmp_path) == set(FIGURES)
+    assert drawn(run) == set(FIGURES)
+
+
+def test_figures_name_run_split_and_epoch(write, figures):
+    write(splits=[("test", 30)])
+    assert caption_of(figures["curves"]) == "tiny · 2026-11-29_10-12-13 · weights of epoch 1"
+    named = "tiny · 2026-11-29_10-12-13 · test split, 30 images · weights of epoch 1"
+    assert {caption_of(figures[name]) for name in FIGURES if name != "curves"} == {named}
+    assert figures["predictions"].get_suptitle() == "Predictions: 25 of 30 images, drawn at random"
+    assert re.match(r"Mistakes: (\d+) of \1, the highest probability first$", figures["mistakes"].get_suptitle())
+    lines = [line for axes in figures["curves"].axes for line in axes.get_lines() if "best" in line.get_label()]
+    assert [(line.get_label(), line.get_xdata()[0]) for line in lines] == [("best epoch: 1", 10)] * 2
+
+
+def test_a_run_that_ended_in_its_first_epoch_has_the_weights_of_its_last_step(write, figures):
+    write(splits=(), best_epoch=0)
+    assert caption_of(figures["curves"]).endswith(" · weights of step 20")
+
+
+def test_without_a_test_split_the_validation_split_is_drawn(write, run, figures):
+    write(splits=(("validation", 6), ("test", None)))
+    assert "validation split, 6 images" in caption_of(figures["predictions"])
+    (run / "figures" / "curves.png").unlink()
+    figures.clear()
+    assert write(splits=()) == []
+    assert {*figures} == {"curves"}
+
+
+@pytest.mark.parametrize(
+    ("augment", "dropout", "reasons"),
+    [
+        (["translate"], 0.0, "on augmented images"),
+        ([], 0.5, "with dropout"),
+        (["translate"], 0.5, "on augmented images and with dropout"),
+    ],
+)
+def test_curves_say_what_training_accuracy_is(write, figures, augment, dropout, reasons):
+    write(augment, dropout, splits=())
+    line = caption_of(figures["curves"]).splitlines()[1]
+    assert line == f"Training accuracy is measured during the epoch, {reasons}."
 
 
 @pytest.mark.parametrize("error", [ValueError("no such\nfont"), MemoryError(), OSError("cannot write")])
 @pytest.mark.parametrize("figure", ["curves", "confusion_matrix"])
-def test_a_figure_that_cannot_be_drawn_is_a_line_and_the_others_are_drawn(write, tmp_path, monkeypatch, figure, error):
+def test_a_figure_that_cannot_be_drawn_is_a_line_and_the_others_are_drawn(write, run, monkeypatch, figure, error):
     monkeypatch.setattr(report, f"draw_{figure}", refuse(error))
     reason = str(error).partition("\n")[0] or type(error).__name__
     assert write() == [f"figures/{figure}.png could not be drawn: {reason}"]
-    assert drawn(tmp_path) == set(FIGURES) - {figure}
-    assert not (tmp_path / "figures" / f"{figure}.png").exists()
+    assert drawn(run) == set(FIGURES) - {figure}
+    assert not (run / "figures" / f"{figure}.png").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_no_error(write, tmp_path, monkeypatch):
-    shutil.rmtree(tmp_path / "figures")
-    (tmp_path / "figures").touch()
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: path.write_text("drawn"))
+def test_a_folder_that_cannot_be_made_is_no_error(write, run):
+    shutil.rmtree(run / "figures")
+    (run / "figures").touch()
     lines = write()
     assert [line.partition(" could not")[0] for line in lines] == [f"figures/{name}.png" for name in FIGURES]
 
 
-def test_without_predictions_three_figures_are_left_out_in_one_line(write, tmp_path, monkeypatch):
+def test_without_predictions_three_figures_are_left_out_in_one_line(write, run, monkeypatch):
     monkeypatch.setattr(report, "collect_predictions", refuse(tf.errors.DataLossError(None, None, "gone")))
     left_out = "figures/confusion_matrix.png, figures/predictions.png, figures/mistakes.png"
     assert write() == [f"{left_out} could not be drawn: gone"]
-    assert drawn(tmp_path) == {"curves"}
+    assert drawn(run) == {"curves"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
