@@ -100,13 +100,13 @@ def alexnet(
     preprocessing: Preprocessing | None = None,
     name: str = "alexnet",
 ) -> keras.Model:
-    """Build AlexNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build AlexNet (Krizhevsky et al. 2012).
 
     Args:
         input_shape: (H, W, C), H and W at least 25.
-        classes: K.
+        classes: number of classes, K.
         variant: "paper", "single_tower", "one_weird_trick" or "notes".
-        activation: a name in `kpipe.catalog.networks.Activation`.
+        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
         pooling: "max" or "average".
         overlapping: pooling windows of 3x3 every 2 pixels (section 3.4); False: 2x2.
         lrn: local response normalization (section 3.3), where the variant has it.
@@ -114,7 +114,10 @@ def alexnet(
         dropout: dropout rate at fc6 and fc7.
         initializer: "paper" (weights N(0, 0.01), some biases 1), "he" or "glorot" (biases 0).
         preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: an input that is too small or of unknown size; an option that is unknown or does not apply; no

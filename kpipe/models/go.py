@@ -34,15 +34,18 @@ def go_policy(
     preprocessing: Preprocessing | None = None,
     name: str = "go_policy",
 ) -> keras.Model:
-    """Build the policy network: boards float32 [B, H, W, C], 0..255, to logits float32 [B, H x W], row by row.
+    """Build AlphaGo's policy network (Silver et al. 2016).
 
     Args:
         input_shape: (H, W, C), H and W at least 5.
-        classes: K, the number of points, H x W.
+        classes: number of classes, K: the points of the board, H x W.
         depth: hidden convolutions.
         width: filters of each.
         preprocessing: the layer that takes the raw planes; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from boards float32 [B, H, W, C], 0..255, to logits float32 [B, H x W], row by row.
 
     Raises:
         ConfigError: a board that is too small or of unknown size, or classes that are not its points;

@@ -127,19 +127,23 @@ def googlenet(
     preprocessing: Preprocessing | None = None,
     name: str = "googlenet",
 ) -> keras.Model:
-    """Build GoogLeNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build GoogLeNet (Szegedy et al. 2015).
 
     Args:
         input_shape: (H, W, C), H and W at least 17; without auxiliary heads they may be None: any size.
-        classes: K.
+        classes: number of classes, K.
         variant: "paper" or "batch_norm".
         auxiliary_heads: two more classifiers for training: the model is a `WithAuxiliaryHeads` and, when it is
             called, gives a list of three logits.
         lrn: local response normalization in the stem, where the variant has it.
         dropout: dropout rate before the last layer.
-        initializer: "paper" (see above), "he" or "glorot"; with the last two, biases start at 0.
+        initializer: "paper", "he" or "glorot". "paper": Glorot's weights and biases of 0.2, in the variant
+            "batch_norm" weights N(0, 0.01), truncated. With the others, biases start at 0.
         preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: an input that is too small, or of unknown size before the heads; an option that is unknown or does

@@ -69,19 +69,22 @@ def lenet5(
     preprocessing: Preprocessing | None = None,
     name: str = "lenet5",
 ) -> keras.Model:
-    """Build LeNet-5: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build LeNet-5 (LeCun et al. 1998).
 
     Args:
         input_shape: (H, W, C), H and W at least 12.
-        classes: K.
+        classes: number of classes, K.
         variant: "modern"; "original", the paper's, whose logits are minus the distances to the codes of the classes
             and whose loss is `map`; or "concept", three sigmoid filters.
-        activation: of the modern form after c1, c3, c5 and f6; a name in
-            `kpipe.catalog.networks.Activation`.
+        activation: of the modern form after c1, c3, c5 and f6: "relu", "leaky_relu", "sigmoid", "tanh",
+            "scaled_tanh" or "maxout".
         pooling: of the modern form, "max" or "average".
         preprocessing: the layer that takes the raw images; None scales them to 0..1, in the original form to
             the paper's -0.1 for 0 and 1.175 for 255.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: an input that is too small or of unknown size; an option that is unknown or does not apply; no

@@ -24,17 +24,20 @@ def mlp(
     preprocessing: Preprocessing | None = None,
     name: str = "mlp",
 ) -> keras.Model:
-    """Build a multilayer perceptron: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build a multilayer perceptron.
 
     Args:
         input_shape: (H, W, C).
-        classes: K.
+        classes: number of classes, K.
         depth: hidden layers, `fc1` and so on.
         width: units of each.
-        activation: a name in `kpipe.catalog.networks.Activation`.
+        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
         dropout: dropout rate after each hidden layer.
         preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: an input of unknown size, an unknown option, no class.

@@ -37,16 +37,19 @@ def speech_cnn(
     preprocessing: Preprocessing | None = None,
     name: str = "speech_cnn",
 ) -> keras.Model:
-    """Build the keyword network: spectrograms float32 [B, F, T, C], 0..255, to logits float32 [B, K].
+    """Build a network for spoken words (Sainath and Parada 2015).
 
     Args:
         input_shape: (F, T, C), at least 19 frequency bands and 29 frames.
-        classes: K.
+        classes: number of classes, K.
         width: filters of each convolution.
         hidden: units of `fc`.
         dropout: dropout rate before the last layer.
         preprocessing: the layer that takes the raw values; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from spectrograms float32 [B, F, T, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: a spectrogram that is too small or of unknown size; an option out of range; no class.

@@ -41,16 +41,19 @@ def text_cnn(
     preprocessing: Preprocessing | None = None,
     name: str = "text_cnn",
 ) -> keras.Model:
-    """Build the character network: one-hot texts float32 [B, L, 1, V], 0 or 255, to logits float32 [B, K].
+    """Build a network for texts, character by character (Zhang et al. 2015).
 
     Args:
         input_shape: (L, 1, V), at least 123 characters of an alphabet of V.
-        classes: K.
+        classes: number of classes, K.
         width: filters of each convolution.
         hidden: units of fc7 and fc8.
         dropout: dropout rate after each of them.
         preprocessing: the layer that takes the raw values; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from one-hot texts float32 [B, L, 1, V], 0 or 255, to logits float32 [B, K].
 
     Raises:
         ConfigError: a text that is too short, of unknown length or not one pixel wide; an option out of range; no

@@ -84,20 +84,23 @@ def zfnet(
     preprocessing: Preprocessing | None = None,
     name: str = "zfnet",
 ) -> keras.Model:
-    """Build ZFNet: raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+    """Build ZFNet (Zeiler and Fergus 2014).
 
     Args:
         input_shape: (H, W, C), H and W at least 21.
-        classes: K.
+        classes: number of classes, K.
         variant: "paper" or "wide".
-        activation: a name in `kpipe.catalog.networks.Activation`.
+        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
         pooling: "max" or "average".
         lrn: contrast normalization after pool1 and pool2.
         width: units of fc6 and fc7.
         dropout: dropout rate after fc6 and fc7.
         initializer: "paper" (weights N(0, 0.01)), "he" or "glorot"; biases 0.
         preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: of the model.
+        name: name of the model.
+
+    Returns:
+        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
 
     Raises:
         ConfigError: an input that is too small or of unknown size; an unknown option; no class.

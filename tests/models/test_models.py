@@ -77,8 +77,13 @@ def test_builders_are_functions_of_the_package_with_a_help_page_of_their_own(nam
     builder = getattr(kpipe.models, name)
     assert inspect.isfunction(builder)
     assert builder.__name__ == builder.__qualname__ == name
-    documented = inspect.getdoc(builder).partition("Args:")[2].partition("Raises:")[0]
-    assert re.findall(r"^    (\w+):", documented, re.M) == list(inspect.signature(builder).parameters)
+    page = inspect.getdoc(builder)
+    assert re.findall(r"^(\w+):$", page, re.M) == ["Args", "Returns", "Raises"]
+    arguments = page.partition("Args:")[2].partition("Returns:")[0]
+    assert re.findall(r"^    (\w+):", arguments, re.M) == list(inspect.signature(builder).parameters)
+    for option, field in MODELS[name].options.model_fields.items():
+        line = re.search(rf"^    {option}: (.*?)^    (?=\w|$)", arguments + "\n    ", re.M | re.S)[1]
+        assert [choice for choice in get_args(field.annotation) if f'"{choice}"' not in line] == []
 
 
 def test_each_vgg_says_which_net_of_the_paper_it_is():
