@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kpipe.config import load_experiment
-from kpipe.console import hold_back_libraries
+from kpipe.streams import hold_back_libraries
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STEPS = {"quickstart.yaml": 800, "alexnet.yaml": 40, "vgg16.yaml": 40}

@@ -27,7 +27,7 @@ from report import median_row, write_json
 from rich.console import Console
 from rich.table import Table
 
-from kpipe.console import hold_back_libraries
+from kpipe.streams import hold_back_libraries
 
 # By default waiting OpenMP threads spin, and their CPU time would be counted against torch and numba.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

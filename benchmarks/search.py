@@ -41,7 +41,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kpipe.config import Loaded, load_search
-from kpipe.console import Screen, hold_back_libraries
+from kpipe.console import Screen
+from kpipe.streams import hold_back_libraries
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 DEFAULT_FILE = EXPERIMENTS / "search" / "lenet5_digits.yaml"

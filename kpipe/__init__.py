@@ -2,6 +2,8 @@
 
 import importlib
 
+from kpipe.quiet_import import quiet_tensorflow
+
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -15,6 +17,8 @@ _PLACES = {
 }
 
 __all__ = [*_PLACES]
+
+quiet_tensorflow()
 
 
 def __getattr__(name: str):

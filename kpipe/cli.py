@@ -16,8 +16,9 @@ import click
 from kpipe import __version__
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted
+from kpipe.quiet_import import LOG_LEVEL
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
-from kpipe.streams import Output, announce, quiet_streams
+from kpipe.streams import Output, announce, hold_back_libraries, quiet_streams
 
 if TYPE_CHECKING:
     from kpipe.config.loading import Loaded
@@ -397,9 +398,9 @@ def _quietly(writes: Path | None = None) -> Iterator[None]:
     Args:
         writes: file that the verb writes.
     """
-    from kpipe.console import hold_back_libraries
     from kpipe.files import translate_write_errors
 
     os.environ["MPLBACKEND"] = "agg"  # what Jupyter sets for its cells is not installed everywhere
+    os.environ.setdefault(LOG_LEVEL, "0")  # what is held back may explain an error, so it is everything
     with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
         yield

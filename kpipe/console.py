@@ -1,15 +1,12 @@
 """The screen of a run: a header, progress bars, a row for each epoch, one table. Without a terminal, plain lines."""
 
-import faulthandler
 import math
-import os
 import shutil
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,36 +18,6 @@ from rich.text import Text
 from kpipe.errors import KpipeError
 from kpipe.names import printable, shorten
 from kpipe.streams import announce, going_quiet
-
-
-@contextmanager
-def hold_back_libraries() -> Iterator[None]:
-    """Keep what libraries write to standard error off the screen, and show it after an unforeseen error.
-
-    TensorFlow's C++ runtime writes to file descriptor 2 whatever the log level, so the descriptor itself is redirected.
-    An error of kpipe's own kinds explains itself. After any other exception, the text that was held back is replayed.
-    """
-    sys.stderr.flush()
-    screen = os.dup(2)
-    # A crash inside native code leaves at least its Python stack on the screen.
-    faulthandler.enable(file=screen)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except (KpipeError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            sys.stderr.flush()
-            held.seek(0)
-            with suppress(OSError):
-                os.write(screen, held.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(screen, 2)
-            faulthandler.disable()
-            os.close(screen)
 
 
 def describe_size(number: int) -> str:

@@ -1,13 +1,17 @@
-"""Standard output and error, which go quiet when they fail: no training ends with its terminal."""
+"""Standard output and error: without what libraries write, and quiet when they fail. A run outlives its terminal."""
 
 import errno
+import faulthandler
 import io
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
+
+from kpipe.errors import KpipeError
 
 
 class Output:
@@ -58,6 +62,40 @@ def announce(text: str) -> None:
         sys.stdout.write(f"\r\x1b[2K{text}")
         sys.stdout.flush()
     _is_announced = bool(text)
+
+
+@contextmanager
+def hold_back_libraries() -> Iterator[None]:
+    """Keep what libraries write to standard error off the screen, and show it after an unforeseen error.
+
+    TensorFlow's C++ runtime writes to file descriptor 2 whatever the log level, so the descriptor itself is redirected.
+    An error of kpipe's own kinds explains itself. After any other exception, the text that was held back is replayed.
+    """
+    _occupy_descriptors()
+    _flush_stderr()
+    screen = os.dup(2)
+    explains_crashes = faulthandler.is_enabled()  # as in Jupyter
+    if not explains_crashes:
+        # A crash inside native code leaves at least its Python stack on the screen.
+        faulthandler.enable(file=screen)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (KpipeError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            _flush_stderr()
+            held.seek(0)
+            with suppress(OSError):
+                os.write(screen, held.read())
+            raise
+        finally:
+            _flush_stderr()
+            os.dup2(screen, 2)
+            if not explains_crashes:
+                faulthandler.disable()
+            os.close(screen)
 
 
 def going_quiet(stream: TextIO) -> TextIO:
@@ -117,6 +155,11 @@ def _raw(stream: TextIO) -> io.RawIOBase | None:
     """Return the file below the buffer of a stream, where there is one."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
+
+
+def _flush_stderr() -> None:
+    if sys.stderr is not None:  # a program without a console has none
+        sys.stderr.flush()
 
 
 def _occupy_descriptors() -> None:

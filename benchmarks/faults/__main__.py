@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kpipe.console import hold_back_libraries
+from kpipe.streams import hold_back_libraries
 
 sys.path.append(str(Path(__file__).parents[1]))  # report.py, which all benchmarks share
 

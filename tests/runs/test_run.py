@@ -362,7 +362,7 @@ def test_doctor(kpipe, logs):
 
 def test_an_unforeseen_error_replays_what_libraries_said(tmp_path):
     code = (
-        "import os\nfrom kpipe.console import hold_back_libraries\n"
+        "import os\nfrom kpipe.streams import hold_back_libraries\n"
         "with hold_back_libraries():\n    os.write(2, b'from a library')\n    {}\n"
     )
 
