@@ -150,6 +150,7 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
 @click.option("--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a network's name.")
 @click.option("--channels", type=click.IntRange(1), help="Channels, for a network's name or missing data.")
 @click.option("--classes", type=click.IntRange(1), help="Classes, for a network's name or missing data.")
+@click.option("--measure", is_flag=True, help="Train a few steps on made-up images, and say how long it takes.")
 @_as_json
 def plan(
     experiment: str,
@@ -157,9 +158,10 @@ def plan(
     image_size: int | None,
     channels: int | None,
     classes: int | None,
+    measure: bool,
     as_json: bool,
 ) -> None:
-    """Show what a training would be: layers, parameters, memory, steps, disk. Train nothing.
+    """Show what a training would be: layers, parameters, memory, steps, disk, and with --measure its time.
 
     NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
     """
@@ -180,9 +182,13 @@ def plan(
     if not as_json:
         _say_what_was_dropped(loaded)
     with _quietly():
-        from kpipe.commands.plan import Assumed, make_plan, show_plan
+        from kpipe.commands.plan import Assumed, make_plan
+        from kpipe.commands.plan_screen import show_plan
 
-        made = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
+        if measure and not as_json:
+            announce("training a few steps ...")
+        assumed = Assumed(image_size, channels, classes)
+        made = make_plan(loaded.experiment, assumed, with_data=not is_network, measure_time=measure)
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 

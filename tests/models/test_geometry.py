@@ -126,7 +126,7 @@ def test_output_sizes_of_every_stage(name, arguments, sides):
 )
 def test_receptive_fields(name, layer, field, stride):
     row = measured(name)[0][layer]
-    assert (row.receptive_field, row.stride) == ((field, field), (stride, stride))
+    assert (row.receptive_field, row.total_stride) == ((field, field), (stride, stride))
 
 
 def test_the_receptive_field_is_what_the_gradient_sees():
@@ -193,7 +193,7 @@ def test_kinds_of_layers():
         layers.Dense(7, name="dense"),
     )
     assert (rows["wide"].output, rows["wide"].macs) == ((16, 24, 4), 16 * 24 * 3 * 5 * 3 * 4)
-    assert (rows["wide"].receptive_field, rows["wide"].stride) == ((3, 5), (2, 1))
+    assert (rows["wide"].receptive_field, rows["wide"].total_stride) == ((3, 5), (2, 1))
     assert rows["depthwise"].macs == 16 * 24 * 9 * 4
     assert rows["depthwise"].receptive_field == (3 + 4 * 2, 5 + 4)
     assert rows["separable"].macs == 16 * 24 * (9 * 4 + 4 * 6)
