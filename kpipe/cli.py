@@ -237,20 +237,23 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
         check(loaded.experiment, path)
 
 
-@cli.command(name="list")
+@cli.command(name="list", short_help="List networks, augmentations, optimizers, ... and their options.")
+@click.argument("section", required=False)
+@click.argument("name", required=False)
 @_as_json
-def list_names(as_json: bool) -> None:
-    """List the names that an experiment may use, and their options."""
-    from kpipe.catalog.tables import TABLES
+def list_names(section: str | None, name: str | None, as_json: bool) -> None:
+    """List the names that an experiment may use, and their options.
+
+    SECTION prints one section, as in: kpipe list optimizers
+
+    SECTION and NAME print one name in full, as in: kpipe list models vgg16
+    """
+    from kpipe.commands.list import describe_names, show_names
 
     if as_json:
-        click.echo(json.dumps({kind: list(table) for kind, table in TABLES.items()}, indent=2))
-        return
-    for kind, table in TABLES.items():
-        click.secho(kind, bold=True)
-        for name, row in table.items():
-            options = ", ".join(row.options.model_fields)
-            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {options}" if options else ""))
+        click.echo(json.dumps(describe_names(section, name), indent=2))
+    else:
+        show_names(section, name)
 
 
 @cli.command()
