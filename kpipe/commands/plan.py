@@ -162,7 +162,6 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[list[float]]:
     """Return [step, rate] at equal distances over the training: the rate of step 1, the first, to that of the last."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # without loss scaling
     curve = []
     for step in sorted({round(step) for step in np.linspace(1, steps, _CURVE_POINTS)}):
         optimizer.iterations.assign(step - 1)  # as many steps are done before it

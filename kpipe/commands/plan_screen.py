@@ -1,6 +1,5 @@
 """The screen of `kpipe plan`: a table of the layers, what the training needs, and the curve of the learning rate."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from kpipe.console import Screen, counted, describe_counts, describe_size, descr
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 _LABELS = 16  # characters beside the curve
 _MARKS = {"begin": "├ ", "continue": "│ ", "join": "└ "}
-_ASCII_MARKS = {"begin": "+ ", "continue": "| ", "join": "\\ "}
+_ASCII_MARKS = {"begin": "+ ", "continue": ": ", "join": "\\ "}
 
 
 def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
@@ -58,7 +57,7 @@ def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
         )
     if left_out:
         names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
-        screen.prose(f"For {names}, take a wider terminal or --json.")
+        screen.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
 
 
 def _rows(layers: list[dict[str, Any]], marks: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,7 +101,7 @@ def _columns(rows: list[tuple[str, dict[str, Any]]], number: Callable[[int], str
 def _table(columns: dict[str, list[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in columns:
-        two_lines = re.sub("([/-]| )", lambda end: f"{end[0].strip()}\n", name)
+        two_lines = name.replace("/", "/\n").replace("-", "-\n").replace(" ", "\n")
         table.add_column(two_lines, justify="left" if name == "layer" else "right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
