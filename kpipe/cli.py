@@ -151,6 +151,7 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
 @click.option("--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a network's name.")
 @click.option("--channels", type=click.IntRange(1), help="Channels, for a network's name or missing data.")
 @click.option("--classes", type=click.IntRange(1), help="Classes, for a network's name or missing data.")
+@click.option("--measure", is_flag=True, help="Train a few steps on made-up images, and say how long it takes.")
 @_as_json
 def plan(
     experiment: str,
@@ -158,9 +159,10 @@ def plan(
     image_size: int | None,
     channels: int | None,
     classes: int | None,
+    measure: bool,
     as_json: bool,
 ) -> None:
-    """Show what a training would be: layers, parameters, memory, steps, disk. Train nothing.
+    """Show what a training would be: layers, parameters, memory, steps, disk, and with --measure its time.
 
     NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
     """
@@ -181,9 +183,13 @@ def plan(
     if not as_json:
         _say_what_was_dropped(loaded)
     with _quietly():
-        from kpipe.commands.plan import Assumed, make_plan, show_plan
+        from kpipe.commands.plan import Assumed, make_plan
+        from kpipe.commands.plan_screen import show_plan
 
-        made = make_plan(loaded.experiment, Assumed(image_size, channels, classes), with_data=not is_network)
+        if measure and not as_json:
+            announce("training a few steps ...")
+        assumed = Assumed(image_size, channels, classes)
+        made = make_plan(loaded.experiment, assumed, with_data=not is_network, measure_time=measure)
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
@@ -232,20 +238,23 @@ def data_check(experiment: str, overrides: tuple[str, ...], output: str | None) 
         check(loaded.experiment, path)
 
 
-@cli.command(name="list")
+@cli.command(name="list", short_help="List networks, augmentations, optimizers, ... and their options.")
+@click.argument("section", required=False)
+@click.argument("name", required=False)
 @_as_json
-def list_names(as_json: bool) -> None:
-    """List the names that an experiment may use, and their options."""
-    from kpipe.catalog.tables import TABLES
+def list_names(section: str | None, name: str | None, as_json: bool) -> None:
+    """List the names that an experiment may use, and their options.
+
+    SECTION prints one section, as in: kpipe list optimizers
+
+    SECTION and NAME print one name in full, as in: kpipe list models vgg16
+    """
+    from kpipe.commands.list import describe_names, show_names
 
     if as_json:
-        click.echo(json.dumps({kind: list(table) for kind, table in TABLES.items()}, indent=2))
-        return
-    for kind, table in TABLES.items():
-        click.secho(kind, bold=True)
-        for name, row in table.items():
-            options = ", ".join(row.options.model_fields)
-            click.echo(f"  {name:<16} {row.summary}" + (f"\n  {'':<16} {options}" if options else ""))
+        click.echo(json.dumps(describe_names(section, name), indent=2))
+    else:
+        show_names(section, name)
 
 
 @cli.command()

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from kpipe.catalog import papers
 from kpipe.catalog.rows import (
     ClosedFraction,
     Count,
     Fraction,
+    NoOptions,
     Positive,
     Row,
     Section,
@@ -20,6 +22,7 @@ from kpipe.catalog.rows import (
     whole_number,
 )
 from kpipe.catalog.wording import show
+from kpipe.console import counted
 from kpipe.errors import ConfigError, did_you_mean, nearest_name
 from kpipe.files import expand_path
 from kpipe.names import printable
@@ -113,6 +116,8 @@ _SYNTHETIC = {
 class SourceRow(Row):
     argument: str | None = None
     """What stands after the colon (`folder:<path>`), or None."""
+    example: str | None = None
+    """What may stand there, for `kpipe list`."""
     needs_size: bool = False
     """Whether `data.image_size` must be given."""
     channels: tuple[int, ...] | None = (1, 3)
@@ -148,6 +153,7 @@ SOURCES = {
         FolderOptions,
         "a folder of images, one folder for each class",
         argument="path",
+        example="photographs",
         needs_size=True,
         is_path=True,
         check="kpipe.layout:find_layout",
@@ -157,6 +163,7 @@ SOURCES = {
         SourceOptions,
         "an image classification set of TensorFlow Datasets",
         argument="name",
+        example="cifar10",
     ),
 }
 
@@ -220,6 +227,83 @@ def check_source(source: str) -> None:
     row, argument = parse_source(source)
     if row.check:
         import_target(row.check)(argument)
+
+
+# --- normalizations -------------------------------------------------------------------------------------------------
+
+
+class MeanStd(Section):
+    """Given mean and standard deviation: one value for all channels, or one for each. Pixels are in [0, 255]."""
+
+    mean: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, examples=[[125.3, 123.0, 113.9]])
+    ]
+    """What is subtracted."""
+    std: Annotated[list[Positive], Field(min_length=1, examples=[[63.0, 62.1, 66.7]])]
+    """What the rest is divided by."""
+
+    def conflicts_with(self, channels: int | None) -> Iterator[str]:
+        """Yield what cannot work with images of so many channels; None: not known."""
+        if len(self.mean) != len(self.std):
+            yield f"expected as many values of std as of mean, got {len(self.std)} and {len(self.mean)}"
+        elif channels and len(self.mean) not in (1, channels):
+            expected = "1 mean" if channels == 1 else f"1 or {channels} means"
+            yield f"expected {expected} for images of {counted(channels, 'channel')}, got {len(self.mean)}"
+
+
+class PCAOptions(Section):
+    components: Annotated[Count, Field(examples=[50])]
+    """Number of principal components that the network sees."""
+
+
+class Projection(Section):
+    """Projection onto the first principal components, for the network `mlp`. The result is not whitened."""
+
+    pca: PCAOptions
+
+
+_PREPROCESSING = "kpipe.models.preprocessing:"
+
+NORMALIZATIONS = {
+    "none": Row(_PREPROCESSING + "Standardize", NoOptions, "keep pixels in [0, 255]"),
+    "unit": Row(_PREPROCESSING + "Standardize", NoOptions, "scale pixels to [0, 1]"),
+    "mean": Row(
+        _PREPROCESSING + "Standardize", NoOptions, "subtract the mean of each channel, as VGG did", paper=papers.VGG
+    ),
+    "mean_image": Row(
+        _PREPROCESSING + "SubtractMeanImage",
+        NoOptions,
+        "subtract the mean of each pixel, as AlexNet did",
+        paper=papers.ALEXNET,
+    ),
+    "standardize": Row(
+        _PREPROCESSING + "Standardize", NoOptions, "give each channel mean 0 and standard deviation 1 (the default)"
+    ),
+    "pca_whiten": Row(
+        _PREPROCESSING + "Whiten", NoOptions, "decorrelate all values of an image, along its principal components"
+    ),
+    "zca": Row(
+        _PREPROCESSING + "Whiten",
+        NoOptions,
+        "decorrelate all values, as near to the image as it can be",
+        paper=papers.ZCA,
+    ),
+    "imagenet": Row(
+        _PREPROCESSING + "Standardize", NoOptions, "subtract ImageNet's mean, divide by its standard deviation"
+    ),
+    "caffe": Row(
+        _PREPROCESSING + "Standardize",
+        NoOptions,
+        "blue first, and subtract ImageNet's mean, as published weights expect",
+    ),
+    "mean_std": Row(_PREPROCESSING + "Standardize", MeanStd, "constants of your own, written {mean: [..], std: [..]}"),
+    "pca": Row(
+        _PREPROCESSING + "Whiten",
+        PCAOptions,
+        "first principal components for the mlp, written {pca: {components: k}}",
+    ),
+}
+"""Values of `data.normalize`. What a name needs is measured on the training split, but for `imagenet` and `caffe`."""
 
 
 # --- augmentations --------------------------------------------------------------------------------------------------
@@ -424,6 +508,7 @@ AUGMENTATIONS = {
         "crop a random area and aspect ratio, then resize",
         is_crop=True,
         reads_whole_image=True,
+        paper=papers.GOOGLENET,
     ),
     "scale_jitter": AugmentationRow(
         _CROPS + "scale_jitter",
@@ -431,6 +516,7 @@ AUGMENTATIONS = {
         "resize at random, then crop",
         is_crop=True,
         reads_whole_image=True,
+        paper=papers.VGG,
     ),
     "pad_crop": AugmentationRow(_GEOMETRIC + "pad_crop", PadCropOptions, "pad with zeros, then crop at random"),
     "translate": AugmentationRow(_GEOMETRIC + "translate", TranslateOptions, "shift by a fraction of the image"),
@@ -441,12 +527,18 @@ AUGMENTATIONS = {
         _GEOMETRIC + "flip_vertical", AugmentationOptions, "mirror top and bottom, half of the images"
     ),
     "rotate": AugmentationRow(_GEOMETRIC + "rotate", RotateOptions, "rotate about the center, bilinear"),
-    "cutout": AugmentationRow(_GEOMETRIC + "cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017"),
+    "cutout": AugmentationRow(
+        _GEOMETRIC + "cutout", CutoutOptions, "cover a square, DeVries and Taylor 2017", paper=papers.CUTOUT
+    ),
     "color_jitter": AugmentationRow(
         _COLOR + "color_jitter", ColorJitterOptions, "brightness, contrast, saturation, hue", channels=(1, 3)
     ),
     "pca_color": AugmentationRow(
-        _COLOR + "pca_color", PcaColorOptions, "shift along ImageNet's colors, as AlexNet did", channels=(3,)
+        _COLOR + "pca_color",
+        PcaColorOptions,
+        "shift along ImageNet's colors, as AlexNet did",
+        channels=(3,),
+        paper=papers.ALEXNET,
     ),
     "grayscale": AugmentationRow(
         _COLOR + "grayscale", GrayscaleOptions, "the luminance in all channels", channels=(1, 3)
@@ -456,7 +548,12 @@ AUGMENTATIONS = {
         RandAugmentOptions,
         "operations drawn from 14, Cubuk et al. 2020",
         channels=(1, 3),
+        paper=papers.RAND_AUGMENT,
     ),
-    "mixup": AugmentationRow(_MIX + "mixup", MixupOptions, "blend two images and their labels, Zhang et al. 2018"),
-    "cutmix": AugmentationRow(_MIX + "cutmix", CutmixOptions, "paste a rectangle of another image, Yun et al. 2019"),
+    "mixup": AugmentationRow(
+        _MIX + "mixup", MixupOptions, "blend two images and their labels, Zhang et al. 2018", paper=papers.MIXUP
+    ),
+    "cutmix": AugmentationRow(
+        _MIX + "cutmix", CutmixOptions, "paste a rectangle of another image, Yun et al. 2019", paper=papers.CUTMIX
+    ),
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from kpipe.catalog import papers
 from kpipe.catalog.rows import Count, Fraction, Row, Section
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
@@ -43,7 +44,9 @@ class LeNet5Options(NetworkOptions):
     variant: Literal["modern", "original", "concept"] = "modern"
     """`modern`: 61,706 parameters, softmax; `original`: the paper's, 60,000; `concept`: three sigmoid filters."""
     activation: Activation = "relu"
+    """Activation of the variant `modern`."""
     pooling: Pooling = "max"
+    """Pooling of the variant `modern`."""
 
     applies_when = {"activation": ("variant", ("modern",)), "pooling": ("variant", ("modern",))}
 
@@ -60,7 +63,9 @@ class AlexNetOptions(NetworkOptions):
     variant: Literal["paper", "single_tower", "one_weird_trick", "notes"] = "paper"
     """`paper`: two groups; `single_tower`: none; `one_weird_trick`: Krizhevsky 2014; `notes`: without conv5."""
     activation: Activation = "relu"
+    """Activation after each convolution and dense layer but the last."""
     pooling: Pooling = "max"
+    """Maximum or mean of each window."""
     overlapping: bool = True
     """Pooling windows of 3x3 every 2 pixels; false: 2x2."""
     lrn: bool = True
@@ -68,7 +73,9 @@ class AlexNetOptions(NetworkOptions):
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Fraction = 0.5
+    """Dropout rate beside fc6 and fc7."""
     initializer: Initializer = "paper"
+    """Distribution of the initial weights; `paper`: the paper's own."""
 
     applies_when = {"lrn": ("variant", ("paper", "single_tower"))}
 
@@ -77,13 +84,17 @@ class ZFNetOptions(NetworkOptions):
     variant: Literal["paper", "wide"] = "paper"
     """`wide`: 512, 1024 and 512 filters in the last three convolutions."""
     activation: Activation = "relu"
+    """Activation after each convolution and dense layer but the last."""
     pooling: Pooling = "max"
+    """Maximum or mean of each window."""
     lrn: bool = True
     """Contrast normalization across feature maps after pool1 and pool2."""
     width: Count = 4096
     """Units of fc6 and fc7."""
     dropout: Fraction = 0.5
+    """Dropout rate beside fc6 and fc7."""
     initializer: Initializer = "paper"
+    """Distribution of the initial weights; `paper`: the paper's own."""
 
 
 class GoogLeNetOptions(NetworkOptions):
@@ -96,6 +107,7 @@ class GoogLeNetOptions(NetworkOptions):
     dropout: Fraction = 0.4
     """Dropout rate before the last layer."""
     initializer: Initializer = "paper"
+    """Distribution of the initial weights; `paper`: that of a well-known implementation, as the paper says nothing."""
 
     applies_when = {"lrn": ("variant", ("paper",))}
     training_only = ("auxiliary_heads",)
@@ -119,7 +131,9 @@ class VGGOptions(NetworkOptions):
     dropout: Fraction = 0.5
     """Dropout rate after each hidden layer of the `fc` head."""
     activation: Activation = "relu"
+    """Activation after each convolution and dense layer but the last."""
     pooling: Pooling = "max"
+    """Maximum or mean of each window."""
     initializer: Initializer = "he"
     """Initializer of the convolutions; `paper`: normal with variance 0.01, for the dense layers too."""
 
@@ -143,6 +157,7 @@ class MLPOptions(NetworkOptions):
     width: Count = 512
     """Units of each hidden layer."""
     activation: Activation = "relu"
+    """Activation of each hidden layer."""
     dropout: Fraction = 0.0
     """Dropout rate after each hidden layer."""
 
@@ -189,24 +204,58 @@ class ModelRow(Row):
     """Whether the input may be vectors, [1, 1, D], in which no pixel has neighbors."""
 
 
+def _vgg(name: str, options: type[VGGOptions], summary: str) -> ModelRow:
+    return ModelRow(f"kpipe.models:{name}", options, summary, (17, 17), paper=papers.VGG)
+
+
 MODELS = {
-    "lenet5": ModelRow("kpipe.models:lenet5", LeNet5Options, "LeNet-5: modern, the paper's, a first concept", (12, 12)),
-    "alexnet": ModelRow("kpipe.models:alexnet", AlexNetOptions, "AlexNet: 5 convolutions, 3 dense layers", (25, 25)),
-    "zfnet": ModelRow("kpipe.models:zfnet", ZFNetOptions, "ZFNet: AlexNet with a finer first layer", (21, 21)),
-    "googlenet": ModelRow("kpipe.models:googlenet", GoogLeNetOptions, "GoogLeNet: 9 inception blocks", (17, 17)),
-    "vgg11": ModelRow("kpipe.models:vgg11", VGG11Options, "VGG net A: 8 convolutions, 3 dense layers", (17, 17)),
-    "vgg13": ModelRow("kpipe.models:vgg13", VGGOptions, "VGG net B: 10 convolutions, 3 dense layers", (17, 17)),
-    "vgg16": ModelRow("kpipe.models:vgg16", VGGOptions, "VGG net D: 13 convolutions, 3 dense layers", (17, 17)),
-    "vgg16_c": ModelRow("kpipe.models:vgg16_c", VGGOptions, "VGG net C: as D, three convolutions are 1x1", (17, 17)),
-    "vgg19": ModelRow("kpipe.models:vgg19", VGGOptions, "VGG net E: 16 convolutions, 3 dense layers", (17, 17)),
+    "lenet5": ModelRow(
+        "kpipe.models:lenet5",
+        LeNet5Options,
+        "LeNet-5: modern, the paper's, a first concept",
+        (12, 12),
+        paper=papers.LENET,
+    ),
+    "alexnet": ModelRow(
+        "kpipe.models:alexnet",
+        AlexNetOptions,
+        "AlexNet: 5 convolutions, 3 dense layers",
+        (25, 25),
+        paper=papers.ALEXNET,
+    ),
+    "zfnet": ModelRow(
+        "kpipe.models:zfnet", ZFNetOptions, "ZFNet: AlexNet with a finer first layer", (21, 21), paper=papers.ZFNET
+    ),
+    "googlenet": ModelRow(
+        "kpipe.models:googlenet", GoogLeNetOptions, "GoogLeNet: 9 inception blocks", (17, 17), paper=papers.GOOGLENET
+    ),
+    "vgg11": _vgg("vgg11", VGG11Options, "VGG net A: 8 convolutions, 3 dense layers"),
+    "vgg13": _vgg("vgg13", VGGOptions, "VGG net B: 10 convolutions, 3 dense layers"),
+    "vgg16": _vgg("vgg16", VGGOptions, "VGG net D: 13 convolutions, 3 dense layers"),
+    "vgg16_c": _vgg("vgg16_c", VGGOptions, "VGG net C: as D, three convolutions are 1x1"),
+    "vgg19": _vgg("vgg19", VGGOptions, "VGG net E: 16 convolutions, 3 dense layers"),
     "mlp": ModelRow("kpipe.models:mlp", MLPOptions, "fully connected layers alone, to compare with", (1, 1), True),
     "go_policy": ModelRow(
-        "kpipe.models:go_policy", GoPolicyOptions, "AlphaGo's policy: no pooling, one class a point", (5, 5)
+        "kpipe.models:go_policy",
+        GoPolicyOptions,
+        "AlphaGo's policy: no pooling, one class a point",
+        (5, 5),
+        paper=papers.ALPHAGO,
     ),
     "speech_cnn": ModelRow(
-        "kpipe.models:speech_cnn", SpeechCNNOptions, "spectrograms: pooling along frequency only", (19, 29)
+        "kpipe.models:speech_cnn",
+        SpeechCNNOptions,
+        "spectrograms: pooling along frequency only",
+        (19, 29),
+        paper=papers.KEYWORDS,
     ),
-    "text_cnn": ModelRow("kpipe.models:text_cnn", TextCNNOptions, "one-hot characters: 1-D convolutions", (123, 1)),
+    "text_cnn": ModelRow(
+        "kpipe.models:text_cnn",
+        TextCNNOptions,
+        "one-hot characters: 1-D convolutions",
+        (123, 1),
+        paper=papers.CHARACTERS,
+    ),
 }
 
 

@@ -6,7 +6,7 @@ options are a Pydantic model, so that a mistake is found without importing Keras
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -107,7 +107,9 @@ class Duration(OneOf):
     """A length of training, in one unit."""
 
     epochs: Positive | None = None
+    """Number of epochs; need not be whole."""
     steps: Count | None = None
+    """Number of training steps."""
     percent: Annotated[float, Field(gt=0, le=100)] | None = None
     """Percentage of the whole training."""
 
@@ -116,8 +118,11 @@ class Milestones(OneOf):
     """Moments of training, in one unit."""
 
     epochs: list[Positive] | None = None
+    """Numbers of epochs after the start; need not be whole."""
     steps: list[Count] | None = None
+    """Numbers of training steps after the start."""
     percent: list[Annotated[float, Field(gt=0, le=100)]] | None = None
+    """Percentages of the whole training."""
 
 
 class NoOptions(Section):
@@ -139,6 +144,8 @@ class Row:
     options: type[Section]
     summary: str
     """A line for `kpipe list`."""
+    paper: str | None = field(default=None, kw_only=True)
+    """Where it was published."""
 
     def load(self) -> Any:
         """Import and return the target."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
+from kpipe.catalog import papers
 from kpipe.catalog.rows import Count, Row, Section, whole_number
 
 Pair = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
@@ -122,12 +123,23 @@ class BayesianOptions(RandomSearchOptions):
 
 
 SEARCH_METHODS = {
-    "random": Row("kpipe.search.oracles:RandomOracle", RandomSearchOptions, "independent draws, Bergstra 2012"),
+    "random": Row(
+        "kpipe.search.oracles:RandomOracle",
+        RandomSearchOptions,
+        "independent draws, Bergstra 2012",
+        paper=papers.RANDOM_SEARCH,
+    ),
     "grid": Row("kpipe.search.oracles:GridOracle", GridOptions, "every combination, in order"),
     "hyperband": Row(
-        "kpipe.search.oracles:HyperbandOracle", HyperbandOptions, "many short trials, the best continue, Li et al. 2018"
+        "kpipe.search.oracles:HyperbandOracle",
+        HyperbandOptions,
+        "many short trials, the best continue, Li et al. 2018",
+        paper=papers.HYPERBAND,
     ),
     "bayesian": Row(
-        "kpipe.search.oracles:BayesianOracle", BayesianOptions, "a Gaussian process guesses which values are best"
+        "kpipe.search.oracles:BayesianOracle",
+        BayesianOptions,
+        "a Gaussian process guesses which values are best",
+        paper=papers.BAYESIAN_SEARCH,
     ),
 }

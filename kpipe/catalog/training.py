@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kpipe.catalog import papers
 from kpipe.catalog.rows import (
     Duration,
     Fraction,
@@ -21,6 +22,7 @@ from kpipe.catalog.rows import (
 
 class WeightDecay(Section):
     value: NonNegative
+    """How strongly weights are drawn to zero, such as 5e-4."""
     kind: Literal["l2", "decoupled"] = "l2"
     """`l2`: value x weight is added to the gradient (the papers); `decoupled`: the weight shrinks by
     learning rate x value at each step (AdamW). Biases and batch normalization never decay."""
@@ -28,11 +30,14 @@ class WeightDecay(Section):
 
 class OptimizerOptions(Section):
     weight_decay: WeightDecay | None = None
+    """How the weights decay. Default: not at all."""
 
 
 class SGDOptions(OptimizerOptions):
     momentum: Fraction = 0.0
+    """Fraction of the last update that is added to the next one."""
     nesterov: bool = False
+    """Whether the gradient is taken where the momentum leads (Nesterov's momentum)."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.nesterov and not self.momentum:
@@ -41,43 +46,86 @@ class SGDOptions(OptimizerOptions):
 
 class AdagradOptions(OptimizerOptions):
     initial_accumulator_value: NonNegative = 0.1
+    """Sum of squared gradients with which each weight starts."""
     epsilon: Positive = 1e-7
+    """Small number that is added to the denominator."""
 
 
 class RMSpropOptions(OptimizerOptions):
     rho: Fraction = 0.9
+    """Decay of the running mean of squared gradients."""
     momentum: Fraction = 0.0
+    """Fraction of the last update that is added to the next one."""
     epsilon: Positive = 1e-7
+    """Small number that is added to the denominator."""
     centered: bool = False
+    """Whether gradients are divided by their standard deviation instead of their root mean square."""
 
 
 class AdadeltaOptions(OptimizerOptions):
     rho: Fraction = 0.95
+    """Decay of the running means of squared gradients and squared updates."""
     epsilon: Positive = 1e-7
+    """Small number that is added to both means."""
 
 
 class AdamOptions(OptimizerOptions):
     beta_1: Fraction = 0.9
+    """Decay of the running mean of gradients."""
     beta_2: Fraction = 0.999
+    """Decay of the running mean of squared gradients."""
     epsilon: Positive = 1e-7
+    """Small number that is added to the denominator."""
     amsgrad: bool = False
+    """Whether the largest mean of squared gradients so far is used (Reddi et al. 2018)."""
 
 
 class AdamWDecay(WeightDecay):
-    kind: Literal["l2", "decoupled"] = "decoupled"
+    kind: Literal["l2", "decoupled"] = Field("decoupled", description=WeightDecay.model_fields["kind"].description)
 
 
 class AdamWOptions(AdamOptions):
     weight_decay: AdamWDecay | None = AdamWDecay(value=0.004)
+    """How the weights decay."""
 
 
 OPTIMIZERS = {
-    "sgd": Row("keras.optimizers:SGD", SGDOptions, "stochastic gradient descent, with momentum if given"),
-    "adagrad": Row("keras.optimizers:Adagrad", AdagradOptions, "Duchi et al. 2011"),
-    "rmsprop": Row("keras.optimizers:RMSprop", RMSpropOptions, "Hinton 2012, lecture 6e"),
-    "adadelta": Row("keras.optimizers:Adadelta", AdadeltaOptions, "Zeiler 2012"),
-    "adam": Row("keras.optimizers:Adam", AdamOptions, "Kingma and Ba 2015"),
-    "adamw": Row("keras.optimizers:AdamW", AdamWOptions, "Adam with decoupled decay, Loshchilov and Hutter 2019"),
+    "sgd": Row(
+        "keras.optimizers:SGD",
+        SGDOptions,
+        "stochastic gradient descent, with momentum if given",
+        paper=papers.MOMENTUM,
+    ),
+    "adagrad": Row(
+        "keras.optimizers:Adagrad",
+        AdagradOptions,
+        "smaller steps for weights with large gradients so far, Duchi et al. 2011",
+        paper=papers.ADAGRAD,
+    ),
+    "rmsprop": Row(
+        "keras.optimizers:RMSprop",
+        RMSpropOptions,
+        "as Adagrad, but old gradients are forgotten, Hinton 2012",
+        paper=papers.RMSPROP,
+    ),
+    "adadelta": Row(
+        "keras.optimizers:Adadelta",
+        AdadeltaOptions,
+        "as RMSprop, scaled by the size of recent updates, Zeiler 2012",
+        paper=papers.ADADELTA,
+    ),
+    "adam": Row(
+        "keras.optimizers:Adam",
+        AdamOptions,
+        "running means of gradients and their squares, Kingma and Ba 2015",
+        paper=papers.ADAM,
+    ),
+    "adamw": Row(
+        "keras.optimizers:AdamW",
+        AdamWOptions,
+        "Adam with decoupled decay, Loshchilov and Hutter 2019",
+        paper=papers.ADAMW,
+    ),
 }
 
 
@@ -112,6 +160,7 @@ class ScheduleOptions(Section):
 
 class MultistepOptions(ScheduleOptions):
     milestones: Milestones = Milestones(percent=[50, 75])
+    """Moments at which the rate falls."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Multiplies the rate at each milestone."""
 
@@ -128,7 +177,12 @@ class CosineOptions(ScheduleOptions):
 SCHEDULES = {
     "constant": Row("kpipe.training.schedules:Constant", ScheduleOptions, "stays at the peak"),
     "multistep": Row("kpipe.training.schedules:Multistep", MultistepOptions, "falls by a factor at milestones"),
-    "cosine": Row("kpipe.training.schedules:Cosine", CosineOptions, "falls along half a cosine to the end"),
+    "cosine": Row(
+        "kpipe.training.schedules:Cosine",
+        CosineOptions,
+        "falls along half a cosine to the end",
+        paper=papers.COSINE,
+    ),
 }
 
 
@@ -144,6 +198,15 @@ class MapOptions(Section):
 
 LOSSES = {
     "cross_entropy": Row("kpipe.training.losses:CrossEntropy", NoOptions, "softmax and -log of the true class"),
-    "euclidean": Row("kpipe.training.losses:Euclidean", EuclideanOptions, "half the squared distance to coded labels"),
-    "map": Row("kpipe.training.losses:MapCriterion", MapOptions, "maximum a posteriori, LeCun et al. 1998, eq. 9"),
+    "euclidean": Row(
+        "kpipe.training.losses:Euclidean",
+        EuclideanOptions,
+        "half the squared distance to coded labels",
+    ),
+    "map": Row(
+        "kpipe.training.losses:MapCriterion",
+        MapOptions,
+        "maximum a posteriori, LeCun et al. 1998, eq. 9",
+        paper=f"{papers.LENET}, section II.C",
+    ),
 }

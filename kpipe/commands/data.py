@@ -43,7 +43,8 @@ def show(experiment: Experiment, path: Path, *, images: int = 6, views: int = 4,
     headings = ["raw", f"kept ({config.resize})", *(f"training {view + 1}" for view in range(views))]
     figure = figures.draw_image_grid(rows, headings, title=f"{experiment.name}: {config.source}")
     figures.save_figure(figure, path)
-    screen.line(f"{len(kept)} of {counted(len(splits.train), 'image')} of the training split are drawn in {path}")
+    screen.prose(f"{len(kept)} of {counted(len(splits.train), 'image')} of the training split are drawn in")
+    screen.line(f"  {path}")
 
 
 def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -> None:
@@ -77,12 +78,12 @@ def check(experiment: Experiment, path: Path, *, screen: Screen | None = None) -
     if names or path.exists():  # an old list must not stay
         write_names(path, names)
     if names or lost:
-        where = f"; {'its name is' if len(names) == 1 else 'their names are'} in {path_shown(path)}" if names else ""
-        them = "it" if len(names) + lost == 1 else "them"
+        them, name = ("it", "Its name is") if len(names) + lost == 1 else ("them", "Their names are")
         advice = "" if experiment.data.on_error == "skip" else f", or leave {them} out with data.on_error=skip"
+        where = f". {name} in\n  {path_shown(path)}" if names else ""
         raise DataError(
-            f"{printable(experiment.data.source)}: {counted(len(names) + lost, 'image')} cannot be read{where}. "
-            f"Replace or remove {them}{advice}"
+            f"{printable(experiment.data.source)}: {counted(len(names) + lost, 'image')} cannot be read. "
+            f"Replace or remove {them}{advice}{where}"
         )
 
 

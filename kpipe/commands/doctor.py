@@ -33,9 +33,12 @@ def examine(screen: Screen | None = None) -> None:
     rows = {"kpipe": version("kpipe"), "python": f"{platform.python_version()}, {platform.platform()}"}
     rows |= {name: version(name) for name in _PACKAGES}
     rows |= {"device": describe_device(), "precision": f"auto is {resolve_precision('auto')} here"}
-    screen.header("kpipe doctor", rows)
+    screen.line("kpipe doctor", style="bold")
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        screen.prose(f"  {name:<{width}} {value}", indent=width + 3)
     if hint := gpu_hint():
-        screen.line(hint)
+        screen.prose(hint)
     with tempfile.TemporaryDirectory() as logs:
         experiment = Experiment.model_validate({**_TINY, "logs": logs})
         try:
@@ -48,6 +51,6 @@ def examine(screen: Screen | None = None) -> None:
             f"A tiny network on synthetic data reached {accuracy:.2f} accuracy, expected at least {_LEAST_ACCURACY}. "
             "This installation computes wrongly: install kpipe with constraints.txt into a new environment."
         )
-    screen.line(
+    screen.prose(
         f"A tiny network was trained, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}. All is well."
     )

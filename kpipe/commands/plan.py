@@ -1,32 +1,32 @@
-"""`kpipe plan`: what is known about a training before it begins. Nothing is trained or written."""
+"""`kpipe plan`: what is known about a training before it begins. Nothing is written; `plan_screen` prints it."""
 
 import inspect
-from collections.abc import Sequence
+import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from kpipe.assembly import Prepared, build, prepare
 from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment, options
-from kpipe.console import Screen, describe_size
+from kpipe.console import describe_size
 from kpipe.errors import ConfigError, DataError, OutOfMemory
+from kpipe.memory import MemoryGuard
 from kpipe.models.building import discard_variables
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.names import printable
 from kpipe.normalization import make_normalization
 from kpipe.runs.machine import resolve_auto
-from kpipe.training.device import free_memory
+from kpipe.training.device import describe_device, free_memory, seed_everything
 from kpipe.training.distribution import make_strategy
+from kpipe.training.timing import time_steps
 from kpipe.training.variables import count_values, estimate_disk, plan_optimizer_variables
 
 _ENOUGH_STEPS = 10**9  # in an epoch of unknown length, so that any warm-up fits
 _CURVE_POINTS = 60
-_CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,26 @@ class Assumed:
     classes: int | None = None
 
 
-def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_data: bool = True) -> dict[str, Any]:
+def make_plan(
+    experiment: Experiment, assumed: Assumed | None = None, *, with_data: bool = True, measure_time: bool = False
+) -> dict[str, Any]:
     """Return the plan of an experiment, as JSON types.
 
     Args:
         experiment: what would be trained.
         assumed: assumptions about the images, where they are missing.
         with_data: whether to look for the data at all.
+        measure_time: whether to train a few steps on made-up images, to know how long the training takes.
 
     Returns:
         `parameters`, `trainable_parameters`, `macs` for one image, `layers` from input to output, `data`, `training`
-        (memory and disk in bytes; null where the data must be known; `largest_batch_size` should fit the memory that
-        is free now), `experiment` (resolved; null without data), `name` and `model`.
+        (memory and disk in bytes, times in seconds; null where the data must be known; `largest_batch_size` should fit
+        the memory that is free now; `time` is null unless it is measured), `experiment` (resolved; null without data),
+        `name` and `model`.
 
     Raises:
         ConfigError: the network cannot be built, or something is assumed about data that is there.
+        OutOfMemory: the time is to be measured, and the training needs more memory than is free.
     """
     experiment = resolve_auto(experiment)
     assumed = assumed or Assumed()
@@ -68,7 +73,7 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         network = prepared.network if prepared else _assume_network(experiment, assumed)
         model = prepared.model if prepared else _build(experiment, network)
         rows = measure(model)
-        return {
+        plan = {
             "name": experiment.name,
             "model": experiment.model.name,
             "experiment": experiment.identity() if with_data else None,
@@ -87,6 +92,9 @@ def make_plan(experiment: Experiment, assumed: Assumed | None = None, *, with_da
         }
     finally:
         discard_variables()
+    if measure_time:
+        plan["training"]["time"] = _measure_time(experiment, network, plan["training"])
+    return plan
 
 
 def _prepare(experiment: Experiment) -> tuple[Prepared | None, str | None]:
@@ -120,7 +128,7 @@ def _assume_network(experiment: Experiment, assumed: Assumed) -> dict[str, Any]:
 
 
 def _row(row: LayerGeometry) -> dict[str, Any]:
-    pairs = {key: _one_if_equal(getattr(row, key)) for key in ("receptive_field", "stride")}
+    pairs = {key: _one_if_equal(getattr(row, key)) for key in ("kernel", "stride", "receptive_field", "total_stride")}
     return asdict(row) | pairs
 
 
@@ -148,107 +156,40 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
         "largest_batch_size": None if free is None else fitting_batch_size(memory, batch_size, free),
         "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
+        "time": None,
     }
 
 
-def _learning_rate(optimizer, steps: int) -> list[list[float]]:
-    """Return [step, rate] at equal distances over the training, from the first step to the last."""
-    steps_shown = sorted({round(step) for step in np.linspace(0, steps - 1, _CURVE_POINTS)})
+def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[list[float]]:
+    """Return [step, rate] at equal distances over the training: the rate of step 1, the first, to that of the last."""
     curve = []
-    for step in steps_shown:
-        optimizer.iterations.assign(step)
+    for step in sorted({round(step) for step in np.linspace(1, steps, _CURVE_POINTS)}):
+        optimizer.iterations.assign(step - 1)  # as many steps are done before it
         curve.append([step, float(optimizer.learning_rate)])
     return curve
 
 
-# --- on the screen ------------------------------------------------------------------------------------------
-
-
-def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
-    """Print what `make_plan` returns."""
-    screen = screen or Screen()
-    data, training = plan["data"], plan["training"]
-    frozen = plan["parameters"] - plan["trainable_parameters"]
-    rows = {
-        "model": f"{plan['model']}, {plan['parameters']:,} parameters"
-        + (f" ({frozen:,} of them not trained)" if frozen else ""),
-        "image": f"{_sides(data['image'])}, {data['classes']:,} classes, {plan['macs']:,} multiply-adds",
+def _measure_time(experiment: Experiment, network: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """Train a few steps; return what they say about the whole training, which `training` describes."""
+    batch_size, free, need = training["batch_size"], training["free_memory"], training["memory"]["total"]
+    if free is not None and need > free:
+        raise OutOfMemory(
+            f"--measure: expected a training step for which {describe_size(free)} of free memory are enough, got one "
+            f"that needs about {describe_size(need)}. Take a smaller data.batch_size, or leave out --measure"
+        )
+    with MemoryGuard(Path(), batch_size) as memory:
+        seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+        steps_per_epoch = training["steps_per_epoch"]
+        model = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy())
+        memory.watch(model)
+        measured = time_steps(model, batch_size, network["classes"])
+    seconds = measured.seconds_per_step
+    most_seconds = 60 * (experiment.training.max_minutes or math.inf)
+    return {
+        "device": describe_device(),
+        "measured_steps": measured.measured_steps,
+        "seconds_per_step": seconds,
+        "images_per_second": batch_size / seconds,
+        "seconds_per_epoch": steps_per_epoch and seconds * steps_per_epoch,
+        "seconds": training["steps"] and min(seconds * training["steps"], most_seconds),
     }
-    if data["images"]:
-        rows["data"] = f"{data['source']}: " + ", ".join(
-            f"{count:,} {split}" for split, count in data["images"].items()
-        )
-    elif data["missing"]:
-        rows["data"] = data["missing"]
-        rows["assumed"] = (
-            f"{_sides(data['image'])} images, {data['classes']:,} classes; change it with --channels and --classes"
-        )
-    rows["training"] = f"batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"
-    if data["source"]:
-        length = f"{training['epochs']} epochs"
-        if training["steps"]:
-            length += f" of {training['steps_per_epoch']:,} steps = {training['steps']:,} steps"
-        rows["training"] = f"{length}, {rows['training']}"
-    memory, disk = training["memory"], training["disk"]
-    kinds = ", ".join(
-        f"{name} {describe_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
-    )
-    rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {kinds}"
-    if training["free_memory"] is not None:
-        rows["free"] = f"{describe_size(training['free_memory'])} of memory, minus a fifth: {_fitting(training)}"
-    rows["disk"] = (
-        f"at most {describe_size(disk['most'])}, a checkpoint has {describe_size(disk['checkpoint'])}; "
-        f"{describe_size(disk['finished'])} when finished"
-    )
-    screen.line("")
-    screen.console.print(_layer_table(plan["layers"]))
-    screen.header(f"plan of {plan['name']}", rows)
-    # The curve is drawn with block characters, which an ASCII terminal cannot show; --json has its numbers.
-    if training["learning_rate"] and screen.console.encoding.startswith("utf"):
-        screen.line("")
-        for line in _curve(training["learning_rate"]):
-            screen.line(line)
-
-
-def _fitting(training: dict[str, Any]) -> str:
-    largest = training["largest_batch_size"]
-    if largest < 1:
-        return "not even one image fits"
-    if largest < training["batch_size"]:
-        return f"too little for this batch size, {largest:,} should fit"
-    return f"batch sizes up to {largest:,} should fit"
-
-
-def _layer_table(layers: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    for column in ("output", "parameters", "multiply-\nadds", "field", "stride"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for layer in layers:
-        field, stride = (_sides(layer[key]) for key in ("receptive_field", "stride"))
-        numbers = (f"{layer[key]:,}" if layer[key] else "" for key in ("parameters", "macs"))
-        table.add_row(layer["name"], _sides(layer["output"]), *numbers, field or "all", stride)
-    return table
-
-
-def _sides(value: int | Sequence[int] | None) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
-
-
-def _curve(points: list[list[float]]) -> list[str]:
-    from uniplot import plot_to_string
-
-    steps, rates = zip(*points, strict=True)
-    peak = max(rates)
-    lines = plot_to_string(
-        [rate / peak for rate in rates],
-        xs=steps,
-        lines=True,
-        color=False,
-        width=_CURVE_WIDTH,
-        height=_CURVE_HEIGHT,
-        y_min=0,
-        y_max=1,
-        title=f"learning rate over the steps, in units of its peak of {peak:g}",
-    )
-    return [line.rstrip() for line in lines.splitlines()]

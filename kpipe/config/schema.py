@@ -1,6 +1,5 @@
 """The experiment file: each key with its type, range and default. The names come from `kpipe.catalog`."""
 
-from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal
@@ -8,12 +7,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
 from pydantic_core import PydanticCustomError
 
-from kpipe.catalog.data import AUGMENTATIONS, SOURCES, absolute_source, parse_background
+from kpipe.catalog.data import (
+    AUGMENTATIONS,
+    NORMALIZATIONS,
+    SOURCES,
+    MeanStd,
+    Projection,
+    absolute_source,
+    parse_background,
+)
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
     Fraction,
     NonNegative,
+    NoOptions,
     OneOf,
     Positive,
     Row,
@@ -22,7 +30,6 @@ from kpipe.catalog.rows import (
 )
 from kpipe.catalog.search import SEARCH_METHODS
 from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
-from kpipe.console import counted
 from kpipe.errors import ConfigError
 
 
@@ -64,32 +71,6 @@ Augment = create_model(
 )
 
 
-class MeanStd(Section):
-    """Given mean and standard deviation: one value for all channels, or one for each. Pixels are in [0, 255]."""
-
-    mean: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
-    std: Annotated[list[Positive], Field(min_length=1)]
-
-    def conflicts_with(self, channels: int | None) -> Iterator[str]:
-        """Yield what cannot work with images of so many channels; None: not known."""
-        if len(self.mean) != len(self.std):
-            yield f"expected as many values of std as of mean, got {len(self.std)} and {len(self.mean)}"
-        elif channels and len(self.mean) not in (1, channels):
-            expected = "1 mean" if channels == 1 else f"1 or {channels} means"
-            yield f"expected {expected} for images of {counted(channels, 'channel')}, got {len(self.mean)}"
-
-
-class PCAOptions(Section):
-    components: Count
-    """Number of principal components that the network sees."""
-
-
-class Projection(Section):
-    """Projection onto the first principal components, for the network `mlp`. The result is not whitened."""
-
-    pca: PCAOptions
-
-
 def _form_of_normalize(value: Any) -> str:
     """Return the tag of the union. Of a mapping it is the name of its class, by which a message finds its keys."""
     if isinstance(value, dict):
@@ -97,7 +78,7 @@ def _form_of_normalize(value: Any) -> str:
     return type(value).__name__ if isinstance(value, MeanStd | Projection) else "name"
 
 
-Normalize = Literal["none", "unit", "mean", "mean_image", "standardize", "pca_whiten", "zca", "imagenet", "caffe"]
+Normalize = Literal[tuple(name for name, row in NORMALIZATIONS.items() if row.options is NoOptions)]
 
 
 class SplitConfig(Section):

@@ -1,8 +1,8 @@
 """Facts about a network that need no run: sizes, parameters, multiplications, receptive fields, memory.
 
-Receptive field and stride are counted from the image on (Araujo, Norris, Sim, "Computing Receptive Fields of
-Convolutional Neural Networks", Distill 2019): a window of k pixels every s turns a field r and a stride j into
-r + (k - 1) j and j s. Where branches meet, the largest field counts.
+Receptive field and total stride are counted from the image on (Araujo, Norris, Sim, "Computing Receptive Fields of
+Convolutional Neural Networks", Distill 2019): a kernel of k pixels and stride s turns a field r and a total stride j
+into r + (k - 1) j and j s. Where branches meet, the largest field counts.
 
 Legend of the shapes: B batch, H height, W width, C channels.
 """
@@ -16,7 +16,7 @@ import keras
 
 from kpipe.errors import ConfigError
 from kpipe.models.preprocessing import Whiten
-from kpipe.models.structure import find_nodes
+from kpipe.models.structure import find_nodes, find_trunk
 
 # The weights that are multiplied with the input at each position; biases and normalizations only add or scale.
 _MULTIPLIED = ("kernel", "depthwise_kernel", "pointwise_kernel", "codes")
@@ -34,7 +34,7 @@ class _ReceptiveField:
     """Pixels of the image that one position of a tensor depends on, down and right."""
 
     size: Pair = (1, 1)
-    stride: Pair = (1, 1)
+    total_stride: Pair = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,20 @@ class LayerGeometry:
 
     name: str
     type: str
+    inputs: tuple[str, ...]
+    """Names of the layers whose output it takes."""
+    is_in_branch: bool
+    """Whether data reaches the model's first output without passing it."""
     output: tuple[int, ...]
     """Shape without the batch: (H, W, C) or (units,)."""
+    kernel: Pair | None
+    """(height, width) of the kernel of a convolution or of the window of a pooling; None for other layers."""
+    stride: Pair | None
+    """(down, right) from one position of the kernel to the next, in positions of the layer's input; None as above."""
+    padding: str | tuple[Pair, Pair] | None
+    """`same` or `valid`; of a padding layer ((top, bottom), (left, right)); None for other layers."""
+    groups: int | None
+    """Groups of channels that a convolution keeps apart; None for other layers."""
     parameters: int
     """Number of weights, trained or not; 0 where the layer was counted before."""
     macs: int
@@ -52,8 +64,8 @@ class LayerGeometry:
     receptive_field: Pair | None
     """(height, width) in pixels of what one position depends on, padding included. None where positions are gone, after
     a flattening or a global pooling, and after a layer of a kind that is not known here."""
-    stride: Pair | None
-    """(down, right) in pixels of the image from one position to the next; None as for the receptive field."""
+    total_stride: Pair | None
+    """(down, right) from one position to the next, in pixels of the image; None as for the receptive field."""
     memory: int
     """Bytes of the output for one image; 0 where it is the input in another shape."""
 
@@ -76,12 +88,14 @@ def measure(model: keras.Model) -> list[LayerGeometry]:
     rows: list[LayerGeometry] = []
     fields: dict[int, _ReceptiveField | None] = {}
     counted: set[int] = set()
+    trunk = find_trunk(model)
     for node in find_nodes(model.inputs, model.outputs):
         operation = node.operation
         field = _receptive_field(operation, [fields[id(tensor)] for tensor in node.input_tensors], node)
         fields |= {id(tensor): field for tensor in node.outputs}
         if not isinstance(operation, keras.layers.InputLayer):
-            rows.append(_row(operation, node, field, first=id(operation) not in counted))
+            is_first = id(operation) not in counted
+            rows.append(_row(operation, node, field, is_first=is_first, is_in_branch=id(node) not in trunk))
             counted.add(id(operation))
     return rows
 
@@ -139,16 +153,23 @@ def fitting_batch_size(memory: TrainingMemory, batch_size: int, available: int) 
     return max(0, int((0.8 * available - fixed) * batch_size / memory.activations))
 
 
-def _row(operation, node, field: _ReceptiveField | None, *, first: bool) -> LayerGeometry:
+def _row(operation, node, field: _ReceptiveField | None, *, is_first: bool, is_in_branch: bool) -> LayerGeometry:
     bytes_of_outputs = sum(math.prod(tensor.shape[1:]) * _bytes_of(tensor.dtype) for tensor in node.outputs)
+    kernel = _kernel(operation)
     return LayerGeometry(
         name=operation.name,
         type=type(operation).__name__,
+        inputs=tuple(tensor._keras_history.operation.name for tensor in node.input_tensors),
+        is_in_branch=is_in_branch,
         output=tuple(node.outputs[0].shape[1:]),
-        parameters=operation.count_params() if first and hasattr(operation, "count_params") else 0,
+        kernel=kernel,
+        stride=kernel and tuple(operation.strides),
+        padding=getattr(operation, "padding", None),
+        groups=getattr(operation, "groups", None) if kernel else None,
+        parameters=operation.count_params() if is_first and hasattr(operation, "count_params") else 0,
         macs=_macs(operation, node),
         receptive_field=field and field.size,
-        stride=field and field.stride,
+        total_stride=field and field.total_stride,
         memory=0 if isinstance(operation, _VIEWS) else bytes_of_outputs,
     )
 
@@ -179,23 +200,23 @@ def _receptive_field(operation, inputs: list[_ReceptiveField | None], node) -> _
         return None
     # The field is the union over branches; their strides are equal, or they could not meet.
     size = tuple(max(field.size[axis] for field in inputs) for axis in (0, 1))
-    stride = inputs[0].stride
-    kernel, step = _kernel_and_step(operation)
+    stride = inputs[0].total_stride
+    kernel = _kernel(operation)
     if kernel is None:
         same = node.outputs[0].shape[1:3] == node.input_tensors[0].shape[1:3]
         padded = isinstance(operation, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D))
         return _ReceptiveField(size, stride) if same or padded else None
+    if isinstance(operation, keras.layers.Conv2DTranspose):
+        return None
+    dilation = getattr(operation, "dilation_rate", (1, 1))
+    dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
     return _ReceptiveField(
-        tuple(size[axis] + (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
-        tuple(stride[axis] * step[axis] for axis in (0, 1)),
+        tuple(size[axis] + dilation[axis] * (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
+        tuple(stride[axis] * operation.strides[axis] for axis in (0, 1)),
     )
 
 
-def _kernel_and_step(operation) -> tuple[Pair | None, Pair]:
-    """Return the kernel size of a convolution or pooling, dilation included, and its stride; None for other layers."""
+def _kernel(operation) -> Pair | None:
+    """Return the kernel size of a convolution or the window of a pooling; None for other layers."""
     kernel = getattr(operation, "kernel_size", None) or getattr(operation, "pool_size", None)
-    if kernel is None or isinstance(operation, keras.layers.Conv2DTranspose):
-        return None, (1, 1)
-    dilation = getattr(operation, "dilation_rate", (1, 1))
-    dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
-    return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), tuple(operation.strides)
+    return kernel and tuple(kernel)

@@ -236,6 +236,7 @@ class PartialConv2D(layers.Layer):
         self.table = [list(seen) for seen in table]
         self.kernel_size = (kernel_size, kernel_size)
         self.strides = (1, 1)
+        self.padding = "valid"
 
     def build(self, input_shape):
         channels, pairs, largest = input_shape[-1], sum(map(len, self.table)), max(map(max, self.table))
@@ -279,6 +280,7 @@ class TrainableSubsampling(layers.Layer):
     """
 
     pool_size = strides = (2, 2)
+    padding = "valid"
 
     def build(self, input_shape):
         shape = (input_shape[-1],)

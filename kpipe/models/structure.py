@@ -4,6 +4,7 @@ The features are everything that the head's first layer is computed from. That l
 and its options (`NetworkOptions.first_head_layer`), so a model loaded from a file is divided like one just built.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,3 +75,20 @@ def find_nodes(inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.Kera
     for output in outputs:
         visit(output)
     return list(found.values())
+
+
+def find_trunk(model: keras.Model) -> set[int]:
+    """Return the `id` of each node (see `find_nodes`) that all data passes on its way to the model's first output.
+
+    The other nodes stand in branches, which fork after a node of the trunk. A branch that ends in another output never
+    comes back.
+    """
+    nodes = find_nodes(model.inputs, model.outputs[:1])
+    place_of = {id(tensor): place for place, node in enumerate(nodes) for tensor in node.outputs}
+    last_uses = list(range(len(nodes)))
+    for place, node in enumerate(nodes):
+        for tensor in node.input_tensors:
+            last_uses[place_of[id(tensor)]] = place
+    # Nothing passes a node by if no output of an earlier node is used after it.
+    latest = [0, *itertools.accumulate(last_uses, max)]
+    return {id(node) for place, node in enumerate(nodes) if latest[place] <= place}

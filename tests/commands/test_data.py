@@ -52,7 +52,7 @@ def drawn(monkeypatch):
 def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
     code, out, err = kpipe("data", "show", experiment, "--images", "3", "--views", "2")
     assert (code, err) == (0, "")
-    assert out == f"3 of 8 images of the training split are drawn in {tmp_path}/tiny_data.png\n"
+    assert out == f"3 of 8 images of the training split are drawn in\n  {tmp_path}/tiny_data.png\n"
     [(rows, headings, title)] = drawn
     assert headings == ["raw", "kept (crop)", "training 1", "training 2"]
     assert title == f"tiny: folder:{photos}"
@@ -113,8 +113,8 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
     reasons = "  1: cut off\n  1: not an image of a kind that is read\n"
     assert (code, out) == (3, f"train: 12 images, 2 of them unreadable\n{reasons}")
     assert err == (
-        f"folder:{photos}: 2 images cannot be read; their names are in {tmp_path}/list.txt. Replace or remove them, or "
-        "leave them out with data.on_error=skip\n"
+        f"folder:{photos}: 2 images cannot be read. Replace or remove them, or leave them out with data.on_error=skip. "
+        f"Their names are in\n  {tmp_path}/list.txt\n"
     )
     assert (tmp_path / "list.txt").read_text() == f"{photos}/cat/0.png\n{photos}/dog/5.png\n"
     broken[1].unlink()
@@ -131,7 +131,7 @@ def test_the_list_has_a_line_for_a_name_of_any_kind(kpipe, photos, experiment, t
         path.parent.mkdir(exist_ok=True)
         path.write_text("no image")
     code, out, err = kpipe("data", "check", experiment)
-    assert (code, err.count("\n")) == (3, 1)
+    assert (code, err.count("\n")) == (3, 2)
     assert out.endswith("unreadable\n  6: not an image of a kind that is read\n")
     lines = (tmp_path / "tiny_unreadable.txt").read_text("utf-8").splitlines()
     assert all(line.isprintable() for line in lines)
@@ -145,7 +145,7 @@ def test_show_has_captions_for_names_of_any_kind(kpipe, photos, experiment, draw
         (photos / old).rename(photos / new)
     renamed = photos.rename(photos.parent / "ph\udcff\notos")
     code, out, err = kpipe("data", "show", experiment, f"data.source=folder:{renamed}", "--images", "2", "--views", "1")
-    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert (code, err, out.count("\n")) == (0, "", 2)
     assert {row[0][1] for row in drawn[0][0]} == {"caf\udce9\nx", "$x^$[b]\u202e"}
 
 

@@ -1,18 +1,21 @@
 """`kpipe plan`: what it prints, what it writes for programs, and what it does where the data are not there."""
 
+import io
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
+from rich.console import Console
 
 from kpipe import cli
 from kpipe.catalog.networks import MODELS
-from kpipe.config.loading import load_experiment
+from kpipe.commands.plan import make_plan
+from kpipe.commands.plan_screen import show_plan
+from kpipe.config.loading import load_experiment, load_network
+from kpipe.console import Screen
 from kpipe.experiment import train
 from kpipe.models import lenet5
+from kpipe.training.device import describe_device
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -41,13 +44,15 @@ def plan(capfd):
 def test_an_experiment_on_the_screen(plan, experiment, tmp_path):
     out = plan(experiment)
     table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert table["c1"] == ["16x16x6", "456", "115,200", "5", "1"]
-    assert table["s4"] == ["2x2x16", "16", "4"]
+    assert table["layer"] == ["output", "stride", "padding", "params", "adds", "field", "stride"]
+    assert table["c1"] == ["16x16x6", "5x5/1", "same", "456", "115,200", "5", "1"]
+    assert table["s4"] == ["2x2x16", "2x2/2", "valid", "16", "4"]
     assert table["logits"] == ["2", "170", "168", "all"]
     assert "model      lenet5, 21,006 parameters\n" in out
     assert "image      16x16x3, 2 classes, 171,528 multiply-adds\n" in out
     assert "data       synthetic: 144 train, 16 validation, 40 test\n" in out
     assert "training   4 epochs of 9 steps = 36 steps, batch size 16, sgd, cross_entropy\n" in out
+    assert "time       add --measure to time a few training steps\n" in out
     assert re.search(r"memory +about [\d.]+ kB in float32: weights 84 kB, gradients 84 kB, optimizer", out)
     assert re.search(r"free +[\d.]+ GB of memory, minus a fifth: batch sizes up to [\d,]+ should fit\n", out)
     assert re.search(r"disk +at most [\d.]+ kB, a checkpoint has 168 kB; [\d.]+ kB when finished\n", out)
@@ -56,11 +61,61 @@ def test_an_experiment_on_the_screen(plan, experiment, tmp_path):
     assert max(map(len, out.splitlines())) <= 160
 
 
-def test_the_header_and_the_table_fit_a_narrow_terminal(plan, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = plan("googlenet").splitlines()
-    assert max(len(line) for line in lines if "memory" not in line) <= 80
-    assert any(line.startswith(" inception_4d_3x3_reduce") for line in lines)
+@pytest.fixture(scope="module")
+def googlenet():
+    return make_plan(load_network("googlenet", overrides=["model.auxiliary_heads=true"]).experiment, with_data=False)
+
+
+def in_a_terminal(plan, width, encoding="utf-8"):
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    show_plan(plan, Screen(Console(file=file, force_terminal=True, width=width, color_system=None)))
+    file.flush()
+    return [line.rstrip() for line in file.buffer.getvalue().decode(encoding).splitlines()]
+
+
+def test_a_terminal_of_80_columns_has_the_whole_table(googlenet):
+    lines = in_a_terminal(googlenet, 80)
+    assert max(map(len, lines)) <= 80
+    place = lines.index("pool2                      28x28x192   3x3/2    same                  27      8")
+    assert lines[place + 1 : place + 9] == [
+        "├ inception_3a_1x1          28x28x64   1x1/1    same 12.4 k 9.63 M    27      8",
+        "├ inception_3a_3x3_reduce   28x28x96   1x1/1    same 18.5 k 14.5 M    27      8",
+        "│ inception_3a_3x3         28x28x128   3x3/1    same  111 k 86.7 M    43      8",
+        "├ inception_3a_5x5_reduce   28x28x16   1x1/1    same 3.09 k 2.41 M    27      8",
+        "│ inception_3a_5x5          28x28x32   5x5/1    same 12.8 k   10 M    59      8",
+        "├ inception_3a_pool        28x28x192   3x3/1    same                  43      8",
+        "│ inception_3a_pool_1x1     28x28x32   1x1/1    same 6.18 k 4.82 M    43      8",
+        "└ inception_3a             28x28x256                                  59      8",
+    ]
+    place = lines.index("after inception_4a:")
+    assert [line.split()[:2] for line in lines[place + 1 : place + 3]] == [
+        ["├", "auxiliary_4a_pool"],
+        ["│", "auxiliary_4a_1x1"],
+    ]
+    said = "├ begins a branch after the last layer without a mark, │ continues it, and └ joins the branches."
+    assert said in " ".join(lines)
+
+
+def test_a_narrower_terminal_leaves_columns_out_and_names_them(googlenet):
+    lines = in_a_terminal(googlenet, 60)
+    assert max(map(len, lines)) <= 60
+    assert lines[2].split() == ["layer", "output", "stride", "padding", "params"]
+    assert "Not shown: mult-adds, field and total stride. Take a wider terminal, or --json." in " ".join(lines)
+
+
+def test_an_ascii_terminal_has_other_marks_and_no_curve(googlenet):
+    curve = {"learning_rate": [[1, 0.1], [2, 0.0]]}
+    lines = in_a_terminal(googlenet | {"training": googlenet["training"] | curve}, 80, "ascii")
+    said = "+ begins a branch after the last layer without a mark, : continues it, and \\ joins the branches."
+    assert said in " ".join(lines)
+    assert any(line.startswith("\\ inception_5b  ") for line in lines)
+    assert not any("learning rate" in line for line in lines)
+
+
+def test_a_padding_layer_has_the_pixels_that_it_adds(plan):
+    rows = {line.split()[0]: line.split() for line in plan("alexnet").splitlines() if line.strip()}
+    assert rows["pad1"][2] == "0+3"
+    assert rows["conv2"][2:5] == ["5x5/1", "same", "2"]  # the last: two groups
 
 
 def test_the_plan_for_programs(plan, experiment):
@@ -69,11 +124,17 @@ def test_the_plan_for_programs(plan, experiment):
     layers = {layer.pop("name"): layer for layer in found["layers"]}
     assert layers["c3"] == {
         "type": "Conv2D",
+        "inputs": ["s2"],
+        "is_in_branch": False,
         "output": [4, 4, 16],
+        "kernel": 5,
+        "stride": 1,
+        "padding": "valid",
+        "groups": 1,
         "parameters": 2_416,
         "macs": 16 * 2_400,
         "receptive_field": 14,
-        "stride": 2,
+        "total_stride": 2,
         "memory": 4 * 256,
     }
     assert layers["f6"]["receptive_field"] is None
@@ -88,10 +149,10 @@ def test_the_plan_for_programs(plan, experiment):
     assert [training[key] for key in ("batch_size", "steps_per_epoch", "epochs", "steps")] == [16, 9, 4, 36]
     assert (training["optimizer"], training["loss"], training["precision"]) == ("sgd", "cross_entropy", "float32")
     rates = dict(training["learning_rate"])
-    assert set(rates) == set(range(36))
-    assert rates[0] == pytest.approx(0.1 / 9)
+    assert set(rates) == set(range(1, 37))
+    assert rates[1] == pytest.approx(0.1 / 9)
     assert max(rates.values()) == pytest.approx(0.1)
-    assert rates[35] < 0.001
+    assert rates[36] < 0.001
     assert training["memory"]["optimizer"] == 4 * (21_006 + 1)  # the momentum and the step
     assert found["experiment"] == load_experiment(experiment).experiment.identity()
     assert (found["name"], found["model"]) == ("tiny", "lenet5")
@@ -105,20 +166,43 @@ def test_the_disk_is_what_a_run_really_takes(plan, experiment):
     assert sum(files.values()) == pytest.approx(disk["finished"], rel=0.35)  # names and headers in so small a network
 
 
-@pytest.mark.parametrize(
-    ("free", "said"),
-    [
+def test_it_says_what_fits_into_the_memory(plan, experiment, monkeypatch):
+    for free, said in (
         (3_000_000, "3 MB of memory, minus a fifth: batch sizes up to "),
         (500_000, "500 kB of memory, minus a fifth: too little for this batch size, "),
         (300_000, "300 kB of memory, minus a fifth: not even one image fits"),
-    ],
-)
-def test_it_says_what_fits_into_the_memory(plan, experiment, monkeypatch, free, said):
-    monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: free)
-    assert said in plan(experiment)
+    ):
+        monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda free=free: free)
+        assert said in plan(experiment)
     monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: None)
-    assert "free   " not in plan(experiment)
-    assert json.loads(plan(experiment, "--json"))["training"]["largest_batch_size"] is None
+    found = make_plan(load_experiment(experiment).experiment)
+    assert found["training"]["largest_batch_size"] is None
+    assert not any(line.startswith("  free ") for line in in_a_terminal(found, 80))
+
+
+def test_a_few_steps_are_measured(plan, experiment, tmp_path):
+    found = json.loads(plan(experiment, "--measure", "--json"))
+    time = found["training"]["time"]
+    assert time["device"] == describe_device()
+    assert 1 <= time["measured_steps"] <= 20
+    assert time["images_per_second"] == pytest.approx(16 / time["seconds_per_step"])
+    assert time["seconds_per_epoch"] == pytest.approx(9 * time["seconds_per_step"])
+    assert time["seconds"] == pytest.approx(36 * time["seconds_per_step"])
+    assert not (tmp_path / "logs").exists()
+    known = {"seconds_per_step": 0.25, "images_per_second": 64.0, "seconds_per_epoch": 90.0, "seconds": 5400.0}
+    found["training"]["time"] = {"device": "CPU, 2 cores", "measured_steps": 1, **known}
+    said = " ".join(" ".join(in_a_terminal(found, 80)).split())
+    assert "time 0.25 s a step (64 images/s), 1:30 an epoch, 1:30:00 for the whole training; measured on this " in said
+    assert "machine (CPU, 2 cores) over 1 step, without reading images and validation memory" in said
+    found["training"]["time"] |= {"seconds_per_epoch": None, "seconds": None}
+    assert "time 0.25 s a step (64 images/s); measured on" in " ".join(" ".join(in_a_terminal(found, 80)).split())
+
+
+def test_what_does_not_fit_into_the_memory_is_not_measured(plan, experiment, monkeypatch):
+    monkeypatch.setattr("kpipe.commands.plan.free_memory", lambda: 500_000)
+    said = r"--measure: expected a training step for which 500 kB of free memory are enough, got one that needs about "
+    said += r"\d+ kB\. Take a smaller data\.batch_size, or leave out --measure\n"
+    assert re.fullmatch(said, plan(experiment, "--measure", code=5))
 
 
 def test_a_run_has_the_learning_rates_of_its_plan(plan, experiment):
@@ -126,7 +210,14 @@ def test_a_run_has_the_learning_rates_of_its_plan(plan, experiment):
     run = train(load_experiment(experiment, ["training.log_every.steps=9"]).experiment).path
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = {r["step"]: r["learning_rate"] for r in records if r["span"] == "steps"}
-    assert {step: rates[step] for step in (9, 18, 27)} == pytest.approx({step: logged[step] for step in (9, 18, 27)})
+    assert set(logged) == {9, 18, 27, 36}
+    assert {step: rates[step] for step in logged} == pytest.approx(logged)
+
+
+def test_one_of_a_kind_is_in_the_singular(plan, experiment):
+    out = plan(experiment, "training.epochs=1", "data.batch_size=144", "training.learning_rate.warmup=null")
+    assert "training   1 epoch of 1 step = 1 step, batch size 144, sgd, cross_entropy\n" in out
+    assert "image      28x28x1, 1 class, " in plan("lenet5", "--classes", "1")
 
 
 def test_a_network_by_its_name(plan):
@@ -207,15 +298,6 @@ def test_a_set_that_is_not_prepared_is_not_downloaded(plan, experiment, tmp_path
     out = plan(experiment, "data.source=tfds:mnist")
     assert re.search(r"data       tfds:mnist: is not prepared in \S+; a run would download it\n", out)
     assert "note: the overrides leave these values of the file unused: data.synthetic" in out
-
-
-def test_a_terminal_without_blocks_has_no_curve(experiment):
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "kpipe", "plan", experiment]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "plan of tiny" in done.stdout
-    assert done.stdout.isascii()
 
 
 def test_a_board_has_a_class_a_point(plan):

@@ -126,7 +126,7 @@ def test_output_sizes_of_every_stage(name, arguments, sides):
 )
 def test_receptive_fields(name, layer, field, stride):
     row = measured(name)[0][layer]
-    assert (row.receptive_field, row.stride) == ((field, field), (stride, stride))
+    assert (row.receptive_field, row.total_stride) == ((field, field), (stride, stride))
 
 
 def test_the_receptive_field_is_what_the_gradient_sees():
@@ -193,13 +193,47 @@ def test_kinds_of_layers():
         layers.Dense(7, name="dense"),
     )
     assert (rows["wide"].output, rows["wide"].macs) == ((16, 24, 4), 16 * 24 * 3 * 5 * 3 * 4)
-    assert (rows["wide"].receptive_field, rows["wide"].stride) == ((3, 5), (2, 1))
+    assert (rows["wide"].receptive_field, rows["wide"].total_stride) == ((3, 5), (2, 1))
     assert rows["depthwise"].macs == 16 * 24 * 9 * 4
     assert rows["depthwise"].receptive_field == (3 + 4 * 2, 5 + 4)
     assert rows["separable"].macs == 16 * 24 * (9 * 4 + 4 * 6)
     assert rows["transposed"].macs == 16 * 24 * 4 * 6 * 5
     assert rows["transposed"].receptive_field is None
     assert rows["dense"].macs == 5 * 7
+
+
+def test_kernels_are_those_of_the_layers():
+    layers = keras.layers
+    rows = small(
+        layers.ZeroPadding2D(((0, 1), (2, 3)), name="pad"),
+        layers.Conv2D(4, (3, 5), strides=(2, 1), groups=2, padding="same", name="wide"),
+        layers.AveragePooling2D((2, 1), name="pool"),
+        layers.ReLU(name="relu"),
+        size=(32, 24, 2),
+    )
+    found = {name: (row.kernel, row.stride, row.padding, row.groups) for name, row in rows.items()}
+    assert found == {
+        "pad": (None, None, ((0, 1), (2, 3)), None),
+        "wide": ((3, 5), (2, 1), "same", 2),
+        "pool": ((2, 1), (2, 1), "valid", None),
+        "relu": (None, None, None, None),
+    }
+    original, _, _ = measured("lenet5", variant="original")
+    assert [original[name].padding for name in ("s2", "c3")] == ["valid", "valid"]
+
+
+def test_branches_are_what_data_can_pass_by():
+    images = keras.Input((8, 8, 3), name="images")
+    convolution = functools.partial(keras.layers.Conv2D, 3, 1)
+    x = convolution(name="stem")(images)
+    inner = convolution(name="left")(x)
+    twice = keras.layers.Add(name="inner")([inner, convolution(name="deep")(inner)])
+    joined = keras.layers.Add(name="joined")([x, twice])
+    side = convolution(name="side")(joined)
+    rows = measure(keras.Model(images, [keras.layers.Flatten(name="flat")(joined), side]))
+    assert [row.name for row in rows if row.is_in_branch] == ["left", "deep", "inner", "side"]
+    inputs = {row.name: row.inputs for row in rows}
+    assert (inputs["stem"], inputs["joined"], inputs["side"]) == (("images",), ("stem", "inner"), ("joined",))
 
 
 def test_a_layer_that_is_used_twice_has_its_parameters_once():

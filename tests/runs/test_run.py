@@ -346,12 +346,6 @@ def test_a_dropped_option_is_said(kpipe, experiment):
     assert "note: the overrides leave these values of the file unused: data.synthetic" in out
 
 
-def test_list(kpipe):
-    code, out, _ = kpipe("list", "--json")
-    assert json.loads(out)["optimizers"] == ["sgd", "adagrad", "rmsprop", "adadelta", "adam", "adamw"]
-    assert "vgg16" in kpipe("list")[1]
-
-
 def test_doctor(kpipe, logs):
     code, out, err = kpipe("doctor")
     assert (code, err) == (0, "")

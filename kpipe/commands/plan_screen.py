@@ -1,0 +1,225 @@
+"""The screen of `kpipe plan`: a table of the layers, what the training needs, and the curve of the learning rate."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kpipe.console import Screen, counted, describe_counts, describe_size, describe_time
+
+_CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
+_LABELS = 16  # characters beside the curve
+_MARKS = {"begin": "├ ", "continue": "│ ", "join": "└ "}
+_ASCII_MARKS = {"begin": "+ ", "continue": ": ", "join": "\\ "}
+
+
+def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
+    """Print what `make_plan` returns."""
+    screen = screen or Screen()
+    screen.line("")
+    _show_layers(plan["layers"], screen)
+    screen.line("")
+    screen.line(f"plan of {plan['name']}", style="bold")
+    for name, value in {**_describe_model(plan), **_describe_training(plan["training"], plan["data"])}.items():
+        screen.prose(f"  {name:<10} {value}", indent=13)
+    # The curve is drawn with block characters, which an ASCII terminal cannot show; --json has its numbers.
+    if plan["training"]["learning_rate"] and _can_show_lines(screen):
+        screen.line("")
+        for line in _curve(plan["training"]["learning_rate"], min(_CURVE_WIDTH, screen.console.width - _LABELS)):
+            screen.line(line)
+
+
+def _can_show_lines(screen: Screen) -> bool:
+    return screen.console.encoding.startswith("utf")
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
+    """Print the table of the layers, without the last columns where the screen is too narrow for them."""
+    marks = _MARKS if _can_show_lines(screen) else _ASCII_MARKS
+    rows = list(_rows(layers, marks))
+    columns = _columns(rows, "{:,}".format)
+    if _width(columns, screen.console) > screen.console.width:
+        columns = _columns(rows, _shortened)
+    left_out: list[str] = []
+    while _width(columns, screen.console) > screen.console.width and len(columns) > 2:
+        left_out.insert(0, columns.popitem()[0])
+    screen.console.print(_table(columns))
+    if any(layer["is_in_branch"] for layer in layers):
+        begin, follow, join = (mark.strip() for mark in marks.values())
+        screen.prose(
+            f"{begin} begins a branch after the last layer without a mark, {follow} continues it, and {join} joins the "
+            "branches."
+        )
+    if left_out:
+        names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
+        screen.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
+
+
+def _rows(layers: list[dict[str, Any]], marks: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the first cell of each row and its layer: the name, behind a mark that says how branches run."""
+    trunk = before = {"name": None, "is_in_branch": False}
+    for layer in layers:
+        mark = ""
+        if layer["is_in_branch"]:
+            [start, *_] = layer["inputs"]
+            mark = marks["continue"]
+            if not (before["is_in_branch"] and start == before["name"]):
+                mark = marks["begin"]
+                if start != trunk["name"]:
+                    yield f"after {start}:", {}
+        elif before["is_in_branch"]:
+            mark = marks["join"]
+        yield mark + layer["name"], layer
+        before = layer
+        trunk = trunk if layer["is_in_branch"] else layer
+
+
+def _columns(rows: list[tuple[str, dict[str, Any]]], number: Callable[[int], str]) -> dict[str, list[str]]:
+    """Return the cells of each column by its name, the most important columns first."""
+    layers = [layer for _, layer in rows]
+    columns = {
+        "layer": [name for name, _ in rows],
+        "output": [_sides(layer.get("output")) for layer in layers],
+        "kernel/stride": [_kernel_and_stride(layer) for layer in layers],
+        "padding": [_padding(layer.get("padding")) for layer in layers],
+        "groups": [str(layer.get("groups") or "") for layer in layers],
+        "params": [number(layer["parameters"]) if layer.get("parameters") else "" for layer in layers],
+        "mult-adds": [number(layer["macs"]) if layer.get("macs") else "" for layer in layers],
+        "field": [_sides(layer["receptive_field"]) or "all" if layer else "" for layer in layers],
+        "total stride": [_sides(layer.get("total_stride")) for layer in layers],
+    }
+    if all(groups in ("", "1") for groups in columns["groups"]):
+        del columns["groups"]
+    return columns
+
+
+def _table(columns: dict[str, list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in columns:
+        two_lines = name.replace("/", "/\n").replace("-", "-\n").replace(" ", "\n")
+        table.add_column(two_lines, justify="left" if name == "layer" else "right", no_wrap=True)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _width(columns: dict[str, list[str]], console: Console) -> int:
+    return console.measure(_table(columns), options=console.options.update(width=10_000)).maximum
+
+
+def _shortened(number: int) -> str:
+    """Return a count with three digits: 999, 12.3 k, 1.85 G."""
+    number = float(f"{number:.3g}")
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _kernel_and_stride(layer: dict[str, Any]) -> str:
+    if not layer.get("kernel"):
+        return ""
+    kernel = layer["kernel"]
+    return f"{_sides(kernel if isinstance(kernel, list) else [kernel, kernel])}/{_sides(layer['stride'])}"
+
+
+def _padding(padding: str | Sequence[Sequence[int]] | None) -> str:
+    """Return `same`, `valid`, or the pixels that a padding layer adds: `3` on each side, `0+3` before and after."""
+    if padding is None or isinstance(padding, str):
+        return padding or ""
+    rows, columns = padding
+    if rows != columns:
+        return f"{rows[0]}+{rows[1]}x{columns[0]}+{columns[1]}"
+    return str(rows[0]) if rows[0] == rows[1] else f"{rows[0]}+{rows[1]}"
+
+
+def _sides(value: int | Sequence[int] | None) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
+
+
+# --- rows below the table -----------------------------------------------------------------------------------
+
+
+def _describe_model(plan: dict[str, Any]) -> dict[str, str]:
+    data, frozen = plan["data"], plan["parameters"] - plan["trainable_parameters"]
+    classes = counted(data["classes"], "class")
+    rows = {
+        "model": f"{plan['model']}, {counted(plan['parameters'], 'parameter')}"
+        + (f" ({frozen:,} of them not trained)" if frozen else ""),
+        "image": f"{_sides(data['image'])}, {classes}, {plan['macs']:,} multiply-adds",
+    }
+    if data["images"]:
+        rows["data"] = f"{data['source']}: {describe_counts(data['images'])}"
+    elif data["missing"]:
+        rows["data"] = data["missing"]
+        rows["assumed"] = f"{_sides(data['image'])} images, {classes}; change it with --channels and --classes"
+    return rows
+
+
+def _describe_training(training: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
+    rows = {"training": f"batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"}
+    if data["source"]:
+        length = counted(training["epochs"], "epoch")
+        if training["steps"]:
+            steps = counted(training["steps"], "step")
+            length += f" of {counted(training['steps_per_epoch'], 'step')} = {steps}"
+        rows["training"] = f"{length}, {rows['training']}"
+    rows["time"] = (
+        _describe_time(training["time"]) if training["time"] else "add --measure to time a few training steps"
+    )
+    memory, disk = training["memory"], training["disk"]
+    kinds = ", ".join(
+        f"{name} {describe_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    rows["memory"] = f"about {describe_size(memory['total'])} in {training['precision']}: {kinds}"
+    if training["free_memory"] is not None:
+        rows["free"] = f"{describe_size(training['free_memory'])} of memory, minus a fifth: {_fitting(training)}"
+    rows["disk"] = (
+        f"at most {describe_size(disk['most'])}, a checkpoint has {describe_size(disk['checkpoint'])}; "
+        f"{describe_size(disk['finished'])} when finished"
+    )
+    return rows
+
+
+def _describe_time(measured: dict[str, Any]) -> str:
+    times = f"{measured['seconds_per_step']:.3g} s a step ({measured['images_per_second']:,.3g} images/s)"
+    if measured["seconds"]:
+        epoch, whole = (describe_time(measured[name]) for name in ("seconds_per_epoch", "seconds"))
+        times += f", {epoch} an epoch, {whole} for the whole training"
+    steps = counted(measured["measured_steps"], "step")
+    return (
+        f"{times}; measured on this machine ({measured['device']}) over {steps}, without reading images and validation"
+    )
+
+
+def _fitting(training: dict[str, Any]) -> str:
+    largest = training["largest_batch_size"]
+    if largest < 1:
+        return "not even one image fits"
+    if largest < training["batch_size"]:
+        return f"too little for this batch size, {largest:,} should fit"
+    return f"batch sizes up to {largest:,} should fit"
+
+
+def _curve(points: list[list[float]], width: int) -> list[str]:
+    from uniplot import plot_to_string
+
+    steps, rates = zip(*points, strict=True)
+    peak = max(rates)
+    lines = plot_to_string(
+        [rate / peak for rate in rates],
+        xs=steps,
+        lines=True,
+        color=False,
+        width=width,
+        height=_CURVE_HEIGHT,
+        y_min=0,
+        y_max=1,
+        title=f"learning rate over the steps, in units of its peak of {peak:g}",
+    )
+    return [line.rstrip() for line in lines.splitlines()]
