@@ -64,7 +64,9 @@ def _console_of_standard_output() -> Console:
     # Piped output is not cut at 80 columns: its reader has no terminal.
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
-    return Console(file=going_quiet(sys.stdout), highlight=False, soft_wrap=not is_terminal, width=width)
+    return Console(
+        file=going_quiet(sys.stdout), highlight=False, soft_wrap=not is_terminal, width=width, force_jupyter=False
+    )
 
 
 class _Clock:
