@@ -119,8 +119,8 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
     assert (tmp_path / "list.txt").read_text() == f"{photos}/cat/0.png\n{photos}/dog/5.png\n"
     broken[1].unlink()
     assert kpipe("data", "check", experiment, "--output", "list.txt")[2] == (
-        f"folder:{photos}: 1 image cannot be read; its name is in {tmp_path}/list.txt. Replace or remove it, or leave "
-        "it out with data.on_error=skip\n"
+        f"folder:{photos}: 1 image cannot be read. Replace or remove it, or leave it out with data.on_error=skip. "
+        f"Its name is in\n  {tmp_path}/list.txt\n"
     )
 
 
