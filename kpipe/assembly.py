@@ -21,8 +21,10 @@ from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, deferred_initialization, discard_variables, initialize_variables
 from kpipe.normalization import make_normalization, most_measured
+from kpipe.training.control import Cadence
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
+from kpipe.training.durations import steps_of
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
@@ -206,6 +208,16 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
         return []
     mode = "min" if training.monitor == "val_loss" else "max"
     return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
+
+
+def make_cadence(training: TrainingConfig, steps_per_epoch: int) -> Cadence:
+    """Return when the trainer logs and saves, in steps of this training."""
+    every = training.checkpoint.every
+    return Cadence(
+        log_every=steps_of(training.log_every, steps_per_epoch=steps_per_epoch),
+        save_every=steps_of(every, steps_per_epoch=steps_per_epoch),
+        save_seconds=60 * every.minutes if every.minutes else math.inf,
+    )
 
 
 def _check_weights_fit(model: keras.Model) -> None:

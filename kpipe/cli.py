@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from kpipe.config.loading import Loaded
 
 _LOADING = "loading TensorFlow ..."
-_LONGEST_LABEL = 60  # characters of a run directory's name, after the time
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -85,9 +83,10 @@ def run(
     _check_source(loaded)
     with _quietly():
         from kpipe.experiment import train
+        from kpipe.runs.directory import label_of
         from kpipe.runs.options import RunOptions
 
-        train(loaded.experiment, RunOptions(new=new, resume=path, label=_label_of(overrides)))
+        train(loaded.experiment, RunOptions(new=new, resume=path, label=label_of(overrides)))
 
 
 @cli.command(short_help="Finish an interrupted run as it stands.")
@@ -106,6 +105,7 @@ def finish(output: Output, run_directory: str, overrides: tuple[str, ...]) -> No
     path = expand_path(run_directory, "RUN")
     loaded = load_unfinished(path, overrides)
     output.is_needed = False
+    _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
         from kpipe.experiment import train
@@ -287,18 +287,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> int:
     given = None if arguments is None else list(arguments)
     try:
-        return cli.main(given, "kpipe", standalone_mode=False, obj=output) or 0
+        try:
+            return cli.main(given, "kpipe", standalone_mode=False, obj=output) or 0
+        finally:
+            announce("")
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        announce("")
         if isinstance(error, click.NoSuchOption):
             _name_override(error, sys.argv[1:] if arguments is None else arguments)
         error.message = _printable_lines(error.message)
         error.show()
         return error.exit_code
     except KpipeError as error:
-        announce("")
         if error.exit_code >= 128:
             ignore_repetitions()  # while TensorFlow is taken down, another one would change the exit code
         click.echo(_printable_lines(str(error)), err=True)
@@ -306,7 +307,6 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
     except (KeyboardInterrupt, Exception) as error:
         if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
             raise
-        announce("")
         ignore_repetitions()
         click.echo(f"{stop.word}; what was saved before is still there", err=True)
         return stop.exit_code
@@ -337,15 +337,6 @@ def _code_of_lost_output(output: Output) -> int:
 def _printable_lines(message: str) -> str:
     """Return the lines of a message, each printable: what it names may hold anything."""
     return "\n".join(map(printable, message.split("\n")))
-
-
-def _label_of(overrides: Sequence[str]) -> str:
-    """Return overrides as a part of a folder's name that TensorBoard and shells show as it is."""
-    parts = [override for override in overrides if not override.startswith("logs=")]
-    parts = [re.sub(r"[^\w.=,+-]+", "-", part).replace("=-", "=").strip("-") for part in parts]
-    while len(",".join(parts)) > _LONGEST_LABEL and len(parts) > 1 and parts[1] != "...":
-        parts = [*parts[: -2 if parts[-1] == "..." else -1], "..."]
-    return ",".join(parts)[:_LONGEST_LABEL]
 
 
 def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:

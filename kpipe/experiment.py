@@ -4,12 +4,11 @@
 `assembly` builds data, model and optimizer, `training.trainer` has the loop, and `runs` keeps the run directory.
 """
 
-import math
 import shutil
 from contextlib import closing
 from functools import partial
 
-from kpipe.assembly import load_splits, make_callbacks, prepare
+from kpipe.assembly import load_splits, make_cadence, make_callbacks, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
@@ -17,11 +16,11 @@ from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.evaluation.report import write_figures
-from kpipe.files import expand_path, write_names
+from kpipe.files import expand_path
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.overview import show_header, show_result
-from kpipe.runs.dataset import record_data
+from kpipe.runs.dataset import record_data, record_unreadable
 from kpipe.runs.directory import logs_folder, open_run
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
@@ -34,12 +33,11 @@ from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
-from kpipe.training.control import Cadence
 from kpipe.training.device import gpu_hint, seed_everything
 from kpipe.training.distribution import make_strategy
-from kpipe.training.durations import steps_of
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
+from kpipe.training_screen import training_screen
 
 
 def train(
@@ -69,12 +67,19 @@ def train(
     resume = options.resume and expand_path(str(options.resume), "resume").resolve()
     if resume:
         check_resume(resume, experiment)
-    where = {"new": options.new, "resume": resume, "at": options.path, "label": options.label}
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
-        open_run(logs_folder(experiment.logs), experiment.name, experiment.identity(), **where) as run,
-        screen.kept_in(run.path / "console.log"),
+        open_run(
+            logs_folder(experiment.logs),
+            experiment.name,
+            experiment.identity(),
+            new=options.new,
+            resume=resume,
+            at=options.path,
+            label=options.label,
+        ) as run,
+        screen.logging_to(run.path / "console.log"),
         translate_interruption(run, stop),
         MemoryGuard(run.path, experiment.data.batch_size) as memory,
     ):
@@ -104,7 +109,7 @@ def train(
             translate_reading_errors(splits.by_name.values()),
             closing(RunLog(run.path, restored.log_lengths)) as log,
         ):
-            recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared)
+            recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
             state = recorder.state
             if not run.resumed:
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
@@ -114,24 +119,16 @@ def train(
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
-            if options.finish or recorder.is_out_of_time:
-                state.train.interrupted = state.train.step < math.prod(length.values())
-            else:
-                every = training.checkpoint.every
-                with recorder.saving_at_the_end(), screen.training(**length, max_seconds=recorder.seconds_left):
+            if not (recorder.is_done or recorder.ends_here()):
+                with recorder.saving_at_the_end(), training_screen(screen, **length) as shown:
                     trainer.fit(
                         prepared.training_batches,
                         **length,
                         state=state.train,
                         validation=evaluation_batches(splits, "validation", config.batch_size),
                         callbacks=[*make_callbacks(training), *options.callbacks],
-                        cadence=Cadence(
-                            log_every=steps_of(training.log_every, steps_per_epoch=steps_per_epoch),
-                            save_every=steps_of(every, steps_per_epoch=steps_per_epoch),
-                            save_seconds=60 * every.minutes if every.minutes else math.inf,
-                            callback_steps=options.callback_steps,
-                        ),
-                        hooks=recorder.make_hooks(screen, stop),
+                        cadence=make_cadence(training, steps_per_epoch),
+                        hooks=recorder.make_hooks(shown, stop),
                     )
             stop.obey()  # all is saved
 
@@ -153,11 +150,7 @@ def train(
                     undrawn = write_figures(run.path, experiment, state, model, held_out, splits.class_names)
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
-            summary = recorder.finish(scores, keep_last=options.keep_last)
-            if names := splits.unreadable_names():
-                write_names(run.path / "unreadable.txt", [name for found in names.values() for name in found])
-            # Images that are decoded each time are counted when they are met.
-            late = [line for line in splits.describe_conversions() if line not in notes]
-            counts = {name: len(names[name]) for name in names}
-            show_result(screen, experiment, run, state, summary, notes=late + undrawn, unreadable=counts)
+            summary = recorder.finish(scores)
+            record_unreadable(run, splits)
+            show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)

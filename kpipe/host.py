@@ -1,6 +1,8 @@
-"""The main memory of this machine that is free."""
+"""What this machine has: memory that is free, the driver of a GPU."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -10,6 +12,11 @@ def free_memory() -> int | None:
     """Return the bytes that this process can still take; None: unknown."""
     limits = [_available(), _container_limit(), _address_limit()]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether an NVIDIA driver is installed; under WSL2, only its program shows it."""
+    return shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
 
 
 def _available() -> int | None:

@@ -1,6 +1,6 @@
 """What a run says of itself before its first step and after its last one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +8,7 @@ from kpipe.assembly import Prepared
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, counted, describe_counts, describe_time
 from kpipe.names import shell_quoted
+from kpipe.runs.dataset import UNREADABLE
 from kpipe.runs.directory import Run
 from kpipe.runs.resume import command_to_train_longer
 from kpipe.runs.state import RunState
@@ -20,7 +21,7 @@ def show_header(
     """Show what is trained, on what and where, and where a resumed run stands.
 
     Args:
-        screen: where to.
+        screen: where it is shown.
         experiment: what is trained, resolved.
         prepared: data and model.
         run: the run directory.
@@ -39,62 +40,61 @@ def show_header(
         "run": str(run.path),
     }
     if run.resumed:
-        rows["resumed"] = _describe_progress(training.epochs, prepared.steps_per_epoch, state)
+        rows["resumed"] = _describe_progress(state, training.epochs, prepared.steps_per_epoch)
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, notes)
 
 
-def _describe_progress(epochs: int, steps_per_epoch: int, state: RunState) -> str:
+def _describe_progress(state: RunState, epochs: int, steps_per_epoch: int) -> str:
     """Return where a resumed run stands, and how good it has been so far."""
-    step = state.train.step
-    place = f"in epoch {1 + step // steps_per_epoch} of {epochs}"
-    if step >= steps_per_epoch * epochs:
-        place = "after the last epoch"
-    text = f"after step {step:,}, {place}"
-    if state.best_step and state.best_score:
-        *accuracy, loss = state.best_score
-        values = [f"val_accuracy {value:.4f}" for value in accuracy] + [f"val_loss {-loss:.4f}"]
-        text += f"; best so far: epoch {state.best_epoch}, {', '.join(values)}"
-    return text
+    epoch = 1 + state.train.epoch(steps_per_epoch)
+    place = f"in epoch {epoch} of {epochs}" if epoch <= epochs else "after the last epoch"
+    best = state.describe_best()
+    return f"after step {state.train.step:,}, {place}" + (f"; best so far: {best}" if best else "")
 
 
 def show_result(
     screen: Screen,
     experiment: Experiment,
+    prepared: Prepared,
     run: Run,
     state: RunState,
     summary: Mapping[str, Any],
     *,
-    notes: Iterable[str] = (),
-    unreadable: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
+    shown: Sequence[str | None] = (),
 ) -> None:
     """Show the numbers of a finished run, where everything is, and what to do next.
 
     Args:
-        screen: where to.
+        screen: where it is shown.
         experiment: what was trained, resolved.
+        prepared: data and model.
         run: the run directory.
         state: of the run, at its end.
         summary: what summary.json holds.
         notes: lines for the user.
-        unreadable: how many files could not be read, by split.
+        shown: the notes of the header, which are not repeated.
     """
     scores = {name: summary[name] for name in ("validation", "test") if name in summary}
     if summary["train"]:
-        images = experiment.data.batch_size * (state.images["train"] // experiment.data.batch_size)
+        images = prepared.steps_per_epoch * experiment.data.batch_size
         scores = {f"train, during epoch {state.best_epoch}": {**summary["train"], "images": images}, **scores}
     screen.result(scores)
-    for note in notes:
+    # Images that are decoded each time are counted when they are met.
+    late = [line for line in prepared.splits.describe_conversions() if line not in shown]
+    for note in [*late, *notes]:
         screen.line(f"note: {note}")
-    if unreadable:
-        names = run.path / "unreadable.txt"
-        screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
+    if unreadable := {name: count for name, count in summary["unreadable"].items() if count}:
+        screen.line(
+            f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {run.path / UNREADABLE}"
+        )
     screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {state.kept}.")
     rows = {
         "model": str(run.model),
         "figures": str(run.path / "figures"),
         "curves": f"tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}",
-        "longer": command_to_train_longer(run.path, experiment, summary["ended_by"]),
-        "better": f"kpipe search {shell_quoted(str(run.path / 'config.yaml'))}",
+        "train on": command_to_train_longer(run.path, experiment, summary["ended_by"]),
+        "search": f"kpipe search {shell_quoted(str(run.path / 'config.yaml'))}",
     }
     for name, text in rows.items():
-        screen.line(f"  {name:<8} {text}")
+        screen.line(f"  {name:<10} {text}")

@@ -5,10 +5,10 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 
+from kpipe.host import has_nvidia_driver
 from kpipe.streams import hold_back_libraries
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-_NVIDIA_DRIVER = "/proc/driver/nvidia/version"
 
 
 def quiet_tensorflow() -> None:
@@ -33,7 +33,7 @@ class _QuietFinder(MetaPathFinder):
 
         def execute_quietly(module):
             # Without a driver, TensorFlow calls it an error that it finds no GPU.
-            os.environ[LOG_LEVEL] = "2" if os.path.exists(_NVIDIA_DRIVER) else "3"
+            os.environ[LOG_LEVEL] = "2" if has_nvidia_driver() else "3"
             with hold_back_libraries():
                 execute(module)
 

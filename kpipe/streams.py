@@ -52,16 +52,17 @@ def quiet_streams() -> Iterator[Output]:
             sys.stdout, sys.stderr = before
 
 
-_is_announced = False
+_announced = ""
 
 
 def announce(text: str) -> None:
     """Say on a terminal what is going on before there is anything to show. The next call replaces it."""
-    global _is_announced
-    if (text or _is_announced) and sys.stdout is not None and sys.stdout.isatty():
-        sys.stdout.write(f"\r\x1b[2K{text}")
+    global _announced
+    if (text or _announced) and sys.stdout is not None and sys.stdout.isatty():
+        blank = " " * len(_announced)  # a terminal may not know how to clear a line
+        sys.stdout.write(f"\r{blank}\r{text}" if blank else text)
         sys.stdout.flush()
-    _is_announced = bool(text)
+    _announced = text
 
 
 @contextmanager

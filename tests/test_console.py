@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 
 from kpipe.console import Screen, counted, describe_size, describe_time
+from kpipe.errors import DataError
+from kpipe.training_screen import training_screen
 
 HOSTILE = "[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\udce9"
 SHOWN = r"[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\xe9"
@@ -46,7 +48,7 @@ METRICS = {"loss": 0.5, "accuracy": 0.75, "learning_rate": 0.001}
 def clock(monkeypatch):
     """Seconds of the clock that a screen reads, to be set."""
     now = [0.0]
-    monkeypatch.setattr("kpipe.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("kpipe.training_screen.time.monotonic", lambda: now[0])
     return now
 
 
@@ -58,21 +60,21 @@ def test_a_training_on_a_terminal_of_80_columns(clock):
     """Two bars that are gone at the end, and a row for each epoch under the names of its columns."""
     stream = io.StringIO()
     screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None))
-    with screen.training(epochs=300, steps_per_epoch=10):
-        screen.doing("compiling")
-        screen._progress.refresh()
-        screen.begin(0)
+    with training_screen(screen, epochs=300, steps_per_epoch=10) as shown:
+        shown.activity("compiling")
+        shown._progress.refresh()
+        shown.begin(0)
         clock[0] = 4.0
-        screen.step(8, METRICS | {"images_per_second": 12345.6})
-        screen.log({"step": 8, "epoch": 1, "images_per_second": 1.0, **METRICS})
-        screen._progress.refresh()
+        shown.step(8, METRICS | {"images_per_second": 12345.6})
+        shown.log_line({"step": 8, "epoch": 1, "images_per_second": 1.0, **METRICS})
+        shown._progress.refresh()
         clock[0] = 5.0
-        screen.doing("validating")
-        screen._progress.refresh()
+        shown.activity("validating")
+        shown._progress.refresh()
         validation = {"val_loss": 0.25, "val_accuracy": 0.875}
-        screen.epoch(1, 10, METRICS | validation, best=True)
+        shown.epoch(1, 10, METRICS | validation, best=True)
         clock[0] = 10.0
-        screen.epoch(2, 20, METRICS | validation, best=False)
+        shown.epoch(2, 20, METRICS | validation, best=False)
     lines = [line.rstrip() for line in plain(stream.getvalue()).replace("\r", "\n").splitlines()]
     [names] = [line for line in lines if "val_loss" in line]
     rows = [line for line in lines if line.startswith(("  1/300", "  2/300"))]
@@ -96,10 +98,10 @@ def test_a_training_on_a_terminal_of_80_columns(clock):
 def test_a_budget_bounds_the_time_that_is_left(clock):
     stream = io.StringIO()
     screen = Screen(Console(file=stream, width=200))
-    with screen.training(epochs=300, steps_per_epoch=10, max_seconds=60.0):
-        screen.begin(0)
+    with training_screen(screen, epochs=300, steps_per_epoch=10) as shown:
+        shown.begin(0, seconds_left=60.0)
         clock[0] = 4.0
-        screen.log({"step": 8, "epoch": 1, "images_per_second": 16.0, **METRICS})
+        shown.log_line({"step": 8, "epoch": 1, "images_per_second": 16.0, **METRICS})
     line = "step 8  epoch 1/300  loss 0.5000  acc 0.7500  lr 0.001  16 images/s  epoch 1.0 s left  run 56 s left\n"
     assert stream.getvalue() == line
 
@@ -132,3 +134,12 @@ def test_prose_is_broken_between_words_on_a_terminal_alone():
         "        a/path/that/is/longer/than/the/screen",
     ]
     assert shown(False) == ["  note: a long-winded remark, and a/path/that/is/longer/than/the/screen"]
+
+
+def test_a_log_that_cannot_be_written_ends_nothing_and_hides_no_error():
+    screen = Screen(Console(file=io.StringIO(), width=80))
+    with screen.logging_to("/dev/full"):
+        screen.line("shown")
+    assert screen.console.file.getvalue() == "shown\n"
+    with pytest.raises(DataError, match="no images"), screen.logging_to("/dev/full"):
+        raise DataError("no images")

@@ -12,7 +12,7 @@ from kpipe.files import read_names, write_names
 from kpipe.names import path_shown
 from kpipe.runs.directory import Run
 
-RECORD, NAMES = "data.json", "classes.txt"
+RECORD, NAMES, UNREADABLE = "data.json", "classes.txt", "unreadable.txt"
 
 Content = tuple[int, str]
 """Number of images, and a digest of their names."""
@@ -27,6 +27,9 @@ class Described(Protocol):
     """In the order of the logits."""
     contents: Mapping[str, Mapping[str, Content]]
     """Split -> class -> content."""
+
+    def unreadable_names(self) -> Mapping[str, Sequence[str]]:
+        """Return the names of the files that could not be read, by split."""
 
 
 class Record(BaseModel):
@@ -57,6 +60,12 @@ def record_data(run: Run, data: Described) -> None:
         )
     run.write_json(RECORD, now.model_dump())
     write_names(run.path / NAMES, now.classes)
+
+
+def record_unreadable(run: Run, data: Described) -> None:
+    """Write the names of the files that could not be read, if there are any."""
+    if names := data.unreadable_names():
+        write_names(run.path / UNREADABLE, [name for found in names.values() for name in found])
 
 
 def _read_record(run: Run, now: Record) -> Record:

@@ -1,9 +1,10 @@
 """A run on disk: `<logs>/<experiment>/<run id>/`, found, resumed or created, and owned by one process."""
 
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from kpipe.runs.lock import (
     take,
 )
 
+_LONGEST_LABEL = 60  # characters of what follows the time in the name of a run directory
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 
 
@@ -180,6 +182,20 @@ def saved_step(path: Path) -> int | None:
 def read_status(path: Path) -> str | None:
     """Return the status in summary.json: finished, interrupted, diverged; None: there is none yet."""
     return read_json(path / "summary.json").get("status")
+
+
+def label_of(overrides: Sequence[str]) -> str:
+    """Return overrides as a part of a directory's name that TensorBoard, shells and Windows take as it is."""
+    label = ""
+    for override in overrides:
+        if override.startswith("logs="):
+            continue
+        part = re.sub(r"[^\w.=,+-]+", "-", override).replace("=-", "=").strip("-.")
+        longer = f"{label},{part}" if label else part[:_LONGEST_LABEL]
+        if len(longer) > _LONGEST_LABEL:
+            return f"{label},etc"
+        label = longer
+    return label
 
 
 def fresh_path(folder: Path, label: str = "") -> Path:

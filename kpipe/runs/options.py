@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from kpipe.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -16,7 +18,7 @@ class RunOptions:
         new: start another run even if one of this experiment is unfinished.
         label: what a new run directory is named after, beside the time.
         resume: the run directory to resume; see `kpipe.runs.resume.check_resume` for what may differ from it.
-        finish: train no further than the run has come; evaluate and write what a run has at its end.
+        finish: end the resumed run as it stands: train no further, evaluate, and write what a finished run has.
         path: the run directory. An existing run of this experiment there is resumed; anything else is deleted.
         epochs: stop after this many epochs; the schedule still spans `training.epochs`.
         constants: the file that keeps the constants of the first layer for several runs.
@@ -24,7 +26,6 @@ class RunOptions:
         draw: draw figures, and the graph in TensorBoard.
         keep_last: keep the last checkpoint of the finished run; None: as `training.checkpoint.keep_last` says.
         callbacks: Keras callbacks besides the experiment's. They may raise Diverged.
-        callback_steps: steps after which the callbacks' `on_train_batch_end` is called in any case.
     """
 
     new: bool = False
@@ -38,7 +39,12 @@ class RunOptions:
     draw: bool = True
     keep_last: bool | None = None
     callbacks: Sequence[keras.callbacks.Callback] = ()
-    callback_steps: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.finish and self.resume is None:
+            raise ConfigError("finish: expected a run to finish in `resume`, got none")
+        if self.new and self.resume is not None:
+            raise ConfigError("new and resume: expected one of them, got both")
 
 
 @dataclass(frozen=True)

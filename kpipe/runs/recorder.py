@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import keras
 
 from kpipe.config.schema import Experiment
-from kpipe.console import Screen
 from kpipe.errors import Diverged
 from kpipe.runs.directory import Run
 from kpipe.runs.logs import RunLog
+from kpipe.runs.options import RunOptions
 from kpipe.runs.state import RunState, score_epoch
 from kpipe.signals import Stop
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Hooks, TrainState
+from kpipe.training_screen import TrainingScreen
 
 
 class Subject(Protocol):
@@ -39,6 +40,8 @@ class Recorder:
         run, checkpoints, log: where it is written.
         state: of the run; the trainer moves `state.train`.
         subject: what is trained, see `kpipe.assembly.Prepared`.
+        options: how the experiment is run.
+        ended_by: what has ended the training before its last epoch, other than a callback: finish or max_minutes.
     """
 
     experiment: Experiment
@@ -47,10 +50,15 @@ class Recorder:
     log: RunLog
     state: RunState
     subject: Subject
+    options: RunOptions = RunOptions()
+    ended_by: str | None = field(default=None, init=False)
     _started_at: float = field(init=False)
     """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
 
     def __post_init__(self) -> None:
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self._started_at = time.monotonic() - self.state.seconds
 
     @property
@@ -59,15 +67,28 @@ class Recorder:
         return self.state.train.step // self.subject.steps_per_epoch
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to train."""
+        epochs = self.options.epochs or self.experiment.training.epochs
+        return self.state.train.is_done(epochs * self.subject.steps_per_epoch)
+
+    @property
     def seconds_left(self) -> float:
         """Seconds of training until training.max_minutes are over; infinity where there is no limit."""
         minutes = self.experiment.training.max_minutes
         return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self._started_at)
 
-    @property
-    def is_out_of_time(self) -> bool:
-        """Whether the training has lasted for training.max_minutes."""
-        return self.seconds_left <= 0
+    def ends_here(self) -> bool:
+        """Return whether the training ends before its last epoch: it is to be finished, or its time is over.
+
+        An epoch whose steps are done is validated first. Otherwise it would count for nothing.
+        """
+        if not (self.state.train.ending or self.ended_by or self.is_done):
+            if self.options.finish:
+                self.ended_by = "finish"
+            elif self.seconds_left <= 0:
+                self.ended_by = "max_minutes"
+        return self.ended_by is not None
 
     def save(self) -> None:
         """Save a checkpoint of this moment, from which the run can be resumed."""
@@ -136,61 +157,59 @@ class Recorder:
         self.run.write_json("summary.json", summary)
         return summary
 
-    def finish(self, scores: Mapping[str, Mapping], *, keep_last: bool | None = None) -> dict[str, Any]:
+    def finish(self, scores: Mapping[str, Mapping]) -> dict[str, Any]:
         """Write the test record and the summary of a finished run; delete all checkpoints but, if it is kept, the last.
+
+        The last checkpoint of a run that has ended before its last epoch is kept in any case.
 
         Args:
             scores: the numbers of the evaluated splits.
-            keep_last: None: as `training.checkpoint.keep_last` says.
 
         Returns:
             What summary.json holds.
         """
         state = self.state.train
-        if state.stopped:
-            ended_by = "early_stopping"
-        elif state.interrupted:
-            ended_by = "max_minutes" if self.is_out_of_time else "finish"
-        else:
-            ended_by = "epochs"
+        ended_by = "early_stopping" if state.stopped else self.ended_by or "epochs"
         if "test" in scores:
             values = {name: scores["test"][name] for name in ("loss", "accuracy")}
             self.log.write({"step": state.step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores, ended_by)
-        configured = self.experiment.training.checkpoint.keep_last
-        self.checkpoints.finish(keep_last=configured if keep_last is None else keep_last)
+        keep_last = self.options.keep_last
+        if keep_last is None:
+            keep_last = self.experiment.training.checkpoint.keep_last
+        self.checkpoints.finish(keep_last=keep_last or self.ended_by is not None)
         return summary
 
-    def make_hooks(self, screen: Screen, stop: Stop) -> Hooks:
+    def make_hooks(self, shown: TrainingScreen, stop: Stop) -> Hooks:
         """Return what the trainer calls while this run is trained.
 
         Args:
-            screen: shows log lines and epochs.
+            shown: the screen of the training.
             stop: the signals; once the first step is about to be done, they are obeyed between steps.
         """
+
+        def on_begin() -> None:
+            stop.defer()
+            self._start_clock()  # to compile is no time of training
+            shown.begin(self.state.train.step, self.seconds_left)
 
         def on_log(record: dict[str, Any]) -> None:
             self.log.write(record)
             if record["span"] == "steps":
-                screen.log(record)
+                shown.log_line(record)
 
         def on_epoch(state: TrainState, logs: Mapping[str, float]) -> None:
             is_best = self.end_epoch(logs)
-            screen.epoch(self.epoch, state.step, logs, is_best)
-
-        def on_begin() -> None:
-            stop.defer()
-            screen.begin(self.state.train.step)
+            shown.epoch(self.epoch, state.step, logs, is_best)
 
         return Hooks(
             on_begin=on_begin,
+            on_activity=shown.activity,
             on_log=on_log,
-            on_status=screen.doing,
-            on_progress=screen.step,
+            on_progress=shown.step,
             on_epoch=on_epoch,
             on_save=lambda state: self.save(),
-            # A validation that has begun is not cut short: without it, its epoch would count for nothing.
-            should_stop=lambda: stop.number is not None or (self.is_out_of_time and not self.state.train.ending),
+            should_stop=lambda: stop.number is not None or self.ends_here(),
         )
 
     @contextmanager
@@ -210,7 +229,7 @@ class Recorder:
             kept = self.checkpoints.latest
             last = f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before."
             raise Diverged(error.reason, last) from None
-        if self.state.train.interrupted and not self.is_out_of_time:
+        if self.state.train.interrupted and self.ended_by is None:
             self.write_summary("interrupted")
             raise KeyboardInterrupt
 

@@ -42,6 +42,14 @@ class RunState:
         """What has the weights that a run keeps: its best epoch, or before the first one has ended, its last step."""
         return f"epoch {self.best_epoch}" if self.best_step else f"step {self.train.step:,}"
 
+    def describe_best(self) -> str:
+        """Return which epoch was the best so far, and its scores; empty before the first validation."""
+        if not (self.best_step and self.best_score):
+            return ""
+        *accuracy, negative_loss = self.best_score  # see `score_epoch`
+        values = [f"val_accuracy {value:.4f}" for value in accuracy] + [f"val_loss {-negative_loss:.4f}"]
+        return f"epoch {self.best_epoch}, {', '.join(values)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, and the NumPy arrays that callbacks keep: `RunState(**state.to_dict())` is the same."""
         return {**vars(self), "train": self.train.to_dict()}

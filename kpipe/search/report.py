@@ -15,7 +15,7 @@ from rich.text import Text
 from kpipe import figures
 from kpipe.config.schema import Experiment
 from kpipe.config.space import keys_of, make_dimensions
-from kpipe.console import Screen, counted
+from kpipe.console import Screen, counted, describe_time
 from kpipe.files import write_json, write_text
 from kpipe.names import shell_quoted
 from kpipe.search.coverage import count_rare_values, searched_keys
@@ -172,7 +172,7 @@ class Report:
         if not done or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
-        return f"about {_duration(seconds)} left"
+        return f"about {describe_time(seconds)} left"
 
     def _line(self, record: Record) -> str:
         values = "  ".join(f"{self._names[key]} {show_value(value)}" for key, value in record.values.items())
@@ -200,7 +200,7 @@ class Report:
             self._screen.console.print(self._group_table(order))
         line("")
         said = ", ".join(f"{summary[status]} {status}" for status in _ENDINGS if summary[status])
-        prose(f"{counted(len(order), 'trial')} ({said}) in {_duration(summary['seconds'])} of training")
+        prose(f"{counted(len(order), 'trial')} ({said}) in {describe_time(summary['seconds'])} of training")
         if is_exhausted:
             prose("The space has no more combinations; all have been tried")
         if rare := self._rarely_tried(order):
@@ -296,9 +296,3 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
         ends = (".".join(words[-length:]) for length in lengths)
         names[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return names
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

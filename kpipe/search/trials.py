@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -139,8 +139,10 @@ class TrialRunner:
             summary["epochs"] >= last_epoch or summary["ended_by"] != "epochs"
         )
         if not (is_done and is_run_of(path, experiment.identity())):  # else its record was lost
-            screen = _EpochScreen(partial(self.on_epoch, record.number, execution))
-            summary = self._train(experiment, path, epochs, rule, screen)
+            on_epoch = partial(self.on_epoch, record.number, execution)
+            reporter = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, logs))
+            callbacks = [reporter, *([rule] if rule else [])]
+            summary = self._train(experiment, path, epochs, callbacks)
         return summary, rule is not None and rule.has_stopped(self._read_curve(record, execution))
 
     def _vary(self, record: Record, execution: int) -> Experiment:
@@ -148,7 +150,7 @@ class TrialRunner:
         return self.loaded.vary({**record.values, "seed": seed, "training.monitor": self.objective})
 
     def _train(
-        self, experiment: Experiment, path: Path, epochs: int | None, rule: StopBelowMedian | None, screen: Screen
+        self, experiment: Experiment, path: Path, epochs: int | None, callbacks: Sequence[keras.callbacks.Callback]
     ) -> dict[str, Any]:
         """Train one run to its end; return its summary."""
         splits = self.load_data(experiment.data)
@@ -161,10 +163,9 @@ class TrialRunner:
             evaluate=("validation",),
             draw=False,
             keep_last=True,  # hyperband may resume from it
-            callbacks=[each for each in (rule, stuck) if each],
-            callback_steps=stuck.callback_steps if stuck else (),
+            callbacks=[*callbacks, *([stuck] if stuck else [])],
         )
-        return train(experiment, options, splits=splits, screen=screen).summary
+        return train(experiment, options, splits=splits, screen=Screen(Console(quiet=True))).summary
 
     def _constants_path(self, config: DataConfig) -> Path:
         """Return where the first layer's constants are kept for all trials of this process with the same data."""
@@ -197,17 +198,6 @@ class TrialRunner:
             return []
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [line[self.objective.removeprefix("val_")] for line in lines if line["split"] == "validation"]
-
-
-class _EpochScreen(Screen):
-    """A screen that shows nothing and reports each epoch."""
-
-    def __init__(self, on_epoch: Callable[[int, Mapping[str, float]], None]):
-        super().__init__(Console(quiet=True))
-        self._on_epoch = on_epoch
-
-    def epoch(self, epoch: int, step: int, logs: Mapping[str, float], best: bool) -> None:
-        self._on_epoch(epoch, logs)
 
 
 def inherit_run(path: Path, parent: Path) -> None:

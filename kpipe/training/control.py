@@ -1,7 +1,7 @@
 """State, cadence and hooks of the training loop."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +36,14 @@ class TrainState:
     interrupted: bool = False
     """`should_stop` ended the training, at a step from which it can be resumed."""
 
+    def epoch(self, steps_per_epoch: int) -> int:
+        """Return the index of the current epoch, or of the one whose end is still to come."""
+        return (self.step - self.ending) // steps_per_epoch
+
+    def is_done(self, total_steps: int) -> bool:
+        """Return whether the training has come to its end, the validation of the last epoch included."""
+        return (self.stopped or self.step >= total_steps) and not self.ending
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; `TrainState(**state.to_dict())` is the same state."""
         return asdict(self)
@@ -52,7 +60,6 @@ class Cadence:
         save_seconds: seconds after the last save at which another is due.
         max_chunk_seconds: about how long a chunk of steps may last.
         chunk: steps in a chunk, instead of as many as fit into `max_chunk_seconds`.
-        callback_steps: steps after which the callbacks' `on_train_batch_end` is called in any case.
     """
 
     log_every: int = 50
@@ -60,21 +67,17 @@ class Cadence:
     save_seconds: float = math.inf
     max_chunk_seconds: float = 0.5
     chunk: int | None = None
-    callback_steps: Sequence[int] = ()
 
     def is_save_due(self, step: int, seconds: float) -> bool:
         """Return whether to save at `step`, so many seconds after the last save."""
         return bool(self.save_every and step % self.save_every == 0) or seconds >= self.save_seconds
 
-    def chunk_steps(self, step: int, epoch_end: int, seconds_per_step: float) -> int:
-        """Return the steps from `step` to the next event, or as many as fit in time.
-
-        An event is a log line, a save, one of `callback_steps`, or the end of the epoch.
-        """
+    def chunk_steps(self, step: int, ends: Iterable[int], seconds_per_step: float) -> int:
+        """Return the steps from `step` to the next log line, save or one of `ends`, or as many as fit in time."""
         intervals = [every for every in (self.log_every, self.save_every) if every]
         in_time = self.chunk or steps_within(self.max_chunk_seconds, seconds_per_step)
-        asked_for = [wanted - step for wanted in self.callback_steps if wanted > step]
-        return min(in_time, epoch_end - step, *(every - step % every for every in intervals), *asked_for)
+        to_ends = (end - step for end in ends if end > step)
+        return min(in_time, *(every - step % every for every in intervals), *to_ends)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Hooks:
     Attributes:
         on_begin: called once, when everything is traced and the first step is about to be done.
         on_log: gets one record per log line, and one or two at the end of each epoch.
-        on_status: gets "compiling" and "validating" before that begins.
+        on_activity: gets "compiling" and "validating" before that begins.
         on_progress: gets the step after each chunk, with the means of this epoch so far and the `learning_rate` and
             `images_per_second` of the chunk.
         on_epoch: gets state and logs at the end of each epoch.
@@ -94,7 +97,7 @@ class Hooks:
 
     on_begin: Callable[[], None] = lambda: None
     on_log: Callable[[dict[str, Any]], None] = lambda record: None
-    on_status: Callable[[str], None] = lambda status: None
+    on_activity: Callable[[str], None] = lambda text: None
     on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
     on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
     on_save: Callable[[TrainState], None] = lambda state: None

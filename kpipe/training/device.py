@@ -1,7 +1,6 @@
 """The device that this machine trains on, and its free memory."""
 
 import os
-import shutil
 
 import keras
 import tensorflow as tf
@@ -16,7 +15,7 @@ def describe_device() -> str:
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
-    return f"CPU, {counted(os.cpu_count(), 'core')}"
+    return f"CPU, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
@@ -38,8 +37,7 @@ def free_memory() -> int | None:
 
 def gpu_hint() -> str | None:
     """Return a line on how to make the GPU visible; None if TensorFlow sees one or there is no NVIDIA driver."""
-    has_driver = shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
-    if has_driver and not tf.config.list_physical_devices("GPU"):
+    if host.has_nvidia_driver() and not tf.config.list_physical_devices("GPU"):
         return (
             "This machine has an NVIDIA driver, but TensorFlow sees no GPU. "
             'Install its CUDA libraries: pip install -e ".[gpu]"'

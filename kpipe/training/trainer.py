@@ -81,8 +81,7 @@ class Trainer:
         """
         state = TrainState() if state is None else state
         state.interrupted = False
-        remaining = steps_per_epoch * epochs - state.step
-        if not state.ending and (remaining <= 0 or state.stopped):
+        if state.is_done(steps_per_epoch * epochs):
             return state
         batches = batches_from(state.step)
         loop = _Loop(
@@ -90,7 +89,7 @@ class Trainer:
             state=state,
             steps_per_epoch=steps_per_epoch,
             epochs=epochs,
-            batch_size=_batch_size(batches, remaining),
+            batch_size=_batch_size(batches, steps_per_epoch * epochs - state.step),
             validation=validation,
             callbacks=list(callbacks),
             cadence=cadence or Cadence(),
@@ -217,6 +216,7 @@ class _Loop:
 
     def __post_init__(self):
         self.model = self.trainer.model
+        self.callback_steps = [step for callback in self.callbacks for step in getattr(callback, "callback_steps", ())]
         self.callback_list = keras.callbacks.CallbackList(
             self.callbacks,
             add_history=False,
@@ -228,13 +228,11 @@ class _Loop:
 
     @property
     def epoch(self) -> int:
-        """Index of the current epoch, or of the one whose end is still to come."""
-        return (self.state.step - self.state.ending) // self.steps_per_epoch
+        return self.state.epoch(self.steps_per_epoch)
 
     @property
     def finished(self) -> bool:
-        done = self.state.stopped or self.state.step >= self.steps_per_epoch * self.epochs
-        return done and not self.state.ending
+        return self.state.is_done(self.steps_per_epoch * self.epochs)
 
     def run(self, iterator) -> None:
         """Train to the end of the last epoch, or to a stop."""
@@ -242,7 +240,7 @@ class _Loop:
         self.model.stop_training = False
         self.callback_list.on_train_begin()
         restore_callbacks(self.callbacks, state.callbacks)
-        self.hooks.on_status("compiling")
+        self.hooks.on_activity("compiling")
         self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
         if self.validation is not None:
             self.trainer.trace_evaluation(self.validation)
@@ -288,8 +286,8 @@ class _Loop:
 
     def run_chunk(self, epoch: int, iterator) -> None:
         """Train one chunk of steps."""
-        epoch_end = (epoch + 1) * self.steps_per_epoch
-        num_steps = self.cadence.chunk_steps(self.state.step, epoch_end, self.seconds_per_step)
+        ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps]
+        num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
@@ -344,7 +342,7 @@ class _Loop:
         """
         state, scores = self.state, None
         if self.validation is not None:
-            self.hooks.on_status("validating")
+            self.hooks.on_activity("validating")
             self.callback_list.on_test_begin()
             scores = self.trainer.evaluate(
                 self.validation,
@@ -373,7 +371,7 @@ class _Loop:
 
     def learning_rate(self) -> float:
         """Return the learning rate of the last step."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # without loss scaling
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # below loss scaling
         optimizer.iterations.assign_sub(1)  # a schedule gives the rate of the step that comes next
         try:
             return float(optimizer.learning_rate)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ import yaml
 from tiny_runs import assert_same_run, only_run, records_of, timeless
 
 from kpipe.runs.interruption import command_again
+from kpipe.training.trainer import Trainer
 
 # Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
 EXACT = (
@@ -217,11 +219,18 @@ def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, e
 
 @pytest.fixture
 def budget(monkeypatch):
-    """Set the step at which `training.max_minutes` are over."""
+    """Let each step of a training take so many seconds."""
+    real = Trainer.run_steps
 
-    def budget(step):
-        left = property(lambda self: 1.0 if self.state.train.step < step else 0.0)
-        monkeypatch.setattr("kpipe.runs.recorder.Recorder.seconds_left", left)
+    def budget(seconds):
+        now = [1000.0]
+
+        def run_steps(trainer, iterator, num_steps):
+            now[0] += seconds * num_steps
+            return real(trainer, iterator, num_steps)
+
+        monkeypatch.setattr("kpipe.runs.recorder.time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(Trainer, "run_steps", run_steps)
 
     return budget
 
@@ -230,31 +239,31 @@ def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(kpipe, experiment, logs, made_once, budget):
-    budget(4)  # of 9 in an epoch: there are no best weights yet
-    code, out, err = kpipe("run", experiment, "training.max_minutes=1")
+def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(
+    kpipe, experiment, logs, tmp_path, monkeypatch, budget
+):
+    constant = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=0.001")
+    budget(20)
+    code, out, err = kpipe("run", experiment, *constant, "training.max_minutes=1.25")
     assert (code, err) == (0, "")
     run = only_run(logs)
-    assert "Kept are the weights of step 4.\n" in out
-    assert f"  longer   kpipe run --resume {run} training.max_minutes=2\n" in out
+    assert "Kept are the weights of step 4.\n" in out  # of 9 in an epoch: there are no best weights yet
+    assert f"  train on   kpipe run --resume {run} training.max_minutes=2.5\n" in out
     summary = summary_of(run)
     assert [summary[key] for key in ("status", "ended_by", "steps", "epochs")] == ["finished", "max_minutes", 4, 0]
     assert summary["test"]["images"] == 40
     first = keras.models.load_model(run / "model.keras").get_weights()
-    budget(12)
-    code, out, _ = kpipe("run", "--resume", str(run), "training.max_minutes=2")
+    code, out, _ = kpipe("run", "--resume", str(run), "training.max_minutes=3.75")
     assert (code, "Kept are the weights of epoch 1.\n" in out) == (0, True)
     assert (summary_of(run)["steps"], summary_of(run)["best_epoch"]) == (12, 1)
-    for override in ("training.max_minutes=2", "training.epochs=9"):
-        code, _, err = kpipe("run", "--resume", str(run), "training.learning_rate.schedule=cosine", override)
-        assert code == 2
-    said = f"{run}: ended after its 2 minutes; a larger training.max_minutes resumes it\n"
-    assert kpipe("run", "--resume", str(run)) == (2, "", said)
-    budget(10**9)
-    assert kpipe("run", "--resume", str(run), "training.max_minutes=3")[0] == 0
+    said = f"{run}: ended after its 3.75 minutes; a larger training.max_minutes resumes it\n"
+    for overrides in ((), ("training.max_minutes=3",), ("training.epochs=9",)):
+        assert kpipe("run", "--resume", str(run), *overrides) == (2, "", said)
+    assert kpipe("run", "--resume", str(run), "training.max_minutes=30")[0] == 0
     assert summary_of(run)["ended_by"] == "epochs"
-    *lines, test = timeless(run)
-    assert (lines, test["split"]) == (timeless(only_run(made_once)), "test")
+    monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
+    kpipe("run", experiment, *constant)
+    assert timeless(run) == timeless(only_run(tmp_path / "whole"))
     assert any(
         (a != b).any() for a, b in zip(first, keras.models.load_model(run / "model.keras").get_weights(), strict=True)
     )
@@ -266,13 +275,13 @@ def test_an_interrupted_run_is_finished_as_it_stands_and_resumed_later(kpipe, ex
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.console.Screen.step", interrupt)
+        patched.setattr("kpipe.training_screen.TrainingScreen.step", interrupt)
         assert kpipe("run", experiment)[0] == 130
     run = only_run(logs)
     code, out, err = kpipe("finish", str(run))
     assert (code, err) == (0, "")
     assert "  resumed    after step 12, in epoch 2 of 2; best so far: epoch 1, val_accuracy " in out
-    assert f"  longer   kpipe run --resume {run}\n" in out
+    assert f"  train on   kpipe run --resume {run}\n" in out
     summary = summary_of(run)
     assert [summary[key] for key in ("status", "ended_by", "steps", "best_epoch")] == ["finished", "finish", 12, 1]
     assert summary["test"]["images"] == 40

@@ -36,11 +36,11 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert "\ncompiling the training step ...\n" in out
     assert "\nevaluating the test split ...\ndrawing figures ...\n" in out
     assert out.endswith(
-        f"  model    {run}/model.keras\n"
-        f"  figures  {run}/figures\n"
-        f"  curves   tensorboard --logdir {logs}\n"
-        f"  longer   kpipe run {run}/config.yaml training.epochs=4\n"
-        f"  better   kpipe search {run}/config.yaml\n"
+        f"  model      {run}/model.keras\n"
+        f"  figures    {run}/figures\n"
+        f"  curves     tensorboard --logdir {logs}\n"
+        f"  train on   kpipe run {run}/config.yaml training.epochs=4\n"
+        f"  search     kpipe search {run}/config.yaml\n"
     )
     expected = {
         "config.yaml",
@@ -387,7 +387,7 @@ def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
     long = "training.log_every.steps=1000"
     code, *_ = kpipe("run", experiment, "training.epochs=1", "data.augment=[flip_horizontal]", long, f"logs={logs}")
     assert code == 0
-    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,\.\.\."
+    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,etc"
     assert re.fullmatch(name, only_run(logs).name)
 
 

@@ -40,9 +40,9 @@ class Trained(list):
         elif error is not None:
             raise error
         self.append((experiment, options, splits))
-        return SimpleNamespace(summary=self.write_run(experiment, options, screen))
+        return SimpleNamespace(summary=self.write_run(experiment, options))
 
-    def write_run(self, experiment, options, screen):
+    def write_run(self, experiment, options):
         path, accuracy = options.path, self.score(experiment)
         path.mkdir(exist_ok=True)
         write_yaml(path / "config.yaml", experiment.identity())
@@ -51,7 +51,6 @@ class Trained(list):
         lines, model = [], SimpleNamespace(stop_training=False)
         for epoch in range(options.epochs or experiment.training.epochs):
             logs = {"loss": 1.0, "val_accuracy": accuracy, "val_loss": 1 - accuracy}
-            screen.epoch(epoch + 1, epoch + 1, logs, False)
             lines.append({"split": "validation", "accuracy": accuracy, "loss": 1 - accuracy})
             for callback in options.callbacks:
                 callback.set_model(model)

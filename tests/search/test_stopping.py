@@ -156,7 +156,7 @@ def test_a_training_is_judged_alike_however_often_it_logs():
     for log_every in (1, 7, 50, 1000):
         model.set_weights(weights)
         rule = StopIfStuck(math.log(2), classes=2, steps_per_epoch=60, stuck_after=100)
-        cadence = Cadence(log_every=log_every, callback_steps=rule.callback_steps)
+        cadence = Cadence(log_every=log_every)
         with pytest.raises(Diverged) as caught:
             trainer.fit(noise.skip, steps_per_epoch=60, epochs=4, callbacks=[rule], cadence=cadence)
         said.add(str(caught.value))

@@ -562,7 +562,8 @@ def test_batch_methods_are_called_once_a_chunk_with_the_true_step():
 
 def test_batch_methods_are_called_at_steps_that_are_asked_for():
     recorder = Recorder()
-    fit(Trainer(make_model()), epochs=2, log_every=1000, chunk=15, callbacks=[recorder], callback_steps=[3, 38])
+    recorder.callback_steps = (3, 38)
+    fit(Trainer(make_model()), epochs=2, log_every=1000, chunk=15, callbacks=[recorder])
     assert [call[1] for call in recorder.calls if call[0] == "on_train_batch_end"] == [2, 17, 19, 14, 17, 19]
 
 

@@ -1,0 +1,167 @@
+"""The screen of a training: two bars and a row for each epoch. Without a terminal, lines with the same numbers."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from kpipe.console import Screen, describe_time
+
+_WIDTHS = {"epoch": 7, "loss": 9, "acc": 8, "val_loss": 10, "val_acc": 9, "lr": 10, "time": 9, "left": 9}
+"""Columns of a row that shows an epoch; followed by `best`, it fits into 80."""
+
+
+@contextmanager
+def training_screen(screen: Screen, *, epochs: int, steps_per_epoch: int) -> Iterator["TrainingScreen"]:
+    """Show a training of so many epochs inside the `with`; its bars are gone afterwards."""
+    if not screen.console.is_terminal:
+        yield TrainingScreen(screen, epochs, steps_per_epoch)
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[left]}", justify="right"),
+        TextColumn("{task.fields[values]}"),
+    ]
+    with Progress(*columns, console=screen.console, transient=True) as progress:
+        for name, total in (("preparing", steps_per_epoch), ("run", epochs * steps_per_epoch)):
+            progress.add_task(name, total=total, left="", values="")
+        yield TrainingScreen(screen, epochs, steps_per_epoch, progress)
+
+
+class TrainingScreen:
+    """Shows what a trainer reports.
+
+    Args:
+        screen: where it is shown, and whose log it is written to.
+        epochs, steps_per_epoch: length of the training.
+        progress: one bar for the epoch and one for the whole run; None: there is no terminal.
+    """
+
+    def __init__(self, screen: Screen, epochs: int, steps_per_epoch: int, progress: Progress | None = None):
+        self._screen = screen
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._clock = _Clock(steps_per_epoch, epochs * steps_per_epoch)
+        self._progress = progress
+        self._has_column_names = False
+
+    def activity(self, text: str) -> None:
+        """Say what is done instead of training steps: `compiling` or `validating`."""
+        if self._progress is not None:
+            self._progress.update(self._progress.tasks[0].id, description=text, left="")
+        elif text == "compiling":  # which may take a minute
+            self._screen.line("compiling the training step ...")
+
+    def begin(self, step: int, seconds_left: float = math.inf) -> None:
+        """Start the clock: the next step is about to be done.
+
+        Args:
+            step: steps done.
+            seconds_left: after which the training ends in any case.
+        """
+        self._clock.begin(step, seconds_left)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Move the bars to a global step.
+
+        Args:
+            step: steps done.
+            metrics: the means of this epoch so far, and the learning rate and speed of the latest steps.
+        """
+        if self._progress is None:
+            return
+        epoch, position = divmod(max(step - 1, 0), self._steps_per_epoch)
+        left = self._clock.time_left(step)
+        left_of_epoch, left_of_run = (f"{describe_time(seconds)} left" for seconds in left) if left else ("", "")
+        of_epoch, of_run = (task.id for task in self._progress.tasks)
+        self._progress.update(
+            of_epoch,
+            completed=position + 1,
+            description=f"epoch {epoch + 1}/{self._epochs}",
+            left=left_of_epoch,
+            values=f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.4f}",
+        )
+        values = f"lr {metrics['learning_rate']:.3g}  {metrics['images_per_second']:,.0f} images/s"
+        self._progress.update(of_run, completed=step, left=left_of_run, values=values)
+
+    def log_line(self, record: Mapping[str, Any]) -> None:
+        """Print a log line where there is no bar, which shows the same."""
+        fields = [f"step {record['step']}", f"epoch {record['epoch']}/{self._epochs}"]
+        fields += [f"{name} {value}" for name, value in _describe_metrics(record).items()]
+        fields.append(f"{record['images_per_second']:,.0f} images/s")
+        for name, seconds in zip(("epoch", "run"), self._clock.time_left(record["step"]) or (), strict=False):
+            fields.append(f"{name} {describe_time(seconds)} left")
+        write = self._screen.line if self._progress is None else self._screen.log
+        write("  ".join(fields))
+
+    def epoch(self, epoch: int, step: int, logs: Mapping[str, float], best: bool) -> None:
+        """Print the metrics of an epoch: on a terminal as the row of a table, elsewhere with their names.
+
+        Args:
+            epoch: its number, from 1 on.
+            step: steps done.
+            logs: what Keras's callbacks get at the end of an epoch.
+            best: whether it is the best so far.
+        """
+        left = self._clock.time_left(step)
+        row = {
+            "epoch": f"{epoch:>{len(str(self._epochs))}}/{self._epochs}",
+            **_describe_metrics(logs),
+            "time": describe_time(self._clock.end_epoch()),
+            "left": describe_time(left[1]) if left else "",
+        }
+        mark = "  best" if best else ""
+        labelled = "  ".join(f"{name} {value}" for name, value in row.items()) + mark
+        if self._progress is None:
+            self._screen.line(labelled)
+            return
+        self._screen.log(labelled)
+        widths = _WIDTHS | {"epoch": max(_WIDTHS["epoch"], len(row["epoch"]))}
+        if not self._has_column_names:
+            self._has_column_names = True
+            self._screen.show("".join(f"{name:>{widths[name]}}" for name in row), style="bold")
+        self._screen.show("".join(f"{value:>{widths[name]}}" for name, value in row.items()) + mark)
+
+
+class _Clock:
+    """Says how long a training still takes, from the steps that this process has done."""
+
+    def __init__(self, steps_per_epoch: int, total_steps: int):
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+        self.begin(0, math.inf)
+
+    def begin(self, step: int, seconds_left: float) -> None:
+        """Start, when so many steps have been done and there is at most so much time."""
+        self._first_step, self._seconds_left = step, seconds_left
+        self._began = self._epoch_began = time.monotonic()
+
+    def time_left(self, step: int) -> tuple[float, float] | None:
+        """Return the seconds that are left of the epoch and of the training, validations included; None: unknown."""
+        if step <= self._first_step:
+            return None
+        elapsed = time.monotonic() - self._began
+        per_step = elapsed / (step - self._first_step)
+        end_of_epoch = -(-step // self._steps_per_epoch) * self._steps_per_epoch
+        of_epoch, of_run = (
+            max(0.0, min((end - step) * per_step, self._seconds_left - elapsed))
+            for end in (end_of_epoch, self._total_steps)
+        )
+        return of_epoch, of_run
+
+    def end_epoch(self) -> float:
+        """Return the seconds of the epoch that ends now."""
+        now = time.monotonic()
+        seconds, self._epoch_began = now - self._epoch_began, now
+        return seconds
+
+
+def _describe_metrics(values: Mapping[str, float]) -> dict[str, str]:
+    """Return what is shown of the metrics of a log line or of an epoch, by its name on the screen."""
+    shown = {"loss": "loss", "acc": "accuracy", "val_loss": "val_loss", "val_acc": "val_accuracy"}
+    metrics = {short: f"{values[name]:.4f}" for short, name in shown.items() if name in values}
+    return {**metrics, "lr": f"{values['learning_rate']:.3g}"}
