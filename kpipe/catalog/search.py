@@ -119,14 +119,14 @@ class HyperbandOptions(SearchOptions):
 
 class BayesianOptions(RandomSearchOptions):
     initial_trials: Count | None = None
-    """Number of trials drawn at random before the first guess. Default: three for each key."""
+    """Number of trials that cover the space before the first guess. Default: three for each key."""
 
 
 SEARCH_METHODS = {
     "random": Row(
         "kpipe.search.oracles:RandomOracle",
         RandomSearchOptions,
-        "independent draws, Bergstra 2012",
+        "draws that cover the space evenly",
         paper=papers.RANDOM_SEARCH,
     ),
     "grid": Row("kpipe.search.oracles:GridOracle", GridOptions, "every combination, in order"),

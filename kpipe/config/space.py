@@ -54,6 +54,22 @@ class Dimension:
         """Codes of the values of a finite dimension: the indices of a choice, the numbers of an int."""
         return range(len(self.values)) if self.kind == "choice" else range(int(self.low), int(self.high) + 1, self.step)
 
+    def position(self, code: float) -> float:
+        """Return where a code lies between the ends of its dimension, from 0 to 1; on a log scale for `log`."""
+        if self.is_finite:
+            return (self.codes.index(code) + 0.5) / len(self.codes)
+        if self.kind == "log":
+            return math.log(code / self.low) / math.log(self.high / self.low)
+        return (code - self.low) / (self.high - self.low)
+
+    def code_at(self, position: float) -> float:
+        """Return the code at a position; the opposite of `position`."""
+        if self.is_finite:
+            return self.codes[min(int(position * len(self.codes)), len(self.codes) - 1)]
+        if self.kind == "log":
+            return self.low * (self.high / self.low) ** position
+        return self.low + position * (self.high - self.low)
+
     def decode(self, code: float) -> Any:
         """Return the value of a code or of a sampled number."""
         if self.kind == "choice":

@@ -9,7 +9,6 @@ process begins with other random numbers after each reload.)
 import contextlib
 import itertools
 import math
-import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,13 +21,12 @@ from threadpoolctl import threadpool_limits
 
 from kpipe.catalog.search import SEARCH_METHODS, SearchOptions
 from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
+from kpipe.search.draws import draw
 from kpipe.search.records import Record
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
 """Hyperband's names for how long a trial trains, and which trial it resumes."""
 _ENDED = ("COMPLETED", "FAILED")
-_MOST_COMBINATIONS = 10_000  # of a finite space that are searched for those that have not been tried
-_DRAWS = 1_000_000  # more numbers than a trial draws
 
 
 def make_oracle(
@@ -54,6 +52,11 @@ def make_oracle(
 def number_of(trial_id: str) -> int:
     """Return kpipe's number of a trial, from 1 on."""
     return int(trial_id) + 1
+
+
+def make_generator(seed: int, trial_id: str) -> np.random.Generator:
+    """Make the random numbers of one trial; those of another trial or seed are independent of them."""
+    return np.random.default_rng([seed, number_of(trial_id)])
 
 
 class _Repeatable:
@@ -83,21 +86,15 @@ class _Repeatable:
         count = count_combinations(self.dimensions, self.requested)
         return self.requested if count is None else count
 
-    def populate_space(self, trial_id):
-        self._seed_state = (self.seed * 1000 + int(trial_id)) * _DRAWS
-        return self._populate(trial_id)
+    def _tried(self) -> list[dict[str, Any]]:
+        """Return the codes of the trials so far, without those that hyperband has promoted and what it adds."""
+        names = {dimension.name for dimension in self.dimensions}
+        trials = (trial.hyperparameters.values for trial in self.trials.values())
+        return [{name: codes[name] for name in codes if name in names} for codes in trials if PARENT not in codes]
 
-    def _populate(self, trial_id):
-        return super().populate_space(trial_id)
-
-    def _random_values(self):
-        """Draw a combination that has not been tried, while there is one; keras-tuner gives up after 20 draws."""
-        values = super()._random_values()
-        if values is not None or not all(dimension.is_finite for dimension in self.dimensions):
-            return values
-        first = itertools.islice(combinations(self.dimensions), _MOST_COMBINATIONS)
-        untried = [values for values in first if not self._duplicate(values)]
-        return random.Random(self._seed_state).choice(untried) if untried else None
+    def _draw(self, trial_id: str) -> dict[str, Any] | None:
+        """Return a combination that has not been tried, so that the trials cover the space; None where none is left."""
+        return draw(self.dimensions, self._tried(), make_generator(self.seed, trial_id))
 
     @keras_tuner.synchronized
     def end_trial(self, trial):
@@ -146,11 +143,14 @@ class _Repeatable:
         pass
 
 
-class RandomOracle(_Repeatable, oracles.RandomSearchOracle):
-    """Independent draws, each combination once."""
+class RandomOracle(_Repeatable, keras_tuner.Oracle):
+    """Draws that cover the space, each combination once."""
 
     def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
+
+    def populate_space(self, trial_id):
+        return _answer(self._draw(trial_id))
 
 
 class GridOracle(_Repeatable, keras_tuner.Oracle):
@@ -160,10 +160,9 @@ class GridOracle(_Repeatable, keras_tuner.Oracle):
         super().__init__(search, dimensions, max_trials=search.trials, **options)
         self._combinations = list(itertools.islice(combinations(self.dimensions), search.trials))
 
-    def _populate(self, trial_id):
-        if int(trial_id) < len(self._combinations):
-            return {"status": "RUNNING", "values": dict(self._combinations[int(trial_id)])}
-        return {"status": "STOPPED"}
+    def populate_space(self, trial_id):
+        number = int(trial_id)
+        return _answer(dict(self._combinations[number]) if number < len(self._combinations) else None)
 
 
 class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
@@ -174,15 +173,16 @@ class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
         points = search.initial_trials or 3 * keys
         super().__init__(search, dimensions, max_trials=search.trials, num_initial_points=points, **options)
 
-    def _populate(self, trial_id):
+    def populate_space(self, trial_id):
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
         # Its matrices are so small that several threads only wait for each other.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn: a length scale of the kernel is at its bound
-            found = super()._populate(trial_id)
-        if found["status"] == "RUNNING" and self._duplicate(found["values"]):
-            return self._random_populate_space()
-        return found
+            if sum(trial.status == "COMPLETED" for trial in self.trials.values()) >= self.num_initial_points:
+                found = super().populate_space(trial_id)
+                if not self._duplicate(found["values"]):
+                    return found
+        return _answer(self._draw(trial_id))
 
 
 class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
@@ -219,9 +219,9 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
                 count += running
         return count
 
-    def _populate(self, trial_id):
+    def populate_space(self, trial_id):
         for bracket in self._brackets:
-            if self._has_room(bracket) and (values := self._random_values()) is not None:
+            if self._has_room(bracket) and (values := self._draw(trial_id)) is not None:
                 bracket["rounds"][0].append({"past_id": None, "id": trial_id})
                 return {"status": "RUNNING", "values": values | self._stage(bracket["bracket_num"], 0)}
             if (values := self._promote(trial_id, bracket)) is not None:
@@ -230,7 +230,7 @@ class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):
             return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
         self._increment_bracket_num()
         self._start_new_bracket()
-        return self._populate(trial_id)
+        return self.populate_space(trial_id)
 
     def _has_room(self, bracket: dict[str, Any]) -> bool:
         """Return whether more trials may begin in a bracket."""
@@ -298,6 +298,11 @@ def _hyperparameters(dimensions: Sequence[Dimension]) -> keras_tuner.HyperParame
                 sampling = "log" if each.kind == "log" else "linear"
                 space.Float(each.name, float(each.low), float(each.high), sampling=sampling)
     return space
+
+
+def _answer(values: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what keras-tuner expects of `populate_space`; None for values: there is nothing more to try."""
+    return {"status": "STOPPED"} if values is None else {"status": "RUNNING", "values": values}
 
 
 def codes_of(trial: Any) -> dict[str, Any]:

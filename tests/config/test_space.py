@@ -163,6 +163,15 @@ def test_a_space_is_a_list_of_dimensions_that_depend_on_earlier_ones(load):
     assert (varied.optimizer.name, varied.optimizer.momentum, varied.learning_rate.peak) == ("sgd", 0.9, 0.5)
 
 
+def test_each_code_has_a_position_and_each_position_a_code(load):
+    lines = [f"{NAME}: [sgd, rmsprop]", f"{PEAK}: {{log: [1e-4, 1]}}", f"{MOMENTUM}: {{uniform: [0.5, 0.9]}}"]
+    dimensions = make_dimensions(load(space(*lines, f"{SIZE}: {{int: [8, 35], step: 8}}")).experiment.search)
+    ends = [[each.code_at(position) for position in (0.0, 0.5, 1.0)] for each in dimensions]
+    assert ends == [[0, 1, 1], pytest.approx([1e-4, 1e-2, 1]), pytest.approx([0.5, 0.7, 0.9]), [8, 24, 32]]
+    for dimension, codes in zip(dimensions, ends, strict=True):
+        assert [dimension.code_at(dimension.position(code)) for code in codes] == pytest.approx(codes)
+
+
 def test_combinations_are_those_of_nested_loops(load):
     search = load(
         "method: grid\n"

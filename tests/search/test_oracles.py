@@ -1,13 +1,13 @@
 """What is tried next: a function of the seed and the results so far, whatever happens in between."""
 
-import math
 import random
-import statistics
+from collections import Counter
 
 import pytest
 
 from kpipe.config.schema import Experiment
-from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
+from kpipe.config.space import make_dimensions
+from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_generator, make_oracle, number_of
 from kpipe.search.records import Record
 
 NAME, PEAK = "training.optimizer.name", "training.learning_rate.peak"
@@ -92,6 +92,69 @@ def test_more_trials_extend_the_same_search():
         assert run_trials(section(method, trials=8), first) == run_trials(section(method, trials=8), {})
 
 
+COVERED = {
+    "one range each": {
+        NAME: ["sgd", "rmsprop", "adam"],
+        PEAK: {
+            "cases": [
+                {"log": [1e-2, 1.0], "when": {NAME: "sgd"}},
+                {"uniform": [1e-3, 2e-3], "when": {NAME: "rmsprop"}},
+                {"log": [1e-4, 1e-2], "when": {NAME: "adam"}},
+            ]
+        },
+    },
+    "a shared range": "learning_rate_and_optimizer",
+    "independent keys": {
+        NAME: ["sgd", "adam"],
+        PEAK: {"log": [1e-4, 1.0]},
+        "data.batch_size": {"int": [8, 40], "step": 8},
+        "training.loss.label_smoothing": {"uniform": [0.0, 0.2]},
+    },
+    "finite": {NAME: ["sgd", "rmsprop", "adam"], "data.batch_size": {"int": [8, 64], "step": 8}},
+}
+
+
+@pytest.mark.parametrize("space", COVERED)
+@pytest.mark.parametrize("method", ["random", "bayesian", "hyperband"])
+def test_draws_cover_every_choice_and_every_range(method, space):
+    options = {"random": {"trials": 16}, "bayesian": {"trials": 16, "initial_trials": 16}, "hyperband": {"factor": 2}}
+    for seed in range(20):
+        search = section(method, space=COVERED[space], seed=seed, **options[method])
+        # Hyperband's first bracket: 16 draws that train for one epoch.
+        records = run_trials(search, {}, until=16, epochs=16 if method == "hyperband" else 9)
+        assert len(records) == 16 and all(record.parent is None for record in records.values())
+        for dimension in make_dimensions(search):
+            codes = [record.codes[dimension.name] for record in records.values() if dimension.name in record.codes]
+            for count in range(1, len(codes) + 1):
+                if dimension.is_finite:
+                    drawn, least = Counter(codes[:count]), count // len(dimension.codes)
+                    repeats = space == "finite" and count == 16  # one less, where the alternative would be a repetition
+                    assert min(drawn[code] for code in dimension.codes) >= least - repeats
+                if not dimension.is_finite and count in (2, 4, 8, 16):
+                    assert {int(count * dimension.position(code)) for code in codes[:count]} == set(range(count))
+
+
+@pytest.mark.parametrize("space", ["one range each", "a shared range"])
+def test_each_optimizer_is_tried_with_a_small_and_a_large_rate(space):
+    for seed in range(20):
+        search = section("bayesian", trials=6, space=COVERED[space], seed=seed)
+        _, *ranges = make_dimensions(search)
+        tried = {
+            (record.codes[NAME], rate.position(record.codes[rate.name]) < 0.5)
+            for record in run_trials(search, {}).values()
+            for rate in ranges
+            if rate.name in record.codes
+        }
+        assert len(tried) == 6
+
+
+@pytest.mark.parametrize("method", ["random", "bayesian"])
+def test_a_choice_that_has_no_numbers_to_vary_is_tried_once(method):
+    space = {NAME: ["sgd", "adam"], PEAK: {"log": [1e-2, 1.0], "when": {NAME: "sgd"}}}
+    records = run_trials(section(method, trials=10, space=space), {})
+    assert Counter(record.codes[NAME] for record in records.values()) == {0: 9, 1: 1}
+
+
 def test_seeds_differ_and_zero_is_one_of_them():
     def of(seed):
         return [record.codes for record in run_trials(section("random", trials=4, seed=seed), {}).values()]
@@ -100,22 +163,9 @@ def test_seeds_differ_and_zero_is_one_of_them():
     assert len({str(of(seed)) for seed in range(4)}) == 4
 
 
-def test_a_bayesian_search_finds_the_best_of_a_smooth_function_sooner(monkeypatch):
-    """On a parabola of the learning rate's logarithm; median over three seeds."""
-
-    def parabola(codes):
-        return 1 - (math.log10(codes[PEAK]) + 2.3) ** 2
-
-    monkeypatch.setattr(f"{__name__}.score", parabola)
-    errors = {
-        method: statistics.median(
-            1 - max(r.score for r in run_trials(section(method, trials=8, seed=seed, space=space), {}).values())
-            for seed in range(3)
-        )
-        for space in ({PEAK: {"log": [1e-4, 1.0]}},)
-        for method in ("random", "bayesian")
-    }
-    assert errors["bayesian"] < errors["random"] / 10
+def test_no_two_trials_of_any_seeds_share_their_random_numbers():
+    numbers = {make_generator(seed, str(trial)).random() for seed in range(3) for trial in range(2500)}
+    assert len(numbers) == 3 * 2500
 
 
 def test_hyperband_trains_as_its_brackets_say():
