@@ -3,13 +3,13 @@
 Each suggestion is a function of the search's seed, the number of the trial and the results of the trials before it. So
 an oracle keeps no state of its own: it is rebuilt from the records of the trials, and a search that was killed tries
 what it would have tried. (keras-tuner's state files can be half-written, its grid cannot be resumed, and its Gaussian
-process begins with other random numbers after each reload.)
+process begins with other random numbers after each reload.) `draws` says what covers the space, and `gaussian` what the
+results so far promise.
 """
 
 import contextlib
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +17,11 @@ import keras_tuner
 import numpy as np
 from keras_tuner import oracles
 from keras_tuner.engine import trial as engine_trial
-from threadpoolctl import threadpool_limits
 
 from kpipe.catalog.search import SEARCH_METHODS, SearchOptions
 from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
 from kpipe.search.draws import draw
+from kpipe.search.gaussian import suggest
 from kpipe.search.records import Record
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
@@ -165,24 +165,25 @@ class GridOracle(_Repeatable, keras_tuner.Oracle):
         return _answer(dict(self._combinations[number]) if number < len(self._combinations) else None)
 
 
-class BayesianOracle(_Repeatable, oracles.BayesianOptimizationOracle):
-    """A Gaussian process over the results so far, and the point whose lower bound is the best."""
+class BayesianOracle(_Repeatable, keras_tuner.Oracle):
+    """Draws that cover the space, and then what a Gaussian process over the results so far finds most promising."""
 
     def __init__(self, search: SearchOptions, dimensions: Sequence[Dimension], epochs: int, **options):
-        keys = len({dimension.key for dimension in dimensions})
-        points = search.initial_trials or 3 * keys
-        super().__init__(search, dimensions, max_trials=search.trials, num_initial_points=points, **options)
+        super().__init__(search, dimensions, max_trials=search.trials, **options)
+        self._initial_trials = search.initial_trials or 3 * len({dimension.key for dimension in dimensions})
 
     def populate_space(self, trial_id):
-        self._random_state = np.random.RandomState([self.seed, int(trial_id)])
-        # Its matrices are so small that several threads only wait for each other.
-        with threadpool_limits(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn: a length scale of the kernel is at its bound
-            if sum(trial.status == "COMPLETED" for trial in self.trials.values()) >= self.num_initial_points:
-                found = super().populate_space(trial_id)
-                if not self._duplicate(found["values"]):
-                    return found
-        return _answer(self._draw(trial_id))
+        values, trials = None, self.trials.values()
+        if len(trials) >= self._initial_trials and any(trial.status == "COMPLETED" for trial in trials):
+            losses = [self._loss(trial) for trial in trials]
+            values = suggest(self.dimensions, self._tried(), losses, make_generator(self.seed, trial_id))
+        return _answer(values or self._draw(trial_id))
+
+    def _loss(self, trial) -> float | None:
+        """Return a score of which smaller is better, infinity for a trial that has failed, None for one that runs."""
+        if trial.status == "COMPLETED":
+            return -trial.score if self.objective.direction == "max" else trial.score
+        return math.inf if trial.status == "FAILED" else None
 
 
 class HyperbandOracle(_Repeatable, oracles.HyperbandOracle):

@@ -1,6 +1,8 @@
 """What is tried next: a function of the seed and the results so far, whatever happens in between."""
 
+import math
 import random
+import statistics
 from collections import Counter
 
 import pytest
@@ -47,7 +49,7 @@ def run_trials(search, records, *, until=None, failing=(), epochs=9):
         records[number] = Record(number, codes, {}, parent=None if parent is None else number_of(parent))
         if number == until:
             return records
-        if number in failing:
+        if number in failing or score(codes) is None:
             trial.status, ending = "FAILED", {"status": "failed"}
         else:
             trial.status, ending = "COMPLETED", {"status": "finished", "score": score(codes), "scores": [score(codes)]}
@@ -166,6 +168,51 @@ def test_seeds_differ_and_zero_is_one_of_them():
 def test_no_two_trials_of_any_seeds_share_their_random_numbers():
     numbers = {make_generator(seed, str(trial)).random() for seed in range(3) for trial in range(2500)}
     assert len(numbers) == 3 * 2500
+
+
+def parabola(codes):
+    """1 at a learning rate of 0.005, less elsewhere."""
+    return 1 - (math.log10(codes[PEAK]) + 2.3) ** 2
+
+
+def optimizers(codes):
+    """Best for adam at 0.001, nearly as good for rmsprop, never for sgd."""
+    name = codes[NAME]
+    exponent = math.log10(codes[PEAK] if name == 0 else codes[f"{PEAK}#2"])
+    return (0.5, 0.9, 1.0)[name] - (exponent + (1, 2.5, 3)[name]) ** 2
+
+
+@pytest.mark.parametrize(
+    ("function", "space", "trials"),
+    [(parabola, {PEAK: {"log": [1e-4, 1.0]}}, 8), (optimizers, "learning_rate_and_optimizer", 14)],
+)
+def test_a_bayesian_search_finds_the_best_sooner(monkeypatch, function, space, trials):
+    """Its error is less than a third, in the median of three seeds."""
+    monkeypatch.setattr(f"{__name__}.score", function)
+
+    def error(method, seed):
+        records = run_trials(section(method, trials=trials, seed=seed, space=space), {})
+        return 1 - max(record.score for record in records.values())
+
+    errors = {m: statistics.median(error(m, seed) for seed in range(3)) for m in ("random", "bayesian")}
+    assert errors["bayesian"] < errors["random"] / 3
+
+
+def test_a_bayesian_search_avoids_where_trials_fail(monkeypatch):
+    """The larger the rate the better, but above 0.1 all trials fail."""
+    monkeypatch.setattr(f"{__name__}.score", lambda codes: math.log10(codes[PEAK]) if codes[PEAK] < 0.1 else None)
+    search = section("bayesian", trials=12, initial_trials=4, space={PEAK: {"log": [1e-4, 1.0]}})
+    records = run_trials(search, {})
+    assert 1 <= sum(record.status == "failed" for record in records.values()) <= 4
+    assert max(record.codes[PEAK] for record in records.values() if record.has_score) > 0.07
+
+
+def test_workers_that_guess_at_once_try_different_things(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.score", parabola)
+    search = section("bayesian", trials=12, initial_trials=4, space={PEAK: {"log": [1e-4, 1.0]}})
+    oracle = make_oracle(search, "val_accuracy", 9, run_trials(search, {}, until=5))
+    rates = [math.log10(codes_of(oracle.create_trial(f"tuner{worker}"))[PEAK]) for worker in range(4)]
+    assert max(rates) - min(rates) > 0.1  # the same guess four times, but for the candidates, would differ by 0.01
 
 
 def test_hyperband_trains_as_its_brackets_say():
