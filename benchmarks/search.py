@@ -79,7 +79,7 @@ class Quiet(Screen):
         super().__init__(Console(quiet=True, force_terminal=False))
         self._on_trial = on_trial
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, style: str | None = None) -> None:
         if text.startswith("trial "):
             self._on_trial()
 
@@ -191,7 +191,7 @@ def measure_memory(trials: int) -> Rows:
         memory: list[int] = []
         path = Path(folder) / "memory.yaml"
         path.write_text(MANY_TRIALS)
-        loaded = load_search(path, [f"search.trials={trials}", f"logs={folder}"])
+        loaded = load_search(path, [f"search.trials={trials}", f"logs={folder}/logs"])
         result = run_search(loaded, screen=Quiet(lambda: memory.append(psutil.Process().memory_info().rss)))
         disk = sum(file.stat().st_size for file in result.path.rglob("*") if file.is_file())
     return [{"work": "memory", "variant": "kpipe", "trials": trials, "rss_bytes": memory, "disk_bytes": disk}]
@@ -226,7 +226,7 @@ def measure_curves(file: Path, seeds: int, trials: int) -> Rows:
         from kpipe.search import run_search
         from kpipe.search.records import read_records
 
-        os.environ["KPIPE_LOGS"] = folder
+        os.environ["KPIPE_LOGS"] = f"{folder}/logs"  # searches are written beside it
         rows = []
         for seed in range(seeds):
             for method in ("random", "bayesian"):
