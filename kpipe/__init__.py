@@ -16,17 +16,21 @@ _PLACES = {
     "train": "kpipe.experiment",
 }
 
-__all__ = [*_PLACES]
+_PACKAGES = ("data", "models")
 
-quiet_tensorflow()
+__all__ = [*_PLACES, *_PACKAGES]
+
+quiet_tensorflow()  # whose first lines come while it is imported
 
 
 def __getattr__(name: str):
     # `import kpipe` costs nothing: TensorFlow is imported with the first name that needs it.
+    if name in _PACKAGES:
+        return importlib.import_module(f"kpipe.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'kpipe' has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *__all__})

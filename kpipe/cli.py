@@ -145,7 +145,7 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
         run_search(loaded, new=new, workers=workers)
 
 
-@cli.command()
+@cli.command(short_help="Show layers, parameters, memory and steps.")
 @click.argument("experiment", metavar="EXPERIMENT.yaml|NETWORK")
 @_overrides
 @click.option("--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a network's name.")
@@ -257,7 +257,7 @@ def list_names(section: str | None, name: str | None, as_json: bool) -> None:
         show_names(section, name)
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON schema, for editors.")
 def schema() -> None:
     """Print the JSON schema of experiment files, for editors that complete and check YAML."""
     from kpipe.config.loading import json_schema

@@ -64,7 +64,12 @@ def _console_of_standard_output() -> Console:
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
     return Console(
-        file=going_quiet(sys.stdout), highlight=False, soft_wrap=not is_terminal, width=width, force_jupyter=False
+        file=going_quiet(sys.stdout),
+        highlight=False,
+        soft_wrap=not is_terminal,
+        width=width,
+        force_terminal=is_terminal,  # FORCE_COLOR makes no terminal of a notebook or of a log file
+        force_jupyter=False,
     )
 
 

@@ -6,6 +6,8 @@ not UTF-8. Python keeps such a byte as half of a surrogate pair, which can be ne
 
 import json
 import shlex
+from contextlib import suppress
+from pathlib import Path
 
 _SPELLING = "\u200c\u200d\u3000"
 _LONGEST = 60  # characters of a name, or of a part of a path, that a message shows
@@ -37,6 +39,13 @@ def shown(name: str) -> str:
 def path_shown(path: object) -> str:
     """Return a path as a message shows it that people copy from: printable, and whole."""
     return printable(str(path))
+
+
+def from_here(path: Path) -> str:
+    """Return a path as it is typed in the working directory: relative, where it lies in it."""
+    with suppress(OSError, ValueError):  # the working directory has been deleted; the path lies elsewhere
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def quoted(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from kpipe.assembly import Prepared
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, counted, describe_counts, describe_time
-from kpipe.names import shell_quoted
+from kpipe.names import from_here, shell_quoted
 from kpipe.runs.dataset import UNREADABLE
 from kpipe.runs.directory import Run
 from kpipe.runs.resume import command_to_train_longer
@@ -37,7 +37,7 @@ def show_header(
         "images": splits.describe_places(),
         "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
         "device": f"{describe_device()}, {experiment.chosen.precision}",
-        "run": str(run.path),
+        "run": from_here(run.path),
     }
     if run.resumed:
         rows["resumed"] = _describe_progress(state, training.epochs, prepared.steps_per_epoch)
@@ -85,16 +85,15 @@ def show_result(
     for note in [*late, *notes]:
         screen.line(f"note: {note}")
     if unreadable := {name: count for name, count in summary["unreadable"].items() if count}:
-        screen.line(
-            f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {run.path / UNREADABLE}"
-        )
+        names = from_here(run.path / UNREADABLE)
+        screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
     screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {state.kept}.")
     rows = {
-        "model": str(run.model),
-        "figures": str(run.path / "figures"),
-        "curves": f"tensorboard --logdir {shell_quoted(str(run.path.parent.parent))}",
+        "model": from_here(run.model),
+        "figures": from_here(run.path / "figures"),
+        "curves": f"tensorboard --logdir {shell_quoted(from_here(run.path.parent.parent))}",
         "train on": command_to_train_longer(run.path, experiment, summary["ended_by"]),
-        "search": f"kpipe search {shell_quoted(str(run.path / 'config.yaml'))}",
+        "search": f"kpipe search {shell_quoted(from_here(run.path / 'config.yaml'))}",
     }
     for name, text in rows.items():
         screen.line(f"  {name:<10} {text}")

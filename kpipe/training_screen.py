@@ -53,18 +53,17 @@ class TrainingScreen:
     def activity(self, text: str) -> None:
         """Say what is done instead of training steps: `compiling` or `validating`."""
         if self._progress is not None:
-            self._progress.update(self._progress.tasks[0].id, description=text, left="")
+            self._progress.reset(self._progress.tasks[0].id, total=None, description=text, left="", values="")
         elif text == "compiling":  # which may take a minute
             self._screen.line("compiling the training step ...")
 
-    def begin(self, step: int, seconds_left: float = math.inf) -> None:
-        """Start the clock: the next step is about to be done.
+    def begin(self, seconds_left: float = math.inf) -> None:
+        """Start the clock: the first step is about to be done.
 
         Args:
-            step: steps done.
-            seconds_left: after which the training ends in any case.
+            seconds_left: time after which the training ends in any case.
         """
-        self._clock.begin(step, seconds_left)
+        self._clock.begin(seconds_left)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bars to a global step.
@@ -73,6 +72,7 @@ class TrainingScreen:
             step: steps done.
             metrics: the means of this epoch so far, and the learning rate and speed of the latest steps.
         """
+        self._clock.see(step)
         if self._progress is None:
             return
         epoch, position = divmod(max(step - 1, 0), self._steps_per_epoch)
@@ -81,6 +81,7 @@ class TrainingScreen:
         of_epoch, of_run = (task.id for task in self._progress.tasks)
         self._progress.update(
             of_epoch,
+            total=self._steps_per_epoch,
             completed=position + 1,
             description=f"epoch {epoch + 1}/{self._epochs}",
             left=left_of_epoch,
@@ -129,27 +130,34 @@ class TrainingScreen:
 
 
 class _Clock:
-    """Says how long a training still takes, from the steps that this process has done."""
+    """Says how long a training still takes, from the steps that this process has done.
+
+    Its first chunk of steps does not count: in it, buffers are filled.
+    """
 
     def __init__(self, steps_per_epoch: int, total_steps: int):
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        self.begin(0, math.inf)
+        self.begin(math.inf)
 
-    def begin(self, step: int, seconds_left: float) -> None:
-        """Start, when so many steps have been done and there is at most so much time."""
-        self._first_step, self._seconds_left = step, seconds_left
-        self._began = self._epoch_began = time.monotonic()
+    def begin(self, seconds_left: float) -> None:
+        """Start, with at most so much time."""
+        now = time.monotonic()
+        self._epoch_began, self._ends = now, now + seconds_left
+        self._first: tuple[int, float] | None = None
+
+    def see(self, step: int) -> None:
+        """Note the time of a step, from which the speed is measured if it is the first one."""
+        self._first = self._first or (step, time.monotonic())
 
     def time_left(self, step: int) -> tuple[float, float] | None:
         """Return the seconds that are left of the epoch and of the training, validations included; None: unknown."""
-        if step <= self._first_step:
+        if self._first is None or step <= self._first[0]:
             return None
-        elapsed = time.monotonic() - self._began
-        per_step = elapsed / (step - self._first_step)
+        now = time.monotonic()
+        per_step = (now - self._first[1]) / (step - self._first[0])
         end_of_epoch = -(-step // self._steps_per_epoch) * self._steps_per_epoch
         of_epoch, of_run = (
-            max(0.0, min((end - step) * per_step, self._seconds_left - elapsed))
-            for end in (end_of_epoch, self._total_steps)
+            max(0.0, min((end - step) * per_step, self._ends - now)) for end in (end_of_epoch, self._total_steps)
         )
         return of_epoch, of_run
 

@@ -52,8 +52,8 @@ def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
     if any(layer["is_in_branch"] for layer in layers):
         begin, follow, join = (mark.strip() for mark in marks.values())
         screen.prose(
-            f"{begin} begins a branch after the last layer without a mark, {follow} continues it, and {join} joins the "
-            "branches."
+            f"{begin} begins a branch after the last layer without a mark or with {join}, {follow} continues it, and "
+            f"{join} joins the branches."
         )
     if left_out:
         names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)

@@ -16,7 +16,7 @@ from kpipe.catalog.wording import show
 from kpipe.config.syntax import find_mistake
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.files import LARGEST_CONFIG, to_yaml
-from kpipe.names import printable, quoted
+from kpipe.names import printable, quoted, shell_quoted
 
 Keys = tuple[str | int, ...]
 
@@ -100,6 +100,15 @@ def parse_scalar(text: str) -> None | bool | int | float | str:
     return text
 
 
+def _as_run(path: Path) -> str:
+    """Return what to write for a run directory that was given in the place of a file."""
+    config = path / "config.yaml"
+    if not config.is_file():
+        return ""
+    resume, repeat = (shell_quoted(str(each)) for each in (path, config))
+    return f". kpipe run --resume {resume} resumes this run; kpipe run {repeat} repeats it"
+
+
 def read_document(path: Path) -> Document:
     """Read a YAML file whose root is a mapping.
 
@@ -113,6 +122,8 @@ def read_document(path: Path) -> Document:
             raw = file.read(LARGEST_CONFIG + 1)
     except FileNotFoundError:
         raise ConfigError(f"{name}: expected an experiment file, found nothing there{_near(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{name}: expected an experiment file, got a folder{_as_run(path)}") from None
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
     if len(raw) > LARGEST_CONFIG:

@@ -43,6 +43,11 @@ def as_list(keys: Keys, value: Any, *, in_file: bool) -> str:
     return f"{keys[-1]}: {one_line([value])}" if in_file else _as_override(keys, [value])
 
 
+def as_one_of(keys: Keys, key: str, value: Any, *, in_file: bool) -> str:
+    """Return how to write a number that was given without its unit: `training.log_every.steps=10`."""
+    return _section_with(keys, key, value, in_file=in_file)
+
+
 def full_key(keys: Keys, known: Iterable[str], value: Any = None, *, in_file: bool = True) -> str | None:
     """Return the key of another section that an unknown one was meant for: `training.epochs` for `epochs`.
 

@@ -35,7 +35,7 @@ from kpipe.runs.lock import (
     take,
 )
 
-_LONGEST_LABEL = 60  # characters of what follows the time in the name of a run directory
+_LONGEST_LABEL = 100  # characters of what follows the time in the name of a run directory
 _OVER = ("finished", "diverged")  # the states of a run that is not picked up again
 
 
@@ -190,7 +190,8 @@ def label_of(overrides: Sequence[str]) -> str:
     for override in overrides:
         if override.startswith("logs="):
             continue
-        part = re.sub(r"[^\w.=,+-]+", "-", override).replace("=-", "=").strip("-.")
+        part = re.sub(r"[][{}\s'\"]", "", override)
+        part = re.sub(r"[^\w.=,+-]+", "-", part).replace("=-", "=").strip("-.")
         longer = f"{label},{part}" if label else part[:_LONGEST_LABEL]
         if len(longer) > _LONGEST_LABEL:
             return f"{label},etc"

@@ -136,7 +136,7 @@ class Recorder:
             ended_by: what ended a finished run: epochs, early_stopping, max_minutes or finish.
         """
         experiment, state = self.experiment, self.state
-        images = state.train.step * experiment.data.batch_size
+        images, seconds = state.train.step * experiment.data.batch_size, state.train.seconds
         summary = {
             "status": status,
             "experiment": experiment.name,
@@ -147,7 +147,7 @@ class Recorder:
             "ended_by": ended_by,
             "steps": state.train.step,
             "seconds": round(state.seconds, 2),
-            "images_per_second": round(images / state.seconds, 1) if state.seconds else None,
+            "images_per_second": round(images / seconds, 1) if seconds else None,
             "precision": experiment.chosen.precision,
             "seed": experiment.seed,
             "unreadable": {name: len(numbers) for name, numbers in self.subject.find_unreadable().items()},
@@ -168,11 +168,13 @@ class Recorder:
         Returns:
             What summary.json holds.
         """
-        state = self.state.train
-        ended_by = "early_stopping" if state.stopped else self.ended_by or "epochs"
+        state = self.state
+        ended_by = "early_stopping" if state.train.stopped else self.ended_by or "epochs"
         if "test" in scores:
+            # The step and the epoch of the weights that were evaluated.
+            step, epoch = (state.best_step, state.best_epoch) if state.best_step else (state.train.step, self.epoch)
             values = {name: scores["test"][name] for name in ("loss", "accuracy")}
-            self.log.write({"step": state.step, "epoch": self.epoch, "split": "test", "span": "epoch", **values})
+            self.log.write({"step": step, "epoch": epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores, ended_by)
         keep_last = self.options.keep_last
         if keep_last is None:
@@ -191,7 +193,7 @@ class Recorder:
         def on_begin() -> None:
             stop.defer()
             self._start_clock()  # to compile is no time of training
-            shown.begin(self.state.train.step, self.seconds_left)
+            shown.begin(self.seconds_left)
 
         def on_log(record: dict[str, Any]) -> None:
             self.log.write(record)
@@ -223,6 +225,7 @@ class Recorder:
         try:
             yield
             self.save()
+            self.write_summary("interrupted")  # until all is evaluated and written
         except Diverged as error:
             self._bring_up_to_date()
             self.write_summary("diverged")
@@ -230,7 +233,6 @@ class Recorder:
             last = f"The last good checkpoint is kept: {kept}" if kept else "Nothing was saved before."
             raise Diverged(error.reason, last) from None
         if self.state.train.interrupted and self.ended_by is None:
-            self.write_summary("interrupted")
             raise KeyboardInterrupt
 
     def _bring_up_to_date(self) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from kpipe.catalog.data import parse_source
 from kpipe.catalog.wording import show
-from kpipe.config.document import Keys, dotted
+from kpipe.config.document import Keys, dotted, one_line
 from kpipe.config.loading import Loaded, load_experiment
 from kpipe.config.schema import Experiment
 from kpipe.console import counted
 from kpipe.errors import ConfigError
 from kpipe.files import read_json
-from kpipe.names import path_shown, shell_quoted
+from kpipe.names import from_here, path_shown, shell_quoted
 from kpipe.runs.directory import read_status, saved_step
 
 
@@ -63,6 +63,7 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
         raise ConfigError(f"{path_shown(run)}: expected a run with a checkpoint to resume from, found none{dropped}")
     theirs, ours = (dict(_leaves(each.identity())) for each in (before, experiment))
     changed = [keys for keys in {**theirs, **ours} if theirs.get(keys) != ours.get(keys)]
+    values = [f"{dotted(keys)}={one_line(ours[keys])}" for keys in changed if keys in ours]
     kinds = {keys[:-1] for keys in changed if keys[1:] and keys[-1] in ("name", "schedule")}
     # In a section of another kind, the options differ as well.
     changed = [keys for keys in changed if keys[:-1] not in kinds or keys[-1] in ("name", "schedule")]
@@ -74,8 +75,8 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     if problems:
         raise ConfigError(
             "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, "
-            "training.max_minutes, more training.epochs and the folder of data.source may differ; without it the "
-            "command starts another run."
+            "training.max_minutes, more training.epochs and the folder of data.source may differ. Train another run "
+            f"with these values:\n  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
         )
     if read_status(Path(run)) == "finished":
         _check_extension(Path(run), before, experiment)
@@ -111,7 +112,8 @@ def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) ->
         ended_by: as summary.json says.
     """
     training, has_checkpoint = experiment.training, saved_step(run) is not None
-    resume, anew = f"kpipe run --resume {shell_quoted(str(run))}", f"kpipe run {shell_quoted(str(run / 'config.yaml'))}"
+    resume = f"kpipe run --resume {shell_quoted(from_here(run))}"
+    anew = f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}"
     if ended_by == "finish":
         return resume if has_checkpoint else anew
     if ended_by == "max_minutes":

@@ -29,6 +29,8 @@ class TrainState:
     """Mean x steps of each metric, from the begin of this epoch to `reset_step`."""
     ending: bool = False
     """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
+    seconds: float = 0.0
+    """Seconds of training steps, without validation, callbacks and saving."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each Keras callback remembers, NumPy arrays included."""
     stopped: bool = False

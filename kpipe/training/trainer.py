@@ -184,14 +184,19 @@ class _Speed:
 
     images: int = 0
     seconds: float = 0.0
+    first_chunk: float = 0.0
+    """Speed of the first chunk of a process, in which buffers are filled. It counts only where there is no other."""
 
-    def add(self, images: int, seconds: float) -> None:
-        self.images += images
-        self.seconds += seconds
+    def add(self, images: int, seconds: float, *, is_first: bool) -> None:
+        if is_first:
+            self.first_chunk = images / max(seconds, 1e-9)
+        else:
+            self.images += images
+            self.seconds += seconds
 
     def take(self) -> float:
         """Return the speed since it was last taken."""
-        speed = self.images / max(self.seconds, 1e-9)
+        speed = self.images / max(self.seconds, 1e-9) if self.images else self.first_chunk
         self.images, self.seconds = 0, 0.0
         return speed
 
@@ -295,9 +300,10 @@ class _Loop:
         seconds = time.perf_counter() - start
         check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
         self.state.step += num_steps
-        self.seconds_per_step = seconds / num_steps
+        self.state.seconds += seconds
         for speed in (self.line_speed, self.epoch_speed):
-            speed.add(num_steps * self.batch_size, seconds)
+            speed.add(num_steps * self.batch_size, seconds, is_first=math.isinf(self.seconds_per_step))
+        self.seconds_per_step = seconds / num_steps
         means = self.epoch_means(metrics)
         self.callback_list.on_train_batch_end(first + num_steps - 1, means)
         speed = num_steps * self.batch_size / seconds

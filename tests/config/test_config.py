@@ -424,7 +424,7 @@ def test_files_that_are_no_experiment(tmp_path, mistakes):
     (tmp_path / "long.yaml").write_text("# " + "x" * 1_000_001)
     with pytest.raises(ConfigError, match="expected an experiment of a page, got 1,000,003 bytes"):
         load_experiment(tmp_path / "long.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="expected an experiment file, got a folder"):
         load_experiment(tmp_path)
 
 
@@ -753,7 +753,10 @@ def test_hostile_files_are_refused_at_the_door_and_leave_nothing_behind(tmp_path
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     messages = {name: message for name, (_, message) in HOSTILE.items()}
-    messages |= {"folder": "cannot be read: Is a directory", "loop": "cannot be read: Too many levels of symbolic"}
+    messages |= {
+        "folder": "expected an experiment file, got a folder",
+        "loop": "cannot be read: Too many levels of symbolic",
+    }
     found = errors_of(tmp_path, [[f"{name}.yaml"] for name in messages])
     for (name, message), error in zip(messages.items(), found, strict=True):
         assert error.startswith(f"{name}.yaml:")

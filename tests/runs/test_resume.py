@@ -313,9 +313,8 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         code, _, err = kpipe("run", "--resume", str(run), override)
         assert code == 2
         assert f"{run}: {said}" in err
-        assert (
-            "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, more training" in err
-        )
+        assert "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, more" in err
+        assert f"\n  kpipe run {run}/config.yaml {override}\n" in err
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")
@@ -329,6 +328,9 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         code, _, err = kpipe("run", "--resume", str(wrong))
         said = f"{wrong}: expected a run directory with a config.yaml, found none there, did you mean {run}?\n"
         assert (code, err) == (2, said)
+    code, _, err = kpipe("run", str(run))
+    said = f". kpipe run --resume {run} resumes this run; kpipe run {run}/config.yaml repeats it\n"
+    assert (code, err) == (2, f"{run}: expected an experiment file, got a folder{said}")
     code, _, err = kpipe("run", "--resume", "nowhere")
     assert (code, "nowhere: expected a run directory with a config.yaml, found none there" in err) == (2, True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -302,7 +302,7 @@ def test_early_stopping_needs_a_validation_split(kpipe, tmp_path):
 def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
     from kpipe.training import device
 
-    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("kpipe.host.shutil.which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(device.tf.config, "list_physical_devices", lambda kind: [])
     assert device.gpu_hint().endswith('pip install -e ".[gpu]"')
 
@@ -384,10 +384,10 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
 
 
 def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
-    long = "training.log_every.steps=1000"
-    code, *_ = kpipe("run", experiment, "training.epochs=1", "data.augment=[flip_horizontal]", long, f"logs={logs}")
+    more = ("data.augment=[flip_horizontal, flip_vertical]", "training.early_stopping.patience=10", f"logs={logs}")
+    code, *_ = kpipe("run", experiment, "training.epochs=1", *more)
     assert code == 0
-    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,etc"
+    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,flip_vertical,etc"
     assert re.fullmatch(name, only_run(logs).name)
 
 

@@ -86,7 +86,7 @@ def test_the_end_says_where_everything_is(make_report, tmp_path):
     report.finish(records, is_exhausted=False)
     assert lines_of(console)[4:] == [
         "",
-        "2 trials (1 finished, 1 failed) in 4 s of training",
+        "2 trials (1 finished, 1 failed) in 3.8 s of training",
         "Best: trial 1, val_accuracy 0.5000",
         "Train it:",
         f"  kpipe run {tmp_path}/best.yaml",
@@ -108,9 +108,7 @@ def test_values_that_were_hardly_tried_are_named(make_report):
         report.finish(records, is_exhausted=False)
         return [line for line in lines_of(console) if line.startswith("Rarely tried")]
 
-    line = "Rarely tried: optimizer.name rmsprop (never), optimizer.name adam (once), data.a"
     assert said(tried)[0] == "Rarely tried: optimizer.name rmsprop (never), optimizer.name adam (once),"
-    assert len(line) == 80  # the key that follows would be broken
     # A trial that resumes another tries nothing else, so adam has still been tried once.
     heir = replace(tried[3], number=4, parent=3)
     assert said(tried | {4: heir}) == said(tried)

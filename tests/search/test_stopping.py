@@ -81,7 +81,7 @@ def steps_of_training(callbacks, losses, steps_per_epoch=9, cuts=range(1, 1000))
         epoch, batch = divmod(step - 1, steps_per_epoch)
         if batch == 0:
             [callback.on_epoch_begin(epoch) for callback in callbacks]
-        logs = {"loss": mean(losses[step - batch - 1 : step])}
+        logs = {"loss": mean(losses[step - batch - 1 : step]), "val_accuracy": 0.5}
         if step in cuts or step in asked_for or batch + 1 == steps_per_epoch:
             [callback.on_train_batch_end(batch, logs) for callback in callbacks]
         if batch + 1 == steps_per_epoch:
