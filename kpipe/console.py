@@ -53,7 +53,7 @@ _WIDEST = 60  # characters in front of a progress bar
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed * task.fields['batch_size']:,.0f} images/s" if task.speed else "")
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 def _console_of_standard_output() -> Console:
@@ -127,7 +127,7 @@ class Screen:
         """
         width = self.console.width if self.console.is_terminal else max(len(text), 1)
         for line in textwrap.wrap(
-            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            printable(text), width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         ):
             self.line(line)
 
@@ -135,9 +135,9 @@ class Screen:
         """Print a title and below it rows of a name and a value, then notes."""
         self.line(title, style="bold")
         for name, value in rows.items():
-            self.line(f"  {name:<10} {value}")
+            self.prose(f"  {name:<10} {value}", indent=13)
         for note in notes:
-            self.line(f"  note: {note}")
+            self.prose(f"  note: {note}", indent=8)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:

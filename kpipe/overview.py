@@ -14,6 +14,12 @@ from kpipe.runs.resume import command_to_train_longer
 from kpipe.runs.state import RunState
 from kpipe.training.device import describe_device
 
+_ENDED_BY = {
+    "early_stopping": ", ended by early stopping",
+    "max_minutes": ", ended by training.max_minutes",
+    "finish": ", finished by hand",
+}
+
 
 def show_header(
     screen: Screen, experiment: Experiment, prepared: Prepared, run: Run, state: RunState, notes: Iterable[str]
@@ -87,7 +93,8 @@ def show_result(
     if unreadable := {name: count for name, count in summary["unreadable"].items() if count}:
         names = from_here(run.path / UNREADABLE)
         screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
-    screen.line(f"{describe_time(state.seconds)} of training. Kept are the weights of {state.kept}.")
+    ended = _ENDED_BY.get(summary["ended_by"], "")
+    screen.line(f"{describe_time(state.seconds)} of training{ended}. Kept are the weights of {state.kept}.")
     rows = {
         "model": from_here(run.model),
         "figures": from_here(run.path / "figures"),

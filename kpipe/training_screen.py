@@ -117,7 +117,7 @@ class TrainingScreen:
             "left": describe_time(left[1]) if left else "",
         }
         mark = "  best" if best else ""
-        labelled = "  ".join(f"{name} {value}" for name, value in row.items()) + mark
+        labelled = "  ".join(f"{name} {value}" for name, value in row.items() if value) + mark
         if self._progress is None:
             self._screen.line(labelled)
             return

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -39,6 +40,15 @@ def test_a_progress_bar_has_the_name_of_its_data(screen, monkeypatch):
     assert f"decoding {SHOWN[:15]}" in text
     assert text.endswith("xxxxx: 10 images in 0 s\n")
     assert HOSTILE[-5:] not in text
+
+
+def test_a_progress_bar_shows_the_speed(monkeypatch):
+    screen = Screen(Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None))
+    with screen.progress("listing", 1000) as advance:
+        for _ in range(3):
+            advance(100)
+            time.sleep(0.06)  # between two frames
+    assert re.search(r"listing .* [\d,]+ images/s", screen.console.file.getvalue())
 
 
 METRICS = {"loss": 0.5, "accuracy": 0.75, "learning_rate": 0.001}

@@ -24,7 +24,7 @@ def split_source(source: Source, validation: float, test: float | None) -> Split
             notes.append("data.split.test is not used: the data has a test split of its own")
     elif test is None and has_splits:
         notes.append(
-            "there is no test split: the data has a validation split only. data.split.test=0.2 takes one from the "
+            "there is no test split: the data has train and validation only. data.split.test=0.2 takes one from the "
             "training split"
         )
     else:
@@ -32,8 +32,10 @@ def split_source(source: Source, validation: float, test: float | None) -> Split
     if "validation" not in splits:
         fractions["validation"] = validation
     fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0}
-    if has_splits and "test" in fractions:
-        notes.append("the test split is taken from the training split (data.split.test): the data has none of its own")
+    for name in fractions if has_splits else ():
+        notes.append(
+            f"the {name} split is taken from the training split (data.split.{name}): the data has none of its own"
+        )
     if fractions:
         divided, small, note = splits["train"].divide(fractions)
         splits |= divided

@@ -92,6 +92,7 @@ def _draw_rate(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     rates = [rate for _, rate in points if rate > 0]
     if rates and max(rates) > 10 * min(rates):
         axes.set_yscale("log")
+        axes.set_ylabel("log scale", color=INK, fontsize=9)
         axes.set_ylim(bottom=max(min(rates), _SMALLEST_RATE * max(rates)) / 1.3)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())

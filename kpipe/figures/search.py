@@ -75,7 +75,7 @@ def draw_search(scores: Sequence[float | None], seconds: Sequence[float], *, obj
     trials = np.arange(1, len(scores) + 1)
     minutes = len(seconds) > 0 and max(seconds) > 300
     times = np.asarray(seconds, float) / (60 if minutes else 1)
-    panels = (("trials", "trial", trials), ("time", "minutes" if minutes else "seconds", times))
+    panels = (("trials", "trials ended", trials), ("time", f"{'minutes' if minutes else 'seconds'} of training", times))
     for axes, (title, unit, places) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         style_axes(axes, title=f"{objective} against {title}", grid=True)
         axes.set_xlabel(unit, color=INK, fontsize=9)

@@ -1,6 +1,7 @@
 """What decides the meaning of a run's numbers: the names of its classes in order, and which images they hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from kpipe.catalog.wording import show
 from kpipe.console import counted
 from kpipe.errors import SHOWN, DataError
-from kpipe.files import read_names, write_names
+from kpipe.files import read_json, read_names, write_json, write_names
 from kpipe.names import path_shown
 from kpipe.runs.directory import Run
 
@@ -51,15 +52,38 @@ def record_data(run: Run, data: Described) -> None:
     """
     now = Record(classes=data.class_names, splits=data.contents)
     then = _read_record(run, now) if run.resumed else now
+    _refuse_differences(then, now, run.path, "run")
+    run.write_json(RECORD, now.model_dump())
+    write_names(run.path / NAMES, now.classes)
+
+
+def record_search_data(file: Path, data: Described) -> None:
+    """Write what the trials of a search are trained on; where the file exists, compare instead.
+
+    Args:
+        file: in the folder of the search, one for each way in which its trials read data.
+        data: of the trials.
+
+    Raises:
+        DataError: the data are not those that the search began with.
+    """
+    now = Record(classes=data.class_names, splits=data.contents)
+    try:
+        then = Record.model_validate(read_json(file))
+    except ValidationError:  # there is none yet, or it is damaged
+        then = now
+    _refuse_differences(then, now, file.parent, "search")
+    write_json(file, now.model_dump())
+
+
+def _refuse_differences(then: Record, now: Record, path: Path, noun: str) -> None:
     differences = list(_differences(then, now))
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise DataError(
-            f"{path_shown(run.path)}: the data are not those that the run began with: "
-            f"{'; '.join(differences[:SHOWN])}{more}. Restore them, or start another run with --new"
+            f"{path_shown(path)}: the data are not those that the {noun} began with: "
+            f"{'; '.join(differences[:SHOWN])}{more}. Restore them, or start another {noun} with --new"
         )
-    run.write_json(RECORD, now.model_dump())
-    write_names(run.path / NAMES, now.classes)
 
 
 def record_unreadable(run: Run, data: Described) -> None:

@@ -118,6 +118,9 @@ def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) ->
         return resume if has_checkpoint else anew
     if ended_by == "max_minutes":
         return f"{resume if has_checkpoint else anew} training.max_minutes={2 * training.max_minutes:g}"
+    stopping = training.early_stopping
+    if ended_by == "early_stopping" and stopping is not None:
+        return f"{anew} training.early_stopping.patience={max(1, 2 * stopping.patience)}"
     can_extend = has_checkpoint and ended_by == "epochs" and not training.learning_rate.depends_on_total_steps
     return f"{resume if can_extend else anew} training.epochs={2 * training.epochs}"
 

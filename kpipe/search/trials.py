@@ -25,6 +25,7 @@ from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.experiment import train
 from kpipe.files import read_json
 from kpipe.names import printable
+from kpipe.runs.dataset import record_search_data
 from kpipe.runs.directory import is_run_of
 from kpipe.runs.options import RunOptions
 from kpipe.search.records import Record, rank, read_records, write_record
@@ -85,12 +86,13 @@ class TrialRunner:
         """Load the data, once for all trials that read the same.
 
         Raises:
-            DataError: there is no validation split.
+            DataError: there is no validation split, or the data are not those that the search began with.
         """
         key = _digest_of_data(config)
         if self._last_data is None or self._last_data[0] != key:
             self._last_data = None  # before the next is read: both need not fit
-            self._last_data = (key, load_splits(config, progress=self.screen.progress))
+            check = partial(record_search_data, self.folder / f"data-{key}.json")
+            self._last_data = (key, load_splits(config, check=check, progress=self.screen.progress))
         splits = self._last_data[1]
         if splits.validation is None:
             raise DataError(

@@ -184,7 +184,7 @@ class _Speed:
 
     images: int = 0
     seconds: float = 0.0
-    first_chunk: float = 0.0
+    first_chunk: float | None = None
     """Speed of the first chunk of a process, in which buffers are filled. It counts only where there is no other."""
 
     def add(self, images: int, seconds: float, *, is_first: bool) -> None:
@@ -194,8 +194,8 @@ class _Speed:
             self.images += images
             self.seconds += seconds
 
-    def take(self) -> float:
-        """Return the speed since it was last taken."""
+    def take(self) -> float | None:
+        """Return the speed since it was last taken; None if this process has trained no step."""
         speed = self.images / max(self.seconds, 1e-9) if self.images else self.first_chunk
         self.images, self.seconds = 0, 0.0
         return speed
@@ -385,7 +385,9 @@ class _Loop:
             optimizer.iterations.assign_add(1)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
-        return {"learning_rate": self.learning_rate(), "images_per_second": speed.take()}
+        images_per_second = speed.take()
+        known = {} if images_per_second is None else {"images_per_second": images_per_second}
+        return {"learning_rate": self.learning_rate(), **known}
 
     def log(self, epoch: int, split: str, span: str, values: Metrics) -> None:
         self.hooks.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})

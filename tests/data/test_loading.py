@@ -21,7 +21,7 @@ from kpipe.errors import ConfigError, DataError, OutOfMemory
 
 RANDOM = np.random.default_rng(0)
 NO_TEST = (
-    "there is no test split: the data has a validation split only. data.split.test=0.2 takes one from the training "
+    "there is no test split: the data has train and validation only. data.split.test=0.2 takes one from the training "
     "split"
 )
 

@@ -150,7 +150,7 @@ def test_a_panel_without_values_is_left_out():
 def test_a_search_is_drawn_against_trials_and_time():
     figure = figures.draw_search([0.5, None, 0.4, 0.8, 0.7], [10, 20, 30, 40, 50], objective="val_accuracy")
     trials, seconds = figure.axes
-    assert (trials.get_title("left"), seconds.get_xlabel()) == ("val_accuracy against trials", "seconds")
+    assert (trials.get_title("left"), seconds.get_xlabel()) == ("val_accuracy against trials", "seconds of training")
     nan = pytest.approx(math.nan, nan_ok=True)
     assert drawn_lines(trials)["a trial"] == [[1, 0.5], [2, nan], [3, 0.4], [4, 0.8], [5, 0.7]]
     assert drawn_lines(seconds)["the best so far"] == [[10, 0.5], [20, 0.5], [30, 0.5], [40, 0.8], [50, 0.8]]
@@ -158,7 +158,7 @@ def test_a_search_is_drawn_against_trials_and_time():
 
 def test_the_best_loss_is_the_smallest_and_a_hopeless_trial_presses_nothing_together():
     trials, minutes = figures.draw_search([0.5, 0.4, 0.6, 9.0], [100, 200, 300, 400], objective="val_loss").axes
-    assert minutes.get_xlabel() == "minutes"
+    assert minutes.get_xlabel() == "minutes of training"
     assert [y for _, y in drawn_lines(trials)["the best so far"]] == [0.5, 0.4, 0.4, 0.4]
     # Four times as far from the best, 0.4, as the median, 0.55.
     assert drawn_lines(trials)["a trial, worse than drawn"][3] == [4, pytest.approx(1.0)]

@@ -9,6 +9,7 @@ from tiny_runs import assert_same_run, only_run, refuse_to_write
 
 from kpipe.catalog.data import AUGMENTATIONS
 from kpipe.config.loading import load_experiment
+from kpipe.names import from_here
 
 CLASSES = ("dark", "light")
 TINY = """\
@@ -54,7 +55,8 @@ def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, brok
     names = (only_run(logs) / "unreadable.txt").read_text().splitlines()
     assert sorted(names) == sorted(map(str, broken))
     counts = ", ".join(f"{count} {split}" for split, count in found.items())
-    assert f"Unreadable and left out: {counts}; their names are in {only_run(logs) / 'unreadable.txt'}\n" in out
+    names = from_here(only_run(logs) / "unreadable.txt")
+    assert f"Unreadable and left out: {counts}; their names are in {names}\n" in out
     scored = {split: summary_of(logs)[split]["images"] for split in ("validation", "test")}
     assert scored == {"validation": 5 - found.get("validation", 0), "test": 12 - found.get("test", 0)}
 

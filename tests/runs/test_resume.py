@@ -213,7 +213,7 @@ def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, e
     monkeypatch.chdir(run)
     code, out, _ = kpipe("run", "--resume", ".", "training.epochs=12")
     assert code == 0
-    assert f"  run        {run}\n  resumed    after step 18, in epoch 3 of 12; best so far: epoch " in out
+    assert "  run        .\n  resumed    after step 18, in epoch 3 of 12; best so far: epoch " in out
     assert "note: early stopping has ended this training in epoch 2; more epochs do not change that" in out
 
 
@@ -314,7 +314,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         assert code == 2
         assert f"{run}: {said}" in err
         assert "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, more" in err
-        assert f"\n  kpipe run {run}/config.yaml {override}\n" in err
+        assert f"\n  kpipe run {run}/config.yaml {override}" in err
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")

@@ -384,10 +384,10 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
 
 
 def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
-    more = ("data.augment=[flip_horizontal, flip_vertical]", "training.early_stopping.patience=10", f"logs={logs}")
-    code, *_ = kpipe("run", experiment, "training.epochs=1", *more)
+    more = ("data.augment=[flip_horizontal, flip_vertical]", "training.early_stopping.patience=10", "seed=1234567")
+    code, *_ = kpipe("run", experiment, "training.epochs=1", *more, f"logs={logs}")
     assert code == 0
-    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,flip_vertical,etc"
+    name = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_training.epochs=1,data.augment=flip_horizontal,flip_vertical,training.early_stopping.patience=10,etc"
     assert re.fullmatch(name, only_run(logs).name)
 
 

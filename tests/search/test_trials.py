@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from image_sets import write_classes
 from tiny_searches import PEAK, PEAKS, rows_of, score
 
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
@@ -29,6 +30,19 @@ def test_data_are_read_once_for_trials_that_read_the_same(kpipe, experiment, tra
     crops = "search.space.data.augment=[[translate],[random_resized_crop]]"
     assert kpipe("search", experiment, "search.method=grid", crops)[0] == 0
     assert len(reads) == 5
+
+
+def test_a_search_is_not_resumed_on_other_data(kpipe, tmp_path, experiment, search, trained):
+    write_classes(tmp_path / "photos", {"cat": 12, "dog": 12})
+    folder = (f"data.source=folder:{tmp_path / 'photos'}", "search.trials=1")
+    assert kpipe("search", experiment, *folder)[0] == 0
+    next((tmp_path / "photos" / "dog").iterdir()).unlink()
+    code, _, err = kpipe("search", experiment, *folder[:1], "search.trials=2")
+    assert (code, len(trained)) == (3, 1)
+    assert err.startswith(f"{search()}: the data are not those that the search began with: ")
+    assert err.endswith(
+        "train had 12 images of class 'dog', has 11. Restore them, or start another search with --new\n"
+    )
 
 
 def test_executions_have_other_seeds_and_the_score_is_their_mean(kpipe, experiment, search, trained):
@@ -90,7 +104,8 @@ def test_hyperband_says_when_its_best_was_not_trained_in_full(kpipe, experiment,
 # --- bad trials -----------------------------------------------------------------------------------------------------
 
 
-def test_trials_that_cannot_work_fail_and_the_search_goes_on(kpipe, experiment, search, trained):
+def test_trials_that_cannot_work_fail_and_the_search_goes_on(kpipe, experiment, search, trained, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     trained.errors = {
         1: Diverged("the loss became nan at step 3; likely causes: ..."),
         2: OutOfMemory("out of memory with 512"),
