@@ -90,6 +90,7 @@ def test_show_says_what_was_mixed(kpipe, experiment, drawn, tmp_path):
     assert any(caption for _, caption in captions)
 
 
+@pytest.mark.slow
 def test_show_leaves_out_what_the_training_would(kpipe, photos, experiment, drawn):
     (photos / "cat" / "0.png").write_text("no image")
     code, _, err = kpipe("data", "show", experiment, "--images", "8", "data.on_error=skip", "data.skip_limit=0.2")
@@ -149,6 +150,7 @@ def test_show_has_captions_for_names_of_any_kind(kpipe, photos, experiment, draw
     assert {row[0][1] for row in drawn[0][0]} == {"caf\udce9\nx", "$x^$[b]\u202e"}
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_never_read_as_an_image(kpipe, photos, experiment):
     for folder in (photos, photos / "cat"):
         assert kpipe("data", "show", experiment, "--output", str(folder / "tiny_data.png"))[0] == 0

@@ -110,6 +110,7 @@ def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, st
     assert int(step.replace(",", "")) >= int(first.replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
     process = start("run", experiment, *LONG)
     process.wait_for("epoch   2/400")
@@ -127,6 +128,7 @@ def test_a_living_run_is_left_alone(kpipe, start, experiment, logs):
     process.send(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, logs):
     process = start("run", experiment, *LONG)
     process.wait_for("epoch   1/400")

@@ -171,6 +171,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_message(kpipe, experime
     assert err.endswith(" and give the same command again.\n")
 
 
+@pytest.mark.slow
 def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypatch):
     arguments = ("run", experiment, "data.normalize=pca_whiten", "training.epochs=3", "logs=" + str(logs))
     with monkeypatch.context() as patched:
@@ -307,6 +308,7 @@ def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
     assert device.gpu_hint().endswith('pip install -e ".[gpu]"')
 
 
+@pytest.mark.slow
 def test_a_doctor_who_finds_something(kpipe, monkeypatch):
     monkeypatch.setattr("kpipe.commands.doctor._LEAST_ACCURACY", 1.1)
     code, _, err = kpipe("doctor")
@@ -339,6 +341,7 @@ def test_print_config_trains_nothing(kpipe, experiment, logs):
     assert not logs.exists()
 
 
+@pytest.mark.slow
 def test_a_dropped_option_is_said(kpipe, experiment):
     code, out, _ = kpipe("run", experiment, "data.source=digits", "--print-config")
     assert out.startswith("# note: the overrides leave these values of the file unused: data.synthetic\n")

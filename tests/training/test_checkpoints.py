@@ -444,6 +444,7 @@ except EnvironmentFault as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system knows no such limit")
 def test_a_limit_of_the_size_of_files_costs_nothing(model, folder):
     script = LIMITED.format(tests=os.path.dirname(__file__), folder=str(folder))
