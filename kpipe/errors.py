@@ -102,10 +102,10 @@ def _word_and_number(name: str) -> tuple[str, str]:
     return word, number
 
 
-def some(names: Sequence[str], show: Callable[[str], str] = quoted) -> str:
+def some(names: Sequence[str], show: Callable[[str], str] = quoted, most: int = SHOWN) -> str:
     """Return the first few names of files or classes, and how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(map(show, names[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(map(show, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def first_line(error: Exception | str) -> str:

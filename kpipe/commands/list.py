@@ -51,7 +51,7 @@ def show_names(section: str | None = None, name: str | None = None, screen: Scre
     if name is not None:
         _show_in_full(section, name, chosen[section][name], screen)
         return
-    screen.prose("Behind each option stand its values or its type, and its default. To see one name in full:")
+    screen.prose("Each option is followed by its values or its type, and by its default. To see one name in full:")
     screen.line("  kpipe list models vgg16")
     for each, rows in chosen.items():
         screen.line("")

@@ -61,7 +61,7 @@ def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
 
 
 def _rows(layers: list[dict[str, Any]], marks: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the first cell of each row and its layer: the name, behind a mark that says how branches run."""
+    """Yield the first cell of each row and its layer: the name, after a mark that shows how branches run."""
     trunk = before = {"name": None, "is_in_branch": False}
     for layer in layers:
         mark = ""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kpipe.config.schema import Experiment
 from kpipe.console import counted
-from kpipe.evaluation.predictions import collect_predictions
+from kpipe.evaluation.predictions import Predictions, collect_predictions
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import draw_predictions
@@ -55,27 +55,31 @@ def write_figures(
         figure = draw_curves([json.loads(line) for line in lines], best_epoch=state.best_epoch, caption=caption)
         save_figure(figure, run / _CURVES)
     split = next((name for name in ("test", "validation") if held_out.get(name)), None)
-    if split is None:
-        return failures
-    found = None
-    with noting_failures(failures, run, _MATRIX, _PREDICTIONS, _MISTAKES):
-        found = collect_predictions(model, held_out[split], seed=experiment.seed)
-    if found is None:
-        return failures
-    images = len(found.labels)
-    caption = f"{source} · {split} split, {counted(images, 'image')} · {weights}"
+    if split is not None:
+        found = None
+        with noting_failures(failures, run, _MATRIX, _PREDICTIONS, _MISTAKES):
+            found = collect_predictions(model, held_out[split], seed=experiment.seed)
+        if found is not None:
+            images = counted(len(found.labels), "image")
+            caption = f"{source} · {split} split, {images} · {weights}"
+            failures += _write_predictions(run, found, class_names, caption)
+    return failures
+
+
+def _write_predictions(run: Path, found: Predictions, class_names: Sequence[str], caption: str) -> list[str]:
+    """Draw confusion matrix, predictions and mistakes; return a line about each that could not be drawn."""
+    failures: list[str] = []
+    names = {"class_names": class_names, "caption": caption}
     with noting_failures(failures, run, _MATRIX):
-        figure = draw_confusion_matrix(found.labels, found.predictions, class_names, caption=caption)
-        save_figure(figure, run / _MATRIX)
+        save_figure(draw_confusion_matrix(found.labels, found.predictions, **names), run / _MATRIX)
     with noting_failures(failures, run, _PREDICTIONS):
-        title = f"Predictions: {len(found.sample.labels)} of {counted(images, 'image')}, drawn at random"
-        figure = draw_predictions(*vars(found.sample).values(), class_names, title=title, caption=caption)
-        save_figure(figure, run / _PREDICTIONS)
+        images = counted(len(found.labels), "image")
+        title = f"Predictions: {len(found.sample.labels)} of {images}, drawn at random"
+        save_figure(draw_predictions(**vars(found.sample), **names, title=title), run / _PREDICTIONS)
     with noting_failures(failures, run, _MISTAKES):
         shown, wrong = len(found.mistakes.labels), found.num_mistakes
         title = f"Mistakes: {shown} of {wrong:,}, the highest probability first" if wrong else "No mistakes"
-        figure = draw_predictions(*vars(found.mistakes).values(), class_names, title=title, caption=caption)
-        save_figure(figure, run / _MISTAKES)
+        save_figure(draw_predictions(**vars(found.mistakes), **names, title=title), run / _MISTAKES)
     return failures
 
 

@@ -62,7 +62,7 @@ def record_search_data(file: Path, data: Described) -> None:
 
     Args:
         file: in the folder of the search, one for each way in which its trials read data.
-        data: of the trials.
+        data: what its trials are trained on.
 
     Raises:
         DataError: the data are not those that the search began with.

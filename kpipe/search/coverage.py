@@ -12,7 +12,7 @@ def count_rare_values(dimensions: Sequence[Dimension], records: Iterable[Record]
     """Count the trials of those values of choices that at most one trial has had.
 
     Args:
-        dimensions: of the space. Ranges of numbers are left out.
+        dimensions: those of the searched space. Ranges of numbers are left out.
         records: of the trials that have ended.
 
     Returns:
@@ -32,9 +32,9 @@ def searched_keys(
     """Return each key with the values that trials have had, for a figure.
 
     Args:
-        dimensions: of the space.
-        records: of the trials.
-        names: of the keys, as the figure shows them.
+        dimensions: those of the searched space.
+        records: those of the trials.
+        names: the keys, as the figure shows them.
     """
     found = []
     for key in dict.fromkeys(each.key for each in dimensions):

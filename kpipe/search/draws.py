@@ -30,7 +30,7 @@ def draw(
     dimensions: of two draws with the same optimizer, one gets a small learning rate and one a large one.
 
     Args:
-        dimensions: of the space, each after those that it depends on.
+        dimensions: those of the searched space, each after those that it depends on.
         earlier: codes of the draws so far, by name of their dimension.
         generator: decides between what is equally good.
     """

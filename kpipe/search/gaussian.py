@@ -45,7 +45,7 @@ def suggest(
     """Return the combination to try next; None where no other one is found.
 
     Args:
-        dimensions: of the space, each after those that it depends on.
+        dimensions: those of the searched space, each after those that it depends on.
         tried: codes of the trials so far, by name of their dimension.
         scores: of these trials. Smaller is better, infinity is a failure, None a trial that is still running. At least
             one is finite.

@@ -63,7 +63,7 @@ class _Repeatable:
     """A mixin for an oracle: suggestions that can be repeated, and a memory made from records.
 
     Attributes:
-        dimensions: of the space.
+        dimensions: those of the searched space.
         requested: how many trials the search would have in an infinite space. None: all of the space.
     """
 

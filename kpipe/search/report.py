@@ -16,13 +16,13 @@ from kpipe import figures
 from kpipe.config.schema import Experiment
 from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted, describe_time
+from kpipe.errors import some
 from kpipe.files import write_json, write_text
 from kpipe.names import shell_quoted
 from kpipe.search.coverage import count_rare_values, searched_keys
 from kpipe.search.directory import SUMMARY
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
 from kpipe.search.oracles import EPOCHS
-from kpipe.search.ranking import first_sentence, groups_table, trials_table
 from kpipe.search.records import (
     Record,
     group_over_seeds,
@@ -32,6 +32,7 @@ from kpipe.search.records import (
     write_groups,
     write_trials,
 )
+from kpipe.search.tables import first_sentence, groups_table, trials_table
 
 _MOST_VALUES = 8  # that are listed as rarely tried
 _ENDINGS = ("finished", "stopped", "failed")
@@ -241,8 +242,7 @@ class Report:
             f"{self._names[key]} {value} ({'once' if count else 'never'})"
             for (key, value), count in count_rare_values(self._dimensions, ended).items()
         ]
-        more = len(found) - _MOST_VALUES
-        return ", ".join(found[:_MOST_VALUES]) + (f" and {more:,} more" if more > 0 else "")
+        return some(found, show=str, most=_MOST_VALUES)
 
     def _remark(self, best: Record) -> str:
         """Return what to know before training best.yaml; empty where that reproduces the score."""

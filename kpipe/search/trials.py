@@ -225,7 +225,7 @@ def prune_weights(
 
     Args:
         folder: of the search.
-        records: of the trials.
+        records: those of the trials.
         options: how many of the best keep their weights, and how often each trial is trained.
         objective: of the search.
         may_be_inherited: takes a trial's number; returns whether its weights may still be needed.

@@ -30,7 +30,7 @@ def trials_table(records: Iterable[Record], objective: str, names: Mapping[str, 
     """Make the table of the best trials, and below them the last ones that have failed.
 
     Args:
-        records: of the trials.
+        records: those of the trials.
         objective: val_accuracy or val_loss.
         names: the keys of the space, and what they are called here.
         console: where it is printed.
