@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kpipe import __version__
-from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import path_shown, printable, quoted
+from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
+from kpipe.names import path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, announce, hold_back_libraries, quiet_streams
@@ -80,7 +80,7 @@ def run(
         return
     output.is_needed = False
     _check_folders(loaded)
-    _check_source(loaded)
+    _check_source(loaded, resumed=path)
     with _quietly():
         from kpipe.experiment import train
         from kpipe.runs.directory import label_of
@@ -345,12 +345,23 @@ def _say_what_was_dropped(loaded: "Loaded", mark: str = "") -> None:
         click.echo(f"{mark}note: the overrides leave these values of the file unused: {', '.join(loaded.dropped)}")
 
 
-def _check_source(loaded: "Loaded") -> None:
-    """Find what is wrong with the data at first sight, before TensorFlow is imported."""
+def _check_source(loaded: "Loaded", resumed: Path | None = None) -> None:
+    """Find what is wrong with the data at first sight, before TensorFlow is imported.
+
+    Args:
+        loaded: an experiment.
+        resumed: the run that is resumed, whose folder of images may have been moved.
+    """
     from kpipe.catalog.data import check_source
 
     for source in loaded.experiment.sources:
-        check_source(source)
+        try:
+            check_source(source)
+        except DataError as error:
+            if resumed is None or not source.startswith("folder:"):
+                raise
+            command = f"kpipe run --resume {shell_quoted(str(resumed))} data.source=folder:PATH"
+            raise DataError(f"{error}\nIf you have moved the folder:\n  {command}") from None
 
 
 def _check_folders(loaded: "Loaded") -> None:

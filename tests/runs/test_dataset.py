@@ -159,6 +159,7 @@ def test_a_run_whose_images_were_moved_is_resumed_by_hand(kpipe, experiment, unf
     resume = ("run", "--resume", str(unfinished))
     code, _, err = kpipe(*resume)
     assert code == 3 and err.startswith(f"folder:{photos}: expected a folder of images, got nothing there. ")
+    assert err.endswith(f"\nIf you have moved the folder:\n  kpipe run --resume {unfinished} data.source=folder:PATH\n")
     removed = (moved / "cat/3.png").rename(tmp_path / "3.png")
     code, _, err = kpipe(*resume, "data.source=folder:moved")
     assert code == 3 and f"{unfinished}: the data are not those that the run began with: train had 10 images" in err
