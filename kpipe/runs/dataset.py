@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from kpipe.catalog.wording import show
@@ -68,12 +69,13 @@ def record_search_data(file: Path, data: Described) -> None:
         DataError: the data are not those that the search began with.
     """
     now = Record(classes=data.class_names, splits=data.contents)
-    try:
-        then = Record.model_validate(read_json(file))
-    except ValidationError:  # there is none yet, or it is damaged
-        then = now
-    _refuse_differences(then, now, file.parent, "search")
-    write_json(file, now.model_dump())
+    with FileLock(file.with_name(f".{file.stem}.lock")):  # several workers begin at once
+        try:
+            then = Record.model_validate(read_json(file))
+        except ValidationError:  # there is none yet, or it is damaged
+            then = now
+        _refuse_differences(then, now, file.parent, "search")
+        write_json(file, now.model_dump())
 
 
 def _refuse_differences(then: Record, now: Record, path: Path, noun: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tiny_runs import only_run, refuse_to_write
 
 from kpipe.errors import DataError
-from kpipe.runs.dataset import record_data
+from kpipe.runs.dataset import record_data, record_search_data
 from kpipe.runs.directory import Run
 
 CLASSES = ("cat", "dog", "owl")
@@ -192,3 +193,11 @@ def test_a_new_run_takes_the_data_as_they_are(kpipe, experiment, unfinished, pho
     assert kpipe("run", experiment, "--new")[0] == 0
     [new] = [run for run in (logs / "tiny").iterdir() if run.is_dir() and run != unfinished]
     assert (new / "classes.txt").read_text() == "cat\nowl\nwolf\n"
+
+
+def test_workers_that_begin_at_once_record_the_same_data(tmp_path):
+    data = SimpleNamespace(class_names=("a", "b"), contents={"train": {"a": (1, "x"), "b": (2, "y")}})
+    with ThreadPoolExecutor(8) as workers:
+        for done in [workers.submit(record_search_data, tmp_path / "data-0.json", data) for _ in range(200)]:
+            done.result()
+    assert json.loads((tmp_path / "data-0.json").read_text())["classes"] == ["a", "b"]

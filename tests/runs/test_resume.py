@@ -33,7 +33,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     kpipe, start, experiment, logs, tmp_path, monkeypatch, precision
 ):
     arguments = ("run", experiment, *EXACT, f"training.precision={precision}")
-    for text, times in (("step ", 2), ("resumed    after step", 1), ("epoch 2/3", 1)):
+    for text, times in (("images/s", 2), ("resumed    after step", 1), ("epoch 2/3", 1)):
         process = start(*arguments)
         process.wait_for(text, times)
         process.send(signal.SIGKILL)
