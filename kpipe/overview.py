@@ -93,7 +93,9 @@ def show_result(
     if unreadable := {name: count for name, count in summary["unreadable"].items() if count}:
         names = from_here(run.path / UNREADABLE)
         screen.line(f"Unreadable and left out: {describe_counts(unreadable)}; their names are in {names}")
-    ended = _ENDED_BY.get(summary["ended_by"], "")
+    ended, stopping = _ENDED_BY.get(summary["ended_by"], ""), experiment.training.early_stopping
+    if summary["ended_by"] == "early_stopping" and stopping:
+        ended += f": no better {experiment.training.monitor} for {counted(stopping.patience, 'epoch')}"
     screen.line(f"{describe_time(state.seconds)} of training{ended}. Kept are the weights of {state.kept}.")
     rows = {
         "model": from_here(run.model),

@@ -112,7 +112,8 @@ def _differences(then: Record, now: Record) -> Iterator[str]:
         if before is None or after is None:
             yield f"the {split} split is {'new' if before is None else 'gone'}"
         else:
-            yield from _image_differences(split, before, after)
+            has_splits = {*then.splits, *now.splits} != {"train"}  # those that kpipe makes are not recorded
+            yield from _image_differences(split if has_splits else "", before, after)
 
 
 def _class_differences(then: Record, now: Record) -> Iterator[str]:
@@ -135,14 +136,15 @@ def _class_differences(then: Record, now: Record) -> Iterator[str]:
 
 
 def _image_differences(split: str, before: dict[str, Content], after: dict[str, Content]) -> Iterator[str]:
+    images, place = (f"{split} images", f"{split}: ") if split else ("images", "")
     changed = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
     for name in changed:
         of_class = f" of class {show(name)}" if name else ""
         (count, digest), (new_count, new_digest) = before.get(name, NOTHING), after.get(name, NOTHING)
         swapped = [other for other in changed if other != name and digest and digest == after.get(other, NOTHING)[1]]
         if swapped:
-            yield f"the {split} images{of_class} are now in class {show(swapped[0])}"
+            yield f"the {images}{of_class} are now in class {show(swapped[0])}"
         elif count != new_count:
-            yield f"{split} had {counted(count, 'image')}{of_class}, has {new_count:,}"
+            yield f"{place}{counted(count, 'image')}{of_class} then, {new_count:,} now"
         elif digest != new_digest:
-            yield f"the {split} images{of_class} have changed (names or sizes)"
+            yield f"the {images}{of_class} have changed (names or sizes)"

@@ -52,6 +52,7 @@ class Recorder:
     subject: Subject
     options: RunOptions = RunOptions()
     ended_by: str | None = field(default=None, init=False)
+    _saved_step: int | None = field(default=None, init=False)
     _started_at: float = field(init=False)
     """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
 
@@ -91,8 +92,10 @@ class Recorder:
         return self.ended_by is not None
 
     def save(self) -> None:
-        """Save a checkpoint of this moment, from which the run can be resumed."""
+        """Save a checkpoint of this moment, from which the run can be resumed; once for each step."""
         state = self.state
+        if state.train.step == self._saved_step:
+            return
         self._bring_up_to_date()
         self.checkpoints.commit(
             self.subject.model,
@@ -101,6 +104,7 @@ class Recorder:
             best_step=state.best_step,
             logs=self.log.lengths(),
         )
+        self._saved_step = state.train.step
 
     def end_epoch(self, logs: Mapping[str, float]) -> bool:
         """Keep the weights if they are the best so far; return whether they are better than those before."""

@@ -59,15 +59,15 @@ CHANGES = {
                      "class 'fox' is new; 3 classes then, 4 now"),
     "a class less": (lambda photos: shutil.rmtree(photos / "owl"),
                      "class 'owl' is gone; 3 classes then, 2 now"),
-    "swapped classes": (swap, "the train images of class 'cat' are now in class 'dog'; the train images of class 'dog' "
+    "swapped classes": (swap, "the images of class 'cat' are now in class 'dog'; the images of class 'dog' "
                               "are now in class 'cat'"),
-    "an image more": (lambda photos: write_photo(photos / "cat/new.png"), "train had 10 images of class 'cat', has 11"),
-    "an image less": (lambda photos: (photos / "cat/3.png").unlink(), "train had 10 images of class 'cat', has 9"),
+    "an image more": (lambda photos: write_photo(photos / "cat/new.png"), "10 images of class 'cat' then, 11 now"),
+    "an image less": (lambda photos: (photos / "cat/3.png").unlink(), "10 images of class 'cat' then, 9 now"),
     "an image in another class": (lambda photos: (photos / "cat/3.png").rename(photos / "dog/x.png"),
-                                  "train had 10 images of class 'cat', has 9; train had 10 images of class 'dog', "
-                                  "has 11"),
+                                  "10 images of class 'cat' then, 9 now; 10 images of class 'dog' then, "
+                                  "11 now"),
     "a renamed image": (lambda photos: (photos / "owl/3.png").rename(photos / "owl/three.png"),
-                        "the train images of class 'owl' have changed (names or sizes)"),
+                        "the images of class 'owl' have changed (names or sizes)"),
     "splits": (lambda photos: (photos.rename(photos.parent / "train"), photos.mkdir(),
                                (photos.parent / "train").rename(photos / "train"),
                                write_photo(photos / "test/cat/0.png")),
@@ -116,7 +116,7 @@ def test_classes_that_only_their_pixels_tell_apart(kpipe, experiment, photos, lo
         assert kpipe("run", experiment)[0] == 5
     swap(photos)
     code, _, err = kpipe("run", experiment)
-    assert code == 3 and "the train images of class 'cat' are now in class 'dog'; " in err
+    assert code == 3 and "the images of class 'cat' are now in class 'dog'; " in err
 
 
 def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
@@ -130,8 +130,8 @@ def test_many_differences_are_counted(kpipe, experiment, unfinished, photos):
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        ({"train": {"": (19, "b")}}, "train had 20 images, has 19"),
-        ({"train": {"": (20, "b")}}, "the train images have changed .names or sizes."),
+        ({"train": {"": (19, "b")}}, "20 images then, 19 now"),
+        ({"train": {"": (20, "b")}}, "the images have changed .names or sizes."),
         ({}, "the train split is gone"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_run_whose_images_were_moved_is_resumed_by_hand(kpipe, experiment, unf
     assert err.endswith(f"\nIf you have moved the folder:\n  kpipe run --resume {unfinished} data.source=folder:PATH\n")
     removed = (moved / "cat/3.png").rename(tmp_path / "3.png")
     code, _, err = kpipe(*resume, "data.source=folder:moved")
-    assert code == 3 and f"{unfinished}: the data are not those that the run began with: train had 10 images" in err
+    assert code == 3 and f"{unfinished}: the data are not those that the run began with: 10 images of class" in err
     removed.rename(moved / "cat/3.png")
     code, out, err = kpipe(*resume, "data.source=folder:moved")
     assert (code, err) == (0, "")

@@ -40,9 +40,7 @@ def test_a_search_is_not_resumed_on_other_data(kpipe, tmp_path, experiment, sear
     code, _, err = kpipe("search", experiment, *folder[:1], "search.trials=2")
     assert (code, len(trained)) == (3, 1)
     assert err.startswith(f"{search()}: the data are not those that the search began with: ")
-    assert err.endswith(
-        "train had 12 images of class 'dog', has 11. Restore them, or start another search with --new\n"
-    )
+    assert err.endswith("12 images of class 'dog' then, 11 now. Restore them, or start another search with --new\n")
 
 
 def test_executions_have_other_seeds_and_the_score_is_their_mean(kpipe, experiment, search, trained):
