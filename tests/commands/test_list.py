@@ -28,7 +28,7 @@ def test_each_section_and_name_with_its_options(kpipe):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[:4] == [
-        "Behind each option stand its values or its type, and its default. To see one name in full:",
+        "Each option is followed by its values or its type, and by its default. To see one name in full:",
         "  kpipe list models vgg16",
         "",
         "models",

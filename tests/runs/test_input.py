@@ -83,6 +83,7 @@ def test_names_of_any_kind_reach_no_screen_and_no_file_raw(kpipe, experiment, ph
     assert load_experiment(run / "config.yaml").experiment.data.source == f"folder:{root}"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_what_could_not_be_read(kpipe, experiment, broken, logs, monkeypatch, tmp_path):
     kpipe("run", experiment, f"logs={tmp_path / 'whole'}")
     with monkeypatch.context() as patched:

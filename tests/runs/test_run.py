@@ -106,6 +106,7 @@ def test_the_model_eats_raw_images_and_agrees_with_the_summary(kpipe, experiment
     assert accuracy == pytest.approx(json.loads((run / "summary.json").read_text())["test"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_config_yaml_repeats_the_run(kpipe, experiment, logs):
     kpipe("run", experiment)
     first = only_run(logs)
