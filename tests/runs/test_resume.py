@@ -95,7 +95,7 @@ def test_a_second_interrupt_leaves_at_once_and_loses_nothing_committed(kpipe, st
     first = re.match(r"interrupted; the training is saved up to step ([\d,]+)\. The same", process.err)[1]
     process = start("run", experiment, *LONG)
     process.wait_for("resumed    after step")
-    process.wait_for("epoch ")
+    process.wait_for("val_loss ")
     for _ in range(3):
         process.send(signal.SIGINT)
         time.sleep(0.01)
