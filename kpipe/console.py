@@ -125,11 +125,12 @@ class Screen:
             text: one paragraph.
             indent: spaces in front of all lines but the first.
         """
+        self.log(text)
         width = self.console.width if self.console.is_terminal else max(len(text), 1)
         for line in textwrap.wrap(
             printable(text), width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         ):
-            self.line(line)
+            self.show(line)
 
     def header(self, title: str, rows: dict[str, str], notes: Iterable[str] = ()) -> None:
         """Print a title and below it rows of a name and a value, then notes."""

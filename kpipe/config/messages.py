@@ -6,7 +6,7 @@ from typing import Any
 from kpipe.catalog.wording import describe_error, show
 from kpipe.config.document import Document, Keys, Problem, keys_of_error, one_line
 from kpipe.config.overrides import WHERE, sections_at
-from kpipe.config.remedies import as_list, as_one_of, as_section, full_key
+from kpipe.config.remedies import as_list, as_section, full_key, section_with
 from kpipe.errors import did_you_mean, nearest_name
 from kpipe.names import in_quotes
 
@@ -45,7 +45,7 @@ def _describe(keys: Keys, details: dict[str, Any], *, in_file: bool) -> str:
     if kind in ("model_type", "model_attributes_type"):
         written = as_section(keys, value, in_file=in_file)
     elif kind == "one_of" and isinstance(value, int | float):
-        written = as_one_of(keys, details["ctx"]["names"].split(", ")[0], value, in_file=in_file)
+        written = section_with(keys, details["ctx"]["names"].split(", ")[0], value, in_file=in_file)
     elif kind == "list_type" and isinstance(value, str | int | float):
         written = as_list(keys, value, in_file=in_file)
     return describe_error(details) + (f". Write {written}" if written else "")

@@ -31,21 +31,16 @@ def as_section(keys: Keys, value: Any, *, in_file: bool) -> str | None:
     """
     key, kinds = _main_key(keys, value), _kinds_at(keys)
     if key:
-        return _section_with(keys, key, value, in_file=in_file)
+        return section_with(keys, key, value, in_file=in_file)
     if kinds and isinstance(value, str):
         [(key, known)] = kinds.items()
-        return f"{_section_with(keys, key, 'NAME', in_file=in_file)} (known: {', '.join(known)})"
+        return f"{section_with(keys, key, 'NAME', in_file=in_file)} (known: {', '.join(known)})"
     return None
 
 
 def as_list(keys: Keys, value: Any, *, in_file: bool) -> str:
     """Return how to write a value that was given in the place of a list of such values."""
     return f"{keys[-1]}: {one_line([value])}" if in_file else _as_override(keys, [value])
-
-
-def as_one_of(keys: Keys, key: str, value: Any, *, in_file: bool) -> str:
-    """Return how to write a number that was given without its unit: `training.log_every.steps=10`."""
-    return _section_with(keys, key, value, in_file=in_file)
 
 
 def full_key(keys: Keys, known: Iterable[str], value: Any = None, *, in_file: bool = True) -> str | None:
@@ -91,7 +86,8 @@ def override_for_option(option: str, value: str | None) -> str | None:
     return _as_override(keys, given) if is_whole else full_key(keys, (), given, in_file=False)
 
 
-def _section_with(keys: Keys, key: str, value: Any, *, in_file: bool) -> str:
+def section_with(keys: Keys, key: str, value: Any, *, in_file: bool) -> str:
+    """Return how to write a section with one key: `training.log_every.steps=10`."""
     return f"{keys[-1]}: {one_line({key: value})}" if in_file else _as_override((*keys, key), value)
 
 

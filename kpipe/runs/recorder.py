@@ -52,7 +52,6 @@ class Recorder:
     subject: Subject
     options: RunOptions = RunOptions()
     ended_by: str | None = field(default=None, init=False)
-    _saved_step: int | None = field(default=None, init=False)
     _started_at: float = field(init=False)
     """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
 
@@ -94,7 +93,7 @@ class Recorder:
     def save(self) -> None:
         """Save a checkpoint of this moment, from which the run can be resumed; once for each step."""
         state = self.state
-        if state.train.step == self._saved_step:
+        if state.train.step == self.checkpoints.committed:
             return
         self._bring_up_to_date()
         self.checkpoints.commit(
@@ -104,7 +103,6 @@ class Recorder:
             best_step=state.best_step,
             logs=self.log.lengths(),
         )
-        self._saved_step = state.train.step
 
     def end_epoch(self, logs: Mapping[str, float]) -> bool:
         """Keep the weights if they are the best so far; return whether they are better than those before."""

@@ -13,7 +13,7 @@ def count_rare_values(dimensions: Sequence[Dimension], records: Iterable[Record]
 
     Args:
         dimensions: those of the searched space. Ranges of numbers are left out.
-        records: of the trials that have ended.
+        records: those of the trials that have ended.
 
     Returns:
         0 or 1 by (dotted key, value as it is shown). Empty where every combination has been tried.

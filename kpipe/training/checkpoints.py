@@ -95,6 +95,11 @@ class Checkpoints:
         """The newest checkpoint that this object committed or restored."""
         return None if self._committed is None else self._path(self._committed)
 
+    @property
+    def committed(self) -> int | None:
+        """Step of the checkpoint that was committed or restored last."""
+        return self._committed
+
     def commit(
         self,
         model: keras.Model,
