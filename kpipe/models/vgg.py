@@ -33,10 +33,12 @@ Deliberate deviations from the paper:
 - The dense layers are not turned into convolutions for testing at other sizes (section 3.2).
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import layers
 
-from kpipe.catalog.networks import MODELS, VGGOptions
+from kpipe.catalog.networks import VGG11Options, VGGOptions
 from kpipe.catalog.rows import check_options
 from kpipe.errors import ConfigError
 from kpipe.models.layers import (
@@ -103,12 +105,9 @@ def vgg11(
         ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
             does not apply; no class.
     """
-    return _build(
+    options = check_options(
         "vgg11",
-        input_shape,
-        classes,
-        preprocessing,
-        name,
+        VGG11Options,
         batch_norm=batch_norm,
         head=head,
         width=width,
@@ -118,224 +117,89 @@ def vgg11(
         initializer=initializer,
         lrn=lrn,
     )
+    return _build("vgg11", input_shape, classes, options, preprocessing, name, lrn=lrn)
 
 
-def vgg13(
-    input_shape: InputShape = (224, 224, 3),
-    classes: int = 1000,
-    *,
-    batch_norm: bool = False,
-    head: str = "fc",
-    width: int = 4096,
-    dropout: float = 0.5,
-    activation: str = "relu",
-    pooling: str = "max",
-    initializer: str = "he",
-    preprocessing: Preprocessing | None = None,
-    name: str = "vgg13",
-) -> keras.Model:
-    """Build VGG net B: 10 convolutions and 3 dense layers.
+def _builder(network: str, net: str) -> Callable[..., keras.Model]:
+    """Return the function `network`, which builds the net that the paper calls `net`.
 
-    Args:
-        input_shape: (H, W, C), H and W at least 17; with head "gap" they may be None: any size.
-        classes: number of classes, K.
-        batch_norm: batch normalization between each convolution and its activation.
-        head: "fc", two hidden dense layers as in the paper, or "gap", global average pooling.
-        width: units of each hidden layer of the "fc" head.
-        dropout: dropout rate after each hidden layer of the "fc" head.
-        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
-        pooling: "max" or "average".
-        initializer: "he" (dense layers: Glorot), "glorot", or "paper": N(0, variance 0.01), section 3.1.
-        preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: name of the model.
-
-    Returns:
-        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
-
-    Raises:
-        ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
-            does not apply; no class.
+    The nets share one docstring, in which `help` names the net.
     """
-    return _build(
-        "vgg13",
-        input_shape,
-        classes,
-        preprocessing,
-        name,
-        batch_norm=batch_norm,
-        head=head,
-        width=width,
-        dropout=dropout,
-        activation=activation,
-        pooling=pooling,
-        initializer=initializer,
-    )
+
+    def build(
+        input_shape: InputShape = (224, 224, 3),
+        classes: int = 1000,
+        *,
+        batch_norm: bool = False,
+        head: str = "fc",
+        width: int = 4096,
+        dropout: float = 0.5,
+        activation: str = "relu",
+        pooling: str = "max",
+        initializer: str = "he",
+        preprocessing: Preprocessing | None = None,
+        name: str = network,
+    ) -> keras.Model:
+        """Build VGG net NET.
+
+        Args:
+            input_shape: (H, W, C), H and W at least 17; with head "gap" they may be None: any size.
+            classes: number of classes, K.
+            batch_norm: batch normalization between each convolution and its activation.
+            head: "fc", two hidden dense layers as in the paper, or "gap", global average pooling.
+            width: units of each hidden layer of the "fc" head.
+            dropout: dropout rate after each hidden layer of the "fc" head.
+            activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
+            pooling: "max" or "average".
+            initializer: "he" (dense layers: Glorot), "glorot", or "paper": N(0, variance 0.01), section 3.1.
+            preprocessing: the layer that takes the raw images; None scales them to 0..1.
+            name: name of the model.
+
+        Returns:
+            An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
+
+        Raises:
+            ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
+                does not apply; no class.
+        """
+        options = check_options(
+            network,
+            VGGOptions,
+            batch_norm=batch_norm,
+            head=head,
+            width=width,
+            dropout=dropout,
+            activation=activation,
+            pooling=pooling,
+            initializer=initializer,
+        )
+        return _build(network, input_shape, classes, options, preprocessing, name)
+
+    build.__name__ = build.__qualname__ = network
+    build.__doc__ = (build.__doc__ or "").replace("NET", net, 1)  # None under python -OO
+    return build
 
 
-def vgg16(
-    input_shape: InputShape = (224, 224, 3),
-    classes: int = 1000,
-    *,
-    batch_norm: bool = False,
-    head: str = "fc",
-    width: int = 4096,
-    dropout: float = 0.5,
-    activation: str = "relu",
-    pooling: str = "max",
-    initializer: str = "he",
-    preprocessing: Preprocessing | None = None,
-    name: str = "vgg16",
-) -> keras.Model:
-    """Build VGG net D: 13 convolutions and 3 dense layers.
-
-    Args:
-        input_shape: (H, W, C), H and W at least 17; with head "gap" they may be None: any size.
-        classes: number of classes, K.
-        batch_norm: batch normalization between each convolution and its activation.
-        head: "fc", two hidden dense layers as in the paper, or "gap", global average pooling.
-        width: units of each hidden layer of the "fc" head.
-        dropout: dropout rate after each hidden layer of the "fc" head.
-        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
-        pooling: "max" or "average".
-        initializer: "he" (dense layers: Glorot), "glorot", or "paper": N(0, variance 0.01), section 3.1.
-        preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: name of the model.
-
-    Returns:
-        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
-
-    Raises:
-        ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
-            does not apply; no class.
-    """
-    return _build(
-        "vgg16",
-        input_shape,
-        classes,
-        preprocessing,
-        name,
-        batch_norm=batch_norm,
-        head=head,
-        width=width,
-        dropout=dropout,
-        activation=activation,
-        pooling=pooling,
-        initializer=initializer,
-    )
-
-
-def vgg16_c(
-    input_shape: InputShape = (224, 224, 3),
-    classes: int = 1000,
-    *,
-    batch_norm: bool = False,
-    head: str = "fc",
-    width: int = 4096,
-    dropout: float = 0.5,
-    activation: str = "relu",
-    pooling: str = "max",
-    initializer: str = "he",
-    preprocessing: Preprocessing | None = None,
-    name: str = "vgg16_c",
-) -> keras.Model:
-    """Build VGG net C: 13 convolutions, three of them 1x1, and 3 dense layers.
-
-    Args:
-        input_shape: (H, W, C), H and W at least 17; with head "gap" they may be None: any size.
-        classes: number of classes, K.
-        batch_norm: batch normalization between each convolution and its activation.
-        head: "fc", two hidden dense layers as in the paper, or "gap", global average pooling.
-        width: units of each hidden layer of the "fc" head.
-        dropout: dropout rate after each hidden layer of the "fc" head.
-        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
-        pooling: "max" or "average".
-        initializer: "he" (dense layers: Glorot), "glorot", or "paper": N(0, variance 0.01), section 3.1.
-        preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: name of the model.
-
-    Returns:
-        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
-
-    Raises:
-        ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
-            does not apply; no class.
-    """
-    return _build(
-        "vgg16_c",
-        input_shape,
-        classes,
-        preprocessing,
-        name,
-        batch_norm=batch_norm,
-        head=head,
-        width=width,
-        dropout=dropout,
-        activation=activation,
-        pooling=pooling,
-        initializer=initializer,
-    )
-
-
-def vgg19(
-    input_shape: InputShape = (224, 224, 3),
-    classes: int = 1000,
-    *,
-    batch_norm: bool = False,
-    head: str = "fc",
-    width: int = 4096,
-    dropout: float = 0.5,
-    activation: str = "relu",
-    pooling: str = "max",
-    initializer: str = "he",
-    preprocessing: Preprocessing | None = None,
-    name: str = "vgg19",
-) -> keras.Model:
-    """Build VGG net E: 16 convolutions and 3 dense layers.
-
-    Args:
-        input_shape: (H, W, C), H and W at least 17; with head "gap" they may be None: any size.
-        classes: number of classes, K.
-        batch_norm: batch normalization between each convolution and its activation.
-        head: "fc", two hidden dense layers as in the paper, or "gap", global average pooling.
-        width: units of each hidden layer of the "fc" head.
-        dropout: dropout rate after each hidden layer of the "fc" head.
-        activation: "relu", "leaky_relu", "sigmoid", "tanh", "scaled_tanh" or "maxout".
-        pooling: "max" or "average".
-        initializer: "he" (dense layers: Glorot), "glorot", or "paper": N(0, variance 0.01), section 3.1.
-        preprocessing: the layer that takes the raw images; None scales them to 0..1.
-        name: name of the model.
-
-    Returns:
-        An uncompiled model from raw images float32 [B, H, W, C], 0..255, to logits float32 [B, K].
-
-    Raises:
-        ConfigError: an input too small, or of unknown size before the "fc" head; an option that is unknown or
-            does not apply; no class.
-    """
-    return _build(
-        "vgg19",
-        input_shape,
-        classes,
-        preprocessing,
-        name,
-        batch_norm=batch_norm,
-        head=head,
-        width=width,
-        dropout=dropout,
-        activation=activation,
-        pooling=pooling,
-        initializer=initializer,
-    )
+vgg13 = _builder("vgg13", "B: 10 convolutions and 3 dense layers")
+vgg16 = _builder("vgg16", "D: 13 convolutions and 3 dense layers")
+vgg16_c = _builder("vgg16_c", "C: 13 convolutions, three of them 1x1, and 3 dense layers")
+vgg19 = _builder("vgg19", "E: 16 convolutions and 3 dense layers")
 
 
 def _build(
-    network: str, input_shape: InputShape, classes: int, preprocessing: Preprocessing | None, name: str, **arguments
+    network: str,
+    input_shape: InputShape,
+    classes: int,
+    options: VGGOptions,
+    preprocessing: Preprocessing | None,
+    name: str,
+    *,
+    lrn: bool = False,
 ) -> keras.Model:
-    options = check_options(network, MODELS[network].options, **arguments)
     check_arguments(network, input_shape, classes, fixed_size=not options.any_size)
     images = keras.Input(input_shape, dtype="float32", name="images")
     x = (preprocessing or scale_to_unit())(images)
-    x = _features(x, STAGES[network], options, lrn=arguments.get("lrn", False))
+    x = _features(x, STAGES[network], options, lrn=lrn)
     return keras.Model(images, _head(x, classes, options), name=name)
 
 
