@@ -21,10 +21,21 @@ from kpipe.streams import announce, going_quiet
 
 def describe_size(number: int) -> str:
     """Return a number of bytes as people say it: 1.5 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= 0.9995 * size:  # of three digits, 999.5 kB are 1 MB
-            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:,.0f} {unit}"
-    return counted(number, "byte")
+    return _with_unit(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or counted(number, "byte")
+
+
+def describe_count(number: int) -> str:
+    """Return a count with three digits: 999, 12.3 k, 1.85 G."""
+    return _with_unit(number, {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}) or f"{number}"
+
+
+def _with_unit(number: int, units: Mapping[str, float]) -> str:
+    """Return a number with three digits, and more only in the largest unit; empty below the smallest unit."""
+    rounded = float(f"{number:.3g}")
+    for unit, size in units.items():
+        if rounded >= size:
+            return f"{rounded / size:.3g} {unit}" if rounded < 1000 * size else f"{number / size:,.0f} {unit}"
+    return ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -45,6 +56,11 @@ def describe_time(seconds: float) -> str:
 def describe_counts(counts: Mapping[str, int]) -> str:
     """`{"train": 1293, "test": 360}` as `1,293 train, 360 test`."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Return the width that a table takes where nothing limits it, in characters."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum
 
 
 LONG = 5  # seconds after which a user wonders what is happening

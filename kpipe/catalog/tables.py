@@ -1,4 +1,4 @@
-"""Every table of names, for `kpipe list` and the tests."""
+"""Every table of names, and the keys of an experiment that take them."""
 
 from kpipe.catalog.data import AUGMENTATIONS, NORMALIZATIONS, SOURCES
 from kpipe.catalog.networks import MODELS
@@ -16,3 +16,12 @@ TABLES: dict[str, dict[str, Row]] = {
     "losses": LOSSES,
     "search_methods": SEARCH_METHODS,
 }
+
+KINDS: dict[tuple[str, ...], dict[str, Row]] = {
+    ("model", "name"): MODELS,
+    ("training", "optimizer", "name"): OPTIMIZERS,
+    ("training", "learning_rate", "schedule"): SCHEDULES,
+    ("training", "loss", "name"): LOSSES,
+    ("search", "method"): SEARCH_METHODS,
+}
+"""Keys that say what kind their section is, and the kinds."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from kpipe.catalog.data import SOURCES
 from kpipe.catalog.rows import Row
-from kpipe.catalog.tables import TABLES
+from kpipe.catalog.tables import KINDS, TABLES
 from kpipe.console import Screen
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.names import in_quotes
@@ -177,7 +177,7 @@ def _default(option: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a value in YAML's words, on one line."""
+    """Return a value on one line, as YAML writes it, but `none` for null."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -210,12 +210,8 @@ def _example(section: str, name: str, row: Row) -> str:
         return f"data: {_value({'source': source, **size, **({name: given} if given else {})})}"
     if section == "augmentations":
         return f"data: {{augment: [{_value({name: given} if given else name)}]}}"
-    return {
-        "models": "model: {}",
-        "optimizers": "training: {{optimizer: {}}}",
-        "schedules": "training: {{learning_rate: {}}}",
-        "losses": "training: {{loss: {}}}",
-        "search_methods": "search: {}",
-    }[section].format(
-        _value({{"schedules": "schedule", "search_methods": "method"}.get(section, "name"): name, **given})
-    )
+    [(*above, kind)] = [keys for keys, rows in KINDS.items() if rows is TABLES[section]]
+    form = {kind: name, **given}
+    for key in reversed(above):
+        form = {key: form}
+    return _value(form)[1:-1]

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from kpipe.console import Screen, counted, describe_counts, describe_size, describe_time
+from kpipe.console import Screen, counted, describe_count, describe_counts, describe_size, describe_time, width_of
 
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 _LABELS = 16  # characters beside the curve
@@ -43,10 +42,10 @@ def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
     marks = _MARKS if _can_show_lines(screen) else _ASCII_MARKS
     rows = list(_rows(layers, marks))
     columns = _columns(rows, "{:,}".format)
-    if _width(columns, screen.console) > screen.console.width:
-        columns = _columns(rows, _shortened)
+    if width_of(_table(columns), screen.console) > screen.console.width:
+        columns = _columns(rows, describe_count)
     left_out: list[str] = []
-    while _width(columns, screen.console) > screen.console.width and len(columns) > 2:
+    while width_of(_table(columns), screen.console) > screen.console.width and len(columns) > 2:
         left_out.insert(0, columns.popitem()[0])
     screen.console.print(_table(columns))
     if any(layer["is_in_branch"] for layer in layers):
@@ -108,19 +107,6 @@ def _table(columns: dict[str, list[str]]) -> Table:
     return table
 
 
-def _width(columns: dict[str, list[str]], console: Console) -> int:
-    return console.measure(_table(columns), options=console.options.update(width=10_000)).maximum
-
-
-def _shortened(number: int) -> str:
-    """Return a count with three digits: 999, 12.3 k, 1.85 G."""
-    number = float(f"{number:.3g}")
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
 def _kernel_and_stride(layer: dict[str, Any]) -> str:
     if not layer.get("kernel"):
         return ""
@@ -170,7 +156,7 @@ def _describe_training(training: dict[str, Any], data: dict[str, Any]) -> dict[s
             length += f" of {counted(training['steps_per_epoch'], 'step')} = {steps}"
         rows["training"] = f"{length}, {rows['training']}"
     rows["time"] = (
-        _describe_time(training["time"]) if training["time"] else "add --measure to time a few training steps"
+        _describe_measurement(training["time"]) if training["time"] else "add --measure to time a few training steps"
     )
     memory, disk = training["memory"], training["disk"]
     kinds = ", ".join(
@@ -186,7 +172,7 @@ def _describe_training(training: dict[str, Any], data: dict[str, Any]) -> dict[s
     return rows
 
 
-def _describe_time(measured: dict[str, Any]) -> str:
+def _describe_measurement(measured: dict[str, Any]) -> str:
     times = f"{measured['seconds_per_step']:.3g} s a step ({measured['images_per_second']:,.3g} images/s)"
     if measured["seconds"]:
         epoch, whole = (describe_time(measured[name]) for name in ("seconds_per_epoch", "seconds"))

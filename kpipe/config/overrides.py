@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from kpipe.catalog.data import SOURCES
-from kpipe.catalog.networks import MODELS
-from kpipe.catalog.rows import OneOf, Row, Section
-from kpipe.catalog.search import SEARCH_METHODS, VALUE_KINDS
-from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
+from kpipe.catalog.rows import OneOf, Section
+from kpipe.catalog.search import VALUE_KINDS
+from kpipe.catalog.tables import KINDS
 from kpipe.catalog.wording import show
 from kpipe.config.document import (
     DEEPEST,
@@ -29,14 +28,6 @@ from kpipe.names import shorten
 
 WHERE = "command line"
 _SPACE = "search.space."
-KINDS: dict[Keys, dict[str, Row]] = {
-    ("model", "name"): MODELS,
-    ("training", "optimizer", "name"): OPTIMIZERS,
-    ("training", "learning_rate", "schedule"): SCHEDULES,
-    ("training", "loss", "name"): LOSSES,
-    ("search", "method"): SEARCH_METHODS,
-}
-"""Keys that say what kind their section is, and the kinds."""
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:

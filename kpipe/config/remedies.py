@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from kpipe.catalog.rows import OneOf, Row, Section
+from kpipe.catalog.tables import KINDS
 from kpipe.config.document import Keys, dotted, one_line, parse_scalar
-from kpipe.config.overrides import KINDS, sections_at, split_keys
+from kpipe.config.overrides import sections_at, split_keys
 from kpipe.config.schema import Resolved
 from kpipe.errors import nearest_name
 from kpipe.names import shell_quoted

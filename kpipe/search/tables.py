@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kpipe.console import width_of
 from kpipe.names import printable
 from kpipe.search.records import Group, Record, rank, show_value
 
@@ -70,10 +70,9 @@ def _fit(
     """Make a table with a column for each key, or where the screen is too narrow for that, one for all keys."""
     shown = [{key: show_value(value) for key, value in row.values.items() if key in names} for row in rows]
     values = [[each.get(key, "") for key in names] for each in shown]
-    unlimited = console.options.update(width=10_000)
     for width in _WIDTHS:
         table = _make_table(before, names.values(), after, rows, values, width=width)
-        if Measurement.get(console, unlimited, table).maximum <= console.width:
+        if width_of(table, console) <= console.width:
             return table
     values = [[", ".join(f"{names[key]}={value}" for key, value in each.items())] for each in shown]
     return _make_table(before, ["values"], after, rows, values, width=_WIDTHS[-1])
