@@ -5,8 +5,11 @@
 """
 
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
+
+import tensorflow as tf
 
 from kpipe.assembly import load_splits, make_cadence, make_callbacks, prepare
 from kpipe.catalog.data import check_source
@@ -136,11 +139,7 @@ def train(
             if not recorder.load_best_weights():  # a finished run that was extended has them in model.keras alone
                 load_portable_weights(model, run.model)
             held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
-            scores = {}
-            for name, batches in held_out.items():
-                if batches:
-                    with screen.status(f"evaluating the {name} split"):
-                        scores[name] = trainer.evaluate(batches)
+            scores = _evaluate(trainer, held_out, screen)
 
             # Write: the model, figures, summary.json; and say where they are.
             save_portable(model, run.model, **prepared.network)
@@ -154,3 +153,15 @@ def train(
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)
+
+
+def _evaluate(
+    trainer: Trainer, held_out: Mapping[str, tf.data.Dataset | None], screen: Screen
+) -> dict[str, dict[str, float]]:
+    """Return loss, metrics and number of images of each split that is there."""
+    scores = {}
+    for name, batches in held_out.items():
+        if batches:
+            with screen.status(f"evaluating the {name} split"):
+                scores[name] = trainer.evaluate(batches)
+    return scores

@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from kpipe.console import Screen, counted, describe_size, describe_time
+from kpipe.console import Screen, counted, describe_count, describe_size, describe_time
 from kpipe.errors import DataError
 from kpipe.training_screen import training_screen
 
@@ -23,6 +23,28 @@ def screen():
 def test_a_number_stands_with_its_noun():
     counts = [counted(1, "class"), counted(1_000, "class"), counted(1, "epoch"), counted(0, "epoch"), describe_size(1)]
     assert counts == ["1 class", "1,000 classes", "1 epoch", "0 epochs", "1 byte"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(999, "999 bytes"), (999_400, "999 kB"), (999_600, "1 MB"), (1_234_567, "1.23 MB"), (10**12, "1,000 GB")],
+)
+def test_sizes_have_three_digits(number, said):
+    assert describe_size(number) == said
+
+
+@pytest.mark.parametrize(("number", "said"), [(999, "999"), (999_600, "1 M"), (10**12, "1 T"), (10**16, "10,000 T")])
+def test_counts_have_three_digits(number, said):
+    assert describe_count(number) == said
+
+
+def test_the_log_is_not_broken_where_the_terminal_is_narrow(tmp_path):
+    screen = Screen(Console(file=io.StringIO(), force_terminal=True, width=30, color_system=None))
+    words = "word " * 20
+    with screen.logging_to(tmp_path / "console.log"):
+        screen.header("title", {"data": words})
+    assert len(screen.console.file.getvalue().splitlines()) > 4
+    assert len((tmp_path / "console.log").read_text().splitlines()) == 2
 
 
 def test_a_line_is_printed_as_it_is(screen):

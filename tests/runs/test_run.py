@@ -395,6 +395,13 @@ def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
     assert re.fullmatch(name + ",training.early_stopping.patience=10,etc", only_run(logs).name)
 
 
+def test_the_run_that_the_readme_extends_can_be_extended():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [name] = set(re.findall(r"kpipe run --resume tensorboard_logs/(\w+)/<run> training\.epochs=", readme))
+    training = load_experiment(Path(__file__).parents[2] / "experiments" / f"{name}.yaml").experiment.training
+    assert not training.learning_rate.depends_on_total_steps
+
+
 def test_the_readme_shows_the_shipped_files():
     root = Path(__file__).parents[2]
     readme = (root / "README.md").read_text()

@@ -46,6 +46,10 @@ def test_a_search_from_file_to_best(kpipe, experiment, logs, search):
     summary = json.loads((path / "search.json").read_text())
     assert (summary["status"], summary["trials"], summary["best"]["trial"]) == ("finished", 4, int(rows[0]["trial"]))
 
+    # TensorBoard lists whatever lies below the folder of the runs: there are no trials among them.
+    assert not list(logs.rglob("events.out.*"))
+    assert len({file.parent.parent.name for file in path.glob("*/train/events.out.*")}) == 4
+
     # A trial is an ordinary run, without figures and without the test split.
     run = path / rows[0]["run"]
     assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "model.keras"} <= set(os.listdir(run))
