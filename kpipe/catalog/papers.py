@@ -48,7 +48,10 @@ ADAGRAD = (
 RMSPROP = 'G. Hinton, N. Srivastava, K. Swersky, "Neural Networks for Machine Learning", lecture 6e, 2012'
 ADADELTA = 'M. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv 1212.5701, 2012'
 ADAM = 'D. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015'
+NADAM = 'T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop'
 ADAMW = 'I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019'
+LION = 'X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023'
+MUON = 'K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", kellerjordan.github.io, 2024'
 COSINE = 'I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017'
 
 # --- search ---------------------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from kpipe.catalog import papers
 from kpipe.catalog.rows import (
+    Count,
     Duration,
     Fraction,
     Milestones,
@@ -29,6 +30,9 @@ class WeightDecay(Section):
 
 
 class OptimizerOptions(Section):
+    decay_kind: ClassVar[Literal["l2", "decoupled"]] = "l2"
+    """Kind of the weight decay where a layer has one and the optimizer has none."""
+
     weight_decay: WeightDecay | None = None
     """How the weights decay. Default: not at all."""
 
@@ -80,13 +84,69 @@ class AdamOptions(OptimizerOptions):
     """Whether the largest mean of squared gradients so far is used (Reddi et al. 2018)."""
 
 
-class AdamWDecay(WeightDecay):
+class NadamOptions(OptimizerOptions):
+    beta_1: Fraction = 0.9
+    """Decay of the running mean of gradients."""
+    beta_2: Fraction = 0.999
+    """Decay of the running mean of squared gradients."""
+    epsilon: Positive = 1e-7
+    """Small number that is added to the denominator."""
+
+
+class DecoupledDecay(WeightDecay):
     kind: Literal["l2", "decoupled"] = Field("decoupled", description=WeightDecay.model_fields["kind"].description)
 
 
 class AdamWOptions(AdamOptions):
-    weight_decay: AdamWDecay | None = AdamWDecay(value=0.004)
+    decay_kind = "decoupled"
+
+    weight_decay: DecoupledDecay | None = DecoupledDecay(value=0.004)
     """How the weights decay."""
+
+
+class LionOptions(OptimizerOptions):
+    decay_kind = "decoupled"
+
+    beta_1: Fraction = 0.9
+    """Fraction of the running mean, beside the gradient, in an update."""
+    beta_2: Fraction = 0.99
+    """Decay of the running mean of gradients."""
+    weight_decay: DecoupledDecay | None = None
+    """How the weights decay. Default: not at all."""
+
+
+class MuonOptions(OptimizerOptions):
+    decay_kind = "decoupled"
+
+    momentum: Fraction = 0.95
+    """Decay of the running mean of gradients, for the kernels of dense layers."""
+    nesterov: bool = True
+    """Whether the gradient is taken where the momentum leads (Nesterov's momentum)."""
+    ns_steps: Count = 5
+    """Newton-Schulz iterations that make an update orthogonal."""
+    rms_rate: Positive = 0.2
+    """Root mean square of an update, in units of the learning rate."""
+    adam_lr_ratio: Positive = 1.0
+    """Factor of the learning rate for all other variables, which AdamW updates."""
+    adam_beta_1: Fraction = 0.9
+    """Decay of AdamW's running mean of gradients."""
+    adam_beta_2: Fraction = 0.999
+    """Decay of AdamW's running mean of squared gradients."""
+    epsilon: Positive = 1e-7
+    """Small number that is added to AdamW's denominator."""
+    weight_decay: DecoupledDecay | None = DecoupledDecay(value=0.004)
+    """How the weights decay."""
+
+
+class Clip(OneOf):
+    """Largest gradient."""
+
+    norm: Positive | None = None
+    """Largest norm of the gradient of each variable."""
+    global_norm: Positive | None = None
+    """Largest norm of all gradients together."""
+    value: Positive | None = None
+    """Largest absolute value of each number of a gradient."""
 
 
 OPTIMIZERS = {
@@ -125,6 +185,24 @@ OPTIMIZERS = {
         AdamWOptions,
         "Adam with decoupled decay, Loshchilov and Hutter 2019",
         paper=papers.ADAMW,
+    ),
+    "nadam": Row(
+        "keras.optimizers:Nadam",
+        NadamOptions,
+        "Adam with Nesterov's momentum, Dozat 2016",
+        paper=papers.NADAM,
+    ),
+    "lion": Row(
+        "keras.optimizers:Lion",
+        LionOptions,
+        "the sign of a running mean of gradients, Chen et al. 2023",
+        paper=papers.LION,
+    ),
+    "muon": Row(
+        "keras.optimizers:Muon",
+        MuonOptions,
+        "orthogonal updates of dense kernels, AdamW for the rest, Jordan et al. 2024",
+        paper=papers.MUON,
     ),
 }
 

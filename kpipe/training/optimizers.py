@@ -1,30 +1,29 @@
-"""Keras's optimizers by name, with both meanings of weight decay.
+"""Keras's optimizers by name, composed of seats: clipping, weight decay, a factor of the rate for each layer.
 
-The papers' weight decay is an L2 term, added to the gradient before momentum and adaptive scaling. Keras's
-own `weight_decay` argument is the decoupled kind: the weight shrinks by learning rate x value, apart from the
-update. With momentum 0.9 the same number is about ten times weaker there.
+A gradient is clipped, an L2 term is added to it, and the update is made at the learning rate of its layer:
 
-A `GradientTransform` changes a gradient before the optimizer sees it; `with_transforms` applies a chain of them.
+    gradient -> clip -> + l2 x weight -> momentum, adaptive scaling -> x rate x factor of the layer
+
+The papers' weight decay is that L2 term, added before momentum and adaptive scaling. The decoupled kind shrinks the
+weight by learning rate x value instead, apart from the update. With momentum 0.9 the same number is about ten times
+weaker there. Keras's own `weight_decay` is the decoupled kind, so AlexNet's rule (Krizhevsky et al. 2012, section 5),
+v <- 0.9 v - 0.0005 rate w - rate gradient, is `sgd` with momentum 0.9 and an L2 term of 0.0005.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from kpipe.catalog.rows import check_options
-from kpipe.catalog.training import OPTIMIZERS
+from kpipe.catalog.training import OPTIMIZERS, Clip
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
-GradientTransform = Callable[[Any, keras.Variable], Any]
-"""(gradient, variable) -> gradient, of the variable's shape and dtype."""
-
-# The last part of the name only: the kernel of a network called `beta` still decays. TensorFlow appends `:0`,
-# and under several replicas the replica.
-NOT_DECAYED = re.compile(r"(^|/)(bias|gamma|beta)(/replica_\d+)?(:\d+)?$")
+_NOT_DECAYED = re.compile(r"(bias|gamma|beta)\Z")
+_CLIP_ARGUMENTS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
 
 
 def make_optimizer(
@@ -33,6 +32,9 @@ def make_optimizer(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
     *,
     weight_decay: Mapping[str, Any] | None = None,
+    clip: Mapping[str, float] | None = None,
+    layer_rates: Mapping[str, float] | None = None,
+    layer_decays: Mapping[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer of the table `kpipe.catalog.training.OPTIMIZERS`.
 
@@ -41,6 +43,9 @@ def make_optimizer(
         options: its options, as in an experiment file, without weight decay.
         learning_rate: a number or a schedule.
         weight_decay: `{"value": float, "kind": "l2" | "decoupled"}`; biases, gammas and betas never decay.
+        clip: the largest gradient: one of `{"norm": float}`, `{"global_norm": float}` and `{"value": float}`.
+        layer_rates: factor of the learning rate by the name of a layer; 1 for those that are not named.
+        layer_decays: value of the weight decay by the name of a layer, instead of that of `weight_decay`.
 
     Raises:
         ConfigError: the name is not known, or an option is out of range.
@@ -52,48 +57,61 @@ def make_optimizer(
     row = OPTIMIZERS[name]
     checked = check_options("training.optimizer", row.options, **options, weight_decay=weight_decay)
     decay = checked.weight_decay
-    kind = decay.kind if decay and decay.value else None
     arguments = checked.model_dump(exclude={"weight_decay"})
-    optimizer_class = row.load()
-    if kind == "decoupled":
-        arguments["weight_decay"] = decay.value
-    elif issubclass(optimizer_class, keras.optimizers.AdamW):
-        arguments["weight_decay"] = 0.0  # AdamW has a decay of its own and does not take None
-    transforms = [l2_decay(decay.value)] if kind == "l2" else []
-    optimizer = with_transforms(optimizer_class, transforms)(learning_rate=learning_rate, **arguments)
-    optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED.pattern])
+    if clip:
+        kind, most = check_options("training.clip", Clip, **clip).chosen
+        arguments[_CLIP_ARGUMENTS[kind]] = most
+    optimizer_class = _compose(
+        row.load(),
+        decay.value if decay else 0.0,
+        decay.kind if decay else row.options.decay_kind,
+        layer_rates or {},
+        layer_decays or {},
+    )
+    optimizer = optimizer_class(learning_rate=learning_rate, **arguments)
+    # Decay has its own seat; AdamW and Muon would add theirs.
+    optimizer.weight_decay = optimizer.adam_weight_decay = None
     return optimizer
 
 
-def l2_decay(value: float) -> GradientTransform:
-    """Return the transform that adds the gradient of value / 2 x the squared weights.
-
-    Biases, gammas and betas are left as they are.
-    """
-
-    def add_decay(gradient, variable):
-        if NOT_DECAYED.search(variable.name):
-            return gradient
-        return ops.add(gradient, ops.multiply(ops.cast(value, variable.dtype), variable))
-
-    return add_decay
-
-
-def with_transforms(
-    optimizer_class: type[keras.optimizers.Optimizer], transforms: Sequence[GradientTransform]
+def _compose(
+    optimizer_class: type[keras.optimizers.Optimizer],
+    decay: float,
+    kind: str,
+    layer_rates: Mapping[str, float],
+    layer_decays: Mapping[str, float],
 ) -> type[keras.optimizers.Optimizer]:
-    """Return the optimizer's class with transforms of each gradient before the update, in their order.
+    """Return the optimizer's class with weight decay and the rates of layers.
 
     The class keeps its name, after which Keras names the variables of a checkpoint.
     """
-    if not transforms:
-        return optimizer_class
 
-    class WithTransforms(optimizer_class):
+    class Composed(optimizer_class):
+        def build(self, variables):
+            if self.built:
+                return
+            super().build(variables)
+            # By place, because an update is given TensorFlow's variable, which does not know its layer.
+            self._seats = [_seat(variable) for variable in variables]
+            if hasattr(self, "_u_product"):
+                self._track_variable(self._u_product)  # Nadam's, which Keras 3.15 leaves out of a checkpoint
+
         def update_step(self, gradient, variable, learning_rate):
-            for transform in transforms:
-                gradient = transform(gradient, variable)
+            factor, decay = self._seats[self._get_variable_index(variable)]
+            if factor != 1:
+                learning_rate = learning_rate * factor
+            if decay and kind == "l2":
+                gradient = ops.add(gradient, ops.multiply(ops.cast(decay, variable.dtype), variable))
+            elif decay:
+                rate = ops.cast(learning_rate, variable.dtype)
+                self.assign_sub(variable, ops.multiply(ops.cast(decay, variable.dtype) * rate, variable))
             super().update_step(gradient, variable, learning_rate)
 
-    WithTransforms.__name__ = optimizer_class.__name__
-    return WithTransforms
+    def _seat(variable: keras.Variable) -> tuple[float, float]:
+        """Return the factor of a variable's learning rate, and its decay."""
+        layer = variable.path.partition("/")[0]
+        decays = not _NOT_DECAYED.search(variable.name)
+        return layer_rates.get(layer, 1.0), layer_decays.get(layer, decay) if decays else 0.0
+
+    Composed.__name__ = optimizer_class.__name__
+    return Composed
