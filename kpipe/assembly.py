@@ -5,8 +5,9 @@ the experiment.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, deferred_initialization, discard_variables, initialize_variables
 from kpipe.normalization import make_normalization, most_measured
+from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
 from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
+from kpipe.training.finetuning import LayerRule, make_layer_rules
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import make_schedule
+from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_bytes
 
 
@@ -40,6 +44,8 @@ class Prepared:
     splits: data.Splits
     model: keras.Model
     """Compiled."""
+    layer_rules: dict[str, LayerRule]
+    """How each layer with weights is trained, by its name."""
     network: dict[str, Any]
     """Keyword arguments that were passed to `build_model`."""
     training_batches: Callable[[int], tf.data.Dataset]
@@ -95,11 +101,19 @@ def prepare(
         "classes": len(splits.class_names),
         "normalization": make_normalization(config, splits.image_shape, images, constants),
     }
-    model = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
+    built = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
     notes = ()
     if most and data.is_sampled(splits.train, most):
         notes = (f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)",)
-    return Prepared(splits, model, network, training_batches, steps_per_epoch, notes)
+    return Prepared(splits, built.model, built.layer_rules, network, training_batches, steps_per_epoch, notes)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled model, and how its layers are trained."""
+
+    model: keras.Model
+    layer_rules: dict[str, LayerRule]
 
 
 def build(
@@ -109,7 +123,7 @@ def build(
     strategy: tf.distribute.Strategy,
     *,
     only_shapes: bool = False,
-) -> keras.Model:
+) -> Built:
     """Build and compile the model.
 
     Args:
@@ -119,7 +133,7 @@ def build(
         strategy, only_shapes: as for `prepare`.
 
     Raises:
-        ConfigError: as `build_model` and `make_optimizer`.
+        ConfigError: as `build_model`, `make_layer_rules` and `make_optimizer`.
         OutOfMemory: the weights do not fit into the memory that is free.
     """
     training = experiment.training
@@ -129,13 +143,27 @@ def build(
         if not only_shapes:
             _check_weights_fit(model)
             initialize_variables()
+        lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
+        rules = make_layer_rules(
+            [layer.name for layer in model.layers if layer.trainable_weights],
+            reused_layers=training.reused_layers,
+            entries=training.layers,
+            steps_of=partial(steps_of, **lengths),
+            total_steps=lengths["total_steps"],
+        )
         model.compile(
-            optimizer=_make_optimizer(training, steps_per_epoch),
+            optimizer=_make_optimizer(training, model, rules, lengths),
             loss=make_loss(*experiment.loss),
             metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    return model
+    return Built(model, rules)
+
+
+def make_trainer(training: TrainingConfig, model: keras.Model, rules: Mapping[str, LayerRule]) -> Trainer:
+    """Return the trainer of a model whose layers are trained by these rules."""
+    thaws = {name: rule.thaws for name, rule in rules.items() if rule.thaws}
+    return Trainer(model, thaws=thaws, pieces=training.accumulate)
 
 
 def load_splits(
@@ -258,17 +286,23 @@ def _make_training_batches(
     return training_batches
 
 
-def _make_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    rate = training.learning_rate
-    schedule = make_schedule(
-        rate.schedule,
-        options(rate, "schedule"),
-        total_steps=steps_per_epoch * training.epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
+def _make_optimizer(
+    training: TrainingConfig, model: keras.Model, rules: Mapping[str, LayerRule], lengths: Mapping[str, int]
+) -> keras.optimizers.Optimizer:
+    rate, average = training.learning_rate, training.average
     given = options(training.optimizer)
     decay = given.pop("weight_decay")
-    return make_optimizer(training.optimizer.name, given, schedule, weight_decay=decay)
+    by_path = {v.path: rule for name, rule in rules.items() for v in model.get_layer(name).trainable_variables}
+    return make_optimizer(
+        training.optimizer.name,
+        given,
+        make_schedule(rate.schedule, options(rate, "schedule"), **lengths),
+        weight_decay=decay,
+        clip=training.clip and training.clip.model_dump(),
+        rates={path: rule.rate for path, rule in by_path.items()},
+        decays={path: rule.weight_decay for path, rule in by_path.items() if rule.weight_decay is not None},
+        average=average and WeightAverage(average.decay, warmup=average.warmup),
+    )
 
 
 def _source_options(config: DataConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import partial
 
 import tensorflow as tf
 
-from kpipe.assembly import load_splits, make_cadence, make_callbacks, prepare
+from kpipe.assembly import Prepared, load_splits, make_cadence, make_callbacks, make_trainer, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
@@ -84,7 +84,7 @@ def train(
         ) as run,
         screen.logging_to(run.path / "console.log"),
         translate_interruption(run, stop),
-        MemoryGuard(run.path, experiment.data.batch_size) as memory,
+        MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
         experiment = resolve_auto(experiment, run)
@@ -99,7 +99,8 @@ def train(
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
-        trainer, checkpoints = Trainer(model), Checkpoints(run.checkpoints, training.checkpoint.keep)
+        trainer = make_trainer(training, model, prepared.layer_rules)
+        checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
 
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
         restored = restore_state(run, checkpoints, model, splits.counts, steps_per_epoch)
@@ -135,14 +136,12 @@ def train(
                     )
             stop.obey()  # all is saved
 
-            # Evaluate: the best weights, on every held-out split.
-            if not recorder.load_best_weights():  # a finished run that was extended has them in model.keras alone
-                load_portable_weights(model, run.model)
+            # Save the best weights, and evaluate them on every held-out split.
+            _save_models(recorder, prepared)
             held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
             scores = _evaluate(trainer, held_out, screen)
 
-            # Write: the model, figures, summary.json; and say where they are.
-            save_portable(model, run.model, **prepared.network)
+            # Write: figures, summary.json; and say where they are.
             undrawn = []
             if options.draw:
                 with screen.status("drawing figures"):
@@ -153,6 +152,17 @@ def train(
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)
+
+
+def _save_models(recorder: Recorder, prepared: Prepared) -> None:
+    """Save the best weights of each kind. Those that are preferred stay in the model."""
+    run, preferred = recorder.run, recorder.state.preferred
+    finished_with = run.read_json("summary.json").get("weights", preferred)
+    for kind in recorder.kept:
+        if not recorder.load_best_weights(kind):  # a finished run that was extended has them in its model files alone
+            load_portable_weights(prepared.model, run.model_of(kind, finished_with))
+        save_portable(prepared.model, run.model_of(kind, preferred), **prepared.network)
+    (run.path / f"model_{preferred}.keras").unlink(missing_ok=True)
 
 
 def _evaluate(

@@ -23,10 +23,11 @@ class MemoryGuard:
     Args:
         run: the directory that is being written.
         batch_size: B.
+        pieces: number of pieces in which a step computes its batch.
     """
 
-    def __init__(self, run: Path, batch_size: int):
-        self._run, self._batch_size = run, batch_size
+    def __init__(self, run: Path, batch_size: int, pieces: int = 1):
+        self._run, self._batch_size, self._pieces = run, batch_size, pieces
         self._available = free_memory()
         self._need: TrainingMemory | None = None
 
@@ -37,7 +38,8 @@ class MemoryGuard:
             model: compiled, its optimizer built.
         """
         self._available = free_memory()
-        self._need = estimate_training_memory(model, self._batch_size, count_values(model.optimizer.variables))
+        piece = self._batch_size // self._pieces
+        self._need = estimate_training_memory(model, piece, count_values(model.optimizer.variables))
         if self._available is None or self._need.total <= self._available:
             return []
         return [
@@ -69,9 +71,12 @@ class MemoryGuard:
         return f"out of memory with data.batch_size={self._batch_size} ({free}); {self._suggest_batch_size()}"
 
     def _suggest_batch_size(self) -> str:
-        fits = self._batch_size // 2  # at most: the estimate was too low, or something else takes memory
+        piece = self._batch_size // self._pieces
+        fits = piece // 2  # at most: the estimate was too low, or something else takes memory
         if self._available is not None:
-            fits = min(fits, fitting_batch_size(self._need, self._batch_size, self._available))
+            fits = min(fits, fitting_batch_size(self._need, piece, self._available))
         if fits < 1:
             return "not even one image fits: take a smaller data.image_size or a smaller network"
-        return f"data.batch_size={2 ** int(math.log2(fits))} should fit"
+        fits = 2 ** int(math.log2(fits))
+        pieces = f", or training.accumulate={self._batch_size // fits}" if self._batch_size % fits == 0 else ""
+        return f"data.batch_size={self._pieces * fits}{pieces} should fit"

@@ -97,7 +97,7 @@ def no_home(monkeypatch):
 @pytest.fixture
 def first_epoch_is_best(monkeypatch):
     scores = itertools.count(0, -1)
-    monkeypatch.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, logs: [next(scores)])
+    monkeypatch.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)])
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ def made_once(tmp_path_factory):
         patched.setenv("KPIPE_LOGS", str(folder / "logs"))
         patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         scores = itertools.count(0, -1)  # the first epoch is the best
-        patched.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, logs: [next(scores)])
+        patched.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)])
         assert cli.main(["run", str(folder / "tiny.yaml")]) == 5
     return folder / "logs"
 

@@ -70,7 +70,7 @@ def measure_commits(prepared: Prepared, folder: Path, count: int) -> tuple[dict[
     state = RunState().to_dict()
     times: dict[str, Times] = {"fsync": [], "no_fsync": []}
     for step, variant in enumerate(list(times) * (count + 1), start=1):
-        commit = partial(checkpoints.commit, prepared.model, state, step=step, best_step=step, logs={})
+        commit = partial(checkpoints.commit, prepared.model, state, step=step, best_steps=[step], logs={})
         fsync = os.fsync if variant == "fsync" else lambda descriptor: None
         with mock.patch.object(os, "fsync", fsync):
             times[variant].append(clock(commit))

@@ -1,10 +1,11 @@
 """Optimizers, learning rate schedules and losses by name, and their options."""
 
 import math
+import re
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from kpipe.catalog import papers
 from kpipe.catalog.rows import (
@@ -19,6 +20,7 @@ from kpipe.catalog.rows import (
     Row,
     Section,
 )
+from kpipe.catalog.wording import show
 
 
 class WeightDecay(Section):
@@ -205,6 +207,55 @@ OPTIMIZERS = {
         paper=papers.MUON,
     ),
 }
+
+
+class Average(Section):
+    """Exponential moving average of the weights, which is validated and saved beside them."""
+
+    decay: Fraction = 0.999
+    """Fraction of the average that stays at each step."""
+    warmup: bool = True
+    """Whether the decay rises as (1 + t) / (10 + t), t being the steps so far, until it reaches `decay`."""
+
+
+def _form_of_frozen(value: Any) -> str:
+    """Return the tag of the union. Of a mapping it is the name of its class, by which a message finds its keys."""
+    return "Duration" if isinstance(value, dict | Duration) else "name"
+
+
+Frozen = Annotated[
+    Annotated[Literal["none", "all"], Tag("name")] | Annotated[Duration, Tag("Duration")],
+    Discriminator(_form_of_frozen),
+]
+
+
+class ReusedLayers(Section):
+    """How the layers are trained whose weights come from `model.init_from`."""
+
+    rate: Positive = 1.0
+    """Factor of the learning rate."""
+    frozen: Frozen = "none"
+    """How long the layers keep their weights: `all` of the training, `none` of it, or a length such as `{epochs: 3}`.
+    Frozen batch normalization uses its running statistics."""
+
+
+class LayerOptions(Section):
+    """How some layers are trained."""
+
+    match: str
+    """Regular expression for the whole name of a layer. The first entry that matches a layer counts."""
+    rate: Positive | None = None
+    """Factor of the learning rate. Default: 1, or that of `reused_layers`."""
+    weight_decay: NonNegative | None = None
+    """Value of the weight decay. Default: the optimizer's."""
+    frozen: Frozen | None = None
+    """How long the layers keep their weights, as in `reused_layers`. Default: `none`, or that of `reused_layers`."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            yield "match", f"expected a regular expression, got {show(self.match)}: {error}"
 
 
 class ScheduleOptions(Section):

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.assembly import Prepared, build, prepare
+from kpipe.assembly import Built, Prepared, build, make_trainer, prepare
 from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment, options
 from kpipe.console import describe_size
@@ -71,7 +71,8 @@ def make_plan(
         if with_data and assumed.image_size is None:
             assumed = replace(assumed, image_size=experiment.data.image_size)
         network = prepared.network if prepared else _assume_network(experiment, assumed)
-        model = prepared.model if prepared else _build(experiment, network)
+        built = prepared or _build(experiment, network)
+        model = built.model
         rows = measure(model)
         plan = {
             "name": experiment.name,
@@ -105,7 +106,7 @@ def _prepare(experiment: Experiment) -> tuple[Prepared | None, str | None]:
         return None, str(error)
 
 
-def _build(experiment: Experiment, network: dict[str, Any]) -> keras.Model:
+def _build(experiment: Experiment, network: dict[str, Any]) -> Built:
     return build(experiment, network, _ENOUGH_STEPS, make_strategy(), only_shapes=True)
 
 
@@ -138,8 +139,8 @@ def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
 
 def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epoch: int | None) -> dict[str, Any]:
     training = experiment.training
-    batch_size, kept = experiment.data.batch_size, plan_optimizer_variables(model)
-    memory = estimate_training_memory(model, batch_size, count_values(kept))
+    batch_size, pieces, kept = experiment.data.batch_size, training.accumulate, plan_optimizer_variables(model)
+    memory = estimate_training_memory(model, batch_size // pieces, count_values(kept))
     free = free_memory()
     checkpoint = training.checkpoint
     steps = steps_per_epoch * training.epochs if steps_per_epoch else None
@@ -153,7 +154,7 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
         "steps": steps,
         "memory": {**asdict(memory), "total": memory.total},
         "free_memory": free,
-        "largest_batch_size": None if free is None else fitting_batch_size(memory, batch_size, free),
+        "largest_batch_size": None if free is None else pieces * fitting_batch_size(memory, batch_size // pieces, free),
         "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
         "time": None,
@@ -177,12 +178,13 @@ def _measure_time(experiment: Experiment, network: dict[str, Any], training: dic
             f"--measure: expected a training step for which {describe_size(free)} of free memory are enough, got one "
             f"that needs about {describe_size(need)}. Take a smaller data.batch_size, or leave out --measure"
         )
-    with MemoryGuard(Path(), batch_size) as memory:
+    with MemoryGuard(Path(), batch_size, experiment.training.accumulate) as memory:
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         steps_per_epoch = training["steps_per_epoch"]
-        model = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy())
-        memory.watch(model)
-        measured = time_steps(model, batch_size, network["classes"])
+        built = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy())
+        memory.watch(built.model)
+        trainer = make_trainer(experiment.training, built.model, built.layer_rules)
+        measured = time_steps(trainer, batch_size, network["classes"])
     seconds = measured.seconds_per_step
     most_seconds = 60 * (experiment.training.max_minutes or math.inf)
     return {

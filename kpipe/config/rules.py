@@ -6,6 +6,7 @@ concern several sections.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from kpipe.catalog.data import (
     whitening_conflict,
 )
 from kpipe.catalog.networks import MODELS, ModelRow
-from kpipe.catalog.rows import Section
+from kpipe.catalog.rows import Duration, Section
 from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, keys_of_error
 from kpipe.config.schema import DataConfig, MeanStd, Projection, TrainingConfig
@@ -53,6 +54,11 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
         found += _below(options, "model")
     if training:
         found += _training_conflicts(training)
+    if training and config and config.batch_size % training.accumulate:
+        message = f"expected a number that divides data.batch_size, {config.batch_size}, got {training.accumulate}"
+        found.append((("training", "accumulate"), message))
+    if training and training.reused_layers and _get(data, "model", "init_from") is None:
+        found.append((("training", "reused_layers"), "needs model.init_from, which says where weights come from"))
     if _get(data, "training", "early_stopping") is not None and lacks_validation(data):
         found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
     return found
@@ -180,9 +186,23 @@ def _training_conflicts(training: TrainingConfig) -> Iterator[Conflict]:
         yield ("training", "learning_rate", option), message
     if training.loss:
         yield from _below(training.loss, "training", "loss")
+    frozen = {("reused_layers",): training.reused_layers, **{("layers", i): e for i, e in enumerate(training.layers)}}
+    for keys, section in frozen.items():
+        if section:
+            yield from _below(section, "training", *keys)
+            if isinstance(section.frozen, Duration) and (message := _never_thaws(section.frozen, training.epochs)):
+                yield ("training", *keys, "frozen"), message
 
 
-def _below(section: Section, *keys: str) -> Iterator[Conflict]:
+def _never_thaws(frozen: Duration, epochs: int) -> str | None:
+    unit, length = frozen.chosen
+    most = {"epochs": epochs, "percent": 100}.get(unit, math.inf)
+    if length < most:
+        return None
+    return f"expected less than the {most:,} {unit} of the training, got {length:g}; `all` freezes layers for good"
+
+
+def _below(section: Section, *keys: str | int) -> Iterator[Conflict]:
     for option, message in section.conflicts():
         yield (*keys, option), message
 

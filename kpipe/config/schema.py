@@ -29,7 +29,7 @@ from kpipe.catalog.rows import (
     whole_number,
 )
 from kpipe.catalog.search import SEARCH_METHODS
-from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES
+from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES, Average, Clip, LayerOptions, ReusedLayers
 from kpipe.errors import ConfigError
 
 
@@ -203,6 +203,17 @@ class TrainingConfig(Section):
     learning_rate: _choice(SCHEDULES, "schedule", default="cosine") = Field(
         {"schedule": "cosine"}, validate_default=True
     )
+    clip: Clip | None = None
+    """Largest gradient. What is larger is scaled down or cut. Default: no limit."""
+    accumulate: Count = 1
+    """Number of pieces in which a step computes its batch, so that a batch larger than the memory fits. A step, its
+    learning rate and its log lines are those of the whole batch."""
+    average: Average | None = None
+    """Moving average of the weights, validated beside them. Default: none."""
+    reused_layers: ReusedLayers | None = None
+    """How the layers are trained whose weights come from `model.init_from`. Default: as all others."""
+    layers: list[LayerOptions] = []
+    """How single layers are trained, for experts. It takes precedence over `reused_layers`."""
     loss: _choice(LOSSES, "name") | None = None
     """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"

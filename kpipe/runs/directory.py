@@ -71,6 +71,10 @@ class Run:
         """Best weights of a finished run."""
         return self.path / "model.keras"
 
+    def model_of(self, kind: str, preferred: str) -> Path:
+        """Return the file with the best weights of a kind (`raw` or `averaged`), where one kind is preferred."""
+        return self.model if kind == preferred else self.path / f"model_{kind}.keras"
+
     def begin(self, experiment: dict[str, Any], resolved: dict[str, Any]) -> None:
         """Write the config; mark a finished run that is extended as interrupted."""
         if self.status is not None:

@@ -12,7 +12,7 @@ from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 
-_SCALARS = ("loss", "accuracy", "learning_rate", "images_per_second")
+_SCALARS = ("loss", "accuracy", "averaged_loss", "averaged_accuracy", "learning_rate", "images_per_second")
 
 
 class RunLog:

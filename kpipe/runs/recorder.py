@@ -14,11 +14,14 @@ from kpipe.errors import Diverged
 from kpipe.runs.directory import Run
 from kpipe.runs.logs import RunLog
 from kpipe.runs.options import RunOptions
-from kpipe.runs.state import RunState, score_epoch
+from kpipe.runs.state import AVERAGED, RAW, Best, RunState, score_epoch
 from kpipe.signals import Stop
+from kpipe.training.averaging import average_of
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Hooks, TrainState
 from kpipe.training_screen import TrainingScreen
+
+_METRICS = ("loss", "accuracy")
 
 
 class Subject(Protocol):
@@ -100,31 +103,49 @@ class Recorder:
             self.subject.model,
             state.to_dict(),
             step=state.train.step,
-            best_step=state.best_step,
+            best_steps=[best.step for best in state.best.values()],
             logs=self.log.lengths(),
         )
 
     def end_epoch(self, logs: Mapping[str, float]) -> bool:
-        """Keep the weights if they are the best so far; return whether they are better than those before."""
-        state = self.state
-        score = score_epoch(self.experiment.training.monitor, logs)
-        is_best = state.best_score is None or score is None or score > state.best_score
-        if is_best:
-            state.best_epoch, state.best_step, state.best_score = self.epoch, state.train.step, score
-            state.train_metrics = {name: logs[name] for name in ("loss", "accuracy")}
-            self.save()
-        return is_best and score is not None
+        """Keep the weights if they are the best of their kind so far; return whether they are the best of all.
 
-    def load_best_weights(self) -> bool:
-        """Load the best weights from their checkpoint; return False where model.keras alone has them.
+        Args:
+            logs: what Keras's callbacks get at the end of an epoch.
+        """
+        state, better = self.state, []
+        for kind, prefix in self.validated.items():
+            validation = {name: logs[prefix + name] for name in _METRICS if prefix + name in logs}
+            score, before = score_epoch(self.experiment.training.monitor, validation), state.best.get(kind)
+            if before is None or before.score is None or score is None or score > before.score:
+                train = {name: logs[name] for name in _METRICS}
+                state.best[kind] = Best(self.epoch, state.train.step, score, train, validation)
+                better.append(kind)
+        if better:
+            self.save()
+        return state.preferred in better and state.best[state.preferred].score is not None
+
+    @property
+    def validated(self) -> dict[str, str]:
+        """The kinds of weights that are validated, and what their metrics begin with in the logs of an epoch."""
+        averaged = {AVERAGED: "val_averaged_"} if average_of(self.subject.model.optimizer) else {}
+        return {RAW: "val_"} | averaged
+
+    @property
+    def kept(self) -> list[str]:
+        """The kinds of weights whose best epoch is kept, the preferred one last."""
+        return sorted(self.state.best or [RAW], key=lambda kind: kind == self.state.preferred)
+
+    def load_best_weights(self, kind: str) -> bool:
+        """Load the best weights of a kind from their checkpoint; return False where a model file alone has them.
 
         Where no epoch has ended, the weights are those of the last step.
         """
-        best = self.state.best_step
-        if best is not None and not self.checkpoints.has(best):
+        best = self.state.best.get(kind)
+        if best and not self.checkpoints.has(best.step):
             return False
-        if best is not None:
-            self.checkpoints.load_weights(best, self.subject.model)
+        if best:
+            self.checkpoints.load_weights(best.step, self.subject.model, averaged=kind == AVERAGED)
         return True
 
     def write_summary(
@@ -139,6 +160,7 @@ class Recorder:
         """
         experiment, state = self.experiment, self.state
         images, seconds = state.train.step * experiment.data.batch_size, state.train.seconds
+        kinds = {kind: {"epoch": best.epoch, **best.validation} for kind, best in state.best.items()}
         summary = {
             "status": status,
             "experiment": experiment.name,
@@ -146,6 +168,8 @@ class Recorder:
             "parameters": self.subject.model.count_params(),
             "epochs": self.epoch,
             "best_epoch": state.best_epoch,
+            "weights": state.preferred,
+            **({"best": kinds} if AVERAGED in kinds else {}),
             "ended_by": ended_by,
             "steps": state.train.step,
             "seconds": round(state.seconds, 2),
@@ -174,9 +198,9 @@ class Recorder:
         ended_by = "early_stopping" if state.train.stopped else self.ended_by or "epochs"
         if "test" in scores:
             # The step and the epoch of the weights that were evaluated.
-            step, epoch = (state.best_step, state.best_epoch) if state.best_step else (state.train.step, self.epoch)
+            best = state.best.get(state.preferred, Best(self.epoch, state.train.step))
             values = {name: scores["test"][name] for name in ("loss", "accuracy")}
-            self.log.write({"step": step, "epoch": epoch, "split": "test", "span": "epoch", **values})
+            self.log.write({"step": best.step, "epoch": best.epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores, ended_by)
         keep_last = self.options.keep_last
         if keep_last is None:
@@ -203,8 +227,7 @@ class Recorder:
                 shown.log_line(record)
 
         def on_epoch(state: TrainState, logs: Mapping[str, float]) -> None:
-            is_best = self.end_epoch(logs)
-            shown.epoch(self.epoch, state.step, logs, is_best)
+            shown.epoch(self.epoch, state.step, logs, self.end_epoch(logs))
 
         return Hooks(
             on_begin=on_begin,

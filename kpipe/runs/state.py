@@ -1,7 +1,7 @@
 """What a checkpoint remembers besides the model's variables, and how a run is brought back to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
@@ -12,6 +12,24 @@ from kpipe.runs.directory import Run
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import TrainState
 
+RAW, AVERAGED = "raw", "averaged"
+"""Kinds of weights: as trained, and their moving averages."""
+
+
+@dataclass
+class Best:
+    """The best epoch of a run so far, by the validation of one kind of weights."""
+
+    epoch: int
+    step: int
+    """Step of the checkpoint that holds the weights."""
+    score: list[float] | None = None
+    """See `score_epoch`."""
+    train: dict[str, float] = field(default_factory=dict)
+    """Metrics of the training, means over the epoch."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Metrics of the validation."""
+
 
 @dataclass
 class RunState:
@@ -19,13 +37,8 @@ class RunState:
     `kpipe.training.checkpoints`."""
 
     train: TrainState = field(default_factory=TrainState)
-    best_epoch: int = 0
-    best_step: int | None = None
-    """Step of the checkpoint that holds the best weights."""
-    best_score: list[float] | None = None
-    """Score of the best epoch, see `score_epoch`."""
-    train_metrics: dict[str, float] = field(default_factory=dict)
-    """Means over the best epoch."""
+    best: dict[str, Best] = field(default_factory=dict)
+    """The best epoch by the kind of weights; empty before the first epoch has ended."""
     seconds: float = 0.0
     """Training time of all processes, from the first step to the last save."""
     images: dict[str, int] = field(default_factory=dict)
@@ -36,23 +49,43 @@ class RunState:
     def __post_init__(self) -> None:
         if isinstance(self.train, dict):  # as `to_dict` writes it
             self.train = TrainState(**self.train)
+            self.best = {kind: Best(**best) for kind, best in self.best.items()}
+
+    @property
+    def preferred(self) -> str:
+        """The kind of weights with the better best epoch. Without a validation that is the averaged one."""
+        scores = {kind: best.score for kind, best in self.best.items()}
+        if None in scores.values():
+            return max(scores, key=lambda kind: kind == AVERAGED)
+        return max(scores, key=lambda kind: (scores[kind], kind == RAW), default=RAW)
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch of the preferred weights, counted from 1; 0 before the first one has ended."""
+        return self.best[self.preferred].epoch if self.best else 0
+
+    @property
+    def train_metrics(self) -> dict[str, float]:
+        """Metrics of the training in the best epoch."""
+        return self.best[self.preferred].train if self.best else {}
 
     @property
     def kept(self) -> str:
         """What has the weights that a run keeps: its best epoch, or before the first one has ended, its last step."""
-        return f"epoch {self.best_epoch}" if self.best_step else f"step {self.train.step:,}"
+        averaged = ", averaged" if self.preferred == AVERAGED else ""
+        return f"epoch {self.best_epoch}{averaged}" if self.best else f"step {self.train.step:,}"
 
     def describe_best(self) -> str:
         """Return which epoch was the best so far, and its scores; empty before the first validation."""
-        if not (self.best_step and self.best_score):
+        if not self.best or not (best := self.best[self.preferred]).validation:
             return ""
-        *accuracy, negative_loss = self.best_score  # see `score_epoch`
-        values = [f"val_accuracy {value:.4f}" for value in accuracy] + [f"val_loss {-negative_loss:.4f}"]
-        return f"epoch {self.best_epoch}, {', '.join(values)}"
+        values = [f"val_{name} {best.validation[name]:.4f}" for name in ("accuracy", "loss")]
+        return f"{self.kept}, {', '.join(values)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, and the NumPy arrays that callbacks keep: `RunState(**state.to_dict())` is the same."""
-        return {**vars(self), "train": self.train.to_dict()}
+        best = {kind: asdict(best) for kind, best in self.best.items()}
+        return {**vars(self), "train": self.train.to_dict(), "best": best}
 
 
 @dataclass(frozen=True)
@@ -96,23 +129,29 @@ def restore_state(
             f"{run.path}: the data are not those that the run began with: {describe_counts(state.images)} then, "
             f"{describe_counts(images)} now. Bring them back, or start another run with --new."
         )
-    best = state.best_step
-    # A finished run that is extended has its best weights in model.keras alone.
-    if best is not None and not checkpoints.is_whole(best) and (checkpoints.has(best) or not run.model.exists()):
-        notes.append(f"the best weights so far, of step {best:,}, are damaged; the best is searched anew from here")
-        state.best_epoch, state.best_step = restored.step // steps_per_epoch, restored.step
-        state.best_score, state.train_metrics = None, {}
+    for kind, best in state.best.items():
+        # A finished run that is extended has its best weights in model.keras alone.
+        if not checkpoints.is_whole(best.step) and (checkpoints.has(best.step) or not run.model.exists()):
+            notes.append(
+                f"the best weights so far, of step {best.step:,}, are damaged; the best is searched anew from here"
+            )
+            state.best[kind] = Best(restored.step // steps_per_epoch, restored.step)
     if state.train.stopped:
         epoch = state.train.step // steps_per_epoch
         notes.append(f"early stopping has ended this training in epoch {epoch}; more epochs do not change that")
     return Restored(state, restored.logs, tuple(notes))
 
 
-def score_epoch(monitor: str, logs: Mapping[str, float]) -> list[float] | None:
+def score_epoch(monitor: str, validation: Mapping[str, float]) -> list[float] | None:
     """Return the score of an epoch, larger is better; None without validation.
 
     The monitored number decides, and the validation loss where that is equal.
+
+    Args:
+        monitor: val_accuracy or val_loss.
+        validation: metrics of the validation split; empty without validation.
     """
-    if "val_loss" not in logs:
+    if not validation:
         return None
-    return [logs["val_accuracy"], -logs["val_loss"]] if monitor == "val_accuracy" else [-logs["val_loss"]]
+    negative_loss = -validation["loss"]
+    return [validation["accuracy"], negative_loss] if monitor == "val_accuracy" else [negative_loss]

@@ -3,7 +3,7 @@
 ```
 checkpoints/
   step-00000120/
-    weights.npz     the network's variables: weights, batch normalization, the seeds of dropout
+    weights.npz     the network's variables: weights, batch normalization, the seeds of dropout; averaged weights
     training.npz    the variables of optimizer (with its loss scale) and metrics, and arrays that callbacks keep
     state.json      step, epoch, the best so far, callbacks
     manifest.json   size and SHA-256 of each of these, and the length of every log
@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,12 @@ from pydantic import BaseModel
 
 from kpipe.errors import Diverged, EnvironmentFault
 from kpipe.files import remedy
-from kpipe.training.variables import NETWORK, assign_all, named_variables
+from kpipe.training.variables import AVERAGES, NETWORK, assign_all, named_variables
 
-FORMAT = 3  # version of the directory's contents and of the order of images; any other is refused
+FORMAT = 4  # version of the directory's contents and of the order of images; any other is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
+_WEIGHTS = (f"{NETWORK}/", f"{AVERAGES}/")  # groups of variables in weights.npz
 _DIRECTORY = re.compile(r"step-(\d{8,})\Z")
 _CAN_SYNC_DIRECTORIES = os.name == "posix"  # Windows has no such call
 _ARRAY = "__array__"  # key in state.json that refers to an array of training.npz
@@ -71,7 +72,7 @@ class _Member(BaseModel):
 
 class _Manifest(BaseModel):
     step: int
-    best_step: int | None
+    best_steps: list[int]
     members: dict[Literal["weights.npz", "training.npz", "state.json"], _Member]
     logs: dict[str, int]
 
@@ -106,7 +107,7 @@ class Checkpoints:
         state: Mapping[str, Any],
         *,
         step: int,
-        best_step: int | None = None,
+        best_steps: Collection[int] = (),
         logs: Mapping[str, int] | None = None,
     ) -> None:
         """Write one checkpoint and remove those that are no longer kept. A step is committed only once.
@@ -115,7 +116,7 @@ class Checkpoints:
             model: compiled, its optimizer and metrics built.
             state: JSON types, with NumPy arrays anywhere in them.
             step: step of the training; it names the directory.
-            best_step: step of the best checkpoint so far, which may be this one.
+            best_steps: steps of the checkpoints with the best weights so far, which may be this one.
             logs: length in bytes of every log.
 
         Raises:
@@ -127,7 +128,7 @@ class Checkpoints:
             return
         arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
         _check_finite(arrays)
-        weights = {name: array for name, array in arrays.items() if name.startswith(NETWORK)}
+        weights = {name: array for name, array in arrays.items() if name.startswith(_WEIGHTS)}
         training = {name: array for name, array in arrays.items() if name not in weights}
         text = json.dumps(_without_arrays(dict(state), training)).encode()
         path = self._path(step)
@@ -139,7 +140,7 @@ class Checkpoints:
             _write(temporary / WEIGHTS, lambda file: np.savez(file, **weights))
             _write(temporary / TRAINING, lambda file: np.savez(file, **training))
             _write(temporary / STATE, lambda file: file.write(text))
-            manifest = _manifest(temporary, step, best_step, logs or {})
+            manifest = _manifest(temporary, step, best_steps, logs or {})
             _write(temporary / MANIFEST, lambda file: file.write(manifest))
             _write(pointer, lambda file: file.write(f"{path.name}\n".encode()))
             _sync_directory(temporary)
@@ -208,8 +209,13 @@ class Checkpoints:
             return False
         return True
 
-    def load_weights(self, step: int, model: keras.Model) -> None:
+    def load_weights(self, step: int, model: keras.Model, *, averaged: bool = False) -> None:
         """Assign the network's variables of one step.
+
+        Args:
+            step: of the checkpoint.
+            model: as for `restore`.
+            averaged: whether the network gets the averages of its weights.
 
         Raises:
             ConfigError: as `restore`.
@@ -221,7 +227,13 @@ class Checkpoints:
             arrays = _read_arrays(path / WEIGHTS)
         except _Damaged as damage:
             raise EnvironmentFault(f"{path} is damaged ({damage}); give the same command again to resume") from None
-        assign_all(str(path), arrays, named_variables(model, NETWORK))
+        averages = {name.removeprefix(AVERAGES): name for name in arrays if name.startswith(AVERAGES)}
+        arrays = {
+            name: arrays[averages.get(name.removeprefix(NETWORK), name) if averaged else name]
+            for name in arrays
+            if name.startswith(NETWORK)
+        }
+        assign_all(str(path), arrays, named_variables(model, (NETWORK,)))
 
     def finish(self, *, keep_last: bool) -> None:
         """Delete all checkpoints, but for the newest if it is kept."""
@@ -255,8 +267,7 @@ class Checkpoints:
         kept = set([path for path in paths if path == self.latest or path not in self._stale][: self._keep])
         for path in tuple(kept):
             with contextlib.suppress(_Damaged):
-                if (best := _read_manifest(path).best_step) is not None:
-                    kept.add(self._path(best))
+                kept.update(map(self._path, _read_manifest(path).best_steps))
         for path in paths:
             if path not in kept:
                 _remove(path)
@@ -308,9 +319,10 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _manifest(folder: Path, step: int, best_step: int | None, logs: Mapping[str, int]) -> bytes:
+def _manifest(folder: Path, step: int, best_steps: Collection[int], logs: Mapping[str, int]) -> bytes:
     members = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in _MEMBERS}
-    content = {"format": FORMAT, "step": step, "best_step": best_step, "members": members, "logs": dict(logs)}
+    kept = {"members": members, "logs": dict(logs)}
+    content = {"format": FORMAT, "step": step, "best_steps": list(best_steps), **kept}
     return json.dumps(content | {"sha256": _digest_of(content)}, indent=1).encode()
 
 

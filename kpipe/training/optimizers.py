@@ -1,8 +1,8 @@
-"""Keras's optimizers by name, composed of seats: clipping, weight decay, a factor of the rate for each layer.
+"""Keras's optimizers by name, composed of seats: clipping, weight decay, factors of the rate, averaging.
 
-A gradient is clipped, an L2 term is added to it, and the update is made at the learning rate of its layer:
+A gradient is clipped, an L2 term is added to it, and the update is made at the learning rate of its variable:
 
-    gradient -> clip -> + l2 x weight -> momentum, adaptive scaling -> x rate x factor of the layer
+    gradient -> clip -> + l2 x weight -> momentum, adaptive scaling -> x rate x factor -> average
 
 The papers' weight decay is that L2 term, added before momentum and adaptive scaling. The decoupled kind shrinks the
 weight by learning rate x value instead, apart from the update. With momentum 0.9 the same number is about ten times
@@ -21,6 +21,7 @@ from kpipe.catalog.rows import check_options
 from kpipe.catalog.training import OPTIMIZERS, Clip
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
+from kpipe.training.averaging import WeightAverage
 
 _NOT_DECAYED = re.compile(r"(bias|gamma|beta)\Z")
 _CLIP_ARGUMENTS = {"norm": "clipnorm", "global_norm": "global_clipnorm", "value": "clipvalue"}
@@ -33,8 +34,9 @@ def make_optimizer(
     *,
     weight_decay: Mapping[str, Any] | None = None,
     clip: Mapping[str, float] | None = None,
-    layer_rates: Mapping[str, float] | None = None,
-    layer_decays: Mapping[str, float] | None = None,
+    rates: Mapping[str, float] | None = None,
+    decays: Mapping[str, float] | None = None,
+    average: WeightAverage | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer of the table `kpipe.catalog.training.OPTIMIZERS`.
 
@@ -44,8 +46,9 @@ def make_optimizer(
         learning_rate: a number or a schedule.
         weight_decay: `{"value": float, "kind": "l2" | "decoupled"}`; biases, gammas and betas never decay.
         clip: the largest gradient: one of `{"norm": float}`, `{"global_norm": float}` and `{"value": float}`.
-        layer_rates: factor of the learning rate by the name of a layer; 1 for those that are not named.
-        layer_decays: value of the weight decay by the name of a layer, instead of that of `weight_decay`.
+        rates: factor of the learning rate by the path of a variable; 1 for those that are not named.
+        decays: value of the weight decay by the path of a variable, instead of that of `weight_decay`.
+        average: takes in the weights after each step, once it is built.
 
     Raises:
         ConfigError: the name is not known, or an option is out of range.
@@ -65,12 +68,13 @@ def make_optimizer(
         row.load(),
         decay.value if decay else 0.0,
         decay.kind if decay else row.options.decay_kind,
-        layer_rates or {},
-        layer_decays or {},
+        rates or {},
+        decays or {},
     )
     optimizer = optimizer_class(learning_rate=learning_rate, **arguments)
     # Decay has its own seat; AdamW and Muon would add theirs.
     optimizer.weight_decay = optimizer.adam_weight_decay = None
+    optimizer.average = average
     return optimizer
 
 
@@ -78,10 +82,10 @@ def _compose(
     optimizer_class: type[keras.optimizers.Optimizer],
     decay: float,
     kind: str,
-    layer_rates: Mapping[str, float],
-    layer_decays: Mapping[str, float],
+    rates: Mapping[str, float],
+    decays: Mapping[str, float],
 ) -> type[keras.optimizers.Optimizer]:
-    """Return the optimizer's class with weight decay and the rates of layers.
+    """Return the optimizer's class with weight decay, factors of the rate and averaging.
 
     The class keeps its name, after which Keras names the variables of a checkpoint.
     """
@@ -91,7 +95,7 @@ def _compose(
             if self.built:
                 return
             super().build(variables)
-            # By place, because an update is given TensorFlow's variable, which does not know its layer.
+            # By place, because an update is given TensorFlow's variable, which has no path.
             self._seats = [_seat(variable) for variable in variables]
             if hasattr(self, "_u_product"):
                 self._track_variable(self._u_product)  # Nadam's, which Keras 3.15 leaves out of a checkpoint
@@ -107,11 +111,15 @@ def _compose(
                 self.assign_sub(variable, ops.multiply(ops.cast(decay, variable.dtype) * rate, variable))
             super().update_step(gradient, variable, learning_rate)
 
+        def apply(self, grads, trainable_variables=None):
+            super().apply(grads, trainable_variables)
+            if self.average:
+                self.average.update()
+
     def _seat(variable: keras.Variable) -> tuple[float, float]:
         """Return the factor of a variable's learning rate, and its decay."""
-        layer = variable.path.partition("/")[0]
-        decays = not _NOT_DECAYED.search(variable.name)
-        return layer_rates.get(layer, 1.0), layer_decays.get(layer, decay) if decays else 0.0
+        can_decay = not _NOT_DECAYED.search(variable.name)
+        return rates.get(variable.path, 1.0), decays.get(variable.path, decay) if can_decay else 0.0
 
     Composed.__name__ = optimizer_class.__name__
     return Composed

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 
-import keras
 import tensorflow as tf
 
 from kpipe.training.control import steps_within
@@ -20,19 +19,18 @@ class StepTime:
     seconds_per_step: float
 
 
-def time_steps(model: keras.Model, batch_size: int, classes: int, *, max_seconds: float = 10.0) -> StepTime:
+def time_steps(trainer: Trainer, batch_size: int, classes: int, *, max_seconds: float = 10.0) -> StepTime:
     """Train a model for a few steps, and return how long one takes.
 
     The first step is left out, as it also allocates memory and chooses algorithms, unless it alone takes `max_seconds`.
 
     Args:
-        model: compiled; its weights change.
+        trainer: of the model, whose weights change.
         batch_size: B.
         classes: K.
         max_seconds: about how long the measured steps take together, if not a single one takes longer.
     """
-    trainer = Trainer(model)
-    height, width, channels = model.input_shape[1:]
+    height, width, channels = trainer.model.input_shape[1:]
     # The images are what the input pipeline gives, uint8 [B, H, W, C] and int32 [B]. What they show does not matter.
     images = tf.cast(tf.random.uniform((batch_size, height, width, channels), 0, 256, "int32"), "uint8")
     labels = tf.random.uniform((batch_size,), 0, classes, "int32")

@@ -8,13 +8,15 @@ variables.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
+from kpipe.training.accumulation import train_in_pieces
+from kpipe.training.averaging import average_of
 from kpipe.training.callback_state import remember_callbacks, restore_callbacks
 from kpipe.training.control import Cadence, Hooks, Metrics, TrainState, steps_within
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
@@ -29,16 +31,23 @@ class Trainer:
     Args:
         model: takes images [B, H, W, C] and returns logits [B, K]. Its loss and metrics take labels int32 [B], and
             soft labels float32 [B, K] if the training batches have them.
+        thaws: the step from which a layer is trained, by its name; infinity: never. Layers that are not named are
+            trained from the first step.
+        pieces: number of pieces in which a step computes its batch, see `kpipe.training.accumulation`.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, *, thaws: Mapping[str, float] | None = None, pieces: int = 1):
         self.model = model
+        self.thaws = thaws or {}
+        self.pieces = pieces
         self.strategy = model.distribute_strategy
+        self._train_layers([name for name, step in self.thaws.items() if step < math.inf])
         with self.strategy.scope():
             _build_variables(model)
         if self.strategy.num_replicas_in_sync == 1:
             _sum_over_one_replica(model.optimizer)
-        self._run_steps = tf.function(self._steps)
+        self._trained: set[str] | None = None
+        self.freeze(0)
         self._run_evaluation = tf.function(self._evaluation)
         self._are_finite = tf.function(are_finite)
 
@@ -148,6 +157,21 @@ class Trainer:
             variable = variables[int(finite.argmin())]
             raise Diverged(f"{variable.path} is no longer finite {where(first, last)}; {LIKELY_CAUSES}")
 
+    def freeze(self, step: int) -> bool:
+        """Freeze the layers that are not trained at a step, and train the others; return whether that is a change."""
+        trained = {name for name, thaw in self.thaws.items() if thaw <= step}
+        if trained == self._trained:
+            return False
+        self._trained = trained
+        self._train_layers(trained)
+        self._run_steps = tf.function(self._steps)
+        return True
+
+    def _train_layers(self, names: Collection[str]) -> None:
+        """Train these of the layers that are frozen for a time, and freeze the others."""
+        for name in self.thaws:
+            self.model.get_layer(name).trainable = name in names
+
     def run_steps(self, iterator, num_steps: int) -> Metrics:
         """Train for `num_steps` steps; return the metrics since their last reset, once the device is done."""
         self._run_steps(iterator, tf.constant(num_steps))
@@ -159,7 +183,13 @@ class Trainer:
 
     def _steps(self, iterator, num_steps):
         for _ in tf.range(num_steps):
-            self.strategy.run(self.model.train_step, args=(next(iterator),))
+            self.strategy.run(self._train_step, args=(next(iterator),))
+
+    def _train_step(self, batch):
+        if self.pieces == 1:
+            self.model.train_step(batch)
+        else:
+            train_in_pieces(self.model, batch, self.pieces)
 
     def _evaluation(self, iterator, num_batches):
         """Evaluate at most `num_batches` batches; return their images, and whether there may be more batches."""
@@ -221,6 +251,8 @@ class _Loop:
 
     def __post_init__(self):
         self.model = self.trainer.model
+        self.average = average_of(self.model.optimizer)
+        self.thaw_steps = {step for step in self.trainer.thaws.values() if step < math.inf}
         self.callback_steps = [step for callback in self.callbacks for step in getattr(callback, "callback_steps", ())]
         self.callback_list = keras.callbacks.CallbackList(
             self.callbacks,
@@ -245,8 +277,8 @@ class _Loop:
         self.model.stop_training = False
         self.callback_list.on_train_begin()
         restore_callbacks(self.callbacks, state.callbacks)
-        self.hooks.on_activity("compiling")
-        self.trainer.run_steps(iterator, 0)  # traces, so that the first chunk's time is time of training
+        self.trainer.freeze(state.step)
+        self.trace(iterator)
         if self.validation is not None:
             self.trainer.trace_evaluation(self.validation)
         self.hooks.on_begin()
@@ -261,12 +293,19 @@ class _Loop:
                 return
         self.callback_list.on_train_end(logs)
 
+    def trace(self, iterator) -> None:
+        """Trace the training step, so that the time of a chunk is time of training."""
+        self.hooks.on_activity("compiling")
+        self.trainer.run_steps(iterator, 0)
+
     def run_epoch(self, epoch: int, iterator) -> None:
         """Train to the end of the epoch, which is then `ending`, or to a stop."""
         state, end = self.state, (epoch + 1) * self.steps_per_epoch
         if state.step == epoch * self.steps_per_epoch:
             self.callback_list.on_epoch_begin(epoch)  # callbacks remember that of a resumed epoch
         while state.step < end and not self.model.stop_training:
+            if self.trainer.freeze(state.step):
+                self.trace(iterator)
             self.run_chunk(epoch, iterator)
             if state.step % self.cadence.log_every == 0:
                 self.log_line(epoch)
@@ -291,7 +330,7 @@ class _Loop:
 
     def run_chunk(self, epoch: int, iterator) -> None:
         """Train one chunk of steps."""
-        ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps]
+        ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps, *self.thaw_steps]
         num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
@@ -350,15 +389,10 @@ class _Loop:
         if self.validation is not None:
             self.hooks.on_activity("validating")
             self.callback_list.on_test_begin()
-            scores = self.trainer.evaluate(
-                self.validation,
-                should_stop=self.hooks.should_stop,
-                max_chunk_seconds=self.cadence.max_chunk_seconds,
-            )
+            scores = self.validate()
             if scores is None:
                 state.interrupted = True
                 return {}
-            del scores["images"]
             check_loss(scores["loss"], state.step, state.step, "validation loss")
             self.callback_list.on_test_end(scores)
         means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
@@ -374,6 +408,19 @@ class _Loop:
         self.hooks.on_epoch(state, logs)
         self.save_if_due()
         return logs
+
+    def validate(self) -> Metrics | None:
+        """Return the metrics of the validation split, with those of the averaged weights after `averaged_`.
+
+        None: it was stopped.
+        """
+        options = {"should_stop": self.hooks.should_stop, "max_chunk_seconds": self.cadence.max_chunk_seconds}
+        scores = self.trainer.evaluate(self.validation, **options)
+        if scores is not None and self.average:
+            with self.average.in_place():
+                averaged = self.trainer.evaluate(self.validation, **options)
+            scores = None if averaged is None else scores | {f"averaged_{name}": averaged[name] for name in averaged}
+        return scores and {name: value for name, value in scores.items() if not name.endswith("images")}
 
     def learning_rate(self) -> float:
         """Return the learning rate of the last step."""
@@ -396,6 +443,8 @@ class _Loop:
 def _build_variables(model: keras.Model) -> None:
     """Build optimizer, loss and metrics, whose variables cannot be made inside the compiled loop."""
     model.optimizer.build(model.trainable_variables)
+    if average := average_of(model.optimizer):
+        average.build(model)
     images = tf.zeros((1, *model.input_shape[1:]), model.inputs[0].dtype)
     labels = tf.zeros((1,), "int32")
     logits = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 
 from kpipe.errors import ConfigError
+from kpipe.training.averaging import average_of
 
-NETWORK = ("trainable_variables", "non_trainable_variables")
-GROUPS = (*NETWORK, "optimizer_variables", "metrics_variables")
+NETWORK, AVERAGES = "network", "averages"
+GROUPS = (NETWORK, AVERAGES, "optimizer", "metrics")
 
 
 def count_values(variables: Iterable[keras.Variable]) -> int:
@@ -24,7 +25,7 @@ def count_bytes(variables: Iterable[keras.Variable]) -> int:
     return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables)
 
 
-def named_variables(model: keras.Model, groups: tuple[str, ...] = GROUPS) -> dict[str, keras.Variable]:
+def named_variables(model: keras.Model, groups: Iterable[str] = GROUPS) -> dict[str, keras.Variable]:
     """Return every variable of the training, by group and path.
 
     Args:
@@ -32,21 +33,18 @@ def named_variables(model: keras.Model, groups: tuple[str, ...] = GROUPS) -> dic
         groups: names out of `GROUPS`.
 
     Returns:
-        Keys such as `trainable_variables/lenet5/c1/kernel` and `optimizer_variables/sgd/iteration`.
+        Keys such as `network/c1/kernel`, `averages/c1/kernel` and `optimizer/sgd/iteration`. They do not depend on
+        which layers are frozen.
     """
-    variables = {
-        "trainable_variables": model.trainable_variables,
-        "non_trainable_variables": model.non_trainable_variables,
-        "optimizer_variables": model.optimizer.variables,
-        "metrics_variables": model.metrics_variables,
-    }
-    named = {}
-    for group in groups:
+    average = average_of(model.optimizer)
+    named = {f"{AVERAGES}/{path}": variable for path, variable in average.named_variables().items()} if average else {}
+    others = {NETWORK: model.variables, "optimizer": model.optimizer.variables, "metrics": model.metrics_variables}
+    for group, variables in others.items():
         roots = {layer.name: layer.name for layer in model.layers}
-        for variable in variables[group]:
+        for variable in variables:
             root, _, rest = variable.path.partition("/")
             named[f"{group}/{_stable_root(root, roots)}/{rest}"] = variable
-    return named
+    return {name: variable for name, variable in named.items() if name.partition("/")[0] in groups}
 
 
 def assign_all(source: str, arrays: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]) -> None:
@@ -113,10 +111,12 @@ def estimate_disk(
         keep: how many of the newest checkpoints are kept, besides the best.
         keep_last: whether the last one is kept at the end.
     """
-    network = count_bytes([*model.trainable_variables, *model.non_trainable_variables])
-    checkpoint = network + count_bytes([*optimizer_variables, *model.metrics_variables])
-    # The newest and the best, while the next is written beside them.
-    return DiskNeed(checkpoint, (keep + 2) * checkpoint + network, checkpoint * keep_last + network)
+    network = count_bytes(model.variables)
+    models = 2 if average_of(model.optimizer) else 1  # the averages take as much as the weights, and are saved as well
+    checkpoint = models * network + count_bytes([*optimizer_variables, *model.metrics_variables])
+    # The newest and the best of each kind of weights, while the next is written beside them.
+    most = (keep + models + 1) * checkpoint + models * network
+    return DiskNeed(checkpoint, most, checkpoint * keep_last + models * network)
 
 
 def _stable_root(root: str, seen: dict[str, str]) -> str:

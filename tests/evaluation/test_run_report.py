@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kpipe.config.schema import Experiment
 from kpipe.evaluation import report
-from kpipe.runs.state import RunState
+from kpipe.runs.state import Best, RunState
 from kpipe.training.control import TrainState
 
 NAMES = ("a", "b", "c")
@@ -65,7 +65,7 @@ def write(run, figures):
         model = keras.Sequential([*layers, keras.layers.Dense(3)])
         model.compile(run_eagerly=True)  # quicker than tracing it for three batches
         held_out = {name: images and split_of(images) for name, images in splits}
-        state = RunState(TrainState(step=20), best_epoch=best_epoch, best_step=10 * best_epoch or None)
+        state = RunState(TrainState(step=20), best={"raw": Best(best_epoch, 10 * best_epoch)} if best_epoch else {})
         return report.write_figures(run, experiment, state, model, held_out, NAMES)
 
     return write

@@ -58,7 +58,7 @@ def folder(tmp_path, model):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step in (10, 20):
         fill(model, step)
-        checkpoints.commit(model, {"at": step}, step=step, best_step=10, logs={"metrics.jsonl": 7 * step})
+        checkpoints.commit(model, {"at": step}, step=step, best_steps=[10], logs={"metrics.jsonl": 7 * step})
     fill(model, 99)
     return tmp_path / "checkpoints"
 
@@ -84,7 +84,7 @@ def test_a_directory_holds_what_the_docstring_says(model, folder):
         content = (path / name).read_bytes()
         assert member == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     arrays = {*np.load(path / "weights.npz").files, *np.load(path / "training.npz").files}
-    assert {"trainable_variables/tiny/logits/kernel", "optimizer_variables/sgd/iteration"} <= arrays
+    assert {"network/tiny/logits/kernel", "optimizer/sgd/iteration"} <= arrays
     assert any(name.endswith("seed_generator_state") for name in arrays)
 
 
@@ -115,7 +115,7 @@ def test_the_newest_and_every_best_of_them_stay(model, tmp_path):
         (1, 1, [1]), (2, 2, [1, 2]), (3, 2, [2, 3]), (4, 2, [2, 3, 4]),
         (5, 5, [2, 4, 5]), (6, 5, [5, 6]), (7, 5, [5, 6, 7]),
     ):  # fmt: skip
-        checkpoints.commit(model, {}, step=step, best_step=best)
+        checkpoints.commit(model, {}, step=step, best_steps=[] if best is None else [best])
         assert names(tmp_path) == ["latest", *(f"step-{number:08d}" for number in kept)]
     checkpoints.finish(keep_last=True)
     assert names(tmp_path) == ["latest", "step-00000007"]
@@ -126,7 +126,7 @@ def test_the_newest_and_every_best_of_them_stay(model, tmp_path):
 def test_the_best_of_an_older_checkpoint_is_there_when_the_newer_one_is_lost(model, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, best in ((1, 1), (2, 1), (3, 3)):
-        checkpoints.commit(model, {}, step=step, best_step=best)
+        checkpoints.commit(model, {}, step=step, best_steps=[] if best is None else [best])
     (tmp_path / "step-00000003" / "state.json").unlink()
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(model).step == 2
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(model, folder
     assert said.startswith(f"{folder}/step-00000020 is damaged (")
     assert said.endswith(")")
     assert any(text in said for text in reason.split("|"))
-    checkpoints.commit(model, {}, step=15, best_step=10)
+    checkpoints.commit(model, {}, step=15, best_steps=[10])
     assert names(folder) == ["latest", "step-00000010", "step-00000015"]
 
 
@@ -279,10 +279,10 @@ def test_the_debris_of_crashes_is_removed(model, folder):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"outputs": 4}, r"trainable_variables/tiny/logits/kernel: expected float32 \[16, 4\], got float32 \[16, 3\]"),
+        ({"outputs": 4}, r"network/tiny/logits/kernel: expected float32 \[16, 4\], got float32 \[16, 3\]"),
         (
             {"momentum": 0.0},
-            r"optimizer_variables/sgd/tiny_logits_kernel_momentum: expected none, got float32 \[16, 3\]",
+            r"optimizer/sgd/tiny_logits_kernel_momentum: expected none, got float32 \[16, 3\]",
         ),
     ],
 )
@@ -413,7 +413,7 @@ def test_an_exception_anywhere_in_a_commit_leaves_one_that_is_whole(model, folde
 
     monkeypatch.setattr(os, name, killed)
     with pytest.raises(Killed) if name != "rename" or number == 1 else contextlib.nullcontext():
-        checkpoints.commit(model, {"at": 30}, step=30, best_step=10)
+        checkpoints.commit(model, {"at": 30}, step=30, best_steps=[10])
     monkeypatch.undo()
     fill(model, 99)
     restored = Checkpoints(folder).restore(model)

@@ -231,7 +231,7 @@ def test_the_rate_of_a_layer_is_a_true_factor(name, kind):
             optimizer.apply([keras.ops.convert_to_tensor(np.outer(gradient, START))] * 2, kernels)
         return [kernel.numpy() for kernel in kernels]
 
-    first, second = trained(0.1, layer_rates={"second": 0.5})
+    first, second = trained(0.1, rates={"second/kernel": 0.5})
     np.testing.assert_allclose(first, trained(0.1)[0], rtol=1e-6)
     np.testing.assert_allclose(second, trained(0.05)[1], rtol=1e-5)
     assert not np.allclose(first, second)
@@ -248,10 +248,10 @@ def test_a_layer_may_decay_otherwise(kind):
         make_optimizer("sgd", {}, 0.5, **options).apply([keras.ops.convert_to_tensor(gradient)], [kernel])
         return kernel.numpy()
 
-    np.testing.assert_allclose(moved(weight_decay=decay, layer_decays={"logits": 0.0}), START - 0.5 * gradient)
+    np.testing.assert_allclose(moved(weight_decay=decay, decays={"logits/kernel": 0.0}), START - 0.5 * gradient)
     expected = START - 0.5 * (gradient + 0.2 * START)
-    np.testing.assert_allclose(moved(weight_decay=decay, layer_decays={"logits": 0.2}), expected, rtol=1e-6)
-    np.testing.assert_allclose(moved(layer_decays={"logits": 0.2}), expected, rtol=1e-6)
+    np.testing.assert_allclose(moved(weight_decay=decay, decays={"logits/kernel": 0.2}), expected, rtol=1e-6)
+    np.testing.assert_allclose(moved(decays={"logits/kernel": 0.2}), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

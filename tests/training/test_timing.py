@@ -5,13 +5,14 @@ import pytest
 
 from kpipe.training import timing
 from kpipe.training.timing import time_steps
+from kpipe.training.trainer import Trainer
 
 
 @pytest.fixture
-def model():
+def trainer():
     model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
+    return Trainer(model)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("max_seconds", "steps", "seconds"), [(5, [1], 11), (25, [1, 2], 1), (10_000, [1, timing._MOST_STEPS], 1)]
 )
-def test_as_many_steps_are_timed_as_there_is_time_for(model, clock, max_seconds, steps, seconds):
-    found = time_steps(model, 4, 2, max_seconds=max_seconds)
+def test_as_many_steps_are_timed_as_there_is_time_for(trainer, clock, max_seconds, steps, seconds):
+    found = time_steps(trainer, 4, 2, max_seconds=max_seconds)
     assert (clock, found.measured_steps, found.seconds_per_step) == (steps, steps[-1], seconds)
-    assert int(model.optimizer.iterations) == sum(steps)
+    assert int(trainer.model.optimizer.iterations) == sum(steps)

@@ -1,0 +1,89 @@
+"""Rules of fine-tuning: how fast each layer is trained, and from which step on.
+
+Layers that come with weights are trained slower than new ones, or later, or not at all (Yosinski et al. 2014, "How
+transferable are features in deep neural networks?").
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from kpipe.catalog.rows import OneOf
+from kpipe.catalog.training import LayerOptions, ReusedLayers
+from kpipe.catalog.wording import show
+from kpipe.errors import ConfigError, did_you_mean
+
+_WHERE = "training.layers"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """How a layer is trained."""
+
+    rate: float = 1.0
+    """Factor of the learning rate."""
+    weight_decay: float | None = None
+    """Value of the weight decay; None: the optimizer's."""
+    thaws: float = 0
+    """The step from which it is trained; infinity: never."""
+
+
+def make_layer_rules(
+    layers: Sequence[str],
+    *,
+    reused: Collection[str] = (),
+    reused_layers: ReusedLayers | None = None,
+    entries: Sequence[LayerOptions] = (),
+    steps_of: Callable[[OneOf], int],
+    total_steps: int,
+) -> dict[str, LayerRule]:
+    """Return how each layer is trained.
+
+    Args:
+        layers: names of the layers with weights that can be trained.
+        reused: names of those whose weights come from elsewhere.
+        reused_layers: how these are trained; None: as all others.
+        entries: how single layers are trained. Of each layer the first entry that matches counts, over `reused_layers`.
+        steps_of: converts a duration into steps.
+        total_steps: steps of the whole training.
+
+    Raises:
+        ConfigError: a pattern is no regular expression or matches no layer, a layer would thaw after the end of the
+            training, or no layer is trained from the first step on.
+    """
+    for index, entry in enumerate(entries):
+        for option, message in entry.conflicts():
+            raise ConfigError(f"{_WHERE}.{index}.{option}: {message}")
+        if not any(re.fullmatch(entry.match, name) for name in layers):
+            raise ConfigError(
+                f"{_WHERE}.{index}.match: expected a pattern that matches the name of a layer, got {show(entry.match)}"
+                f"{did_you_mean(entry.match, layers)}"
+            )
+
+    def thaw_of(where: str, frozen: str | OneOf) -> float:
+        if isinstance(frozen, str):
+            return {"none": 0, "all": math.inf}[frozen]
+        steps = steps_of(frozen)
+        if steps >= total_steps:
+            raise ConfigError(
+                f"{where}.frozen: expected fewer than the {total_steps:,} steps of the training, got {steps:,}; `all` "
+                "freezes layers for good"
+            )
+        return steps
+
+    rules = {}
+    for name in layers:
+        rate, decay, thaws = 1.0, None, 0.0
+        if reused_layers and name in reused:
+            rate, thaws = reused_layers.rate, thaw_of("training.reused_layers", reused_layers.frozen)
+        for index, entry in enumerate(entries):
+            if re.fullmatch(entry.match, name):
+                rate = rate if entry.rate is None else entry.rate
+                thaws = thaws if entry.frozen is None else thaw_of(f"{_WHERE}.{index}", entry.frozen)
+                decay = entry.weight_decay
+                break
+        rules[name] = LayerRule(rate, decay, thaws)
+    if all(rule.thaws > 0 for rule in rules.values()):
+        raise ConfigError("training: expected a layer that is trained from the first step on, but all are frozen")
+    return rules
