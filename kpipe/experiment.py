@@ -20,6 +20,7 @@ from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
+from kpipe.frozen_features import make_frozen_features
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.overview import show_header, show_result
@@ -124,12 +125,16 @@ def train(
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
             if not (recorder.is_done or recorder.ends_here()):
+                features, note = make_frozen_features(experiment, prepared, state.train.step, screen.progress)
+                if note:
+                    screen.line(f"note: {note}")
                 with recorder.saving_at_the_end(), training_screen(screen, **length) as shown:
                     trainer.fit(
                         prepared.training_batches,
                         **length,
                         state=state.train,
                         validation=evaluation_batches(splits, "validation", config.batch_size),
+                        features=features,
                         callbacks=[*make_callbacks(training), *options.callbacks],
                         cadence=make_cadence(training, steps_per_epoch),
                         hooks=recorder.make_hooks(shown, stop),

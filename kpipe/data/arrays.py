@@ -3,6 +3,7 @@
 N images, H height, W width, C channels, I pixels a side of what the network sees.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,6 +66,13 @@ class ArraySplit(Split):
         if self.numbers is not None:
             numbers = tf.gather(tf.constant(self.numbers), numbers)
         return tf.gather(self.kept_pixels.resident, numbers)
+
+    def digest(self) -> str:
+        """Return a digest of the pixels. For mapped pixels, that of the name of their file, which says it all."""
+        pixels = self.kept_pixels
+        digest = hashlib.sha256(pixels.images.filename.encode() if pixels.is_mapped else pixels.images)
+        digest.update(b"" if self.numbers is None else np.ascontiguousarray(self.numbers))
+        return digest.hexdigest()
 
     def count_labels(self, classes: int) -> np.ndarray:
         return np.bincount(self.labels[self.readable_numbers()], minlength=classes)

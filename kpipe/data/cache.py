@@ -23,6 +23,7 @@ from kpipe.data.pixels import allocate, check_memory
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
+from kpipe.files import replacing
 
 CHUNK = 256  # images that are copied at a time
 _ELSEWHERE = "set KPIPE_CACHE to another folder, or set data.cache=none"
@@ -74,12 +75,7 @@ def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_pr
         DataError: as `cache_in_memory`.
         EnvironmentFault: the disk is too small, or the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{folder}: the folder of decoded images cannot be made ({error.strerror}): {_ELSEWHERE}"
-        ) from None
+    _make_folder(folder)
     place = folder / _fingerprint(split)
     with FileLock(folder / f".{place.name}.lock"):  # of two that start together, one decodes and the other waits
         for debris in folder.glob(f".{place.name}-*"):
@@ -94,6 +90,55 @@ def cache_on_disk(split: Split, folder: Path, progress: ProgressReporter = no_pr
     if split.conversions:
         split.conversions.add({kind: split.rows[notes[kind]].tolist() for kind in ("transparent", "deep")})
     return ArraySplit(images, split.labels_when_kept(labels), split.unreadable)
+
+
+def keep_on_disk(
+    folder: Path, name: str, fill: Callable[[Callable[[tuple[int, ...]], np.ndarray]], np.ndarray]
+) -> np.ndarray:
+    """Return an array that a file keeps, mapped from it.
+
+    Args:
+        folder: folder of all sets.
+        name: name of the file without its suffix, which says all that the numbers depend on.
+        fill: called where there is no such file yet, with a function that makes the array float32 of a shape. It
+            returns that array, filled.
+
+    Raises:
+        EnvironmentFault: the disk is too small, or the folder cannot be made.
+    """
+    _make_folder(folder)
+    path = folder / f"{name}.npy"
+    with FileLock(folder / f".{name}.lock"):
+        if not path.exists():
+            try:
+                with replacing(path) as beside:
+                    fill(lambda shape: _map_new(beside, shape, np.float32)).flush()
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise EnvironmentFault(
+                    f"{folder}: the disk is too small for the features of the images. Make room, {_ELSEWHERE}"
+                ) from None
+    return np.load(path, mmap_mode="r")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: the folder of decoded images cannot be made ({error.strerror}): {_ELSEWHERE}"
+        ) from None
+
+
+def _map_new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Return an array of zeros, mapped from a new file."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    # A page that the disk has no room for would end the process when it is written to.
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+    return array
 
 
 def _map(split: Split, place: Path) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]] | None:
@@ -132,16 +177,7 @@ def _write(split: Split, place: Path, progress: ProgressReporter) -> None:
         raise too_small
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
     try:
-
-        def make(shape):
-            images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
-            # A page that the disk has no room for would end the process when it is written to.
-            if hasattr(os, "posix_fallocate"):
-                with open(temporary / "images.npy", "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, images.offset + images.nbytes)
-            return images
-
-        kept = _decode(split, make, progress)
+        kept = _decode(split, lambda shape: _map_new(temporary / "images.npy", shape, np.uint8), progress)
         kept.kept_pixels.images.flush()
         np.save(temporary / "labels.npy", kept.labels)
         notes = {"unreadable": sorted(split.unreadable.numbers), **_changed(split)}

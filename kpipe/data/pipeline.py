@@ -10,7 +10,7 @@ images of the split, n uniforms an image.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -71,7 +71,29 @@ def make_pipeline(
     _check_split("make_pipeline", split, "train")
     crop, changes = _separate_crop(augment)
     size = _crop_size(split, crop, image_size)
-    drawing = Drawing(
+    unreadable = split.unreadable.numbers if split.kept_pixels else ()  # others are replaced when they are met
+    drawing = make_drawing(split, batch_size, seed, augment, worker, workers, unreadable=unreadable)
+    _check_mixing(changes, classes, drawing.count, workers)
+    make_batch = _make_batcher(crop, size, changes, classes, class_weights)
+    last = np.iinfo(np.int64).max if last_step is None else max(first_step, last_step)
+    batches = split.training_batches(drawing, crop, size, first_step, last, make_batch)
+    batches = with_cardinality(batches, tf.data.INFINITE_CARDINALITY if last_step is None else last - first_step)
+    batches.steps_per_epoch = drawing.steps_per_epoch
+    return batches
+
+
+def make_drawing(
+    split: Split,
+    batch_size: int,
+    seed: int,
+    augment: Sequence[Augmentation | Crop | Mix],
+    worker: int,
+    workers: int,
+    *,
+    unreadable: Iterable[int],
+) -> Drawing:
+    """Return the images and uniforms of each step; the arguments are those of `make_pipeline` and of `Drawing`."""
+    return Drawing(
         len(split),
         batch_size,
         count_steps_per_epoch(split, batch_size),
@@ -79,15 +101,8 @@ def make_pipeline(
         uniforms=sum(entry.uniforms for entry in augment),
         worker=worker,
         workers=workers,
-        unreadable=split.unreadable.numbers if split.kept_pixels else (),  # others are replaced when they are met
+        unreadable=unreadable,
     )
-    _check_mixing(changes, classes, drawing.count, workers)
-    make_batch = _make_batcher(crop, size, changes, classes, class_weights)
-    last = np.iinfo(np.int64).max if last_step is None else max(first_step, last_step)
-    batches = split.training_batches(drawing, crop, size, first_step, last, make_batch)
-    batches = _with_cardinality(batches, tf.data.INFINITE_CARDINALITY if last_step is None else last - first_step)
-    batches.steps_per_epoch = drawing.steps_per_epoch
-    return batches
 
 
 def make_evaluation_pipeline(
@@ -118,7 +133,7 @@ def make_evaluation_pipeline(
         return ten_crop(images, size) if ten_crops else _center(images, size), labels
 
     numbers = split.readable_numbers()
-    return _with_cardinality(split.evaluation_batches(numbers, batch_size, see), -(-len(numbers) // batch_size))
+    return with_cardinality(split.evaluation_batches(numbers, batch_size, see), -(-len(numbers) // batch_size))
 
 
 def evaluation_batches(splits: Splits, name: str, batch_size: int) -> tf.data.Dataset | None:
@@ -288,7 +303,7 @@ def _center(images: tf.Tensor, size: int | None) -> tf.Tensor:
     return images[:, top : top + size, left : left + size]
 
 
-def _with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
+def with_cardinality(batches: tf.data.Dataset, length: int) -> tf.data.Dataset:
     """Assert the cardinality, since Keras counts steps and losses wrongly where it is unknown, without a word."""
     # To optimize its graph, tf.data copies all that a function has captured: the images would be in memory twice.
     options = tf.data.Options()

@@ -5,7 +5,7 @@ and its options (`NetworkOptions.first_head_layer`), so a model loaded from a fi
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,30 @@ def features_and_head(model: keras.Model, network: str, options: dict[str, Any] 
         head=tuple(layer for layer in model.layers if id(layer) not in computed),
         output=inputs[0],
     )
+
+
+def last_fixed_output(model: keras.Model, fixed: Collection[str]) -> keras.KerasTensor | None:
+    """Return the last tensor that depends on the image alone while some layers keep their weights; None: there is none.
+
+    Everything else is computed from it, if the model has one output.
+
+    Args:
+        model: any network.
+        fixed: names of the layers that keep their weights. Those without trainable weights need not be named. A layer
+            that draws random numbers, such as dropout, is never fixed.
+    """
+    trunk, found = find_trunk(model), None
+    if len(model.outputs) > 1:
+        return None
+    for node in find_nodes(model.inputs, model.outputs):
+        layer = node.operation
+        if isinstance(layer, keras.Layer):
+            draws = len(layer.variables) > len(layer.weights)  # the state of a random generator is no weight
+            if draws or (layer.name not in fixed and any(v.trainable for v in layer.weights)):
+                break
+        if id(node) in trunk and not isinstance(layer, keras.layers.InputLayer):
+            found = node.outputs[0]
+    return found
 
 
 def find_nodes(inputs: Sequence[keras.KerasTensor], outputs: Sequence[keras.KerasTensor]) -> list[Any]:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 Metrics = dict[str, float]
 
 
@@ -80,6 +83,24 @@ class Cadence:
         in_time = self.chunk or steps_within(self.max_chunk_seconds, seconds_per_step)
         to_ends = (end - step for end in ends if end > step)
         return min(in_time, *(every - step % every for every in intervals), *to_ends)
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What the frozen layers of a network make of the images, to train the other layers on.
+
+    Attributes:
+        head: the layers that are trained: features [B, *F] to the outputs of the network.
+        until: the step at which the first of the frozen layers thaws; infinity: never.
+        batches_from: called with the first step to do. It returns batches as `Trainer.fit` takes them, with features
+            instead of images.
+        validation: the validation split, with features instead of images; None: there is none.
+    """
+
+    head: keras.Model
+    until: float
+    batches_from: Callable[[int], tf.data.Dataset]
+    validation: tf.data.Dataset | None
 
 
 @dataclass(frozen=True)

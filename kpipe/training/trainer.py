@@ -15,11 +15,11 @@ import keras
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
-from kpipe.training.accumulation import train_in_pieces
 from kpipe.training.averaging import average_of
 from kpipe.training.callback_state import remember_callbacks, restore_callbacks
-from kpipe.training.control import Cadence, Hooks, Metrics, TrainState, steps_within
+from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, TrainState, steps_within
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
+from kpipe.training.steps import test_step, train_step
 
 
 class Trainer:
@@ -33,7 +33,7 @@ class Trainer:
             soft labels float32 [B, K] if the training batches have them.
         thaws: the step from which a layer is trained, by its name; infinity: never. Layers that are not named are
             trained from the first step.
-        pieces: number of pieces in which a step computes its batch, see `kpipe.training.accumulation`.
+        pieces: number of pieces in which a step computes its batch, see `kpipe.training.steps`.
     """
 
     def __init__(self, model: keras.Model, *, thaws: Mapping[str, float] | None = None, pieces: int = 1):
@@ -46,7 +46,6 @@ class Trainer:
             _build_variables(model)
         if self.strategy.num_replicas_in_sync == 1:
             _sum_over_one_replica(model.optimizer)
-        self._trained: set[str] | None = None
         self.freeze(0)
         self._run_evaluation = tf.function(self._evaluation)
         self._are_finite = tf.function(are_finite)
@@ -59,6 +58,7 @@ class Trainer:
         epochs: int,
         state: TrainState | None = None,
         validation: tf.data.Dataset | None = None,
+        features: FrozenFeatures | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         cadence: Cadence | None = None,
         hooks: Hooks | None = None,
@@ -73,6 +73,7 @@ class Trainer:
             epochs: counted from the start of the training, not from `state`.
             state: where to resume, with the variables of the same moment in the model; None for the start.
             validation: evaluated at the end of each epoch.
+            features: what to train on instead of images, as long as the layers that compute it are frozen.
             callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
                 a chunk with the true index of the batch and the means of the epoch so far, test methods at begin and
                 end of the validation.
@@ -92,25 +93,26 @@ class Trainer:
         state.interrupted = False
         if state.is_done(steps_per_epoch * epochs):
             return state
-        batches = batches_from(state.step)
         loop = _Loop(
             trainer=self,
+            batches_from=batches_from,
             state=state,
             steps_per_epoch=steps_per_epoch,
             epochs=epochs,
-            batch_size=_batch_size(batches, steps_per_epoch * epochs - state.step),
             validation=validation,
+            features=features,
             callbacks=list(callbacks),
             cadence=cadence or Cadence(),
             hooks=hooks or Hooks(),
         )
-        loop.run(iter(self.strategy.experimental_distribute_dataset(batches)))
+        loop.run()
         return state
 
     def evaluate(
         self,
         dataset: tf.data.Dataset,
         *,
+        head: keras.Model | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         max_chunk_seconds: float = 0.5,
     ) -> dict[str, float] | None:
@@ -118,6 +120,7 @@ class Trainer:
 
         Args:
             dataset: batches of (images, labels).
+            head: the last layers of the model, where the batches have their input instead of images.
             should_stop: asked after each chunk of batches.
             max_chunk_seconds: about how long a chunk may last.
 
@@ -132,7 +135,7 @@ class Trainer:
         total, chunk, more = 0, 1, True
         while more:
             start = time.perf_counter()
-            images, more = self._run_evaluation(iterator, tf.constant(chunk))
+            images, more = self._run_evaluation(iterator, tf.constant(chunk), head)
             total, more = total + int(images), bool(more)
             if more and should_stop():
                 self.model.reset_metrics()
@@ -144,10 +147,10 @@ class Trainer:
         self.model.reset_metrics()
         return {**metrics, "images": total}
 
-    def trace_evaluation(self, dataset: tf.data.Dataset) -> None:
+    def trace_evaluation(self, dataset: tf.data.Dataset, head: keras.Model | None = None) -> None:
         """Compile the evaluation of such batches, which the first one would otherwise have to do."""
         iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
-        self._run_evaluation(iterator, tf.constant(0))
+        self._run_evaluation(iterator, tf.constant(0), head)
 
     def check_finite(self, first: int, last: int) -> None:
         """Raise Diverged if a weight or a variable of the optimizer is not finite after these steps."""
@@ -157,54 +160,62 @@ class Trainer:
             variable = variables[int(finite.argmin())]
             raise Diverged(f"{variable.path} is no longer finite {where(first, last)}; {LIKELY_CAUSES}")
 
-    def freeze(self, step: int) -> bool:
-        """Freeze the layers that are not trained at a step, and train the others; return whether that is a change."""
-        trained = {name for name, thaw in self.thaws.items() if thaw <= step}
-        if trained == self._trained:
-            return False
-        self._trained = trained
-        self._train_layers(trained)
+    def freeze(self, step: int) -> None:
+        """Freeze the layers that are not trained at a step, and train the others. The next step is traced anew."""
+        self._train_layers([name for name, thaw in self.thaws.items() if thaw <= step])
         self._run_steps = tf.function(self._steps)
-        return True
+
+    def is_thawed(self, step: int) -> bool:
+        """Return whether all layers are trained that are to be trained at a step."""
+        return all(self.model.get_layer(name).trainable for name, thaw in self.thaws.items() if thaw <= step)
 
     def _train_layers(self, names: Collection[str]) -> None:
         """Train these of the layers that are frozen for a time, and freeze the others."""
         for name in self.thaws:
             self.model.get_layer(name).trainable = name in names
 
-    def run_steps(self, iterator, num_steps: int) -> Metrics:
-        """Train for `num_steps` steps; return the metrics since their last reset, once the device is done."""
-        self._run_steps(iterator, tf.constant(num_steps))
+    def run_steps(self, iterator, num_steps: int, head: keras.Model | None = None) -> Metrics:
+        """Train for `num_steps` steps; return the metrics since their last reset, once the device is done.
+
+        Args:
+            iterator: of the batches.
+            num_steps: how many of them.
+            head: the last layers of the model, where the batches have their input instead of images.
+        """
+        self._run_steps(iterator, tf.constant(num_steps), head)
         return self.read_metrics()
 
     def read_metrics(self) -> Metrics:
         """Return the means since the metrics were last reset."""
         return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
-    def _steps(self, iterator, num_steps):
+    def _steps(self, iterator, num_steps, head):
         for _ in tf.range(num_steps):
-            self.strategy.run(self._train_step, args=(next(iterator),))
+            self.strategy.run(self._train_step, args=(next(iterator), head))
 
-    def _train_step(self, batch):
-        if self.pieces == 1:
+    def _train_step(self, batch, head):
+        if head is None and self.pieces == 1:
             self.model.train_step(batch)
         else:
-            train_in_pieces(self.model, batch, self.pieces)
+            train_step(self.model, batch, head=head, pieces=self.pieces)
 
-    def _evaluation(self, iterator, num_batches):
+    def _evaluation(self, iterator, num_batches, head):
         """Evaluate at most `num_batches` batches; return their images, and whether there may be more batches."""
         images, more, done = tf.constant(0), tf.constant(True), tf.constant(0)
         while more and done < num_batches:
             batch = iterator.get_next_as_optional()
             more = batch.has_value()
             if more:
-                counts = self.strategy.run(self._test_step, args=(batch.get_value(),))
+                counts = self.strategy.run(self._test_step, args=(batch.get_value(), head))
                 images += self.strategy.reduce("sum", counts, axis=None)
                 done += 1
         return images, more
 
-    def _test_step(self, batch):
-        self.model.test_step(batch)
+    def _test_step(self, batch, head):
+        if head is None:
+            self.model.test_step(batch)
+        else:
+            test_step(self.model, batch, head=head)
         return tf.shape(batch[0])[0]
 
 
@@ -236,11 +247,12 @@ class _Loop:
     """One call of `fit`."""
 
     trainer: Trainer
+    batches_from: Callable[[int], tf.data.Dataset]
     state: TrainState
     steps_per_epoch: int
     epochs: int
-    batch_size: int
     validation: tf.data.Dataset | None
+    features: FrozenFeatures | None
     callbacks: list[keras.callbacks.Callback]
     cadence: Cadence
     hooks: Hooks
@@ -271,21 +283,18 @@ class _Loop:
     def finished(self) -> bool:
         return self.state.is_done(self.steps_per_epoch * self.epochs)
 
-    def run(self, iterator) -> None:
+    def run(self) -> None:
         """Train to the end of the last epoch, or to a stop."""
         state, logs = self.state, {}
         self.model.stop_training = False
         self.callback_list.on_train_begin()
         restore_callbacks(self.callbacks, state.callbacks)
-        self.trainer.freeze(state.step)
-        self.trace(iterator)
-        if self.validation is not None:
-            self.trainer.trace_evaluation(self.validation)
+        self.begin_stage()
         self.hooks.on_begin()
         while not self.finished:
             epoch = self.epoch
             if not state.ending:
-                self.run_epoch(epoch, iterator)
+                self.run_epoch(epoch)
             if state.ending:
                 logs = self.end_epoch(epoch)
             if state.interrupted or (not self.finished and self.hooks.should_stop()):
@@ -293,20 +302,36 @@ class _Loop:
                 return
         self.callback_list.on_train_end(logs)
 
-    def trace(self, iterator) -> None:
-        """Trace the training step, so that the time of a chunk is time of training."""
-        self.hooks.on_activity("compiling")
-        self.trainer.run_steps(iterator, 0)
+    def begin_stage(self) -> None:
+        """Freeze the layers that are not trained at this step, open the batches, and trace.
 
-    def run_epoch(self, epoch: int, iterator) -> None:
+        The time of a chunk is time of training only because all is traced here.
+        """
+        self.hooks.on_activity("compiling")
+        step, trainer = self.state.step, self.trainer
+        trainer.freeze(step)
+        if self.features and step >= self.features.until:
+            self.features = None
+        batches_from, validation, self.head = self.batches_from, self.validation, None
+        if self.features:
+            batches_from, self.head = self.features.batches_from, self.features.head
+            validation = self.features.validation
+        batches = batches_from(step)
+        self.batch_size = _batch_size(batches, self.steps_per_epoch * self.epochs - step)
+        self.iterator = iter(trainer.strategy.experimental_distribute_dataset(batches))
+        trainer.run_steps(self.iterator, 0, self.head)
+        if validation is not None:
+            trainer.trace_evaluation(validation, self.head)
+
+    def run_epoch(self, epoch: int) -> None:
         """Train to the end of the epoch, which is then `ending`, or to a stop."""
         state, end = self.state, (epoch + 1) * self.steps_per_epoch
         if state.step == epoch * self.steps_per_epoch:
             self.callback_list.on_epoch_begin(epoch)  # callbacks remember that of a resumed epoch
         while state.step < end and not self.model.stop_training:
-            if self.trainer.freeze(state.step):
-                self.trace(iterator)
-            self.run_chunk(epoch, iterator)
+            if state.step in self.thaw_steps and not self.trainer.is_thawed(state.step):
+                self.begin_stage()
+            self.run_chunk(epoch)
             if state.step % self.cadence.log_every == 0:
                 self.log_line(epoch)
             if state.step < end and not self.model.stop_training:
@@ -328,14 +353,14 @@ class _Loop:
             self.hooks.on_save(state)
             self.saved_at = time.monotonic()
 
-    def run_chunk(self, epoch: int, iterator) -> None:
+    def run_chunk(self, epoch: int) -> None:
         """Train one chunk of steps."""
         ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps, *self.thaw_steps]
         num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
-        metrics = self.trainer.run_steps(iterator, num_steps)
+        metrics = self.trainer.run_steps(self.iterator, num_steps, self.head)
         seconds = time.perf_counter() - start
         check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
         self.state.step += num_steps
@@ -415,10 +440,11 @@ class _Loop:
         None: it was stopped.
         """
         options = {"should_stop": self.hooks.should_stop, "max_chunk_seconds": self.cadence.max_chunk_seconds}
-        scores = self.trainer.evaluate(self.validation, **options)
+        batches = self.features.validation if self.head else self.validation
+        scores = self.trainer.evaluate(batches, head=self.head, **options)
         if scores is not None and self.average:
             with self.average.in_place():
-                averaged = self.trainer.evaluate(self.validation, **options)
+                averaged = self.trainer.evaluate(batches, head=self.head, **options)
             scores = None if averaged is None else scores | {f"averaged_{name}": averaged[name] for name in averaged}
         return scores and {name: value for name, value in scores.items() if not name.endswith("images")}
 

@@ -9,7 +9,7 @@ from kpipe.errors import ConfigError
 from kpipe.models.building import build_model
 from kpipe.models.portable import save_portable
 from kpipe.models.preprocessing import NAMED
-from kpipe.models.structure import features_and_head
+from kpipe.models.structure import features_and_head, last_fixed_output
 
 # Keras 3.15 reads TensorFlow's variables with NumPy 2 in a way that NumPy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -139,3 +139,29 @@ def test_mistakes(network, options, message):
     model = keras.Model(images, keras.layers.Flatten(name="flatten")(images), name="mine")
     with pytest.raises(ConfigError, match=message):
         features_and_head(model, network, options)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "shape", "more", "last"),
+    [
+        ("vgg11", {"head": "gap"}, (17, 17, 3), (), "gap"),
+        ("vgg11", WIDTH | {"batch_norm": True}, (17, 17, 3), (), "flatten"),
+        ("vgg11", WIDTH, (17, 17, 3), ("fc6",), "fc6"),
+        ("vgg11", WIDTH, (17, 17, 3), ("fc7",), "flatten"),
+        ("alexnet", {"variant": "one_weird_trick"} | WIDTH, (64, 64, 3), ("fc6",), "flatten"),
+        ("googlenet", {"variant": "batch_norm"}, (32, 32, 3), (), "gap"),
+        ("lenet5", {}, (28, 28, 1), ("c5", "f6"), "f6"),
+    ],
+)
+def test_the_last_fixed_output_comes_before_dropout_and_before_what_is_trained(network, options, shape, more, last):
+    model = build_model(network, options, input_shape=shape, classes=3)
+    division = features_and_head(model, network, options)
+    fixed = [layer.name for layer in division.features if layer.weights]
+    assert last_fixed_output(model, [*fixed, *more]) is model.get_layer(last).output
+    assert last_fixed_output(model, fixed[1:]) is not model.get_layer(last).output
+
+
+def test_nothing_is_fixed_for_heads_that_branch_off_the_features():
+    options = {"auxiliary_heads": True}
+    model = build_model("googlenet", options, input_shape=(32, 32, 3), classes=3)
+    assert last_fixed_output(model, [layer.name for layer in model.layers]) is None

@@ -21,11 +21,11 @@ def clock(monkeypatch):
     measured, real = [], timing.Trainer.run_steps
     now = [0.0]
 
-    def run_steps(trainer, iterator, num_steps):
+    def run_steps(trainer, iterator, num_steps, head=None):
         if num_steps:
             now[0] += num_steps + (0 if measured else 10)
             measured.append(num_steps)
-        return real(trainer, iterator, num_steps)
+        return real(trainer, iterator, num_steps, head)
 
     monkeypatch.setattr(timing.Trainer, "run_steps", run_steps)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])

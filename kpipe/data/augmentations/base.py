@@ -24,6 +24,9 @@ class Augmentation:
     with the reading from memory. An operation that computes is compiled alone, since a neighbor would compute it anew
     for each pixel that it reads. So is one that reads a pixel from two places, as a flip does to choose between them:
     what its neighbors do before it would be done twice."""
+    is_flip: bool = False
+    """Whether it leaves an image as it is, or makes one certain other image of it where its only uniform is below
+    0.5."""
 
 
 @dataclass(frozen=True)

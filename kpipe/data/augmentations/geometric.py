@@ -60,7 +60,7 @@ def flip_horizontal() -> Augmentation:
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[2]), images)
 
-    return Augmentation("flip_horizontal", 1, apply)
+    return Augmentation("flip_horizontal", 1, apply, is_flip=True)
 
 
 def flip_vertical() -> Augmentation:
@@ -69,7 +69,7 @@ def flip_vertical() -> Augmentation:
     def apply(images, uniforms):
         return tf.where(uniforms[:, :1, None, None] < 0.5, tf.reverse(images, axis=[1]), images)
 
-    return Augmentation("flip_vertical", 1, apply)
+    return Augmentation("flip_vertical", 1, apply, is_flip=True)
 
 
 def rotate(degrees: float = 15.0, fill: int = 0) -> Augmentation:

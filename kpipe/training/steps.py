@@ -1,4 +1,4 @@
-"""Gradient accumulation: a step whose batch is too large for the memory is computed in pieces.
+"""Steps that Keras's `train_step` and `test_step` do not know: a batch in pieces, and features instead of images.
 
 A step stays a step: the batch, the schedule, log lines and checkpoints are those of the whole batch.
 
@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 
-def train_in_pieces(model: keras.Model, batch: tuple[tf.Tensor, ...], pieces: int) -> None:
+def train_step(model: keras.Model, batch: tuple[tf.Tensor, ...], *, head: keras.Model | None = None, pieces: int = 1):
     """Do what `model.train_step` does, with the gradients of B / P images at a time.
 
     The gradients are the mean of those of the pieces, so without batch normalization, which sees one piece at a time,
@@ -18,22 +18,33 @@ def train_in_pieces(model: keras.Model, batch: tuple[tf.Tensor, ...], pieces: in
     Args:
         model: compiled; metrics and optimizer are updated.
         batch: (images [B, H, W, C], labels) or (images, labels, sample_weights float32 [B]).
+        head: the last layers of the model, where the batch has their input instead of images.
         pieces: P, which divides B.
     """
     batch = [tf.reshape(part, (pieces, part.shape[0] // pieces, *part.shape[1:])) for part in batch]
     variables = model.trainable_variables
-    [mean_loss] = [metric for metric in model.metrics if metric.name == "loss"]
     gradients = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
     for piece in tf.range(pieces):
         tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # one piece in memory at a time
-        images, labels, *weights = (part[piece] for part in batch)
-        weights = weights[0] if weights else None
+        inputs, labels, *weights = (part[piece] for part in batch)
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = model.compute_loss(images, labels, logits, weights, training=True)
+            loss = _compute_loss(model, head or model, inputs, labels, *weights, training=True)
             scaled = model.optimizer.scale_loss(loss / pieces)
-        mean_loss.update_state(loss, sample_weight=tf.shape(images)[0])
-        model.compute_metrics(images, labels, logits, weights)
         found = tape.gradient(scaled, variables)
         gradients = [total + gradient for total, gradient in zip(gradients, found, strict=True)]
     model.optimizer.apply(gradients, variables)
+
+
+def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: keras.Model) -> None:
+    """Do what `model.test_step` does, where the batch has the input of the last layers instead of images."""
+    _compute_loss(model, head, *batch, training=False)
+
+
+def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weights=None, *, training: bool):
+    """Return the loss of a batch; it and the metrics are taken into their means."""
+    logits = forward(inputs, training=training)
+    loss = model.compute_loss(inputs, labels, logits, weights, training=training)
+    [mean_loss] = [metric for metric in model.metrics if metric.name == "loss"]
+    mean_loss.update_state(loss, sample_weight=tf.shape(inputs)[0])
+    model.compute_metrics(inputs, labels, logits, weights)
+    return loss

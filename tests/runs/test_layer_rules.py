@@ -1,0 +1,88 @@
+"""Runs whose layers are frozen for a time, whose batches come in pieces, and whose weights are averaged."""
+
+import json
+import signal
+
+import keras
+import numpy as np
+import pytest
+from tiny_runs import assert_same_run, only_run, records_of, timeless
+
+FROZEN = """\
+data:
+  {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}, augment: [flip_horizontal]}
+model: {name: lenet5}
+training:
+  epochs: 3
+  precision: float32
+  log_every: {steps: 4}
+  accumulate: 2
+  clip: {global_norm: 1.0}
+  average: {decay: 0.8}
+  layers: [{match: "c[13]", rate: 0.5, frozen: {steps: 13}}, {match: logits, weight_decay: 0}]
+"""
+NOTE = "the layers up to the head are frozen: their output is computed once and kept"
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(FROZEN)
+    return str(tmp_path / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted."""
+    from kpipe import cli
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(FROZEN)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        assert cli.main(["run", str(folder / "tiny.yaml")]) == 0
+    return only_run(folder / "logs")
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, whole, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
+    code, out, err = kpipe("run", frozen, f"data.cache={cache}")
+    assert (code, f"{NOTE} on the disk (" in out) == (0, cache == "disk"), err
+    for ours, expected in zip(timeless(only_run(logs)), timeless(whole), strict=True):
+        assert {**ours, "span": 0, "split": 0} == pytest.approx({**expected, "span": 0, "split": 0}, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("saves", "before_the_thaw"), [(3, True), (10, False)])
+def test_a_killed_run_is_resumed_exactly_before_and_after_the_thaw(start, frozen, logs, whole, saves, before_the_thaw):
+    often = ("run", frozen, "training.checkpoint.every.steps=2")
+    killed = start(*often, blow=("kpipe.training.checkpoints", "Checkpoints", "commit", saves, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
+    resumed = start(*often)
+    assert resumed.wait() == 0, resumed.err
+    assert (NOTE in resumed.out) == before_the_thaw
+    assert_same_run(only_run(logs), whole)
+
+
+def test_both_kinds_of_weights_are_kept(whole):
+    """The preferred one in model.keras, which scores what summary.json says."""
+    summary = json.loads((whole / "summary.json").read_text())
+    best, preferred = summary["best"], summary["weights"]
+    validated = [record for record in records_of(whole) if record["split"] == "validation"]
+    assert set(best) == {"raw", "averaged"}
+    for kind, prefix in (("raw", ""), ("averaged", "averaged_")):
+        score, loss = max((r[f"{prefix}accuracy"], -r[f"{prefix}loss"]) for r in validated)
+        assert (best[kind]["accuracy"], best[kind]["loss"]) == (score, -loss)
+    assert preferred == max(best, key=lambda kind: (best[kind]["accuracy"], -best[kind]["loss"]))
+    assert summary["validation"]["loss"] == pytest.approx(best[preferred]["loss"], rel=1e-5)
+    [other] = set(best) - {preferred}
+    models = [keras.models.load_model(whole / name) for name in ("model.keras", f"model_{other}.keras")]
+    assert not (whole / f"model_{preferred}.keras").exists()
+    assert not np.array_equal(*(model.get_layer("logits").get_weights()[0] for model in models))
+
+
+def test_the_weights_that_are_kept_are_named(kpipe, frozen, logs):
+    """An average over nearly all steps is worse than the weights; without a validation it is preferred."""
+    code, out, _ = kpipe("run", frozen, "training.epochs=1", "training.layers=[]", "data.split.validation=0")
+    assert code == 0
+    assert "Kept are the weights of epoch 1, averaged." in out
+    assert json.loads((only_run(logs) / "summary.json").read_text())["weights"] == "averaged"
