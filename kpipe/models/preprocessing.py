@@ -229,6 +229,20 @@ class Normalization:
             and all(np.isfinite(array).all() for array in arrays)
         )
 
+    def equals(self, other: "Normalization") -> bool:
+        """Whether both do the same to every image, up to the rounding of float32."""
+        return self.kind == other.kind and all(
+            _are_close(getattr(self, name), getattr(other, name)) for name in ("mean", "std", "matrix")
+        )
+
+
+def _are_close(first: np.ndarray | list[float] | float | None, second: np.ndarray | list[float] | float | None) -> bool:
+    """Return whether constants agree; one number agrees with the same number for each channel."""
+    if first is None or second is None:
+        return first is second
+    sizes = {np.size(first), np.size(second)}
+    return len(sizes - {1}) <= 1 and np.allclose(np.ravel(first), np.ravel(second), rtol=1e-6, atol=1e-6)
+
 
 NAMED = {
     "none": Normalization("affine", 0.0),
@@ -289,6 +303,12 @@ def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
         return Standardize(normalization.mean, normalization.std, name="standardize")
     mean, std = np.broadcast_arrays(normalization.mean, normalization.std)  # Keras wants as many of both
     return keras.layers.Normalization(mean=mean.tolist(), variance=np.square(std).tolist(), name="standardize")
+
+
+def is_preprocessing(layer: object) -> bool:
+    """Return whether a layer normalizes raw images: one of kpipe's, or what `save_portable` writes in its place."""
+    own = (Standardize, SubtractMeanImage, Whiten)
+    return isinstance(layer, (*own, keras.layers.Normalization, keras.layers.Rescaling))
 
 
 def _starting_with(constant: np.ndarray) -> Callable[..., Any]:

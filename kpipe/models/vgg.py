@@ -40,7 +40,6 @@ from keras import layers
 
 from kpipe.catalog.networks import VGG11Options, VGGOptions
 from kpipe.catalog.rows import check_options
-from kpipe.errors import ConfigError
 from kpipe.models.layers import (
     POOLING,
     InputShape,
@@ -65,6 +64,12 @@ FILTERS = (64, 128, 256, 512, 512)
 STDDEV = 0.1  # section 3.1: a variance of 0.01
 COPIED = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "logits")
 """What deeper nets take from net A: its first four convolutions and its dense layers, section 3.1."""
+
+
+def list_places(network: str) -> list[str]:
+    """Return the `3_2` of each convolution `conv3_2`, in order."""
+    stages = enumerate(STAGES[network], start=1)
+    return [f"{stage}_{number}" for stage, kernels in stages for number in range(1, len(kernels) + 1)]
 
 
 def vgg11(
@@ -243,26 +248,3 @@ def _head(x, classes: int, options: VGGOptions):
             x = activated(layers.Dense, options.width, **arguments)(x)
             x = layers.Dropout(options.dropout, name=f"drop{number}")(x)
     return make_logits(classes, kernel_initializer=start())(x)
-
-
-def start_from_net_a(model: keras.Model, net_a: keras.Model) -> None:
-    """Copy into a deeper VGG network the layers of net A that the paper starts it from: `COPIED`.
-
-    Args:
-        model: a VGG network with the head "fc".
-        net_a: a trained `vgg11`, or a model.keras of one, of the same input shape, width and classes.
-
-    Raises:
-        ConfigError: a network that lacks one of the layers, or has it in another shape. Nothing is copied then.
-    """
-    pairs = []
-    for name in COPIED:
-        ours, theirs = (
-            next((layer for layer in network.layers if layer.name == name), None) for network in (model, net_a)
-        )
-        shapes = [[tuple(w.shape) for w in layer.weights] if layer else "no such layer" for layer in (theirs, ours)]
-        if not ours or not theirs or shapes[0] != shapes[1]:
-            raise ConfigError(f"start_from_net_a: {name}: expected weights {shapes[0]} as in net A, got {shapes[1]}.")
-        pairs.append((ours, theirs))
-    for ours, theirs in pairs:
-        ours.set_weights(theirs.get_weights())

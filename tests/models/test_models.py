@@ -30,7 +30,7 @@ from kpipe.models.preprocessing import (
 )
 from kpipe.models.speech import speech_cnn
 from kpipe.models.text import text_cnn
-from kpipe.models.vgg import start_from_net_a, vgg11, vgg16, vgg16_c
+from kpipe.models.vgg import vgg11, vgg16, vgg16_c
 from kpipe.models.zfnet import zfnet
 from kpipe.training.losses import make_loss
 
@@ -250,24 +250,6 @@ def test_net_a_lrn_normalizes_after_the_first_convolution():
     names = [layer.name for layer in vgg11((32, 32, 3), 10, width=8, lrn=True).layers]
     assert names[names.index("conv1_1") + 1] == "lrn1"
     assert sum(name.startswith("lrn") for name in names) == 1
-
-
-def test_deeper_nets_start_from_net_a():
-    shape, options = (32, 32, 3), {"width": 16}
-    net_a, deep = vgg11(shape, 10, **options), vgg16(shape, 10, **options)
-    before = {layer.name: layer.get_weights() for layer in deep.layers}
-    start_from_net_a(deep, net_a)
-    copied = {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "logits"}
-    for layer in deep.layers:
-        source = net_a.get_layer(layer.name).get_weights() if layer.name in copied else before[layer.name]
-        assert all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), source, strict=True)), layer.name
-    message = (
-        r"^start_from_net_a: fc6: expected weights \[\(512, 16\), \(16,\)\] as in net A, got \[\(512, 8\), \(8,\)\]\.$"
-    )
-    with pytest.raises(ConfigError, match=message):
-        start_from_net_a(vgg16(shape, 10, width=8), net_a)
-    with pytest.raises(ConfigError, match="fc6: expected weights .* as in net A, got no such layer"):
-        start_from_net_a(vgg16(shape, 10, head="gap"), net_a)
 
 
 def std_of(model, layer):
