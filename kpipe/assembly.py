@@ -5,7 +5,7 @@ the experiment.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,15 @@ import tensorflow as tf
 
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
+from kpipe.catalog.weights import IMAGENET
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
 from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, deferred_initialization, discard_variables, initialize_variables
-from kpipe.normalization import make_normalization, most_measured
+from kpipe.models.keras_files import is_downloaded
+from kpipe.models.pretrained import Pretrained, Reuse, find_reuse, initialize_from, load_pretrained
+from kpipe.normalization import make_normalization, most_measured, resolve_normalize
 from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
 from kpipe.training.device import free_memory
@@ -46,6 +49,8 @@ class Prepared:
     """Compiled."""
     layer_rules: dict[str, LayerRule]
     """How each layer with weights is trained, by its name."""
+    reuse: Reuse | None
+    """Layers whose weights come from `model.init_from`; None: all weights are random."""
     network: dict[str, Any]
     """Keyword arguments that were passed to `build_model`."""
     training_batches: Callable[[int], tf.data.Dataset]
@@ -65,6 +70,7 @@ def prepare(
     *,
     splits: data.Splits | None = None,
     only_shapes: bool = False,
+    weights: Pretrained | Reuse | None = None,
     constants: Path | None = None,
     progress: data.ProgressReporter = data.no_progress,
 ) -> Prepared:
@@ -76,6 +82,8 @@ def prepare(
         splits: the data, where it is loaded already.
         only_shapes: for a plan. Nothing is downloaded, the training split is not scanned, and the model has no weights
             yet, see `deferred_initialization`.
+        weights: what `model.init_from` names, see `load_weights`. Of a run that is resumed, which loads its own weights
+            later: the layers that began with it.
         constants: the file in which a run keeps those of the first layer, see `make_normalization`.
         progress: shows how far the reading of the data is.
 
@@ -92,20 +100,31 @@ def prepare(
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
-    most = most_measured(config)
+    normalize = resolve_normalize(config, weights)
+    most = most_measured(normalize)
     images = None if only_shapes else data.iterate_images(splits.train, splits.image_size, progress, most=most)
     network = {
         "name": experiment.model.name,
-        "options": options(experiment.model),
+        "options": experiment.network_options,
         "input_shape": splits.image_shape,
         "classes": len(splits.class_names),
-        "normalization": make_normalization(config, splits.image_shape, images, constants),
+        "normalization": make_normalization(normalize, splits.image_shape, images, constants),
     }
-    built = build(experiment, network, steps_per_epoch, strategy, only_shapes=only_shapes)
+    built = build(
+        experiment,
+        network,
+        steps_per_epoch,
+        strategy,
+        only_shapes=only_shapes,
+        weights=weights,
+        class_names=splits.class_names,
+    )
     notes = ()
     if most and data.is_sampled(splits.train, most):
         notes = (f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)",)
-    return Prepared(splits, built.model, built.layer_rules, network, training_batches, steps_per_epoch, notes)
+    return Prepared(
+        splits, built.model, built.layer_rules, built.reuse, network, training_batches, steps_per_epoch, notes
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,7 @@ class Built:
 
     model: keras.Model
     layer_rules: dict[str, LayerRule]
+    reuse: Reuse | None
 
 
 def build(
@@ -123,6 +143,8 @@ def build(
     strategy: tf.distribute.Strategy,
     *,
     only_shapes: bool = False,
+    weights: Pretrained | Reuse | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Built:
     """Build and compile the model.
 
@@ -130,10 +152,11 @@ def build(
         experiment: its sections `model` and `training` are used.
         network: keyword arguments of `build_model`.
         steps_per_epoch: full batches in an epoch.
-        strategy, only_shapes: as for `prepare`.
+        strategy, only_shapes, weights: as for `prepare`.
+        class_names: in the order of the logits; None: not known.
 
     Raises:
-        ConfigError: as `build_model`, `make_layer_rules` and `make_optimizer`.
+        ConfigError: as `build_model`, `find_reuse`, `make_layer_rules` and `make_optimizer`.
         OutOfMemory: the weights do not fit into the memory that is free.
     """
     training = experiment.training
@@ -143,9 +166,14 @@ def build(
         if not only_shapes:
             _check_weights_fit(model)
             initialize_variables()
+        reuse = weights if isinstance(weights, Reuse) else None
+        if isinstance(weights, Pretrained):
+            start = find_reuse if only_shapes else initialize_from
+            reuse = start(model, weights, network["name"], network["options"], class_names)
         lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
         rules = make_layer_rules(
             [layer.name for layer in model.layers if layer.trainable_weights],
+            reused=reuse.reused if reuse else (),
             reused_layers=training.reused_layers,
             entries=training.layers,
             steps_of=partial(steps_of, **lengths),
@@ -157,7 +185,28 @@ def build(
             metrics=[Accuracy()],
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    return Built(model, rules)
+    return Built(model, rules, reuse)
+
+
+def load_weights(experiment: Experiment, *, download: bool = True) -> Pretrained | None:
+    """Read the weights that `model.init_from` names; None: it names none.
+
+    Args:
+        experiment: its sections `model` and `data` are used.
+        download: whether to download `imagenet`. Without it, None is returned where it is not there yet.
+
+    Raises:
+        ConfigError: as `load_pretrained`, and as `resolve_normalize`.
+    """
+    source = experiment.model.init_from
+    if source is None:
+        return None
+    name, given = experiment.model.name, experiment.network_options
+    if source == IMAGENET and not (download or is_downloaded(name, given)):
+        return None
+    weights = load_pretrained(source, name, given)
+    resolve_normalize(experiment.data, weights)  # before the images are read
+    return weights
 
 
 def make_trainer(training: TrainingConfig, model: keras.Model, rules: Mapping[str, LayerRule]) -> Trainer:

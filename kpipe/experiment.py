@@ -6,12 +6,13 @@
 
 import shutil
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import asdict
 from functools import partial
 
 import tensorflow as tf
 
-from kpipe.assembly import Prepared, load_splits, make_cadence, make_callbacks, make_trainer, prepare
+from kpipe.assembly import Prepared, load_splits, load_weights, make_cadence, make_callbacks, make_trainer, prepare
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
@@ -23,9 +24,10 @@ from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.models.pretrained import Pretrained, Reuse
 from kpipe.overview import show_header, show_result
 from kpipe.runs.dataset import record_data, record_unreadable
-from kpipe.runs.directory import logs_folder, open_run
+from kpipe.runs.directory import Run, logs_folder, open_run
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
@@ -42,6 +44,8 @@ from kpipe.training.distribution import make_strategy
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
 from kpipe.training_screen import training_screen
+
+_INIT_FROM = "init_from.json"  # what a run has taken from `model.init_from`
 
 
 def train(
@@ -92,13 +96,23 @@ def train(
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
+        weights = _find_weights(experiment, run, screen)
         if splits is None:
             splits = load_splits(config, check=partial(record_data, run), progress=screen.progress)
         else:
             record_data(run, splits)
-        prepared = prepare(experiment, make_strategy(), splits=splits, constants=constants, progress=screen.progress)
+        prepared = prepare(
+            experiment,
+            make_strategy(),
+            splits=splits,
+            weights=weights,
+            constants=constants,
+            progress=screen.progress,
+        )
         if constants != run.constants:
             shutil.copy(constants, run.constants)
+        if prepared.reuse:
+            run.write_json(_INIT_FROM, {"source": experiment.model.init_from, **asdict(prepared.reuse)})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
@@ -157,6 +171,21 @@ def train(
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)
+
+
+def _find_weights(experiment: Experiment, run: Run, screen: Screen) -> Pretrained | Reuse | None:
+    """Return the weights that the network starts from; of a resumed run, which needs none, what it has noted of them.
+
+    None: the weights are random.
+    """
+    if experiment.model.init_from is None:
+        return None
+    noted = run.read_json(_INIT_FROM) if run.resumed else {}
+    with suppress(KeyError):  # damaged, or a new run
+        reused, new = (tuple(noted[name]) for name in ("reused", "new"))
+        return Reuse(noted["kind"], noted["sha256"], reused, new, noted["left_out"])
+    with screen.status("reading weights"):
+        return load_weights(experiment)
 
 
 def _save_models(recorder: Recorder, prepared: Prepared) -> None:

@@ -5,24 +5,71 @@ from pathlib import Path
 
 import numpy as np
 
+from kpipe.catalog.wording import show
 from kpipe.config.rules import normalize_conflicts
 from kpipe.config.schema import DataConfig, MeanStd, Projection
 from kpipe.data.statistics import measure_constants
 from kpipe.errors import ConfigError
 from kpipe.models.preprocessing import NAMED, Normalization, load_normalization, make_neutral, save_normalization
+from kpipe.models.pretrained import Pretrained, Reuse
+from kpipe.names import path_shown
 
 MEASURED_FILES = 2_000
 """Number of files whose colors stand for those of all, where images are decoded each time: decoding all of them would
 take as long as an epoch."""
 
 
-def most_measured(config: DataConfig) -> int | None:
-    """Return how many files are enough to measure the constants; None: all are needed."""
-    return MEASURED_FILES if config.normalize in ("mean", "standardize") else None
+Normalize = str | MeanStd | Projection | Normalization
+"""A value of `data.normalize`, or a normalization with its constants."""
+
+
+def resolve_normalize(config: DataConfig, weights: Pretrained | Reuse | None) -> Normalize:
+    """Return what the first layer does: the value of `data.normalize`, or what the weights were trained with.
+
+    Args:
+        config: the section with the key `normalize`.
+        weights: what `model.init_from` gives, or in a run that is resumed, whose constants are in a file: the layers
+            that began with it. None: nothing.
+
+    Raises:
+        ConfigError: the weights were trained with something else, or do not say with what and the experiment neither.
+    """
+    normalize = config.normalize
+    if weights is None:
+        return "standardize" if normalize == "auto" else normalize
+    if isinstance(weights, Reuse):
+        return normalize
+    theirs = weights.normalization
+    if normalize == "auto":
+        if theirs is None:
+            raise ConfigError(
+                f"data.normalize: expected the normalization that {path_shown(weights.source)} was trained with, which "
+                "the file does not say, got none. Weights of keras.applications want caffe, those of torchvision "
+                "imagenet"
+            )
+        return theirs
+    ours = _fixed(normalize)
+    if theirs is None or (ours and ours.equals(theirs)):
+        return normalize
+    # A state dict does not say what it was trained with. These constants are published for networks of such names.
+    if weights.is_state_dict and (isinstance(normalize, MeanStd) or normalize in ("imagenet", "caffe")):
+        return normalize
+    raise ConfigError(
+        f"data.normalize: expected {_describe(theirs)}, with which {path_shown(weights.source)} was trained, got "
+        f"{show(normalize)}. {WRONG_NORMALIZATION}; leave data.normalize out"
+    )
+
+
+WRONG_NORMALIZATION = "Under another normalization, weights see other images than they were trained on"
+
+
+def most_measured(normalize: Normalize) -> int | None:
+    """Return how many files are enough to measure the constants; None: all are needed, or none."""
+    return MEASURED_FILES if normalize in ("mean", "standardize") else None
 
 
 def make_normalization(
-    config: DataConfig,
+    normalize: Normalize,
     shape: tuple[int, int, int],
     batches: Iterable[np.ndarray] | None,
     file: Path | None = None,
@@ -30,7 +77,7 @@ def make_normalization(
     """Return what the model's first layer does, and its constants.
 
     Args:
-        config: the section with the key `normalize`.
+        normalize: as `resolve_normalize` returns it.
         shape: (H, W, C) of what the network sees.
         batches: the training split, images uint8 [b, H, W, C], 0..255; read only where something must be measured.
             None: measured constants are neutral.
@@ -40,16 +87,24 @@ def make_normalization(
     Raises:
         ConfigError: images of this shape cannot be normalized like this.
     """
-    normalize = config.normalize
-    for message in normalize_conflicts(normalize, shape):
-        raise ConfigError(f"data.normalize: {message}")
+    if isinstance(normalize, Normalization):
+        if not normalize.fits(shape):
+            sides = "x".join(map(str, shape))
+            raise ConfigError(
+                f"data.normalize: expected images that the weights of model.init_from can normalize, got {sides}: they "
+                f"bring {_describe(normalize)}"
+            )
+    else:
+        for message in normalize_conflicts(normalize, shape):
+            raise ConfigError(f"data.normalize: {message}")
     if file and (kept := load_normalization(file, shape)):
         return kept
-    if isinstance(normalize, MeanStd):
-        made = Normalization("affine", normalize.mean, normalize.std)
-    elif isinstance(normalize, str) and normalize in NAMED:
-        made = NAMED[normalize]
-    else:
+    if normalize == "auto":
+        raise ConfigError(
+            f"{file}: expected the constants with which this run began, got a file that is damaged or gone. Restore "
+            "it, or start another run with --new"
+        )
+    if (made := _fixed(normalize)) is None:
         is_projection = isinstance(normalize, Projection)
         kind, components = ("pca", normalize.pca.components) if is_projection else (normalize, None)
         if batches is None:
@@ -59,3 +114,25 @@ def make_normalization(
     if file:
         save_normalization(file, made)
     return made
+
+
+def _fixed(normalize: Normalize) -> Normalization | None:
+    """Return a normalization whose constants are known; None: they must be measured."""
+    if isinstance(normalize, Normalization):
+        return normalize
+    if isinstance(normalize, MeanStd):
+        return Normalization("affine", normalize.mean, normalize.std)
+    return NAMED.get(normalize) if isinstance(normalize, str) else None
+
+
+def _describe(normalization: Normalization) -> str:
+    for name, named in NAMED.items():
+        if normalization.equals(named):
+            return name
+    if normalization.kind == "mean_image":
+        return f"a mean image of {'x'.join(map(str, np.shape(normalization.mean)))}"
+    if normalization.kind == "whiten":
+        return f"a whitening of {len(normalization.mean):,} values"
+    constants = (normalization.mean, normalization.std)
+    mean, std = (", ".join(f"{each:.4g}" for each in np.ravel(values)) for values in constants)
+    return f"{{mean: [{mean}], std: [{std}]}}"

@@ -7,12 +7,13 @@ from typing import Any
 from kpipe.assembly import Prepared
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen, counted, describe_counts, describe_time
-from kpipe.names import from_here, shell_quoted
+from kpipe.names import from_here, path_shown, shell_quoted
 from kpipe.runs.dataset import UNREADABLE
 from kpipe.runs.directory import Run
 from kpipe.runs.resume import command_to_train_longer
 from kpipe.runs.state import RunState
 from kpipe.training.device import describe_device
+from kpipe.training.finetuning import describe_rules
 
 _ENDED_BY = {
     "early_stopping": ", ended by early stopping",
@@ -39,6 +40,7 @@ def show_header(
     epochs = f"{counted(training.epochs, 'epoch')} of {counted(prepared.steps_per_epoch, 'step')}"
     rows = {
         "model": f"{experiment.model.name}, {prepared.model.count_params():,} parameters",
+        **_describe_start(experiment, prepared),
         "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
         "images": splits.describe_places(),
         "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
@@ -48,6 +50,16 @@ def show_header(
     if run.resumed:
         rows["resumed"] = _describe_progress(state, training.epochs, prepared.steps_per_epoch)
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, notes)
+
+
+def _describe_start(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """Return where the weights come from and how the layers are trained, as far as that is not the usual."""
+    rows, reuse, rules = {}, prepared.reuse, describe_rules(prepared.layer_rules)
+    if reuse:
+        new = f"new: {', '.join(reuse.new)}" if reuse.new else "none is new"
+        layers = counted(len(reuse.reused), "layer")
+        rows["weights"] = f"{reuse.kind} ({path_shown(experiment.model.init_from)}): {layers} reused, {new}"
+    return rows | ({"layers": rules} if rules else {})
 
 
 def _describe_progress(state: RunState, epochs: int, steps_per_epoch: int) -> str:

@@ -9,16 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.assembly import Built, Prepared, build, make_trainer, prepare
+from kpipe.assembly import Built, Prepared, build, load_weights, make_trainer, prepare
 from kpipe.catalog.networks import MODELS
-from kpipe.config.schema import Experiment, options
+from kpipe.config.schema import Experiment
 from kpipe.console import describe_size
 from kpipe.errors import ConfigError, DataError, OutOfMemory
 from kpipe.memory import MemoryGuard
 from kpipe.models.building import discard_variables
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
+from kpipe.models.pretrained import Pretrained
 from kpipe.names import printable
-from kpipe.normalization import make_normalization
+from kpipe.normalization import make_normalization, resolve_normalize
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import describe_device, free_memory, seed_everything
 from kpipe.training.distribution import make_strategy
@@ -53,16 +54,18 @@ def make_plan(
         `parameters`, `trainable_parameters`, `macs` for one image, `layers` from input to output, `data`, `training`
         (memory and disk in bytes, times in seconds; null where the data must be known; `largest_batch_size` should fit
         the memory that is free now; `time` is null unless it is measured), `experiment` (resolved; null without data),
-        `name` and `model`.
+        `name`, `model`, and `init_from`: what is reused of it, null without it.
 
     Raises:
-        ConfigError: the network cannot be built, or something is assumed about data that is there.
+        ConfigError: the network cannot be built, the weights cannot be read or do not fit, or something is assumed
+            about data that is there.
         OutOfMemory: the time is to be measured, and the training needs more memory than is free.
     """
     experiment = resolve_auto(experiment)
     assumed = assumed or Assumed()
+    weights = load_weights(experiment, download=False)
     try:
-        prepared, missing = _prepare(experiment) if with_data else (None, None)
+        prepared, missing = _prepare(experiment, weights) if with_data else (None, None)
         if prepared and assumed != Assumed():
             raise ConfigError(
                 "--image-size, --channels, --classes: expected only with the name of a network or missing data, but "
@@ -70,8 +73,8 @@ def make_plan(
             )
         if with_data and assumed.image_size is None:
             assumed = replace(assumed, image_size=experiment.data.image_size)
-        network = prepared.network if prepared else _assume_network(experiment, assumed)
-        built = prepared or _build(experiment, network)
+        network = prepared.network if prepared else _assume_network(experiment, assumed, weights)
+        built = prepared or _build(experiment, network, weights)
         model = built.model
         rows = measure(model)
         plan = {
@@ -81,7 +84,8 @@ def make_plan(
             "parameters": model.count_params(),
             "trainable_parameters": count_values(model.trainable_variables),
             "macs": count_macs(rows),
-            "layers": [_row(row) for row in rows],
+            "layers": [_row(row, built) for row in rows],
+            "init_from": _describe_weights(experiment, weights, built),
             "data": {
                 "source": experiment.data.source if with_data else None,
                 "missing": missing,
@@ -94,23 +98,23 @@ def make_plan(
     finally:
         discard_variables()
     if measure_time:
-        plan["training"]["time"] = _measure_time(experiment, network, plan["training"])
+        plan["training"]["time"] = _measure_time(experiment, network, weights, plan["training"])
     return plan
 
 
-def _prepare(experiment: Experiment) -> tuple[Prepared | None, str | None]:
+def _prepare(experiment: Experiment, weights: Pretrained | None) -> tuple[Prepared | None, str | None]:
     """Build with the data that are there; else return None, and why they are not."""
     try:
-        return prepare(experiment, make_strategy(), only_shapes=True), None
+        return prepare(experiment, make_strategy(), only_shapes=True, weights=weights), None
     except (DataError, OutOfMemory) as error:
         return None, str(error)
 
 
-def _build(experiment: Experiment, network: dict[str, Any]) -> Built:
-    return build(experiment, network, _ENOUGH_STEPS, make_strategy(), only_shapes=True)
+def _build(experiment: Experiment, network: dict[str, Any], weights: Pretrained | None) -> Built:
+    return build(experiment, network, _ENOUGH_STEPS, make_strategy(), only_shapes=True, weights=weights)
 
 
-def _assume_network(experiment: Experiment, assumed: Assumed) -> dict[str, Any]:
+def _assume_network(experiment: Experiment, assumed: Assumed, weights: Pretrained | None) -> dict[str, Any]:
     """Return keyword arguments of `build_model` for images that are not there."""
     parameters = inspect.signature(MODELS[experiment.model.name].load()).parameters
     height, width, depth = parameters["input_shape"].default
@@ -121,16 +125,37 @@ def _assume_network(experiment: Experiment, assumed: Assumed) -> dict[str, Any]:
     shape = (height, width, assumed.channels or experiment.data.channels or depth)
     return {
         "name": experiment.model.name,
-        "options": options(experiment.model),
+        "options": experiment.network_options,
         "input_shape": shape,
         "classes": assumed.classes or (height * width if has_class_for_each_point else classes),
-        "normalization": make_normalization(experiment.data, shape, None),
+        "normalization": make_normalization(resolve_normalize(experiment.data, weights), shape, None),
     }
 
 
-def _row(row: LayerGeometry) -> dict[str, Any]:
+def _row(row: LayerGeometry, built: Built | Prepared) -> dict[str, Any]:
     pairs = {key: _one_if_equal(getattr(row, key)) for key in ("kernel", "stride", "receptive_field", "total_stride")}
-    return asdict(row) | pairs
+    return asdict(row) | pairs | {"training": _describe_rule(row.name, built)}
+
+
+def _describe_rule(layer: str, built: Built | Prepared) -> dict[str, Any] | None:
+    """Return how a layer is trained; None: it has no weights. `from_step` is null where it keeps its weights."""
+    rule = built.layer_rules.get(layer)
+    return rule and {
+        "reused": built.reuse and layer in built.reuse.reused,
+        "rate": rule.rate,
+        "weight_decay": rule.weight_decay,
+        "from_step": None if rule.thaws == math.inf else int(rule.thaws),
+    }
+
+
+def _describe_weights(
+    experiment: Experiment, weights: Pretrained | None, built: Built | Prepared
+) -> dict[str, Any] | None:
+    """Return what `model.init_from` gives; None: nothing. `kind` is null where it is not downloaded yet."""
+    if experiment.model.init_from is None:
+        return None
+    known = asdict(built.reuse) if weights else {"kind": None}
+    return {"source": experiment.model.init_from, **known}
 
 
 def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
@@ -170,7 +195,9 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[li
     return curve
 
 
-def _measure_time(experiment: Experiment, network: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+def _measure_time(
+    experiment: Experiment, network: dict[str, Any], weights: Pretrained | None, training: dict[str, Any]
+) -> dict[str, Any]:
     """Train a few steps; return what they say about the whole training, which `training` describes."""
     batch_size, free, need = training["batch_size"], training["free_memory"], training["memory"]["total"]
     if free is not None and need > free:
@@ -181,7 +208,7 @@ def _measure_time(experiment: Experiment, network: dict[str, Any], training: dic
     with MemoryGuard(Path(), batch_size, experiment.training.accumulate) as memory:
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         steps_per_epoch = training["steps_per_epoch"]
-        built = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy())
+        built = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy(), weights=weights)
         memory.watch(built.model)
         trainer = make_trainer(experiment.training, built.model, built.layer_rules)
         measured = time_steps(trainer, batch_size, network["classes"])

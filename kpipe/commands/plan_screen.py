@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from kpipe.console import Screen, counted, describe_count, describe_counts, describe_size, describe_time, width_of
+from kpipe.errors import some
 
 _CURVE_WIDTH, _CURVE_HEIGHT = 58, 8  # characters
 _LABELS = 16  # characters beside the curve
@@ -94,7 +95,20 @@ def _columns(rows: list[tuple[str, dict[str, Any]]], number: Callable[[int], str
     }
     if all(groups in ("", "1") for groups in columns["groups"]):
         del columns["groups"]
-    return columns
+    trained = [_describe_rule(layer.get("training")) for layer in layers]
+    return {"layer": columns.pop("layer"), "training": trained, **columns} if any(trained) else columns
+
+
+def _describe_rule(rule: dict[str, Any] | None) -> str:
+    """Return how a layer is trained; empty for a layer without weights, or trained like any other."""
+    if not rule:
+        return ""
+    words = {None: [], True: ["reused"], False: ["new"]}[rule["reused"]]
+    if rule["from_step"] != 0:
+        words.append("frozen" if rule["from_step"] is None else f"from step {rule['from_step'] + 1:,}")
+    words += [] if rule["rate"] == 1 else [f"x {rule['rate']:g}"]
+    words += [] if rule["weight_decay"] is None else [f"decay {rule['weight_decay']:g}"]
+    return " ".join(words)
 
 
 def _table(columns: dict[str, list[str]]) -> Table:
@@ -137,6 +151,7 @@ def _describe_model(plan: dict[str, Any]) -> dict[str, str]:
     rows = {
         "model": f"{plan['model']}, {counted(plan['parameters'], 'parameter')}"
         + (f" ({frozen:,} of them not trained)" if frozen else ""),
+        **_describe_weights(plan["init_from"]),
         "image": f"{_sides(data['image'])}, {classes}, {plan['macs']:,} multiply-adds",
     }
     if data["images"]:
@@ -144,6 +159,20 @@ def _describe_model(plan: dict[str, Any]) -> dict[str, str]:
     elif data["missing"]:
         rows["data"] = data["missing"]
         rows["assumed"] = f"{_sides(data['image'])} images, {classes}; change it with --channels and --classes"
+    return rows
+
+
+def _describe_weights(init_from: dict[str, Any] | None) -> dict[str, str]:
+    if not init_from:
+        return {}
+    if init_from["kind"] is None:
+        return {"weights": f"{init_from['source']}, which is downloaded when the training begins"}
+    new = ", ".join(init_from["new"]) or "none"
+    rows = {"weights": f"{init_from['kind']}: {counted(len(init_from['reused']), 'layer')} reused; new: {new}"}
+    if left_out := init_from["left_out"]:
+        reasons = dict.fromkeys(left_out.values())
+        named = {why: [name for name in left_out if left_out[name] == why] for why in reasons}
+        rows["left out"] = "; ".join(f"{some(names)}, because {why}" for why, names in named.items())
     return rows
 
 

@@ -22,6 +22,7 @@ from kpipe.catalog.data import (
 )
 from kpipe.catalog.networks import MODELS, ModelRow
 from kpipe.catalog.rows import Duration, Section
+from kpipe.catalog.weights import init_from_conflicts
 from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, keys_of_error
 from kpipe.config.schema import DataConfig, MeanStd, Projection, TrainingConfig
@@ -50,8 +51,11 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
     found: list[Conflict] = []
     if config:
         found += _data_conflicts(config, data["data"], name, network)
-    if network and (options := valid_part(network.options, _without(data["model"], "name"))):
+    if network and (options := valid_part(network.options, _without(data["model"], "name", "init_from"))):
         found += _below(options, "model")
+        source = _get(data, "model", "init_from")
+        if isinstance(source, str):
+            found += [(("model", "init_from"), message) for message in init_from_conflicts(source, name, options)]
     if training:
         found += _training_conflicts(training)
     if training and config and config.batch_size % training.accumulate:
@@ -220,5 +224,5 @@ def _get(data: Any, *keys: str | int, default: Any = None) -> Any:
     return data
 
 
-def _without(plain: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in plain.items() if name != key}
+def _without(plain: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if name not in keys}

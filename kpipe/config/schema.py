@@ -30,13 +30,14 @@ from kpipe.catalog.rows import (
 )
 from kpipe.catalog.search import SEARCH_METHODS
 from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES, Average, Clip, LayerOptions, ReusedLayers
+from kpipe.catalog.weights import absolute_weights
 from kpipe.errors import ConfigError
 
 
-def _choice(table: dict[str, Row], key: str, default: str | None = None) -> Any:
-    """Return the union of a table's options, told apart by the value of `key`."""
+def _choice(table: dict[str, Row], key: str, default: str | None = None, **common: Any) -> Any:
+    """Return the union of a table's options, told apart by the value of `key`; `common` are fields of all members."""
     members = [
-        create_model(name, __base__=row.options, __doc__=row.summary, **{key: (Literal[name], ...)})
+        create_model(name, __base__=row.options, __doc__=row.summary, **{key: (Literal[name], ...)}, **common)
         for name, row in table.items()
     ]
     fill = BeforeValidator(lambda v: {key: default, **v} if default and isinstance(v, dict) else v)
@@ -60,6 +61,15 @@ def _known_background(background: Any) -> Any:
     return background
 
 
+def _known_weights(source: Any) -> Any:
+    if isinstance(source, str):
+        try:
+            return absolute_weights(source)
+        except ConfigError as error:
+            raise PydanticCustomError("source", "{message}", {"message": str(error)}) from None
+    return source
+
+
 class _Augment(OneOf):
     bare_names: ClassVar[bool] = True
 
@@ -78,7 +88,14 @@ def _form_of_normalize(value: Any) -> str:
     return type(value).__name__ if isinstance(value, MeanStd | Projection) else "name"
 
 
-Normalize = Literal[tuple(name for name, row in NORMALIZATIONS.items() if row.options is NoOptions)]
+Normalize = Literal["auto", *(name for name, row in NORMALIZATIONS.items() if row.options is NoOptions)]
+
+InitFrom = Field(
+    None,
+    description="Weights from which the network starts: a run directory, a Keras file (.keras, .weights.h5), a PyTorch "
+    "state dict in torchvision's names (.pth, .safetensors), or `imagenet` for those of keras.applications. Default: "
+    "random weights.",
+)
 
 
 class SplitConfig(Section):
@@ -115,8 +132,9 @@ class _DataConfig(Section):
         | Annotated[MeanStd, Tag("MeanStd")]
         | Annotated[Projection, Tag("Projection")],
         Discriminator(_form_of_normalize),
-    ] = "standardize"
-    """What the model's first layer does. `none`: keep pixels in [0, 255]. `unit`: scale them to [0, 1].
+    ] = "auto"
+    """What the model's first layer does. `auto`: what the weights of `model.init_from` were trained with, and without
+    them `standardize`. `none`: keep pixels in [0, 255]. `unit`: scale them to [0, 1].
 
     Measured on the training split: `mean` subtracts the mean of each channel (VGG). `mean_image` subtracts the mean of
     each pixel (AlexNet). `standardize` gives each channel mean 0 and standard deviation 1. `pca_whiten` and `zca`
@@ -244,7 +262,7 @@ class Experiment(Section):
     seed: whole_number(ge=0, lt=2**31) = 0
     """Seed of the initial weights, the order of the images, the augmentations and dropout."""
     data: DataConfig
-    model: _choice(MODELS, "name")
+    model: _choice(MODELS, "name", init_from=(Annotated[str, BeforeValidator(_known_weights)] | None, InitFrom))
     training: TrainingConfig = TrainingConfig()
     search: _choice(SEARCH_METHODS, "method", default="random") | None = None
     """What `kpipe search` tries. Nothing else reads it."""
@@ -258,6 +276,11 @@ class Experiment(Section):
         """Name and options of the loss: the experiment's, else the network's default."""
         given = self.training.loss
         return (given.name, options(given)) if given else (self.model.default_loss, {})
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """Options of the network's builder."""
+        return self.model.model_dump(exclude={"name", "init_from"})
 
     @property
     def sources(self) -> list[str]:

@@ -230,14 +230,31 @@ _DIGESTS = {
 _PATIENCE = 10  # seconds without an answer
 
 
-def download(network: str, options: dict[str, Any]) -> Path:
-    """Return the file with Keras's weights of a VGG network, downloaded where it is not in Keras's cache.
+class _Published(NamedTuple):
+    """A file of keras.applications, and where Keras keeps it."""
 
-    The file with the dense layers is nine times as large; it is taken only for a head that has them.
-    """
+    name: str
+    url: str
+    home: Path
+
+
+def _publish(network: str, options: dict[str, Any]) -> _Published:
+    """Return the file for a network. That with the dense layers is nine times as large, and only for such a head."""
     has_dense_layers = options.get("head", "fc") == "fc" and options.get("width", 4096) == 4096
     name = f"{network}_weights_tf_dim_ordering_tf_kernels{'' if has_dense_layers else '_notop'}.h5"
-    url, home = f"{_URL}/{network}/{name}", expand_path(os.environ.get("KERAS_HOME") or "~/.keras", "KERAS_HOME")
+    home = expand_path(os.environ.get("KERAS_HOME") or "~/.keras", "KERAS_HOME")
+    return _Published(name, f"{_URL}/{network}/{name}", home)
+
+
+def is_downloaded(network: str, options: dict[str, Any]) -> bool:
+    """Return whether Keras has downloaded its weights of a VGG network before."""
+    file = _publish(network, options)
+    return (file.home / "models" / file.name).exists()
+
+
+def download(network: str, options: dict[str, Any]) -> Path:
+    """Return the file with Keras's weights of a VGG network, downloaded where it is not in Keras's cache."""
+    name, url, home = _publish(network, options)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)  # Keras has none: where packets are dropped, it would wait for minutes
     try:

@@ -57,11 +57,20 @@ class Pretrained:
     left_out: dict[str, str]
     """Layer or tensor of the file that is not in `layers` -> why, in words."""
 
+    @property
+    def is_state_dict(self) -> bool:
+        """Whether only its names say whose weights these are."""
+        return Path(self.source).suffix in STATE_DICTS
+
 
 @dataclass(frozen=True)
 class Reuse:
     """What a model takes from weights. Layers without weights, and the preprocessing, count for neither."""
 
+    kind: str
+    """Whose weights they are, in words."""
+    sha256: str
+    """Digest of the file."""
     reused: tuple[str, ...]
     """Layers that take the weights of the file, in the order of `model.layers`."""
     new: tuple[str, ...]
@@ -160,7 +169,8 @@ def find_reuse(
             elif name in pretrained.layers:
                 left_out[name] = why
     new = tuple(name for name in ours if name not in reused)
-    return Reuse(tuple(name for name in ours if name in reused), new, left_out)
+    taken = tuple(name for name in ours if name in reused)
+    return Reuse(pretrained.kind, pretrained.sha256, taken, new, left_out)
 
 
 def _leave_out(pretrained: Pretrained, ours: dict[str, keras.Layer], network: str) -> dict[str, str]:

@@ -4,14 +4,16 @@ Layers that come with weights are trained slower than new ones, or later, or not
 transferable are features in deep neural networks?").
 """
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kpipe.catalog.rows import OneOf
 from kpipe.catalog.training import LayerOptions, ReusedLayers
 from kpipe.catalog.wording import show
+from kpipe.console import counted
 from kpipe.errors import ConfigError, did_you_mean
 
 _WHERE = "training.layers"
@@ -27,6 +29,27 @@ class LayerRule:
     """Value of the weight decay; None: the optimizer's."""
     thaws: float = 0
     """The step from which it is trained; infinity: never."""
+
+    def describe(self) -> str:
+        """Return the rule in words; empty for a layer that is trained like any other."""
+        if self.thaws == math.inf:
+            return "frozen"
+        words = [f"{self.rate:g} x the learning rate"] if self.rate != 1 else []
+        words += [] if self.weight_decay is None else [f"weight decay {self.weight_decay:g}"]
+        if not self.thaws:
+            return ", ".join(words)
+        return f"frozen for {counted(int(self.thaws), 'step')}" + (f", then {', '.join(words)}" if words else "")
+
+
+def describe_rules(rules: Mapping[str, LayerRule]) -> str:
+    """Return the rules of all layers in words, neighbors with the same rule together; empty where all are alike."""
+    if len(set(rules.values())) == 1 and not next(iter(rules.values())).describe():
+        return ""
+    parts = []
+    for text, group in itertools.groupby(rules, key=lambda name: rules[name].describe() or "trained"):
+        first, *others = group
+        parts.append(f"{first}{f' to {others[-1]}' if others else ''}: {text}")
+    return "; ".join(parts)
 
 
 def make_layer_rules(
