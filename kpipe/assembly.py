@@ -179,6 +179,8 @@ def build(
             steps_of=partial(steps_of, **lengths),
             total_steps=lengths["total_steps"],
         )
+        for name, rule in rules.items():
+            model.get_layer(name).trainable = rule.thaws < math.inf
         model.compile(
             optimizer=_make_optimizer(training, model, rules, lengths),
             loss=make_loss(*experiment.loss),

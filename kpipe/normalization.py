@@ -89,10 +89,12 @@ def make_normalization(
     """
     if isinstance(normalize, Normalization):
         if not normalize.fits(shape):
-            sides = "x".join(map(str, shape))
+            remedy = (
+                f"data.channels={np.size(normalize.mean)}" if normalize.per_channel else "data.image_size to theirs"
+            )
             raise ConfigError(
-                f"data.normalize: expected images that the weights of model.init_from can normalize, got {sides}: they "
-                f"bring {_describe(normalize)}"
+                f"data.normalize: expected images for which the weights bring {_describe(normalize)}, "
+                f"got {'x'.join(map(str, shape))}; set {remedy}"
             )
     else:
         for message in normalize_conflicts(normalize, shape):

@@ -138,7 +138,9 @@ def test_the_plan_for_programs(plan, experiment):
         "receptive_field": 14,
         "total_stride": 2,
         "memory": 4 * 256,
+        "training": {"reused": None, "rate": 1.0, "weight_decay": None, "from_step": 0},
     }
+    assert layers["s2"]["training"] is None
     assert layers["f6"]["receptive_field"] is None
     assert found["data"] == {
         "source": "synthetic",
