@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
+from kpipe.catalog.training import PlateauOptions
 from kpipe.catalog.weights import IMAGENET
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
@@ -35,7 +36,7 @@ from kpipe.training.losses import make_loss
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
-from kpipe.training.schedules import make_schedule
+from kpipe.training.schedules import ReduceOnPlateau, make_schedule
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_bytes
 
@@ -98,6 +99,8 @@ def prepare(
         check_memory(batch, "data.batch_size", "Take a smaller data.batch_size or data.image_size")
     if training.early_stopping and splits.validation is None:
         raise ConfigError("training.early_stopping: needs a validation split, this data has none")
+    if isinstance(training.learning_rate, PlateauOptions) and splits.validation is None:
+        raise ConfigError("training.learning_rate.schedule: plateau needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
     normalize = resolve_normalize(config, weights)
@@ -170,7 +173,11 @@ def build(
         if isinstance(weights, Pretrained):
             start = find_reuse if only_shapes else initialize_from
             reuse = start(model, weights, network["name"], network["options"], class_names)
-        lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
+        lengths = {
+            "steps_per_epoch": steps_per_epoch,
+            "total_steps": steps_per_epoch * training.epochs,
+            "batch_size": experiment.data.batch_size,
+        }
         rules = make_layer_rules(
             [layer.name for layer in model.layers if layer.trainable_weights],
             reused=reuse.reused if reuse else (),
@@ -283,10 +290,14 @@ def make_augmentations(
 
 def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
     """Build the Keras callbacks that the section asks for."""
-    if training.early_stopping is None:
-        return []
-    mode = "min" if training.monitor == "val_loss" else "max"
-    return [keras.callbacks.EarlyStopping(training.monitor, mode=mode, **training.early_stopping.model_dump())]
+    callbacks = []
+    if training.early_stopping:
+        mode = "min" if training.monitor == "val_loss" else "max"
+        stopping = training.early_stopping.model_dump()
+        callbacks.append(keras.callbacks.EarlyStopping(training.monitor, mode=mode, **stopping))
+    if isinstance(training.learning_rate, PlateauOptions):
+        callbacks.append(ReduceOnPlateau(training.monitor))
+    return callbacks
 
 
 def make_cadence(training: TrainingConfig, steps_per_epoch: int) -> Cadence:

@@ -53,6 +53,10 @@ ADAMW = 'I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR
 LION = 'X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023'
 MUON = 'K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", kellerjordan.github.io, 2024'
 COSINE = 'I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017'
+ONE_CYCLE = (
+    'L. Smith, N. Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", '
+    "arXiv 1708.07120, 2017"
+)
 
 # --- search ---------------------------------------------------------------------------------------------------------
 

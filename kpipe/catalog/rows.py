@@ -5,6 +5,7 @@ options are a Pydantic model, so that a mistake is found without importing Keras
 """
 
 import importlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -56,6 +57,8 @@ class Section(BaseModel):
 
     applies_when: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
     """Option -> (another option, the values of it with which the first applies)."""
+    left_out: ClassVar[dict[str, str]] = {}
+    """Key that may be expected here, and is not an option -> the message where it is given."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield combinations of these options that cannot work, as (option, message)."""
@@ -110,6 +113,8 @@ class Duration(OneOf):
     """Number of epochs; need not be whole."""
     steps: Count | None = None
     """Number of training steps."""
+    images: Count | None = None
+    """Number of training images, each counted as often as it is used."""
     percent: Annotated[float, Field(gt=0, le=100)] | None = None
     """Percentage of the whole training."""
 
@@ -121,8 +126,43 @@ class Milestones(OneOf):
     """Numbers of epochs after the start; need not be whole."""
     steps: list[Count] | None = None
     """Numbers of training steps after the start."""
+    images: list[Count] | None = None
+    """Numbers of training images after the start, each image counted as often as it is used."""
     percent: list[Annotated[float, Field(gt=0, le=100)]] | None = None
     """Percentages of the whole training."""
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a training is, as far as it is known before the data are."""
+
+    epochs: float
+    steps_per_epoch: int | None = None
+    batch_size: int | None = None
+
+    def in_unit(self, unit: str) -> float:
+        """Return the whole training in a unit of `Duration`; infinity where that is not known yet."""
+        steps = round(self.epochs * self.steps_per_epoch) if self.steps_per_epoch else math.inf
+        images = steps * self.batch_size if self.batch_size else math.inf
+        return {"epochs": self.epochs, "steps": steps, "images": images, "percent": 100}[unit]
+
+    def compare(self, one: Duration, other: Duration) -> float:
+        """Return a number above 0 if the first length is longer than the second; 0 where that is not known yet."""
+        (unit, length), (other_unit, other_length) = one.chosen, other.chosen
+        if unit == other_unit:
+            return length - other_length
+        whole, other_whole = self.in_unit(unit), self.in_unit(other_unit)
+        is_known = math.isfinite(whole) and math.isfinite(other_whole)
+        return length / whole - other_length / other_whole if is_known else 0
+
+    def describe(self, unit: str) -> str:
+        """Return the whole training in words: `10 epochs`."""
+        return describe_length(unit, self.in_unit(unit))
+
+
+def describe_length(unit: str, length: float) -> str:
+    """Return a length in words: `1 epoch`, `2,000 steps`."""
+    return f"{length:,.12g} {unit.removesuffix('s') if length == 1 else unit}"
 
 
 class NoOptions(Section):
@@ -170,7 +210,8 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
         checked = options(**{name: _as_plain(value) for name, value in values.items()})
     except ValidationError as error:
         mistakes = [
-            (".".join(map(str, details["loc"])), describe_error(details)) for details in error.errors(include_url=False)
+            (".".join(map(str, details["loc"])), options.left_out.get(details["loc"][-1]) or describe_error(details))
+            for details in error.errors(include_url=False)
         ]
     else:
         mistakes = list(checked.conflicts())

@@ -1,6 +1,5 @@
 """Optimizers, learning rate schedules and losses by name, and their options."""
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from kpipe.catalog import papers
 from kpipe.catalog.rows import (
+    ClosedFraction,
     Count,
     Duration,
     Fraction,
@@ -19,6 +19,9 @@ from kpipe.catalog.rows import (
     Positive,
     Row,
     Section,
+    TrainingLength,
+    describe_length,
+    whole_number,
 )
 from kpipe.catalog.wording import show
 
@@ -258,27 +261,24 @@ class LayerOptions(Section):
             yield "match", f"expected a regular expression, got {show(self.match)}: {error}"
 
 
-class ScheduleOptions(Section):
+Factor = Annotated[float, Field(gt=0, lt=1)]
+
+
+class PeakOptions(Section):
+    """Options of every schedule, and what any of them may get wrong about the length of the training."""
+
     peak: Positive = 1e-3
-    """The highest learning rate, after the warm-up."""
-    warmup: Duration | None = None
-    """Length of the straight rise from 0 to the peak."""
+    """The highest learning rate."""
+    per_images: Count | None = None
+    """Batch size for which the peak is meant: it is multiplied by `data.batch_size` / per_images, the linear scaling
+    rule of Goyal et al. 2017. Default: the peak is the same for every batch size."""
 
-    def conflicts_with(self, epochs: float, steps_per_epoch: int | None = None) -> Iterator[tuple[str, str]]:
-        """Options that cannot work in a training of this length, as (option, message).
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        """Yield options that cannot work in a training of this length, as (option, message).
 
-        Args:
-            epochs: epochs of the whole training.
-            steps_per_epoch: steps in one epoch; None before the data is known. A warm-up in steps always fits then.
+        A length in steps or images always fits before the data are known.
         """
-        if self.warmup is None:
-            return
-        unit, length = self.warmup.chosen
-        total_steps = round(epochs * steps_per_epoch) if steps_per_epoch else math.inf
-        most = {"epochs": epochs, "steps": total_steps, "percent": 100}[unit]
-        if length > most:
-            training = f"{most:,.12g} {unit.removesuffix('s') if most == 1 else unit} of training"
-            yield "warmup", f"{length:,.12g} {unit} of warm-up do not fit into {training}"
+        yield from ()
 
     @property
     def depends_on_total_steps(self) -> bool:
@@ -287,15 +287,58 @@ class ScheduleOptions(Section):
         return any(length.chosen[0] == "percent" for length in lengths)
 
 
+class ScheduleOptions(PeakOptions):
+    warmup: Duration | None = None
+    """Length of the straight rise from 0 to the rate at its end. Everything else counts from the start of training."""
+
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        if self.warmup:
+            yield from _too_long(self.warmup, training, "warmup", "warm-up")
+
+
+class StepOptions(ScheduleOptions):
+    every: Duration = Duration(percent=30)
+    """Length of training after which the rate falls, again and again."""
+    factor: Factor = 0.1
+    """Multiplies the rate each time."""
+
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts_with(training)
+        unit, length = self.every.chosen
+        yield from _never_come([length], unit, training, "every")
+
+
 class MultistepOptions(ScheduleOptions):
     milestones: Milestones = Milestones(percent=[50, 75])
     """Moments at which the rate falls."""
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    factor: Factor = 0.1
     """Multiplies the rate at each milestone."""
+
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts_with(training)
+        unit, moments = self.milestones.chosen
+        yield from _never_come(moments, unit, training, "milestones")
+
+
+class ExponentialOptions(ScheduleOptions):
+    every: Duration = Duration(percent=50)
+    """Length of training over which the rate falls to `factor` times what it was."""
+    factor: Factor = 0.1
+    """Rate after each such length, as a fraction of the rate before it."""
+
+
+class InverseTimeOptions(ScheduleOptions):
+    every: Duration = Duration(percent=10)
+    """Length of training that counts as one unit of time t."""
+    decay_rate: Positive = 1.0
+    """Factor of the time in peak / (1 + decay_rate x t)^power."""
+    power: Positive = 1.0
+    """The power in peak / (1 + decay_rate x t)^power. Caffe's `inv` with gamma 1e-4 and power 0.75 is `every` 1 step,
+    `decay_rate` 1e-4 and `power` 0.75."""
 
 
 class CosineOptions(ScheduleOptions):
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final: ClosedFraction = 0.0
     """The rate at the end, as a fraction of the peak."""
 
     @property
@@ -303,14 +346,115 @@ class CosineOptions(ScheduleOptions):
         return True
 
 
+class PolynomialOptions(CosineOptions):
+    power: Positive = 1.0
+    """Power of the fraction of the training that is left. 1 is a straight line; Caffe's `poly` of GoogLeNet has 0.5."""
+
+
+class CosineRestartsOptions(ScheduleOptions):
+    first: Duration = Duration(percent=15)
+    """Length of the first cycle, with its warm-up."""
+    growth: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    """Length of each cycle, as a multiple of the one before it."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Multiplies the peak at each restart."""
+    final: ClosedFraction = 0.0
+    """The rate at the end of a cycle, as a fraction of the peak."""
+
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts_with(training)
+        yield from _too_long(self.first, training, "first", "a first cycle")
+        if self.warmup and training.compare(self.warmup, self.first) > 0:
+            said = f"{describe_length(*self.warmup.chosen)} of warm-up do not fit into the first cycle"
+            yield "warmup", f"{said} of {describe_length(*self.first.chosen)}"
+
+
+class OneCycleOptions(PeakOptions):
+    warmup: ClassVar[None] = None
+    left_out = {"warmup": "expected no warm-up, since one_cycle rises by itself. Say with `rise` how long"}
+
+    start: ClosedFraction = 0.04
+    """The rate of the first step, as a fraction of the peak."""
+    rise: Duration = Duration(percent=30)
+    """Length of the rise to the peak. The rest of the training is the fall."""
+    final: ClosedFraction = 0.0
+    """The rate at the end, as a fraction of the peak."""
+
+    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
+        yield from _too_long(self.rise, training, "rise", "rise")
+
+    @property
+    def depends_on_total_steps(self) -> bool:
+        return True
+
+
+class PlateauOptions(ScheduleOptions):
+    factor: Factor = 0.1
+    """Multiplies the rate at each reduction."""
+    patience: Count = 10
+    """Number of epochs without improvement of `training.monitor` after which the rate is reduced."""
+    min_delta: NonNegative = 1e-4
+    """Smallest change that counts as an improvement."""
+    cooldown: whole_number(ge=0) = 0
+    """Number of epochs after a reduction that do not count as epochs without improvement."""
+    min_rate: NonNegative = 0.0
+    """Smallest rate: no reduction leads below it."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.per_images is None and self.min_rate > self.peak:
+            yield "min_rate", f"expected at most the peak, {self.peak:g}, got {self.min_rate:g}"
+
+
+def _too_long(length: Duration, training: TrainingLength, option: str, noun: str) -> Iterator[tuple[str, str]]:
+    """Yield an option whose length does not fit into the training."""
+    unit, value = length.chosen
+    if value > training.in_unit(unit):
+        yield option, f"{describe_length(unit, value)} of {noun} do not fit into {training.describe(unit)} of training"
+
+
+def _never_come(moments: list[float], unit: str, training: TrainingLength, option: str) -> Iterator[tuple[str, str]]:
+    """Yield an option with a moment at which the rate should fall, if the training does not reach it."""
+    late = [describe_length(unit, moment) for moment in moments if moment >= training.in_unit(unit)]
+    if late:
+        whole = training.describe(unit)
+        yield option, f"expected less than the {whole} of training, got {', '.join(late)}: the rate would not fall then"
+
+
 SCHEDULES = {
     "constant": Row("kpipe.training.schedules:Constant", ScheduleOptions, "stays at the peak"),
+    "step": Row("kpipe.training.schedules:Step", StepOptions, "falls by a factor at equal distances"),
     "multistep": Row("kpipe.training.schedules:Multistep", MultistepOptions, "falls by a factor at milestones"),
+    "exponential": Row(
+        "kpipe.training.schedules:Exponential", ExponentialOptions, "falls by a factor over equal distances, smoothly"
+    ),
+    "inverse_time": Row(
+        "kpipe.training.schedules:InverseTime", InverseTimeOptions, "falls as 1 / time, or a power of it"
+    ),
+    "polynomial": Row(
+        "kpipe.training.schedules:Polynomial", PolynomialOptions, "falls to the end, in a straight line or as a power"
+    ),
     "cosine": Row(
         "kpipe.training.schedules:Cosine",
         CosineOptions,
         "falls along half a cosine to the end",
         paper=papers.COSINE,
+    ),
+    "cosine_restarts": Row(
+        "kpipe.training.schedules:CosineRestarts",
+        CosineRestartsOptions,
+        "falls along half a cosine again and again, each time from the peak",
+        paper=papers.COSINE,
+    ),
+    "one_cycle": Row(
+        "kpipe.training.schedules:OneCycle",
+        OneCycleOptions,
+        "rises to the peak and falls to the end, along half a cosine each",
+        paper=papers.ONE_CYCLE,
+    ),
+    "plateau": Row(
+        "kpipe.training.schedules:Plateau",
+        PlateauOptions,
+        "falls by a factor when the monitored metric no longer improves",
     ),
 }
 

@@ -23,6 +23,7 @@ from kpipe.normalization import make_normalization, resolve_normalize
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import describe_device, free_memory, seed_everything
 from kpipe.training.distribution import make_strategy
+from kpipe.training.schedules import rate_of_step
 from kpipe.training.timing import time_steps
 from kpipe.training.variables import count_values, estimate_disk, plan_optimizer_variables
 
@@ -181,6 +182,7 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
         "free_memory": free,
         "largest_batch_size": None if free is None else pieces * fitting_batch_size(memory, batch_size // pieces, free),
         "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
+        "schedule": training.learning_rate.schedule,
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
         "time": None,
     }
@@ -188,11 +190,8 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[list[float]]:
     """Return [step, rate] at equal distances over the training: the rate of step 1, the first, to that of the last."""
-    curve = []
-    for step in sorted({round(step) for step in np.linspace(1, steps, _CURVE_POINTS)}):
-        optimizer.iterations.assign(step - 1)  # as many steps are done before it
-        curve.append([step, float(optimizer.learning_rate)])
-    return curve
+    steps_shown = sorted({round(step) for step in np.linspace(1, steps, _CURVE_POINTS)})
+    return [[step, rate_of_step(optimizer, step)] for step in steps_shown]
 
 
 def _measure_time(

@@ -29,6 +29,10 @@ def show_plan(plan: dict[str, Any], screen: Screen | None = None) -> None:
         screen.line("")
         for line in _curve(plan["training"]["learning_rate"], min(_CURVE_WIDTH, screen.console.width - _LABELS)):
             screen.line(line)
+        if plan["training"]["schedule"] == "plateau":
+            screen.prose(
+                "The curve shows plateau without reductions: the rate falls when training.monitor no longer improves."
+            )
 
 
 def _can_show_lines(screen: Screen) -> bool:
@@ -235,6 +239,6 @@ def _curve(points: list[list[float]], width: int) -> list[str]:
         height=_CURVE_HEIGHT,
         y_min=0,
         y_max=1,
-        title=f"learning rate over the steps, in units of its peak of {peak:g}",
+        title=f"learning rate over the steps, in units of its peak of {peak:.4g}",
     )
     return [line.rstrip() for line in lines.splitlines()]

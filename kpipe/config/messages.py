@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kpipe.catalog.rows import Section
 from kpipe.catalog.wording import describe_error, show
 from kpipe.config.document import Document, Keys, Problem, keys_of_error, one_line
 from kpipe.config.overrides import WHERE, sections_at
@@ -63,6 +64,9 @@ def misspelt_key(document: Document, details: dict[str, Any]) -> tuple[Keys, str
 
 def _describe_unknown(keys: Keys, details: dict[str, Any], *, in_file: bool) -> str:
     known, key = _known_keys(keys, details), details["loc"][-1]
+    for section in _sections_around(keys, details):
+        if key in section.left_out:
+            return section.left_out[key]
     if _is_bare(keys, details):
         return f"unknown {show(key)}{did_you_mean(key, known)}"
     elsewhere = full_key(keys, known, details["input"], in_file=in_file)
@@ -78,10 +82,14 @@ def _is_bare(keys: Keys, details: dict[str, Any]) -> bool:
 
 def _known_keys(keys: Keys, details: dict[str, Any]) -> list[str]:
     """Return the keys that may stand where an unknown one does."""
+    return sorted({name for section in _sections_around(keys, details) for name in section.model_fields})
+
+
+def _sections_around(keys: Keys, details: dict[str, Any]) -> set[type[Section]]:
+    """Return the sections that an unknown key may stand in; of a union only the member that was given."""
     sections = sections_at(keys if _is_bare(keys, details) else keys[:-1])
-    # Of a union only the member that was given: its class has the name that stands in the location.
-    sections = {section for section in sections if section.__name__ in details["loc"]} or sections
-    return sorted({name for section in sections for name in section.model_fields})
+    # The class of a member has the name that stands in the location.
+    return {section for section in sections if section.__name__ in details["loc"]} or sections
 
 
 def annotated_lines(value: Any, keys: Keys, origins: dict[Keys, str]) -> Iterator[tuple[str, str]]:

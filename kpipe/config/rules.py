@@ -21,7 +21,8 @@ from kpipe.catalog.data import (
     whitening_conflict,
 )
 from kpipe.catalog.networks import MODELS, ModelRow
-from kpipe.catalog.rows import Duration, Section
+from kpipe.catalog.rows import Duration, Section, TrainingLength
+from kpipe.catalog.training import PlateauOptions
 from kpipe.catalog.weights import init_from_conflicts
 from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, keys_of_error
@@ -63,8 +64,12 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
         found.append((("training", "accumulate"), message))
     if training and training.reused_layers and _get(data, "model", "init_from") is None:
         found.append((("training", "reused_layers"), "needs model.init_from, which says where weights come from"))
-    if _get(data, "training", "early_stopping") is not None and lacks_validation(data):
-        found.append((("training", "early_stopping"), "needs a validation split, data.split.validation is 0"))
+    if lacks_validation(data):
+        need = "needs a validation split, data.split.validation is 0"
+        if _get(data, "training", "early_stopping") is not None:
+            found.append((("training", "early_stopping"), need))
+        if training and isinstance(training.learning_rate, PlateauOptions):
+            found.append((("training", "learning_rate", "schedule"), f"plateau {need}"))
     return found
 
 
@@ -186,7 +191,7 @@ def normalize_conflicts(normalize: str | MeanStd | Projection, shape: Sequence[i
 def _training_conflicts(training: TrainingConfig) -> Iterator[Conflict]:
     yield from _below(training.optimizer, "training", "optimizer")
     yield from _below(training.learning_rate, "training", "learning_rate")
-    for option, message in training.learning_rate.conflicts_with(training.epochs):
+    for option, message in training.learning_rate.conflicts_with(TrainingLength(training.epochs)):
         yield ("training", "learning_rate", option), message
     if training.loss:
         yield from _below(training.loss, "training", "loss")

@@ -5,34 +5,44 @@ from collections.abc import Mapping
 from kpipe.catalog.rows import OneOf
 from kpipe.errors import ConfigError
 
-_UNITS = ("epochs", "steps", "percent", "minutes")
+_UNITS = ("epochs", "steps", "images", "percent", "minutes")
 
 
 def steps_of(
-    duration: Mapping[str, float | None] | OneOf, *, steps_per_epoch: int, total_steps: int | None = None
+    duration: Mapping[str, float | None] | OneOf,
+    *,
+    steps_per_epoch: int,
+    total_steps: int | None = None,
+    batch_size: int | None = None,
 ) -> int | None:
     """Return a duration as a number of steps, rounded and at least 1.
 
     Args:
-        duration: one of `epochs`, `steps`, `percent` (of the whole training) and `minutes`, as a mapping or as a
-            section of the catalog. A key whose value is None counts as not given.
+        duration: one of `epochs`, `steps`, `images`, `percent` (of the whole training) and `minutes`, as a mapping or
+            as a section of the catalog. A key whose value is None counts as not given.
         steps_per_epoch: steps in one epoch.
         total_steps: steps of the whole training; needed for `percent` only.
+        batch_size: images in a step; needed for `images` only.
 
     Returns:
         None for a duration in time, which no number of steps stands for.
 
     Raises:
-        ConfigError: not exactly one unit is given, or `percent` without `total_steps`.
+        ConfigError: not exactly one unit is given, `percent` without `total_steps`, or `images` without `batch_size`.
     """
     unit, length = _unit_and_length(duration)
     if unit == "minutes":
         return None
-    if unit != "percent":
-        return max(1, round(length * {"epochs": steps_per_epoch, "steps": 1}[unit]))
-    if total_steps is None:
-        raise ConfigError(f"duration: expected total_steps beside {length:g} percent, got none")
-    return max(1, round(length * (total_steps / 100)))
+    steps_in_one = {
+        "epochs": steps_per_epoch,
+        "steps": 1,
+        "images": batch_size and 1 / batch_size,
+        "percent": total_steps and total_steps / 100,
+    }[unit]
+    if steps_in_one is None:
+        needed = {"images": "batch_size", "percent": "total_steps"}[unit]
+        raise ConfigError(f"duration: expected {needed} beside {length:,.12g} {unit}, got none")
+    return max(1, round(length * steps_in_one))
 
 
 def _unit_and_length(duration: Mapping[str, float | None] | OneOf) -> tuple[str, float]:

@@ -19,6 +19,7 @@ from kpipe.training.averaging import average_of
 from kpipe.training.callback_state import remember_callbacks, restore_callbacks
 from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, TrainState, steps_within
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
+from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
 
 
@@ -450,12 +451,7 @@ class _Loop:
 
     def learning_rate(self) -> float:
         """Return the learning rate of the last step."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # below loss scaling
-        optimizer.iterations.assign_sub(1)  # a schedule gives the rate of the step that comes next
-        try:
-            return float(optimizer.learning_rate)
-        finally:
-            optimizer.iterations.assign_add(1)
+        return rate_of_step(self.model.optimizer)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
         images_per_second = speed.take()

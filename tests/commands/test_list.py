@@ -78,7 +78,7 @@ def test_a_name_in_full(kpipe):
 
 def test_of_several_keys_one_is_given(kpipe):
     out = kpipe("list", "schedules", "multistep")[1]
-    assert "  milestones: {epochs|steps|percent} = {percent: [50, 75]}\n" in out
+    assert "  milestones: {epochs|steps|images|percent} = {percent: [50, 75]}\n" in out
     assert "      steps: list of integers (at least 1)\n          Numbers of training steps after the start.\n" in out
 
 

@@ -3,19 +3,26 @@
 import io
 import json
 import re
+from pathlib import Path
 
+import keras
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 from kpipe import cli
 from kpipe.catalog.networks import MODELS
+from kpipe.catalog.training import SCHEDULES
 from kpipe.commands.plan import make_plan
 from kpipe.commands.plan_screen import show_plan
 from kpipe.config.loading import load_experiment, load_network
 from kpipe.console import Screen
 from kpipe.experiment import train
 from kpipe.models import lenet5
+from kpipe.training.control import Cadence, Hooks
 from kpipe.training.device import describe_device
+from kpipe.training.schedules import make_schedule
+from kpipe.training.trainer import Trainer
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
@@ -216,6 +223,65 @@ def test_a_run_has_the_learning_rates_of_its_plan(plan, experiment):
     logged = {r["step"]: r["learning_rate"] for r in records if r["span"] == "steps"}
     assert set(logged) == {9, 18, 27, 36}
     assert {step: rates[step] for step in logged} == pytest.approx(logged)
+
+
+CURVES = {  # 36 steps of 16 images
+    "constant": {"per_images": 256},
+    "step": {"every": {"epochs": 1.5}, "factor": 0.5},
+    "multistep": {"milestones": {"images": [200, 500]}},
+    "exponential": {"warmup": {"steps": 4}},
+    "inverse_time": {"every": {"steps": 1}, "decay_rate": 0.1, "power": 0.75},
+    "polynomial": {"power": 0.5, "warmup": {"percent": 10}},
+    "cosine": {"warmup": {"epochs": 1}, "final": 0.1},
+    "cosine_restarts": {"first": {"epochs": 1}, "growth": 1.5, "factor": 0.5},
+    "one_cycle": {},
+    "plateau": {"warmup": {"images": 100}},
+}
+
+
+@pytest.fixture
+def one_weight():
+    """Train one weight, whose gradient is 1, by plain SGD; return its way at each step."""
+
+    def one_weight(learning_rate, steps):
+        model = keras.Sequential(
+            [keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(1, use_bias=False)]
+        )
+        model.compile(keras.optimizers.SGD(learning_rate), lambda labels, outputs: outputs, jit_compile=False)
+        [weight], ways = model.weights, []
+
+        def note(step, metrics):
+            ways.append(-float(weight.numpy().item()))
+            weight.assign([[0.0]])  # where float32 is densest
+
+        weight.assign([[0.0]])
+        ones = tf.data.Dataset.from_tensors((tf.ones((16, 1, 1, 1)), tf.ones((16, 1)))).repeat()
+        Trainer(model).fit(
+            lambda first: ones, steps_per_epoch=steps, epochs=1, cadence=Cadence(chunk=1), hooks=Hooks(on_progress=note)
+        )
+        return ways
+
+    return one_weight
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_curve_of_a_plan_is_what_moves_a_weight(name, experiment, one_weight):
+    rate = {"schedule": name, "peak": 0.1, **CURVES[name]}
+    text = TINY.replace("{schedule: cosine, peak: 0.1, warmup: {epochs: 1}}", json.dumps(rate)).replace("lenet5", "mlp")
+    Path(experiment).write_text(text)
+    plan = make_plan(load_experiment(experiment).experiment)["training"]
+    steps, curve = zip(*plan["learning_rate"], strict=True)
+    assert steps == tuple(range(1, 37))
+    del rate["schedule"]
+    lengths = {"total_steps": 36, "steps_per_epoch": 9, "batch_size": 16}
+    assert one_weight(make_schedule(name, rate, **lengths), 36) == pytest.approx(
+        curve, rel=1e-6, abs=1e-8
+    )  # an ulp of the peak
+
+
+def test_plateau_is_planned_without_reductions(plan, experiment):
+    out = plan(experiment, "training.learning_rate.schedule=plateau")
+    assert out.endswith("plateau without reductions: the rate falls when training.monitor no longer improves.\n")
 
 
 def test_one_of_a_kind_is_in_the_singular(plan, experiment):

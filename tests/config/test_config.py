@@ -176,8 +176,17 @@ REPLACED = [
     ("peak: 1e-3", "peak: 0", "exp.yaml:5: training.learning_rate.peak: expected more than 0, got 0"),
     ("peak: 1e-3", "peak: .inf", "exp.yaml:5: training.learning_rate.peak: expected a finite number, got inf"),
     ("peak: 1e-3", "peak: 1e-3x", "exp.yaml:5: training.learning_rate.peak: expected a number, got '1e-3x'"),
-    ("epochs: 2", "epochs: 2, steps: 3", "learning_rate.warmup: expected exactly one of epochs, steps, percent, got"),
+    ("epochs: 2", "epochs: 2, steps: 3", "warmup: expected exactly one of epochs, steps, images, percent, got"),
     ("epochs: 2", "epochs: 20", "learning_rate.warmup: 20 epochs of warm-up do not fit into 10 epochs of training"),
+    ("cosine, peak: 1e-3", "one_cycle", "training.learning_rate.warmup: expected no warm-up, since one_cycle "
+     "rises by itself. Say with `rise` how long"),
+    ("cosine", "step, every: {epochs: 10}", "training.learning_rate.every: expected less than the 10 epochs "
+     "of training, got 10 epochs: the rate would not fall then"),
+    ("cosine", "multistep, milestones: {epochs: [5, 12, 30]}", "training.learning_rate.milestones: expected less than "
+     "the 10 epochs of training, got 12 epochs, 30 epochs: the rate would not fall then"),
+    ("cosine", "cosine_restarts, first: {epochs: 1}", "training.learning_rate.warmup: 2 epochs of warm-up do not fit "
+     "into the first cycle of 1 epoch"),
+    ("cosine", "plateau, min_rate: 0.1", "training.learning_rate.min_rate: expected at most the peak, 0.001, got 0.1"),
     ("epochs: 2", "percent: 200", "training.learning_rate.warmup.percent: expected at most 100, got 200"),
     ("digits", "digit", "exp.yaml:1: data.source: unknown source 'digit', did you mean 'digits'?"),
     ("digits", "digits:8", "exp.yaml:1: data.source: expected 'digits' alone, got 'digits:8'"),
@@ -317,7 +326,7 @@ BAD_OVERRIDES = [
     ("data.²=1", "command line: data.²: unknown key"),
     ("model.name=[a]", "command line: model.name: unknown name"),
     ("training.learning_rate.schedule=[x]", "training.learning_rate.schedule: unknown name"),
-    ("training.learning_rate.warmup.epochs=", "warmup: expected exactly one of epochs, steps, percent, got "),
+    ("training.learning_rate.warmup.epochs=", "warmup: expected exactly one of epochs, steps, images, percent, got "),
     ("training.ephocs=3", "command line: training.ephocs: unknown key, did you mean 'epochs'?"),
     ("training.optimizer=sgd", "optimizer: expected a section, got 'sgd'. Write training.optimizer.name=sgd"),
     ("training.learning_rate=0.01", "expected a section, got 0.01. Write training.learning_rate.peak=0.01"),
@@ -602,7 +611,7 @@ def test_an_option_that_is_an_override(kpipe, options, said):
 
 def test_two_overrides_of_one_duration(mistakes):
     overrides = ("training.learning_rate.warmup.steps=1", "training.learning_rate.warmup.percent=3")
-    assert "expected exactly one of epochs, steps, percent" in mistakes(GOOD, *overrides)[0]
+    assert "expected exactly one of epochs, steps, images, percent" in mistakes(GOOD, *overrides)[0]
 
 
 def test_an_override_beyond_a_list(mistakes):
@@ -616,6 +625,12 @@ def test_early_stopping_needs_a_validation_split(mistakes):
     text = broken("training", "early_stopping: {patience: 2}")
     found = mistakes(text, "data.split.validation=0")
     assert found == ["exp.yaml:4: training.early_stopping: needs a validation split, data.split.validation is 0"]
+
+
+def test_plateau_needs_a_validation_split(mistakes):
+    text = GOOD.replace("image_size: 32", "image_size: 32, split: {validation: 0}").replace("cosine", "plateau")
+    need = "plateau needs a validation split, data.split.validation is 0"
+    assert mistakes(text) == [f"exp.yaml:5: training.learning_rate.schedule: {need}"]
 
 
 def test_adamw_decays_decoupled_unless_it_is_told(load):

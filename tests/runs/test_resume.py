@@ -18,13 +18,20 @@ import pytest
 import yaml
 from tiny_runs import assert_same_run, only_run, records_of, timeless
 
+from kpipe.config.loading import load_experiment
+from kpipe.errors import ConfigError
 from kpipe.runs.interruption import command_again
+from kpipe.runs.resume import check_resume, command_to_train_longer
 from kpipe.training.trainer import Trainer
 
-# Dropout, augmentation, momentum and the validation all have a state that an inexact resume would lose.
+# A rate that falls after each epoch but the first.
+PLATEAU = tuple(
+    f"training.learning_rate.{option}" for option in ("schedule=plateau", "factor=0.5", "patience=1", "min_delta=9")
+)
+# Dropout, augmentation, momentum, plateau and the validation all have a state that an inexact resume would lose.
 EXACT = (
     "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
-    "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5",
+    "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5", *PLATEAU,
 )  # fmt: skip
 
 
@@ -149,8 +156,8 @@ def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, l
 
 
 def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypatch):
-    constant = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=0.003")
-    kpipe("run", experiment, *constant)
+    options = (*PLATEAU, "training.learning_rate.peak=0.003")
+    kpipe("run", experiment, *options)
     run = only_run(logs)
     code, out, err = kpipe("run", "--resume", str(run), "training.epochs=5", "training.checkpoint.keep_last=false")
     assert (code, err) == (0, "")
@@ -158,13 +165,19 @@ def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypat
     assert only_run(logs) == run
     assert not list((run / "checkpoints").iterdir())
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "whole"))
-    kpipe("run", experiment, *constant, "training.epochs=5")
+    kpipe("run", experiment, *options, "training.epochs=5")
     other = only_run(tmp_path / "whole")
     assert timeless(run) == timeless(other)
     for array, expected in zip(
         *(keras.models.load_model(r / "model.keras").get_weights() for r in (run, other)), strict=True
     ):
         np.testing.assert_array_equal(array, expected)
+    rates = [
+        record["learning_rate"]
+        for record in records_of(run)
+        if record["span"] == "epoch" and record["split"] == "train"
+    ]
+    assert rates == pytest.approx([0.003, 0.003, 0.0015, 0.00075, 0.000375])
     summaries = [json.loads((r / "summary.json").read_text()) for r in (run, other)]
     assert summaries[0]["test"] == summaries[1]["test"]
     assert summaries[0]["epochs"] == 5
@@ -173,6 +186,42 @@ def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypat
         f"{run}: expected a run with a checkpoint to resume from, found none: training.checkpoint.keep_last is false\n"
     )
     assert (code, err) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "is_fixed"),
+    [
+        ("constant", {}, True),
+        ("constant", {"warmup": {"images": 100}}, True),
+        ("constant", {"warmup": {"percent": 10}}, False),
+        ("step", {"every": {"epochs": 1}}, True),
+        ("step", {"every": {"percent": 30}}, False),
+        ("multistep", {"milestones": {"images": [200]}}, True),
+        ("exponential", {"every": {"steps": 9}}, True),
+        ("inverse_time", {"every": {"percent": 10}}, False),
+        ("polynomial", {}, False),
+        ("cosine", {}, False),
+        ("cosine_restarts", {"first": {"epochs": 1}}, True),
+        ("cosine_restarts", {"first": {"percent": 15}}, False),
+        ("one_cycle", {"rise": {"epochs": 1}}, False),
+        ("plateau", {}, True),
+    ],
+)
+def test_which_schedules_can_be_extended(unfinished, schedule, options, is_fixed):
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    config["training"]["learning_rate"] = {"schedule": schedule, **options}
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    before, longer = (
+        load_experiment(unfinished / "config.yaml", overrides).experiment for overrides in ((), ["training.epochs=4"])
+    )
+    again = f"kpipe run --resume {unfinished}" if is_fixed else f"kpipe run {unfinished}/config.yaml"
+    assert command_to_train_longer(unfinished, before, "epochs") == f"{again} training.epochs=4"
+    if is_fixed:
+        check_resume(unfinished, longer)
+    else:
+        said = f"with more epochs, the schedule '{schedule}' would have had other rates so far"
+        with pytest.raises(ConfigError, match=said):
+            check_resume(unfinished, longer)
 
 
 def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):

@@ -287,7 +287,7 @@ def test_a_name_that_looks_like_a_number_survives(kpipe, experiment, logs):
     assert kpipe("run", str(only_run(logs, "1e3") / "config.yaml"), "--print-config")[0] == 0
 
 
-def test_early_stopping_needs_a_validation_split(kpipe, tmp_path):
+def test_early_stopping_and_plateau_need_a_validation_split(kpipe, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         pixels = np.full((12, 12, 3), 90 * len(name), np.uint8)
@@ -299,6 +299,10 @@ def test_early_stopping_needs_a_validation_split(kpipe, tmp_path):
     code, _, err = kpipe("run", str(tmp_path / "few.yaml"))
     assert code == 2
     assert "training.early_stopping: needs a validation split, this data has none" in err
+    plateau = ("training.early_stopping=null", "training.learning_rate.schedule=plateau")
+    code, _, err = kpipe("run", str(tmp_path / "few.yaml"), *plateau)
+    assert code == 2
+    assert "training.learning_rate.schedule: plateau needs a validation split, this data has none" in err
 
 
 def test_a_driver_without_a_usable_gpu_is_said(monkeypatch, tmp_path):
