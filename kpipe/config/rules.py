@@ -6,7 +6,6 @@ concern several sections.
 """
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -205,10 +204,11 @@ def _training_conflicts(training: TrainingConfig) -> Iterator[Conflict]:
 
 def _never_thaws(frozen: Duration, epochs: int) -> str | None:
     unit, length = frozen.chosen
-    most = {"epochs": epochs, "percent": 100}.get(unit, math.inf)
-    if length < most:
+    training = TrainingLength(epochs)
+    if length < training.in_unit(unit):
         return None
-    return f"expected less than the {most:,} {unit} of the training, got {length:g}; `all` freezes layers for good"
+    whole = training.describe(unit)
+    return f"expected less than the {whole} of the training, got {length:g}; `all` freezes layers for good"
 
 
 def _below(section: Section, *keys: str | int) -> Iterator[Conflict]:

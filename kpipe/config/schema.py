@@ -19,6 +19,7 @@ from kpipe.catalog.data import (
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
+    Duration,
     Fraction,
     NonNegative,
     NoOptions,
@@ -245,6 +246,16 @@ class TrainingConfig(Section):
     log_every: LogEvery = LogEvery(steps=50)
     """How often training metrics are logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def tied_to_epochs(self) -> str | None:
+        """What more epochs would have changed from the first step on, in words; None: nothing."""
+        if self.learning_rate.depends_on_total_steps:
+            return f"its schedule '{self.learning_rate.schedule}'"
+        frozen = [section.frozen for section in (self.reused_layers, *self.layers) if section]
+        if any(isinstance(each, Duration) and each.percent for each in frozen):
+            return "a length in percent, for which layers are frozen,"
+        return None
 
 
 class Resolved(Section):

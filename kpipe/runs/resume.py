@@ -93,10 +93,12 @@ def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:
         said = f"ended after its {then.max_minutes:g} minutes; a larger training.max_minutes resumes it"
     elif ended_by == "finish" or now.training.epochs > then.epochs:
         return
-    elif then.learning_rate.depends_on_total_steps:
+    elif then.tied_to_epochs:
+        start = shell_quoted(f"model.init_from={from_here(run)}")
         said = (
-            f"{finished}; its schedule '{then.learning_rate.schedule}' depends on the number of epochs, so it cannot "
-            f"be extended. Train another run for longer:\n  {command_to_train_longer(run, before, ended_by)}"
+            f"{finished}; {then.tied_to_epochs} depends on the number of epochs, so it cannot be extended. Train "
+            f"another run for longer:\n  {command_to_train_longer(run, before, ended_by)}\nor one that starts from its "
+            f"weights:\n  kpipe run {shell_quoted(from_here(run / 'config.yaml'))} {start}"
         )
     else:
         said = f"{finished}; a larger training.epochs extends it"
@@ -121,7 +123,7 @@ def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) ->
     stopping = training.early_stopping
     if ended_by == "early_stopping" and stopping is not None:
         return f"{anew} training.early_stopping.patience={max(1, 2 * stopping.patience)}"
-    can_extend = has_checkpoint and ended_by == "epochs" and not training.learning_rate.depends_on_total_steps
+    can_extend = has_checkpoint and ended_by == "epochs" and not training.tied_to_epochs
     return f"{resume if can_extend else anew} training.epochs={2 * training.epochs}"
 
 
@@ -144,8 +146,8 @@ def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:
         return ""
     if now.epochs < before.epochs:
         return "; it can only grow"
-    if before.learning_rate.depends_on_total_steps:
-        return f"; with more epochs, the schedule '{before.learning_rate.schedule}' would have had other rates so far"
+    if before.tied_to_epochs:
+        return f"; {before.tied_to_epochs} depends on the number of epochs"
     return None
 
 

@@ -219,9 +219,20 @@ def test_which_schedules_can_be_extended(unfinished, schedule, options, is_fixed
     if is_fixed:
         check_resume(unfinished, longer)
     else:
-        said = f"with more epochs, the schedule '{schedule}' would have had other rates so far"
+        said = f"; its schedule '{schedule}' depends on the number of epochs"
         with pytest.raises(ConfigError, match=said):
             check_resume(unfinished, longer)
+
+
+def test_a_run_that_freezes_layers_for_a_percentage_cannot_be_extended(unfinished):
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    config["training"]["learning_rate"] = {"schedule": "constant"}
+    config["training"]["layers"] = [{"match": "c1", "frozen": {"percent": 10}}]
+    (unfinished / "config.yaml").write_text(yaml.safe_dump(config))
+    longer = load_experiment(unfinished / "config.yaml", ["training.epochs=4"]).experiment
+    said = "; a length in percent, for which layers are frozen, depends on the number of epochs"
+    with pytest.raises(ConfigError, match=said):
+        check_resume(unfinished, longer)
 
 
 def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):
@@ -278,9 +289,9 @@ def budget(monkeypatch):
     def budget(seconds):
         now = [1000.0]
 
-        def run_steps(trainer, iterator, num_steps):
+        def run_steps(trainer, iterator, num_steps, head=None):
             now[0] += seconds * num_steps
-            return real(trainer, iterator, num_steps)
+            return real(trainer, iterator, num_steps, head)
 
         monkeypatch.setattr("kpipe.runs.recorder.time", SimpleNamespace(monotonic=lambda: now[0]))
         monkeypatch.setattr(Trainer, "run_steps", run_steps)
@@ -353,7 +364,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
     for override, said in (
         (
             "training.epochs=9",
-            "training.epochs: 2 in the run, 9 now; with more epochs, the schedule 'cosine' would have had other rates",
+            "training.epochs: 2 in the run, 9 now; its schedule 'cosine' depends on the number of epochs",
         ),
         ("training.epochs=1", "training.epochs: 2 in the run, 1 now; it can only grow"),
         ("seed=1", "seed: 0 in the run, 1 now"),
@@ -376,7 +387,8 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
     reason = "its schedule 'cosine' depends on the number of epochs, so it cannot be extended"
     longer = f"kpipe run {run}/config.yaml training.epochs=4"
     said = f"{run}: is finished after 2 epochs; {reason}. Train another run for longer:\n  {longer}\n"
-    assert (code, err) == (2, said)
+    start = f"or one that starts from its weights:\n  kpipe run {run}/config.yaml model.init_from={run}\n"
+    assert (code, err) == (2, said + start)
     for wrong in (run / "config.yaml", run / "checkpoints" / "step-00000018", run.parent):
         code, _, err = kpipe("run", "--resume", str(wrong))
         said = f"{wrong}: expected a run directory with a config.yaml, found none there, did you mean {run}?\n"
