@@ -33,7 +33,7 @@ from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
 from kpipe.training.losses import make_loss
-from kpipe.training.metrics import Accuracy
+from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import ReduceOnPlateau, make_schedule
@@ -191,7 +191,7 @@ def build(
         model.compile(
             optimizer=_make_optimizer(training, model, rules, lengths),
             loss=make_loss(*experiment.loss),
-            metrics=[Accuracy()],
+            metrics=make_metrics(network["classes"]),
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     return Built(model, rules, reuse)

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from kpipe.catalog.data import (
@@ -233,7 +233,8 @@ class TrainingConfig(Section):
     layers: list[LayerOptions] = []
     """How single layers are trained, for experts. It takes precedence over `reused_layers`."""
     loss: _choice(LOSSES, "name") | None = None
-    """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5."""
+    """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5. Options
+    without a `name` are those of the network's own."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     """Precision of the computations. `auto`: what suits the device."""
     deterministic: Literal["auto", True, False] = "auto"
@@ -270,6 +271,18 @@ class Experiment(Section):
     """Folder with all runs. Default: $KPIPE_LOGS, else tensorboard_logs."""
     chosen: Resolved | None = None
     """Settings resolved on the machine of a run, which repeating the run uses for `auto`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_loss(cls, plain: Any) -> Any:
+        """Let options of the loss without its name be those of the network's default loss."""
+        match plain:
+            case {"training": {"loss": dict(given)}, "model": {"name": str(network), **rest}} if network in MODELS:
+                # Not validated: a mistake in an option of the network is reported where it stands.
+                options = MODELS[network].options.model_construct(**{str(key): value for key, value in rest.items()})
+                loss = {"name": options.default_loss, **given}
+                return {**plain, "training": {**plain["training"], "loss": loss}}
+        return plain
 
     @property
     def loss(self) -> tuple[str, dict[str, Any]]:

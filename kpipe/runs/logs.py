@@ -12,7 +12,8 @@ from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 
-_SCALARS = ("loss", "accuracy", "averaged_loss", "averaged_accuracy", "learning_rate", "images_per_second")
+_SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
+_SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
 
 class RunLog:
@@ -42,8 +43,8 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Add one record: a line of metrics.jsonl, and scalars at its step in TensorBoard.
 
-        TensorBoard's `loss` and `accuracy` are means over the steps of a log line. `epoch_loss` and `epoch_accuracy`
-        are means over a whole epoch, with training and validation in one chart. The test split has a single value
+        TensorBoard's `loss`, `accuracy` and `top5` are means over the steps of a log line. `epoch_loss` and so on are
+        means over a whole epoch, with training and validation in one chart. The test split has a single value
         and stands in metrics.jsonl alone. A value that is not finite is null in metrics.jsonl and left out of
         TensorBoard.
 

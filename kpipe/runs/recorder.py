@@ -21,7 +21,7 @@ from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Hooks, TrainState
 from kpipe.training_screen import TrainingScreen
 
-_METRICS = ("loss", "accuracy")
+_METRICS = ("loss", "accuracy", "top5")  # top5 where there are more than five classes
 
 
 class Subject(Protocol):
@@ -118,7 +118,7 @@ class Recorder:
             validation = {name: logs[prefix + name] for name in _METRICS if prefix + name in logs}
             score, before = score_epoch(self.experiment.training.monitor, validation), state.best.get(kind)
             if before is None or before.score is None or score is None or score > before.score:
-                train = {name: logs[name] for name in _METRICS}
+                train = {name: logs[name] for name in _METRICS if name in logs}
                 state.best[kind] = Best(self.epoch, state.train.step, score, train, validation)
                 better.append(kind)
         if better:
@@ -199,7 +199,7 @@ class Recorder:
         if "test" in scores:
             # The step and the epoch of the weights that were evaluated.
             best = state.best.get(state.preferred, Best(self.epoch, state.train.step))
-            values = {name: scores["test"][name] for name in ("loss", "accuracy")}
+            values = {name: value for name, value in scores["test"].items() if name in _METRICS}
             self.log.write({"step": best.step, "epoch": best.epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores, ended_by)
         keep_last = self.options.keep_last
