@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kpipe import data
@@ -37,6 +38,7 @@ from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import ReduceOnPlateau, make_schedule
+from kpipe.training.stuck import StuckWatcher
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_bytes
 
@@ -298,6 +300,32 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
     if isinstance(training.learning_rate, PlateauOptions):
         callbacks.append(ReduceOnPlateau(training.monitor))
     return callbacks
+
+
+def make_watchers(
+    experiment: Experiment, prepared: Prepared, *, on_stuck: Callable[[str], None]
+) -> list[keras.callbacks.Callback]:
+    """Build the callbacks that watch a training and change nothing in it.
+
+    Args:
+        experiment: what is trained.
+        prepared: data and model.
+        on_stuck: called once if the training is stuck at guessing, with a sentence that says so.
+    """
+    training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
+    length = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
+    stuck_after = training.stuck_after and steps_of(training.stuck_after, **length)
+    frequencies = _class_frequencies(experiment.data, prepared.splits)
+    return [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
+
+
+def _class_frequencies(config: DataConfig, splits: data.Splits) -> np.ndarray:
+    """Return the fraction of the training loss that each class has: float [K]; alike where counting reads images."""
+    classes = len(splits.class_names)
+    if config.class_weights or splits.train.is_stream:
+        return np.full(classes, 1 / classes)
+    counts = splits.train.count_labels(classes)
+    return counts / counts.sum()
 
 
 def make_cadence(training: TrainingConfig, steps_per_epoch: int) -> Cadence:

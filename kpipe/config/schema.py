@@ -19,6 +19,7 @@ from kpipe.catalog.data import (
 from kpipe.catalog.networks import MODELS
 from kpipe.catalog.rows import (
     Count,
+    Duration,
     Fraction,
     NonNegative,
     NoOptions,
@@ -243,6 +244,12 @@ class TrainingConfig(Section):
     """Metric that decides which weights are the best, and when training stops early."""
     early_stopping: EarlyStopping | None = None
     """End training when `monitor` no longer improves. Default: train all epochs."""
+    when_stuck: Literal["warn", "stop"] = "warn"
+    """What happens once the mean loss of 50 training steps is within 2 % of guessing, that of a network that gives all
+    images the same answer. `warn`: a line says so, with likely causes. `stop`: the run ends, and what is trained is
+    kept; the trials of a search always do. Only `cross_entropy` has a known loss of guessing."""
+    stuck_after: Duration | None = None
+    """Length of training before these 50 steps. Default: one epoch, but at least 100 steps."""
     log_every: LogEvery = LogEvery(steps=50)
     """How often training metrics are logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -469,10 +469,10 @@ def _build_variables(model: keras.Model) -> None:
         average.build(model)
     images = tf.zeros((1, *model.input_shape[1:]), model.inputs[0].dtype)
     labels = tf.zeros((1,), "int32")
-    logits = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]
-    logits = logits if len(logits) > 1 else logits[0]  # a list where the network has auxiliary heads
-    model.compute_loss(images, labels, logits)
-    model.compute_metrics(images, labels, logits)
+    outputs = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]
+    outputs = outputs if len(outputs) > 1 else outputs[0]  # as the model returns them
+    model.compute_loss(images, labels, outputs)
+    model.compute_metrics(images, labels, outputs)
     model.reset_metrics()
 
 
