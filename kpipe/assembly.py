@@ -33,6 +33,7 @@ from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
+from kpipe.training.layer_statistics import LayerStatistics
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
@@ -303,7 +304,11 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
 
 
 def make_watchers(
-    experiment: Experiment, prepared: Prepared, *, on_stuck: Callable[[str], None]
+    experiment: Experiment,
+    prepared: Prepared,
+    *,
+    on_stuck: Callable[[str], None],
+    write: Callable[[int, Mapping[str, float]], None],
 ) -> list[keras.callbacks.Callback]:
     """Build the callbacks that watch a training and change nothing in it.
 
@@ -311,12 +316,20 @@ def make_watchers(
         experiment: what is trained.
         prepared: data and model.
         on_stuck: called once if the training is stuck at guessing, with a sentence that says so.
+        write: gets the step and the statistics of the layers, by tag.
     """
     training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
     length = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
     stuck_after = training.stuck_after and steps_of(training.stuck_after, **length)
     frequencies = _class_frequencies(experiment.data, prepared.splits)
-    return [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
+    watchers = [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
+    if every := experiment.logging.layer_statistics:
+        train = prepared.splits.train
+        # As many images as the memory takes at once.
+        some = train.select(train.spread(min(len(train), experiment.data.batch_size // training.accumulate)))
+        images = next(data.iterate_images(some, prepared.splits.image_size))
+        watchers.append(LayerStatistics(tf.constant(images), steps_of(every, **length), write))
+    return watchers
 
 
 def _class_frequencies(config: DataConfig, splits: data.Splits) -> np.ndarray:

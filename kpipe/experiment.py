@@ -152,7 +152,8 @@ def train(
                 features, note = make_frozen_features(experiment, prepared, state.train.step, screen.progress)
                 if note:
                     screen.line(f"note: {note}")
-                watchers = make_watchers(experiment, prepared, on_stuck=partial(recorder.note_stuck, screen))
+                watch = {"on_stuck": partial(recorder.note_stuck, screen), "write": log.write_training_scalars}
+                watchers = make_watchers(experiment, prepared, **watch)
                 with recorder.saving_at_the_end(), training_screen(screen, **length) as shown:
                     trainer.fit(
                         prepared.training_batches,

@@ -1,7 +1,9 @@
 """The logs of a run: metrics.jsonl and TensorBoard, which grow together and are cut back together."""
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,18 @@ class RunLog:
             for name in _SCALARS:
                 if record.get(name) is not None:
                     tf.summary.scalar(prefix + name, record[name])
+
+    def write_training_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add values to TensorBoard's training run by tag, those that are finite.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
+        """
+        self._require_directory()
+        with self._writers["train"].as_default(step=step):
+            for tag, value in values.items():
+                if math.isfinite(value):
+                    tf.summary.scalar(tag, value)
 
     def write_start(self, config: Path, model: keras.Model | None = None) -> None:
         """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""

@@ -6,6 +6,7 @@ How the training is cut into chunks never changes a number: weights, metrics, op
 variables.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -266,7 +267,6 @@ class _Loop:
         self.model = self.trainer.model
         self.average = average_of(self.model.optimizer)
         self.thaw_steps = {step for step in self.trainer.thaws.values() if step < math.inf}
-        self.callback_steps = [step for callback in self.callbacks for step in getattr(callback, "callback_steps", ())]
         self.callback_list = keras.callbacks.CallbackList(
             self.callbacks,
             add_history=False,
@@ -356,7 +356,8 @@ class _Loop:
 
     def run_chunk(self, epoch: int) -> None:
         """Train one chunk of steps."""
-        ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps, *self.thaw_steps]
+        asked_for = (getattr(callback, "callback_steps", ()) for callback in self.callbacks)
+        ends = [(epoch + 1) * self.steps_per_epoch, *itertools.chain(*asked_for), *self.thaw_steps]
         num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)

@@ -59,7 +59,7 @@ def broken(section, value, text=GOOD):
 
 
 BROKEN = [
-    ("top", "nonsense: 3", "exp.yaml:6: nonsense: unknown key (known: chosen, data, logs, model, name, search, seed, "),
+    ("top", "nonsense: 3", "exp.yaml:6: nonsense: unknown key (known: chosen, data, logging, logs, model, name, "),
     ("top", "ephocs: 3", "exp.yaml:6: ephocs: unknown key, did you mean 'training.epochs'?"),
     ("top", "batch_size: 3", "exp.yaml:6: batch_size: unknown key, did you mean 'data.batch_size'?"),
     ("top", "sead: 3", "exp.yaml:6: sead: unknown key, did you mean 'seed'?"),
@@ -350,7 +350,7 @@ BAD_OVERRIDES = [
     ("optimizer.name=adam", "optimizer: unknown key, did you mean training.optimizer.name=adam?"),
     ("loss=map", "command line: loss: unknown key, did you mean training.loss.name=map?"),
     ("trials=5", "command line: trials: unknown key, did you mean search.trials=5?"),
-    ("kind=l2", "command line: kind: unknown key (known: chosen, data, logs, "),
+    ("kind=l2", "command line: kind: unknown key (known: chosen, data, logging, logs, "),
     (f"epochs=[{'1, ' * 30}1]", "epochs: unknown key, did you mean training.epochs=...?"),
 ]
 

@@ -32,6 +32,7 @@ PLATEAU = tuple(
 EXACT = (
     "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
     "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5", *PLATEAU,
+    "logging.layer_statistics.steps=4",
 )  # fmt: skip
 
 
@@ -391,7 +392,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
 
 def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
     allowed = ("training.log_every.steps=3", "training.checkpoint.keep=1", "training.checkpoint.every.steps=2")
-    allowed += ("training.when_stuck=stop",)
+    allowed += ("logging.layer_statistics.steps=5", "training.when_stuck=stop")
     code, out, _ = kpipe("run", experiment, "--resume", str(unfinished), *allowed)
     assert (code, "resumed    after step 18" in out) == (0, True)
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
