@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kpipe import data
@@ -32,11 +33,13 @@ from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
+from kpipe.training.layer_statistics import LayerStatistics
 from kpipe.training.losses import make_loss
-from kpipe.training.metrics import Accuracy
+from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.precision import precision_scope
 from kpipe.training.schedules import ReduceOnPlateau, make_schedule
+from kpipe.training.stuck import StuckWatcher
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_bytes
 
@@ -191,7 +194,7 @@ def build(
         model.compile(
             optimizer=_make_optimizer(training, model, rules, lengths),
             loss=make_loss(*experiment.loss),
-            metrics=[Accuracy()],
+            metrics=make_metrics(network["classes"]),
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
     return Built(model, rules, reuse)
@@ -298,6 +301,44 @@ def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:
     if isinstance(training.learning_rate, PlateauOptions):
         callbacks.append(ReduceOnPlateau(training.monitor))
     return callbacks
+
+
+def make_watchers(
+    experiment: Experiment,
+    prepared: Prepared,
+    *,
+    on_stuck: Callable[[str], None],
+    write: Callable[[int, Mapping[str, float]], None],
+) -> list[keras.callbacks.Callback]:
+    """Build the callbacks that watch a training and change nothing in it.
+
+    Args:
+        experiment: what is trained.
+        prepared: data and model.
+        on_stuck: called once if the training is stuck at guessing, with a sentence that says so.
+        write: gets the step and the statistics of the layers, by tag.
+    """
+    training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
+    length = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
+    stuck_after = training.stuck_after and steps_of(training.stuck_after, **length)
+    frequencies = _class_frequencies(experiment.data, prepared.splits)
+    watchers = [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
+    if every := experiment.logging.layer_statistics:
+        train = prepared.splits.train
+        # As many images as the memory takes at once.
+        some = train.select(train.spread(min(len(train), experiment.data.batch_size // training.accumulate)))
+        images = next(data.iterate_images(some, prepared.splits.image_size))
+        watchers.append(LayerStatistics(tf.constant(images), steps_of(every, **length), write))
+    return watchers
+
+
+def _class_frequencies(config: DataConfig, splits: data.Splits) -> np.ndarray:
+    """Return the fraction of the training loss that each class has: float [K]; alike where counting reads images."""
+    classes = len(splits.class_names)
+    if config.class_weights or splits.train.is_stream:
+        return np.full(classes, 1 / classes)
+    counts = splits.train.count_labels(classes)
+    return counts / counts.sum()
 
 
 def make_cadence(training: TrainingConfig, steps_per_epoch: int) -> Cadence:

@@ -200,14 +200,17 @@ class Screen:
             self.line(f"{task}: {counted(seen, 'image')} in {seconds:.0f} s")
 
     def result(self, splits: Mapping[str, Mapping[str, float]]) -> None:
-        """Print the last table: one row for each split."""
+        """Print the last table: one row for each split, and top-5 accuracy where it was measured."""
         table = Table()
-        for column in ("split", "images", "loss", "accuracy"):
+        accuracies = ["accuracy", *(["top5"] if any("top5" in numbers for numbers in splits.values()) else [])]
+        for column in ("split", "images", "loss", *accuracies):
             table.add_column(column, justify="left" if column == "split" else "right")
         for name, numbers in splits.items():
-            accuracy = f"{100 * numbers['accuracy']:.2f} %"
-            table.add_row(name, f"{numbers['images']:,}", f"{numbers['loss']:.4f}", accuracy)
-            self.log(f"{name}: {numbers['images']:,} images, loss {numbers['loss']:.4f}, accuracy {accuracy}")
+            loss = f"{numbers['loss']:.4f}"
+            percentages = {each: f"{100 * numbers[each]:.2f} %" for each in accuracies}
+            table.add_row(name, f"{numbers['images']:,}", loss, *percentages.values())
+            shown = ", ".join(f"{each} {percentage}" for each, percentage in percentages.items())
+            self.log(f"{name}: {numbers['images']:,} images, loss {loss}, {shown}")
         self.console.print(table)
 
     def show(self, text: str, style: str | None = None) -> None:

@@ -46,6 +46,10 @@ class Diverged(KpipeError):
         self.reason = reason
 
 
+class Stuck(Diverged):
+    """The training loss stays at that of guessing, and `training.when_stuck` is `stop`."""
+
+
 class EnvironmentFault(KpipeError):
     """A fault of the machine: no permission, disk or memory, or the run belongs to another process."""
 

@@ -12,7 +12,16 @@ from functools import partial
 
 import tensorflow as tf
 
-from kpipe.assembly import Prepared, load_splits, load_weights, make_cadence, make_callbacks, make_trainer, prepare
+from kpipe.assembly import (
+    Prepared,
+    load_splits,
+    load_weights,
+    make_cadence,
+    make_callbacks,
+    make_trainer,
+    make_watchers,
+    prepare,
+)
 from kpipe.catalog.data import check_source
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
@@ -67,6 +76,7 @@ def train(
         ConfigError, DataError: nothing was trained.
         EnvironmentFault: the machine refuses; what was saved before is still there.
         Diverged: the loss or a weight is no longer finite.
+        Stuck: the loss stays at that of guessing, and training.when_stuck is stop.
         Interrupted: by SIGINT, SIGTERM or SIGHUP; the same command resumes the run.
     """
     options, screen = options or RunOptions(), screen or Screen()
@@ -142,6 +152,8 @@ def train(
                 features, note = make_frozen_features(experiment, prepared, state.train.step, screen.progress)
                 if note:
                     screen.line(f"note: {note}")
+                watch = {"on_stuck": partial(recorder.note_stuck, screen), "write": log.write_training_scalars}
+                watchers = make_watchers(experiment, prepared, **watch)
                 with recorder.saving_at_the_end(), training_screen(screen, **length) as shown:
                     trainer.fit(
                         prepared.training_batches,
@@ -149,11 +161,12 @@ def train(
                         state=state.train,
                         validation=evaluation_batches(splits, "validation", config.batch_size),
                         features=features,
-                        callbacks=[*make_callbacks(training), *options.callbacks],
+                        callbacks=[*make_callbacks(training), *options.callbacks, *watchers],
                         cadence=make_cadence(training, steps_per_epoch),
                         hooks=recorder.make_hooks(shown, stop),
                     )
             stop.obey()  # all is saved
+            recorder.raise_if_stuck()
 
             # Save the best weights, and evaluate them on every held-out split.
             _save_models(recorder, prepared)

@@ -10,10 +10,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from kpipe.console import Screen, describe_time
 
-_WIDTHS = {
-    "epoch": 7, "loss": 9, "acc": 8, "val_loss": 10, "val_acc": 9, "avg_acc": 9, "lr": 10, "time": 9, "left": 9,
-}  # fmt: skip
-"""Columns of a row that shows an epoch; followed by `best`, it fits into 80."""
+_WIDTHS = {"epoch": 7, "loss": 8, "acc": 7, "top5": 7, "val_loss": 9, "val_acc": 8, "val_top5": 9, "avg_acc": 8}
+_WIDTHS |= {"lr": 9, "time": 8, "left": 8}
+"""Columns of a row that shows an epoch. It fits into 80 with `best` and without what `epoch` leaves out."""
 
 
 @contextmanager
@@ -126,6 +125,8 @@ class TrainingScreen:
         self._screen.log(labelled)
         if "avg_acc" in row:
             del row["time"]  # the terminal may have no more than 80 columns
+        if "val_top5" in row:
+            del row["top5"]
         widths = _WIDTHS | {"epoch": max(_WIDTHS["epoch"], len(row["epoch"]))}
         if not self._has_column_names:
             self._has_column_names = True
@@ -174,7 +175,7 @@ class _Clock:
 
 def _describe_metrics(values: Mapping[str, float]) -> dict[str, str]:
     """Return what is shown of the metrics of a log line or of an epoch, by its name on the screen."""
-    shown = {"loss": "loss", "acc": "accuracy", "val_loss": "val_loss", "val_acc": "val_accuracy"}
-    shown["avg_acc"] = "val_averaged_accuracy"
+    names = [f"{prefix}{name}" for prefix in ("", "val_") for name in ("loss", "accuracy", "top5")]
+    shown = {name.replace("accuracy", "acc"): name for name in names} | {"avg_acc": "val_averaged_accuracy"}
     metrics = {short: f"{values[name]:.4f}" for short, name in shown.items() if name in values}
     return {**metrics, "lr": f"{values['learning_rate']:.3g}"}

@@ -129,6 +129,34 @@ def test_a_training_on_a_terminal_of_80_columns(clock):
     assert not any(line.startswith("step 8") for line in lines)
 
 
+def test_top_5_accuracy_has_a_column_and_80_columns_are_enough(clock):
+    """The widest row: of the two kinds of top-5 accuracy, that of the validation."""
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None))
+    metrics = METRICS | {"top5": 0.9, "learning_rate": 1.23e-05}
+    validation = {"val_loss": 0.25, "val_accuracy": 0.875, "val_top5": 0.95}
+    with training_screen(screen, epochs=300, steps_per_epoch=10) as shown:
+        clock[0] = 7384.0
+        shown.epoch(1, 10, metrics | validation, best=True)
+    lines = plain(stream.getvalue()).replace("\r", "\n").splitlines()
+    [names] = [line for line in lines if "val_loss" in line]
+    [row] = [line for line in lines if line.startswith("  1/300")]
+    assert names.split() == ["epoch", "loss", "acc", "val_loss", "val_acc", "val_top5", "lr", "time", "left"]
+    assert row.split()[1:8] == ["0.5000", "0.7500", "0.2500", "0.8750", "0.9500", "1.23e-05", "2:03:04"]
+    assert max(len(names) + len("  best"), len(row)) <= 80
+
+
+def test_the_last_table_has_top_5_accuracy_where_it_was_measured():
+    numbers = {"images": 1000, "loss": 0.5, "accuracy": 0.75}
+    for top5, said in (({}, "accuracy 75.00 %"), ({"top5": 0.9}, "accuracy 75.00 %, top5 90.00 %")):
+        screen = Screen(Console(file=io.StringIO(), width=80))
+        logged = []
+        screen.log = logged.append
+        screen.result({"test": numbers | top5})
+        assert logged == [f"test: 1,000 images, loss 0.5000, {said}"]
+        assert ("top5" in screen.console.file.getvalue()) == ("90.00 %" in screen.console.file.getvalue()) == bool(top5)
+
+
 def test_a_budget_bounds_the_time_that_is_left(clock):
     stream = io.StringIO()
     screen = Screen(Console(file=stream, width=200))

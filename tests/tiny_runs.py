@@ -42,20 +42,34 @@ def assert_same_run(run, other):
     assert arrays.keys() == expected.keys()
     for name, array in arrays.items():
         assert array.tobytes() == expected[name].tobytes(), name
+    assert layer_statistics_of(run) == layer_statistics_of(other)
     assert_steps_increase(run)
 
 
+def layer_statistics_of(run):
+    """Return what TensorBoard knows of the layers: (step, value) by tag."""
+    return {tag: rows for tag, rows in scalars_of(run / "train").items() if "/" in tag}
+
+
+def scalars_of(folder):
+    """Return (step, value) by tag, over the files of all the processes that have worked on a run."""
+    scalars = {}
+    for file in sorted(folder.iterdir()):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    scalars.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+    return scalars
+
+
 def assert_steps_increase(run):
-    """Check it in TensorBoard, over the files of all the processes that have worked on the run."""
+    """Check it in TensorBoard."""
     for split in ("train", "validation"):
-        steps = {}
-        for file in sorted((run / split).iterdir()):
-            for event in tf.compat.v1.train.summary_iterator(str(file)):
-                for value in event.summary.value:
-                    steps.setdefault(value.tag, []).append(event.step)
-        assert {"epoch_loss", "epoch_accuracy"} <= set(steps)
-        for tag, found in steps.items():
-            assert found == sorted(set(found)), (split, tag)
+        scalars = scalars_of(run / split)
+        assert {"epoch_loss", "epoch_accuracy"} <= set(scalars)
+        for tag, rows in scalars.items():
+            steps = [step for step, _ in rows]
+            assert steps == sorted(set(steps)), (split, tag)
 
 
 def refuse_to_write(*arguments, **options):

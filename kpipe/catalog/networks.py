@@ -34,11 +34,6 @@ class NetworkOptions(Section):
         """Name in `LOSSES` of the loss where the experiment names none."""
         return "cross_entropy"
 
-    @property
-    def auxiliary_loss_weight(self) -> float:
-        """Sum of the weights of auxiliary classifiers in the training loss, in which the network's own has 1."""
-        return 0.0
-
 
 class LeNet5Options(NetworkOptions):
     variant: Literal["modern", "original", "concept"] = "modern"
@@ -115,10 +110,6 @@ class GoogLeNetOptions(NetworkOptions):
     @property
     def any_size(self) -> bool:
         return True
-
-    @property
-    def auxiliary_loss_weight(self) -> float:
-        return 2 * 0.3 if self.auxiliary_heads else 0.0
 
 
 class VGGOptions(NetworkOptions):

@@ -91,9 +91,6 @@ class SearchOptions(Section):
     """Number of trainings for each trial, with the seeds seed, seed + 1, ... The score is their mean."""
     keep: Count = 3
     """Number of best trials that keep their weights."""
-    stuck_after: Count | None = None
-    """Number of steps after which a trial is checked once: it ends if the mean training loss of the next 50 steps is
-    within 2 % of ln(classes), the loss of guessing. Default: one epoch, but at least 100 steps."""
 
 
 class RandomSearchOptions(SearchOptions):

@@ -14,7 +14,6 @@ from kpipe.catalog.rows import (
     Fraction,
     Milestones,
     NonNegative,
-    NoOptions,
     OneOf,
     Positive,
     Row,
@@ -459,6 +458,11 @@ SCHEDULES = {
 }
 
 
+class CrossEntropyOptions(Section):
+    label_smoothing: Fraction = 0.0
+    """Fraction of each label that is spread evenly over all classes."""
+
+
 class EuclideanOptions(Section):
     output: Literal["tanh", "linear"] = "tanh"
     """Function of the logits that is compared with the coded label."""
@@ -470,7 +474,9 @@ class MapOptions(Section):
 
 
 LOSSES = {
-    "cross_entropy": Row("kpipe.training.losses:CrossEntropy", NoOptions, "softmax and -log of the true class"),
+    "cross_entropy": Row(
+        "kpipe.training.losses:CrossEntropy", CrossEntropyOptions, "softmax and -log of the true class"
+    ),
     "euclidean": Row(
         "kpipe.training.losses:Euclidean",
         EuclideanOptions,

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from kpipe.catalog.data import (
@@ -200,6 +200,21 @@ class SaveEvery(OneOf):
     epochs: Positive | None = None
 
 
+class LayerStatisticsEvery(OneOf):
+    """How often the layers are measured."""
+
+    steps: Count | None = None
+    epochs: Positive | None = None
+
+
+class LoggingConfig(Section):
+    """What is logged besides the metrics."""
+
+    layer_statistics: LayerStatisticsEvery | None = None
+    """How often the dead ReLUs of each layer, and the size of its update beside its weights, are logged to TensorBoard.
+    `{steps: 500}` costs about 1 % of the time. Default: never."""
+
+
 class CheckpointConfig(Section):
     """When checkpoints are saved, and which are kept."""
 
@@ -234,7 +249,8 @@ class TrainingConfig(Section):
     layers: list[LayerOptions] = []
     """How single layers are trained, for experts. It takes precedence over `reused_layers`."""
     loss: _choice(LOSSES, "name") | None = None
-    """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5."""
+    """Loss function. Default: the network's own, which is `cross_entropy` for all but the original LeNet-5. Options
+    without a `name` are those of the network's own."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     """Precision of the computations. `auto`: what suits the device."""
     deterministic: Literal["auto", True, False] = "auto"
@@ -243,6 +259,12 @@ class TrainingConfig(Section):
     """Metric that decides which weights are the best, and when training stops early."""
     early_stopping: EarlyStopping | None = None
     """End training when `monitor` no longer improves. Default: train all epochs."""
+    when_stuck: Literal["warn", "stop"] = "warn"
+    """What happens once the mean loss of 50 training steps is within 2 % of guessing, that of a network that gives all
+    images the same answer. `warn`: a line says so, with likely causes. `stop`: the run ends, and what is trained is
+    kept; the trials of a search always do. Only `cross_entropy` has a known loss of guessing."""
+    stuck_after: Duration | None = None
+    """Length of training before these 50 steps. Default: one epoch, but at least 100 steps."""
     log_every: LogEvery = LogEvery(steps=50)
     """How often training metrics are logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -275,12 +297,25 @@ class Experiment(Section):
     data: DataConfig
     model: _choice(MODELS, "name", init_from=(Annotated[str, BeforeValidator(_known_weights)] | None, InitFrom))
     training: TrainingConfig = TrainingConfig()
+    logging: LoggingConfig = LoggingConfig()
     search: _choice(SEARCH_METHODS, "method", default="random") | None = None
     """What `kpipe search` tries. Nothing else reads it."""
     logs: str | None = None
     """Folder with all runs. Default: $KPIPE_LOGS, else tensorboard_logs."""
     chosen: Resolved | None = None
     """Settings resolved on the machine of a run, which repeating the run uses for `auto`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_loss(cls, plain: Any) -> Any:
+        """Let options of the loss without its name be those of the network's default loss."""
+        match plain:
+            case {"training": {"loss": dict(given)}, "model": {"name": str(network), **rest}} if network in MODELS:
+                # Not validated: a mistake in an option of the network is reported where it stands.
+                options = MODELS[network].options.model_construct(**{str(key): value for key, value in rest.items()})
+                loss = {"name": options.default_loss, **given}
+                return {**plain, "training": {**plain["training"], "loss": loss}}
+        return plain
 
     @property
     def loss(self) -> tuple[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ from kpipe.runs.lock import (
 )
 
 _LONGEST_LABEL = 100  # characters of what follows the time in the name of a run directory
-_OVER = ("finished", "diverged")  # the states of a run that is not picked up again
+_OVER = ("finished", "diverged", "stuck")  # the states of a run that is not picked up again
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def saved_step(path: Path) -> int | None:
 
 
 def read_status(path: Path) -> str | None:
-    """Return the status in summary.json: finished, interrupted, diverged; None: there is none yet."""
+    """Return the status in summary.json: finished, interrupted, diverged, stuck; None: there is none yet."""
     return read_json(path / "summary.json").get("status")
 
 

@@ -1,7 +1,9 @@
 """The logs of a run: metrics.jsonl and TensorBoard, which grow together and are cut back together."""
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 
-_SCALARS = ("loss", "accuracy", "averaged_loss", "averaged_accuracy", "learning_rate", "images_per_second")
+_SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
+_SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
 
 class RunLog:
@@ -42,8 +45,8 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Add one record: a line of metrics.jsonl, and scalars at its step in TensorBoard.
 
-        TensorBoard's `loss` and `accuracy` are means over the steps of a log line. `epoch_loss` and `epoch_accuracy`
-        are means over a whole epoch, with training and validation in one chart. The test split has a single value
+        TensorBoard's `loss`, `accuracy` and `top5` are means over the steps of a log line. `epoch_loss` and so on are
+        means over a whole epoch, with training and validation in one chart. The test split has a single value
         and stands in metrics.jsonl alone. A value that is not finite is null in metrics.jsonl and left out of
         TensorBoard.
 
@@ -60,6 +63,18 @@ class RunLog:
             for name in _SCALARS:
                 if record.get(name) is not None:
                     tf.summary.scalar(prefix + name, record[name])
+
+    def write_training_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add values to TensorBoard's training run by tag, those that are finite.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
+        """
+        self._require_directory()
+        with self._writers["train"].as_default(step=step):
+            for tag, value in values.items():
+                if math.isfinite(value):
+                    tf.summary.scalar(tag, value)
 
     def write_start(self, config: Path, model: keras.Model | None = None) -> None:
         """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import keras
 
 from kpipe.config.schema import Experiment
-from kpipe.errors import Diverged
+from kpipe.console import Screen
+from kpipe.errors import Diverged, Stuck
+from kpipe.names import from_here, shell_quoted
 from kpipe.runs.directory import Run
 from kpipe.runs.logs import RunLog
 from kpipe.runs.options import RunOptions
@@ -21,7 +23,7 @@ from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Hooks, TrainState
 from kpipe.training_screen import TrainingScreen
 
-_METRICS = ("loss", "accuracy")
+_METRICS = ("loss", "accuracy", "top5")  # top5 where there are more than five classes
 
 
 class Subject(Protocol):
@@ -44,7 +46,8 @@ class Recorder:
         state: of the run; the trainer moves `state.train`.
         subject: what is trained, see `kpipe.assembly.Prepared`.
         options: how the experiment is run.
-        ended_by: what has ended the training before its last epoch, other than a callback: finish or max_minutes.
+        ended_by: what has ended the training before its last epoch, other than a callback: finish, stuck or
+            max_minutes.
     """
 
     experiment: Experiment
@@ -82,13 +85,15 @@ class Recorder:
         return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self._started_at)
 
     def ends_here(self) -> bool:
-        """Return whether the training ends before its last epoch: it is to be finished, or its time is over.
+        """Return whether the training ends before its last epoch: it is to be finished, is stuck, or its time is over.
 
         An epoch whose steps are done is validated first. Otherwise it would count for nothing.
         """
         if not (self.state.train.ending or self.ended_by or self.is_done):
             if self.options.finish:
                 self.ended_by = "finish"
+            elif self.state.stuck and self.experiment.training.when_stuck == "stop":
+                self.ended_by = "stuck"
             elif self.seconds_left <= 0:
                 self.ended_by = "max_minutes"
         return self.ended_by is not None
@@ -118,7 +123,7 @@ class Recorder:
             validation = {name: logs[prefix + name] for name in _METRICS if prefix + name in logs}
             score, before = score_epoch(self.experiment.training.monitor, validation), state.best.get(kind)
             if before is None or before.score is None or score is None or score > before.score:
-                train = {name: logs[name] for name in _METRICS}
+                train = {name: logs[name] for name in _METRICS if name in logs}
                 state.best[kind] = Best(self.epoch, state.train.step, score, train, validation)
                 better.append(kind)
         if better:
@@ -154,7 +159,7 @@ class Recorder:
         """Write summary.json and return it.
 
         Args:
-            status: interrupted, diverged or finished.
+            status: interrupted, diverged, stuck or finished.
             scores: the numbers of the evaluated splits.
             ended_by: what ended a finished run: epochs, early_stopping, max_minutes or finish.
         """
@@ -199,7 +204,7 @@ class Recorder:
         if "test" in scores:
             # The step and the epoch of the weights that were evaluated.
             best = state.best.get(state.preferred, Best(self.epoch, state.train.step))
-            values = {name: scores["test"][name] for name in ("loss", "accuracy")}
+            values = {name: value for name, value in scores["test"].items() if name in _METRICS}
             self.log.write({"step": best.step, "epoch": best.epoch, "split": "test", "span": "epoch", **values})
         summary = self.write_summary("finished", scores, ended_by)
         keep_last = self.options.keep_last
@@ -238,6 +243,23 @@ class Recorder:
             on_save=lambda state: self.save(),
             should_stop=lambda: stop.number is not None or self.ends_here(),
         )
+
+    def note_stuck(self, screen: Screen, reason: str) -> None:
+        """Note that the training is stuck; say so, unless the run ends for it."""
+        self.state.stuck = reason
+        if self.experiment.training.when_stuck == "warn":
+            screen.prose(f"warning: {reason}", indent=9)
+
+    def raise_if_stuck(self) -> None:
+        """End a run that has stopped because it is stuck.
+
+        Raises:
+            Stuck: with what is kept of the run.
+        """
+        if self.ended_by == "stuck":
+            self.write_summary("stuck")
+            again = f"kpipe run --resume {shell_quoted(from_here(self.run.path))}"
+            raise Stuck(self.state.stuck, f"What is trained is kept; {again} training.when_stuck=warn trains on")
 
     @contextmanager
     def saving_at_the_end(self) -> Iterator[None]:

@@ -75,8 +75,9 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     if problems:
         raise ConfigError(
             "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, "
-            "training.max_minutes, more training.epochs and the folder of data.source may differ. Train another run "
-            f"with these values:\n  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
+            "training.max_minutes, training.when_stuck, logging, more training.epochs and the folder of data.source "
+            "may differ. Train another run with these values:\n"
+            f"  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
         )
     if read_status(Path(run)) == "finished":
         _check_extension(Path(run), before, experiment)
@@ -140,7 +141,8 @@ def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:
     if keys == ("data", "source") and all(parse_source(each.data.source)[0].is_path for each in (before, now)):
         return None  # the images are compared when they are found
     before, now = before.training, now.training
-    if keys[:2] in (("training", "log_every"), ("training", "checkpoint"), ("training", "max_minutes")):
+    free = ("log_every", "checkpoint", "max_minutes", "when_stuck")
+    if keys[0] == "logging" or keys[0] == "training" and keys[1] in free:
         return None
     if keys != ("training", "epochs"):
         return ""

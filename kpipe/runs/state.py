@@ -39,6 +39,8 @@ class RunState:
     train: TrainState = field(default_factory=TrainState)
     best: dict[str, Best] = field(default_factory=dict)
     """The best epoch by the kind of weights; empty before the first epoch has ended."""
+    stuck: str | None = None
+    """What was found out about a training that is stuck at guessing; None: it was not, or not yet."""
     seconds: float = 0.0
     """Training time of all processes, from the first step to the last save."""
     images: dict[str, int] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from kpipe.runs.dataset import record_search_data
 from kpipe.runs.directory import is_run_of
 from kpipe.runs.options import RunOptions
 from kpipe.search.records import Record, rank, read_records, write_record
-from kpipe.search.stopping import StopBelowMedian, StopIfStuck, loss_of_guessing
+from kpipe.search.stopping import StopBelowMedian
 from kpipe.signals import Stop
 
 _AFTER_READING = {"batch_size", "augment", "class_weights"}  # keys of `data` that apply to data that has been read
@@ -149,7 +149,8 @@ class TrialRunner:
 
     def _vary(self, record: Record, execution: int) -> Experiment:
         seed = record.values.get("seed", self.loaded.experiment.seed) + execution
-        return self.loaded.vary({**record.values, "seed": seed, "training.monitor": self.objective})
+        fixed = {"seed": seed, "training.monitor": self.objective, "training.when_stuck": "stop"}
+        return self.loaded.vary({**record.values, **fixed})
 
     def _train(
         self, experiment: Experiment, path: Path, epochs: int | None, callbacks: Sequence[keras.callbacks.Callback]
@@ -157,7 +158,6 @@ class TrialRunner:
         """Train one run to its end; return its summary."""
         splits = self.load_data(experiment.data)
         os.stat(self.folder)  # a run makes the folder that it lies in; not this one again, if it has been deleted
-        stuck = self._make_stuck_rule(experiment, splits)
         options = RunOptions(
             path=path,
             epochs=epochs,
@@ -165,25 +165,13 @@ class TrialRunner:
             evaluate=("validation",),
             draw=False,
             keep_last=True,  # hyperband may resume from it
-            callbacks=[*callbacks, *([stuck] if stuck else [])],
+            callbacks=callbacks,
         )
         return train(experiment, options, splits=splits, screen=Screen(Console(quiet=True))).summary
 
     def _constants_path(self, config: DataConfig) -> Path:
         """Return where the first layer's constants are kept for all trials of this process with the same data."""
         return self.folder / f"normalization-{'-'.join(filter(None, (_digest_of_data(config), self.worker)))}.npz"
-
-    def _make_stuck_rule(self, experiment: Experiment, splits: data.Splits) -> StopIfStuck | None:
-        classes = len(splits.class_names)
-        guessing = loss_of_guessing(experiment, classes)
-        if not guessing:
-            return None
-        return StopIfStuck(
-            guessing,
-            classes=classes,
-            steps_per_epoch=len(splits.train) // experiment.data.batch_size,
-            stuck_after=self.loaded.experiment.search.stuck_after,
-        )
 
     def _make_median_rule(self, record: Record, execution: int, epochs: int) -> StopBelowMedian | None:
         rule = getattr(self.loaded.experiment.search, "median_stopping", None)

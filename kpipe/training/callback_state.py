@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-# Keras sets the epochs and steps of this `fit`, and flips the sign of an option when the first epoch ends.
-_NOT_KEPT = ("params", "min_delta")
+# Keras sets the epochs and steps of this `fit`, and flips the sign of an option when the first epoch ends. How often
+# something is measured may differ in a resumed run.
+_NOT_KEPT = ("params", "min_delta", "every")
 
 
 def remember_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from kpipe.catalog.rows import check_options
-from kpipe.catalog.training import LOSSES, EuclideanOptions, MapOptions
+from kpipe.catalog.training import LOSSES, CrossEntropyOptions, EuclideanOptions, MapOptions
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
 
@@ -43,16 +43,35 @@ class CrossEntropy(keras.losses.Loss):
     """-log of the probability that a softmax over the logits gives to the true class.
 
     With soft labels, the mean over the classes, weighted by the labels.
+
+    Args:
+        label_smoothing: e of the labels (1 - e) y + e / K, which are learned instead of the labels y (Szegedy et al.
+            2016, section 7). It counts wherever the model is compiled with this loss, so in the validation loss too,
+            as in Keras.
+
+    Raises:
+        ConfigError: `label_smoothing` is not between 0 and 1.
     """
 
-    def __init__(self, *, name: str = "cross_entropy", **kwargs):
+    def __init__(self, label_smoothing: float = 0.0, *, name: str = "cross_entropy", **kwargs):
         super().__init__(name=name, **kwargs)
+        checked = check_options(_WHERE, CrossEntropyOptions, label_smoothing=label_smoothing)
+        self.label_smoothing = checked.label_smoothing
 
     def call(self, labels, logits):
+        # Classes stay classes: one-hot labels of them would be [B, K], and a thousand classes are usual.
         if are_soft(labels, logits):
-            return ops.categorical_crossentropy(labels, logits, from_logits=True)
-        # Not by one-hot labels: the sparse form needs no [B, K] of them, and a thousand classes are usual.
-        return ops.sparse_categorical_crossentropy(class_indices(labels), logits, from_logits=True)
+            loss = ops.categorical_crossentropy(labels, logits, from_logits=True)
+        else:
+            loss = ops.sparse_categorical_crossentropy(class_indices(labels), logits, from_logits=True)
+        if not self.label_smoothing:
+            return loss
+        # The loss is linear in the labels: that of labels spread over all classes is the mean of -log softmax.
+        spread = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * spread
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 @keras.saving.register_keras_serializable("kpipe")

@@ -6,6 +6,7 @@ How the training is cut into chunks never changes a number: weights, metrics, op
 variables.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -266,7 +267,6 @@ class _Loop:
         self.model = self.trainer.model
         self.average = average_of(self.model.optimizer)
         self.thaw_steps = {step for step in self.trainer.thaws.values() if step < math.inf}
-        self.callback_steps = [step for callback in self.callbacks for step in getattr(callback, "callback_steps", ())]
         self.callback_list = keras.callbacks.CallbackList(
             self.callbacks,
             add_history=False,
@@ -356,7 +356,8 @@ class _Loop:
 
     def run_chunk(self, epoch: int) -> None:
         """Train one chunk of steps."""
-        ends = [(epoch + 1) * self.steps_per_epoch, *self.callback_steps, *self.thaw_steps]
+        asked_for = (getattr(callback, "callback_steps", ()) for callback in self.callbacks)
+        ends = [(epoch + 1) * self.steps_per_epoch, *itertools.chain(*asked_for), *self.thaw_steps]
         num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
@@ -469,10 +470,10 @@ def _build_variables(model: keras.Model) -> None:
         average.build(model)
     images = tf.zeros((1, *model.input_shape[1:]), model.inputs[0].dtype)
     labels = tf.zeros((1,), "int32")
-    logits = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]
-    logits = logits if len(logits) > 1 else logits[0]  # a list where the network has auxiliary heads
-    model.compute_loss(images, labels, logits)
-    model.compute_metrics(images, labels, logits)
+    outputs = [tf.zeros((1, *output.shape[1:]), output.dtype) for output in model.outputs]
+    outputs = outputs if len(outputs) > 1 else outputs[0]  # as the model returns them
+    model.compute_loss(images, labels, outputs)
+    model.compute_metrics(images, labels, outputs)
     model.reset_metrics()
 
 

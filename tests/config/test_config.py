@@ -59,7 +59,7 @@ def broken(section, value, text=GOOD):
 
 
 BROKEN = [
-    ("top", "nonsense: 3", "exp.yaml:6: nonsense: unknown key (known: chosen, data, logs, model, name, search, seed, "),
+    ("top", "nonsense: 3", "exp.yaml:6: nonsense: unknown key (known: chosen, data, logging, logs, model, name, "),
     ("top", "ephocs: 3", "exp.yaml:6: ephocs: unknown key, did you mean 'training.epochs'?"),
     ("top", "batch_size: 3", "exp.yaml:6: batch_size: unknown key, did you mean 'data.batch_size'?"),
     ("top", "sead: 3", "exp.yaml:6: sead: unknown key, did you mean 'seed'?"),
@@ -350,7 +350,7 @@ BAD_OVERRIDES = [
     ("optimizer.name=adam", "optimizer: unknown key, did you mean training.optimizer.name=adam?"),
     ("loss=map", "command line: loss: unknown key, did you mean training.loss.name=map?"),
     ("trials=5", "command line: trials: unknown key, did you mean search.trials=5?"),
-    ("kind=l2", "command line: kind: unknown key (known: chosen, data, logs, "),
+    ("kind=l2", "command line: kind: unknown key (known: chosen, data, logging, logs, "),
     (f"epochs=[{'1, ' * 30}1]", "epochs: unknown key, did you mean training.epochs=...?"),
 ]
 
@@ -567,6 +567,24 @@ def test_a_change_of_kind_keeps_shared_options_and_drops_the_rest(load):
     loaded = load(augmented, "data.augment.0.pad_crop.padding=2")
     assert loaded.dropped == ("data.augment.0.translate",)
     assert loaded.experiment.data.augment[0].chosen[0] == "pad_crop"
+
+
+def test_options_of_a_loss_without_a_name_are_those_of_the_network_s_own(load):
+    smooth = GOOD.replace("optimizer:", "loss: {label_smoothing: 0.1}\n  optimizer:")
+    assert load(smooth).experiment.loss == ("cross_entropy", {"label_smoothing": 0.1})
+    assert load(GOOD, "training.loss.label_smoothing=0.2").experiment.loss == (
+        "cross_entropy",
+        {"label_smoothing": 0.2},
+    )
+    original = GOOD.replace("vgg16, head: fc, width: 512", "lenet5, variant: original")
+    penalty = original.replace("optimizer:", "loss: {j: 2.0}\n  optimizer:")
+    assert load(penalty).experiment.loss == ("map", {"j": 2.0})
+    assert load(original.replace("optimizer:", "loss: {}\n  optimizer:")).experiment.loss == ("map", {"j": 1.0})
+    wrong = original.replace("optimizer:", "loss: {label_smoothing: 0.1}\n  optimizer:")
+    with pytest.raises(ConfigError, match=r"exp.yaml:4: training.loss.label_smoothing: unknown key \(known: j, name\)"):
+        load(wrong)
+    with pytest.raises(ConfigError, match="exp.yaml:4: training.loss.label_smoothing: expected less than 1, got 1.5"):
+        load(smooth.replace("0.1", "1.5"))
 
 
 def test_an_override_of_an_inapplicable_option_stays_a_mistake(mistakes):

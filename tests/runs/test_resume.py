@@ -32,6 +32,7 @@ PLATEAU = tuple(
 EXACT = (
     "model.name=alexnet", "data.image_size=32", "model.width=32", "data.synthetic.images=400", "training.epochs=3",
     "data.augment=[{pad_crop: {padding: 2}}, flip_horizontal]", "training.checkpoint.every.steps=5", *PLATEAU,
+    "logging.layer_statistics.steps=4",
 )  # fmt: skip
 
 
@@ -377,7 +378,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         code, _, err = kpipe("run", "--resume", str(run), override)
         assert code == 2
         assert f"{run}: {said}" in err
-        assert "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, more" in err
+        assert "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, training.w" in err
         assert f"\n  kpipe run {run}/config.yaml {override}" in err
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
@@ -403,6 +404,7 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
 
 def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
     allowed = ("training.log_every.steps=3", "training.checkpoint.keep=1", "training.checkpoint.every.steps=2")
+    allowed += ("logging.layer_statistics.steps=5", "training.when_stuck=stop")
     code, out, _ = kpipe("run", experiment, "--resume", str(unfinished), *allowed)
     assert (code, "resumed    after step 18" in out) == (0, True)
     config = yaml.safe_load((unfinished / "config.yaml").read_text())

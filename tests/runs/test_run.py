@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from tiny_runs import only_run, refuse_to_write
+from sklearn.metrics import top_k_accuracy_score
+from tiny_runs import only_run, records_of, refuse_to_write
 
 from kpipe.assembly import prepare
 from kpipe.config.loading import load_experiment
@@ -75,7 +76,7 @@ VALIDATION = (("validation", "epoch", "epoch_loss"),)
 
 
 def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
-    kpipe("run", experiment)
+    kpipe("run", experiment, "data.synthetic.classes=6")
     run = only_run(logs)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kinds = [(r["step"], r["split"], r["span"]) for r in records]
@@ -88,22 +89,29 @@ def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
         wanted = {r["step"]: r["loss"] for r in records if (r["split"], r["span"]) == (split, span)}
         assert losses == pytest.approx(wanted)
         tags = {v.tag for e in events for v in e.summary.value}
-        assert {"epoch_loss", "epoch_accuracy"} <= tags
+        assert {"epoch_loss", "epoch_accuracy", "epoch_top5"} <= tags
         if split == "train":
-            assert {"loss", "accuracy", "learning_rate", "images_per_second", "config"} <= tags
+            assert {"loss", "accuracy", "top5", "learning_rate", "images_per_second", "config"} <= tags
             assert any(e.graph_def for e in events)
 
 
 def test_the_model_eats_raw_images_and_agrees_with_the_summary(kpipe, experiment, logs):
     from kpipe.data.loading import load_dataset
 
-    kpipe("run", experiment)
+    code, out, _ = kpipe("run", experiment, "data.synthetic.classes=8")
     run = only_run(logs)
-    test = load_dataset("synthetic", image_size=16, classes=2, images=200).test
+    test = load_dataset("synthetic", image_size=16, classes=8, images=200).test
     logits = keras.models.load_model(run / "model.keras").predict(test.images.astype("float32"), verbose=0)
     assert logits.dtype == np.float32
-    accuracy = float((logits.argmax(-1) == test.labels).mean())
-    assert accuracy == pytest.approx(json.loads((run / "summary.json").read_text())["test"]["accuracy"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert float((logits.argmax(-1) == test.labels).mean()) == pytest.approx(summary["test"]["accuracy"])
+    top5 = top_k_accuracy_score(test.labels, logits, k=5)
+    assert top5 == pytest.approx(summary["test"]["top5"])
+    assert top5 == pytest.approx(records_of(run)[-1]["top5"])
+    assert f"{100 * top5:.2f} %" in out
+    shown = r"^epoch 2/2 .* acc \d\.\d{4}  top5 \d\.\d{4}  .* val_acc \d\.\d{4}  val_top5 \d\.\d{4}  lr"
+    assert re.search(shown, out, re.M)
+    assert set(summary["train"]) == {"loss", "accuracy", "top5"}
 
 
 @pytest.mark.slow

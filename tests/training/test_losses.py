@@ -5,15 +5,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.metrics import top_k_accuracy_score
 
 from kpipe.catalog.training import LOSSES
 from kpipe.errors import ConfigError
 from kpipe.models.googlenet import WithAuxiliaryHeads, googlenet
 from kpipe.training.losses import CrossEntropy, Euclidean, MapCriterion, make_loss
-from kpipe.training.metrics import Accuracy
+from kpipe.training.metrics import Accuracy, Top5Accuracy, make_metrics
 
 OPTIONS = [
     ("cross_entropy", {}),
+    ("cross_entropy", {"label_smoothing": 0.1}),
     ("euclidean", {}),
     ("euclidean", {"output": "linear"}),
     ("map", {}),
@@ -25,12 +27,13 @@ LABELS = np.int32([3, 0, 1, 3])
 LOGITS = np.random.default_rng(0).uniform(-3, 3, (4, 5)).astype("float32")
 
 
-def by_numpy(name, labels, logits, *, output="tanh", j=1.0) -> np.ndarray:
+def by_numpy(name, labels, logits, *, label_smoothing=0.0, output="tanh", j=1.0) -> np.ndarray:
     """float64 [B], from the formulas of the docstrings."""
     logits = np.float64(logits)
     true = logits[np.arange(len(labels)), labels]
     if name == "cross_entropy":
-        return -np.log(np.exp(true) / np.exp(logits).sum(axis=1))
+        smooth = label_smoothing * logits.mean(axis=1) + (1 - label_smoothing) * true
+        return np.log(np.exp(logits).sum(axis=1)) - smooth
     if name == "map":
         penalties = -logits
         return -true + np.log(np.exp(-j) + np.exp(-penalties).sum(axis=1))
@@ -50,6 +53,16 @@ def test_cross_entropy_by_hand():
     logits = np.log([[1.0, 2.0, 5.0]])
     assert value(CrossEntropy(), [2], logits) == pytest.approx(-np.log(5 / 8), rel=1e-6)
     assert value(CrossEntropy(), [0], logits) == pytest.approx(np.log(8), rel=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    """0.3 of the label is spread over three classes: 0.1, 0.1 and 0.8."""
+    logits = np.log([[1.0, 2.0, 5.0]])
+    expected = 0.1 * np.log(8) + 0.1 * np.log(8 / 2) + 0.8 * np.log(8 / 5)
+    assert value(CrossEntropy(0.3), [2], logits) == pytest.approx(expected, rel=1e-6)
+    # Half and half of the first two classes: 0.45, 0.45 and 0.1.
+    soft, expected = [[0.5, 0.5, 0.0]], 0.45 * np.log(8) + 0.45 * np.log(4) + 0.1 * np.log(8 / 5)
+    assert float(CrossEntropy(0.3)(np.float32(soft), np.float32(logits))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_euclidean_by_hand():
@@ -163,6 +176,43 @@ def test_cross_entropy_is_keras_s_own_in_both_forms():
     assert float(CrossEntropy()(SOFT, LOGITS, weights)) == float(dense(SOFT, LOGITS, weights))
 
 
+def test_label_smoothing_is_keras_s_own():
+    dense = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    weights = np.float32([1, 0, 2, 0.5])
+    for ours, theirs in ((LABELS, np.eye(5, dtype="float32")[LABELS]), (SOFT, SOFT)):
+        expected = float(dense(theirs, LOGITS, weights))
+        assert float(CrossEntropy(0.1)(ours, LOGITS, weights)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_label_smoothing_is_torch_s_own():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    for labels in (LABELS.astype("int64"), SOFT):
+        expected = float(theirs(torch.from_numpy(LOGITS), torch.from_numpy(labels)))
+        assert float(CrossEntropy(0.1)(labels, LOGITS)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_makes_no_one_hot_labels_of_classes(label_smoothing):
+    loss = CrossEntropy(label_smoothing)
+    spec = [tf.TensorSpec((None,), "int32"), tf.TensorSpec((None, 1000))]
+    traced = tf.function(lambda labels, logits: loss(labels, logits)).get_concrete_function(*spec)
+    assert "OneHot" not in {operation.type for operation in traced.graph.get_operations()}
+
+
+def test_soft_labels_and_weights_by_hand():
+    """Labels of half and half; the weight of 3 multiplies what the image costs."""
+
+    def weighted(loss, labels, logits):
+        return float(loss(np.float32([labels]), np.float32([logits]), np.float32([3])))
+
+    # The code is (0, 0, -1): one output is off by 1.
+    assert weighted(Euclidean("linear"), [0.5, 0.5, 0.0], [1.0, 0.0, -1.0]) == 3 * 0.5
+    expected = 2.0 + np.log(np.exp(-1) + np.exp(-1) + np.exp(-3))  # penalties of 1 and 3, and j = 1
+    assert weighted(MapCriterion(), [0.5, 0.5], [-1.0, -3.0]) == pytest.approx(3 * expected, rel=1e-6)
+
+
 @all_losses
 def test_the_shape_says_which_form_it_is_when_the_loss_is_traced(name, options):
     loss = make_loss(name, options)
@@ -204,6 +254,39 @@ def test_accuracy_is_keras_s_own():
         assert float(metric.result()) == float(theirs.result())
 
 
+# --- top-5 accuracy -----------------------------------------------------------------------------------------
+
+
+def test_top_5_accuracy_is_keras_s_and_scikit_learn_s_own():
+    logits = np.random.default_rng(7).normal(size=(50, 12)).astype("float32")
+    labels = np.random.default_rng(8).integers(0, 12, 50).astype("int32")
+    theirs = keras.metrics.SparseTopKCategoricalAccuracy(5)
+    theirs.update_state(labels, logits)
+    assert float(theirs.result()) == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(12)))
+    for ours in (labels, labels[:, None].astype("float32"), np.eye(12, dtype="float32")[labels] * 0.6 + 0.1):
+        metric = keras.metrics.deserialize(keras.metrics.serialize(Top5Accuracy()))
+        metric.update_state(ours, logits)
+        assert (metric.name, float(metric.result())) == ("top5", float(theirs.result()))
+
+
+def test_of_equal_logits_the_first_five_count():
+    """A network that says nothing is right in 5 of 8 classes. So scikit-learn counts, from the last class on."""
+    logits, labels = np.zeros((8, 8), "float32"), np.arange(8)
+    top1, top5 = Accuracy(), Top5Accuracy()
+    for metric in (top1, top5):
+        metric.update_state(labels, logits)
+    assert (float(top1.result()), float(top5.result())) == (1 / 8, 5 / 8)
+    assert top_k_accuracy_score(labels, logits, k=5) == 5 / 8
+    top5.reset_state()
+    top5.update_state(np.int32([6, 7]), np.float32([[9, 9, 9, 9, 0, 0, 0, 0], [9, 9, 9, 9, 0, 0, 0, 1]]))
+    assert float(top5.result()) == 0.5  # class 4 is the fifth of the first, class 7 of the second
+
+
+def test_top_5_accuracy_is_that_of_more_than_five_classes():
+    assert [metric.name for metric in make_metrics(5)] == ["accuracy"]
+    assert [metric.name for metric in make_metrics(6)] == ["accuracy", "top5"]
+
+
 # --- by name ------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +313,7 @@ def test_a_loss_from_its_config(name, options):
 @pytest.mark.parametrize(
     "loss, own",
     [
+        (CrossEntropy(0.2, name="mine", reduction="sum"), {"label_smoothing": 0.2}),
         (Euclidean("linear", name="mine", reduction="sum"), {"output": "linear"}),
         (MapCriterion(3.0, name="mine", reduction="sum"), {"j": 3.0}),
     ],
@@ -248,6 +332,8 @@ def test_the_config_gives_back_the_arguments(loss, own):
             "training.loss: expected a known name, got 'cross_entorpy', did you mean 'cross_entropy'?",
         ),
         ("hinge", {}, "training.loss: expected a known name, got 'hinge' (known: cross_entropy, euclidean, map)"),
+        ("cross_entropy", {"label_smoothing": 1}, "training.loss.label_smoothing: expected less than 1, got 1"),
+        ("cross_entropy", {"label_smoothing": -0.1}, "training.loss.label_smoothing: expected at least 0, got -0.1"),
         ("euclidean", {"output": "relu"}, "training.loss.output: expected one of tanh, linear, got 'relu'"),
         ("map", {"j": 0}, "training.loss.j: expected more than 0, got 0"),
         ("map", {"j": -1.5}, "training.loss.j: expected more than 0, got -1.5"),
@@ -302,11 +388,17 @@ def test_heads_count_in_training_only(with_heads, weights):
     assert loss() == pytest.approx(training, rel=1e-5)
 
 
-def test_heads_count_with_soft_labels_and_weights_too(with_heads):
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "soft labels"])
+@all_losses
+def test_heads_count_with_every_loss_both_forms_of_labels_and_weights(name, options, soft):
+    labels, formula = (SOFT, of_soft_labels) if soft else (LABELS, by_numpy)
     logits, weights = three_logits(), np.float32([1, 0, 2, 0.5])
-    main, *heads = [(of_soft_labels("cross_entropy", SOFT, each) * weights).mean() for each in logits]
-    loss = with_heads.compute_loss(IMAGES, tf.constant(SOFT), logits, weights, training=True)
-    assert float(loss) == pytest.approx(main + 0.3 * sum(heads), rel=1e-5)
+    main, *heads = [(formula(name, labels, each, **options) * weights).mean() for each in logits]
+    model = small_with_heads()
+    model.compile(loss=make_loss(name, options))
+    for training, expected in ((False, main), (True, main + 0.3 * sum(heads))):
+        loss = model.compute_loss(None, tf.constant(labels), logits, weights, training=training)
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_metrics_know_the_first_output_only(with_heads):
@@ -328,12 +420,16 @@ def test_googlenet_evaluates_and_predicts_by_the_first_output(with_heads):
     assert scores["accuracy"] == (predicted.argmax(axis=1) == LABELS).mean()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_compiled_step_trains_with_the_heads(name, tmp_path):
+def small_with_heads():
     inputs = keras.Input((3,))
     start = keras.initializers.RandomNormal(seed=0)
     outputs = [keras.layers.Dense(5, kernel_initializer=start.clone(), name=f"out{i}")(inputs) for i in range(3)]
-    model = WithAuxiliaryHeads(inputs, outputs)
+    return WithAuxiliaryHeads(inputs, outputs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_step_trains_with_the_heads(name, tmp_path):
+    model = small_with_heads()
     model.compile(keras.optimizers.SGD(0.1), make_loss(name))
     x = np.random.default_rng(5).uniform(-1, 1, (4, 3)).astype("float32")
     before = model.get_weights()
