@@ -176,11 +176,7 @@ def build(
         if isinstance(weights, Pretrained):
             start = find_reuse if only_shapes else initialize_from
             reuse = start(model, weights, network["name"], network["options"], class_names)
-        lengths = {
-            "steps_per_epoch": steps_per_epoch,
-            "total_steps": steps_per_epoch * training.epochs,
-            "batch_size": experiment.data.batch_size,
-        }
+        lengths = _lengths(experiment, steps_per_epoch)
         rules = make_layer_rules(
             [layer.name for layer in model.layers if layer.trainable_weights],
             reused=reuse.reused if reuse else (),
@@ -319,7 +315,7 @@ def make_watchers(
         write: gets the step and the statistics of the layers, by tag.
     """
     training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
-    length = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * training.epochs}
+    length = _lengths(experiment, steps_per_epoch)
     stuck_after = training.stuck_after and steps_of(training.stuck_after, **length)
     frequencies = _class_frequencies(experiment.data, prepared.splits)
     watchers = [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
@@ -387,6 +383,15 @@ def _make_training_batches(
         )
 
     return training_batches
+
+
+def _lengths(experiment: Experiment, steps_per_epoch: int) -> dict[str, int]:
+    """Return what converts lengths of training into steps: keyword arguments of `make_schedule` and `steps_of`."""
+    return {
+        "steps_per_epoch": steps_per_epoch,
+        "total_steps": steps_per_epoch * experiment.training.epochs,
+        "batch_size": experiment.data.batch_size,
+    }
 
 
 def _make_optimizer(
