@@ -15,7 +15,7 @@ training:
   optimizer: {name: sgd}
   learning_rate: {schedule: constant, peak: 0.02}
   precision: float32
-  stuck_after: {steps: 2}
+  stuck_after: {images: 32}
 logging: {layer_statistics: {steps: 13}}
 """
 STUCK = "stuck at guessing; the mean training loss of the steps 3 to 52 is 0.69"
