@@ -210,7 +210,7 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
         checked = options(**{name: _as_plain(value) for name, value in values.items()})
     except ValidationError as error:
         mistakes = [
-            (".".join(map(str, details["loc"])), options.left_out.get(details["loc"][-1]) or describe_error(details))
+            (".".join(map(str, details["loc"])), _describe(details, options))
             for details in error.errors(include_url=False)
         ]
     else:
@@ -218,6 +218,12 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
     if mistakes:
         raise ConfigError("\n".join(f"{where}.{option}: {message}" for option, message in mistakes))
     return checked
+
+
+def _describe(details: dict[str, Any], options: type[Section]) -> str:
+    if details["type"] == "extra_forbidden" and details["loc"][-1] in options.left_out:
+        return options.left_out[details["loc"][-1]]
+    return describe_error(details)
 
 
 def _as_plain(value: Any) -> Any:

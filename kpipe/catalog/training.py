@@ -264,7 +264,7 @@ Factor = Annotated[float, Field(gt=0, lt=1)]
 
 
 class PeakOptions(Section):
-    """Options of every schedule, and what any of them may get wrong about the length of the training."""
+    """Options of every schedule."""
 
     peak: Positive = 1e-3
     """The highest learning rate."""

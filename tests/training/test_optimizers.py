@@ -122,7 +122,7 @@ def test_weights_decay_by_default_as_keras_lets_them(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_takes_a_step_with_every_schedule(name, schedule):
     options = OPTIMIZERS[name].options().model_dump(exclude_none=True, exclude={"weight_decay"})
-    schedule_options = SCHEDULES[schedule].options().model_dump(exclude_none=True)
+    schedule_options = SCHEDULES[schedule].options(peak=0.1).model_dump(exclude_none=True)
     rate = make_schedule(schedule, schedule_options, total_steps=10, steps_per_epoch=5)
     after = updated(make_optimizer(name, options, rate, weight_decay=L2), gradients=GRADIENTS[:1])
     assert np.isfinite(after).all()
