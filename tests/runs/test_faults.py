@@ -40,15 +40,18 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
     code, out, err = kpipe("run", experiment, "data.batch_size=128")
     assert code == 5
     assert re.search(
-        r"note: the training needs about [\d.]+ MB of memory, 3 MB are free; data.batch_size=\d+ should", out
+        r"note: the training needs about [\d.]+ MB of memory, 3 MB are free; data.batch_size=\d+, or training.accumulate=\d+ should",
+        out,
     )
     fits = re.search(
-        r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+) should fit", err
+        r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+), or training.accumulate=(\d+) should fit",
+        err,
     )
     assert 1 <= int(fits[1]) <= 64
+    assert int(fits[1]) * int(fits[2]) == 128
     monkeypatch.setattr("kpipe.memory.free_memory", lambda: None)
     code, _, err = kpipe("run", experiment, "data.batch_size=128")
-    assert "(how much was free is not known); data.batch_size=64 should fit" in err
+    assert "(how much was free is not known); data.batch_size=64, or training.accumulate=2 should fit" in err
     monkeypatch.setattr("kpipe.memory.free_memory", lambda: 1000)
     assert "not even one image fits: take a smaller data.image_size" in kpipe("run", experiment)[2]
 
@@ -74,7 +77,7 @@ def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, m
     monkeypatch.setattr(Trainer, "evaluate", second_fails)
     code, _, err = kpipe("run", experiment)
     assert code == 5
-    assert "data.batch_size=8 should fit" in err
+    assert "data.batch_size=8, or training.accumulate=2 should fit" in err
     assert (only_run(logs) / "checkpoints" / "latest").read_text() == "step-00000009\n"
     code, out, _ = kpipe("run", experiment)
     assert (code, "resumed    after step 9" in out) == (0, True)
