@@ -40,11 +40,12 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
     code, out, err = kpipe("run", experiment, "data.batch_size=128")
     assert code == 5
     assert re.search(
-        r"note: the training needs about [\d.]+ MB of memory, 3 MB are free; data.batch_size=\d+, or training.accumulate=\d+ should",
+        r"note: the training needs about [\d.]+ MB of memory, 3 MB are free; data.batch_size=\d+, or training.accumul",
         out,
     )
     fits = re.search(
-        r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+), or training.accumulate=(\d+) should fit",
+        r"out of memory with data.batch_size=128 \(3 MB were free before\); data.batch_size=(\d+), or "
+        r"training.accumulate=(\d+) should fit",
         err,
     )
     assert 1 <= int(fits[1]) <= 64
