@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
@@ -19,10 +20,16 @@ from kpipe.data.features import (
     make_feature_evaluation_pipeline,
     make_feature_pipeline,
 )
+from kpipe.errors import OutOfMemory
 from kpipe.files import cache_folder
 from kpipe.models.structure import features_and_head, last_fixed_output
 from kpipe.training.control import FrozenFeatures
+from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy, workers_of
+
+_OUTPUT = "the output of the frozen layers"
+_ONCE = "their output is computed once and kept"
+_EACH_EPOCH = "it is computed in each epoch"
 
 
 def make_frozen_features(
@@ -44,17 +51,11 @@ def make_frozen_features(
 
     Raises:
         DataError: an image cannot be read.
-        EnvironmentFault: the disk refuses them.
+        EnvironmentFault: the disk refuses them, or they are more than the memory that is free.
     """
     config, splits, model = experiment.data, prepared.splits, prepared.model
-    thaws = {name: rule.thaws for name, rule in prepared.layer_rules.items()}
-    fixed = {name for name, thaw in thaws.items() if thaw > step}
-    output = last_fixed_output(model, fixed) if fixed else None
-    if output is None:
-        return None, None
-    division = features_and_head(model, experiment.model.name, prepared.network["options"])
-    needed = [layer.name for layer in division.features if layer.name in thaws]
-    if not needed or not fixed.issuperset(needed):
+    output, until = _find_features(experiment, prepared, step)
+    if output is None or config.cache == "none" or splits.train.is_stream:
         return None, None
     augment = make_augmentations(config, splits.image_shape)
     views = count_views(augment)
@@ -63,15 +64,15 @@ def make_frozen_features(
             "the layers up to the head are frozen, but data.augment makes new images in each epoch; without it, or "
             "with flips alone, their output would be computed only once"
         )
-    if config.cache == "none" or splits.train.is_stream:
-        return None, None
-    held_out = {"validation": splits.validation} if splits.validation is not None else {}
-    images = len(splits.train) * views + sum(map(len, held_out.values()))
+    images = len(splits.train) * views + len(splits.validation or ())
     size = images * math.prod(output.shape[1:]) * np.dtype(np.float32).itemsize
     if config.cache == "auto" and size > config.cache_gigabytes * 1e9:
-        return None, (
-            f"the output of the frozen layers would take {describe_size(size)}, more than data.cache_gigabytes; it is "
-            "computed in each epoch"
+        return None, f"{_OUTPUT} would take {describe_size(size)}, more than data.cache_gigabytes; {_EACH_EPOCH}"
+    free = free_memory()
+    if config.cache == "memory" and free is not None and size > free:
+        raise OutOfMemory(
+            f"{_OUTPUT} takes {describe_size(size)} of memory, {describe_size(free)} are free. Set data.cache=disk, or "
+            f"data.cache=none, with which {_EACH_EPOCH}"
         )
     extractor = keras.Model(model.inputs, output)
     features_of = tf.function(lambda images: tf.cast(extractor(images, training=False), tf.float32))
@@ -84,34 +85,45 @@ def make_frozen_features(
             return fill(lambda shape: np.zeros(shape, np.float32))
         return keep_on_disk(cache_folder(), _digest(extractor, split, count_views(augment)), fill)
 
-    train = compute(splits.train, augment)
-    validation = None
-    for split in held_out.values():
-        validation = make_feature_evaluation_pipeline(split, compute(split, []), config.batch_size)
-    weights = data.balanced_weights(splits.train, len(splits.class_names)) if config.class_weights else None
     worker, workers = workers_of(make_strategy())
-    last_step = prepared.steps_per_epoch * experiment.training.epochs
-
-    def batches_from(first_step: int) -> tf.data.Dataset:
-        return make_feature_pipeline(
-            splits.train,
-            train,
-            config.batch_size,
-            seed=experiment.seed,
-            augment=augment,
-            class_weights=weights,
-            first_step=first_step,
-            last_step=last_step,
-            worker=worker,
-            workers=workers,
-        )
-
-    until = min(thaws[name] for name in needed)
-    where = "on the disk" if config.cache == "disk" else "in memory"
-    note = (
-        f"the layers up to the head are frozen: their output is computed once and kept {where} ({describe_size(size)})"
+    batches = partial(
+        make_feature_pipeline,
+        splits.train,
+        compute(splits.train, augment),
+        config.batch_size,
+        seed=experiment.seed,
+        augment=augment,
+        class_weights=data.balanced_weights(splits.train, len(splits.class_names)) if config.class_weights else None,
+        last_step=prepared.steps_per_epoch * experiment.training.epochs,
+        worker=worker,
+        workers=workers,
     )
-    return FrozenFeatures(keras.Model(output, model.outputs), until, batches_from, validation), note
+    validation = None
+    if splits.validation is not None:
+        features = compute(splits.validation, [])
+        validation = make_feature_evaluation_pipeline(splits.validation, features, config.batch_size)
+    where = "on the disk" if config.cache == "disk" else "in memory"
+    note = f"the layers up to the head are frozen: {_ONCE} {where} ({describe_size(size)})"
+    head = keras.Model(output, model.outputs)
+    return FrozenFeatures(head, until, lambda first_step: batches(first_step=first_step), validation), note
+
+
+def _find_features(experiment: Experiment, prepared: Prepared, step: int) -> tuple[keras.KerasTensor | None, float]:
+    """Return the last output of the frozen layers, and the step at which the first of them thaws.
+
+    None: not all layers up to the head are frozen at this step.
+    """
+    thaws = {name: rule.thaws for name, rule in prepared.layer_rules.items()}
+    fixed = {name for name, thaw in thaws.items() if thaw > step}
+    output = last_fixed_output(prepared.model, fixed) if fixed else None
+    if output is None:
+        return None, math.inf
+    division = features_and_head(prepared.model, experiment.model.name, prepared.network["options"])
+    needed = [layer.name for layer in division.features if layer.name in thaws]
+    if not needed or not fixed.issuperset(needed):
+        return None, math.inf
+    extractor = keras.Model(prepared.model.inputs, output)
+    return output, min(thaws[layer.name] for layer in extractor.layers if layer.name in thaws)
 
 
 def _digest(extractor: keras.Model, split: data.Split, views: int) -> str:

@@ -18,7 +18,6 @@ MEASURED_FILES = 2_000
 """Number of files whose colors stand for those of all, where images are decoded each time: decoding all of them would
 take as long as an epoch."""
 
-
 Normalize = str | MeanStd | Projection | Normalization
 """A value of `data.normalize`, or a normalization with its constants."""
 
@@ -81,8 +80,8 @@ def make_normalization(
         shape: (H, W, C) of what the network sees.
         batches: the training split, images uint8 [b, H, W, C], 0..255; read only where something must be measured.
             None: measured constants are neutral.
-        file: where a run keeps the constants. A file that is whole is read, so that a resumed run does not read every
-            image again; else it is written.
+        file: where a run keeps the constants. Measured ones are read from a file that is whole, so that a resumed run
+            does not read every image again; else it is written.
 
     Raises:
         ConfigError: images of this shape cannot be normalized like this.
@@ -99,14 +98,15 @@ def make_normalization(
     else:
         for message in normalize_conflicts(normalize, shape):
             raise ConfigError(f"data.normalize: {message}")
-    if file and (kept := load_normalization(file, shape)):
+    made = _fixed(normalize)
+    if made is None and file and (kept := load_normalization(file, shape)):
         return kept
     if normalize == "auto":
         raise ConfigError(
             f"{file}: expected the constants with which this run began, got a file that is damaged or gone. Restore "
             "it, or start another run with --new"
         )
-    if (made := _fixed(normalize)) is None:
+    if made is None:
         is_projection = isinstance(normalize, Projection)
         kind, components = ("pca", normalize.pca.components) if is_projection else (normalize, None)
         if batches is None:
