@@ -28,8 +28,9 @@ def save_portable(
     """Write a .keras file in float32, of plain Keras layers wherever the network allows.
 
     LeNet-5, VGG and the others without layers of kpipe's own load where kpipe is not installed, unless the images are
-    whitened or a mean image is subtracted. What only training needs, such as auxiliary heads, is left out. A network
-    that ends in a global average is written for images of any size, if its first layer takes them.
+    whitened or a mean image is subtracted. What only training needs, such as auxiliary heads and constraints of
+    kernels, is left out. A network that ends in a global average is written for images of any size, if its first layer
+    takes them.
 
     A file that is there already is replaced in one step: it is never seen half-written, and it survives a full disk.
 
@@ -50,6 +51,8 @@ def save_portable(
         portable = build_network(name, kept, input_shape, classes, make_preprocessing(normalization, portable=True))
     for layer in portable.layers:
         layer.set_weights(model.get_layer(layer.name).get_weights())
+        if getattr(layer, "kernel_constraint", None):
+            layer.kernel_constraint = None  # of use in training alone, and ZFNet's is a class of kpipe's
     with replacing(Path(path)) as beside:
         portable.save(beside)
 

@@ -795,6 +795,16 @@ def test_the_portable_file_needs_no_kpipe(tmp_path):
         np.testing.assert_allclose(np.load(folder / "logits.npy"), expected, rtol=1e-6, atol=tolerance)
 
 
+def test_the_portable_file_has_no_constraint(tmp_path):
+    arguments = {"name": "zfnet", "options": small("zfnet", {"lrn": False}), "input_shape": (21, 21, 3), "classes": 2}
+    model = build_model(**arguments, normalization=NAMED["unit"])
+    assert model.get_layer("conv1").kernel_constraint
+    save_portable(model, tmp_path / "model.keras", **arguments, normalization=NAMED["unit"])
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("conv1").kernel_constraint is None
+    assert all(type(layer).__module__.startswith("keras.") for layer in loaded.layers)
+
+
 def test_the_portable_file_is_float32_after_mixed_precision(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     arguments = {"name": "lenet5", "options": {}, "input_shape": (28, 28, 1), "classes": 10}
