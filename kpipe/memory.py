@@ -12,7 +12,7 @@ from kpipe.errors import OutOfMemory
 from kpipe.files import REFUSALS, cannot_write
 from kpipe.models.geometry import TrainingMemory, estimate_training_memory, fitting_batch_size
 from kpipe.training.device import free_memory
-from kpipe.training.variables import count_values
+from kpipe.training.variables import count_kept
 
 
 class MemoryGuard:
@@ -39,7 +39,7 @@ class MemoryGuard:
         """
         self._available = free_memory()
         piece = self._batch_size // self._pieces
-        self._need = estimate_training_memory(model, piece, count_values(model.optimizer.variables))
+        self._need = estimate_training_memory(model, piece, count_kept(model, model.optimizer.variables))
         if self._available is None or self._need.total <= self._available:
             return []
         return [

@@ -25,7 +25,7 @@ from kpipe.training.device import describe_device, free_memory, seed_everything
 from kpipe.training.distribution import make_strategy
 from kpipe.training.schedules import rate_of_step
 from kpipe.training.timing import time_steps
-from kpipe.training.variables import count_values, estimate_disk, plan_optimizer_variables
+from kpipe.training.variables import count_kept, count_values, estimate_disk, plan_optimizer_variables
 
 _ENOUGH_STEPS = 10**9  # in an epoch of unknown length, so that any warm-up fits
 _CURVE_POINTS = 60
@@ -166,7 +166,7 @@ def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
 def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epoch: int | None) -> dict[str, Any]:
     training = experiment.training
     batch_size, pieces, kept = experiment.data.batch_size, training.accumulate, plan_optimizer_variables(model)
-    memory = estimate_training_memory(model, batch_size // pieces, count_values(kept))
+    memory = estimate_training_memory(model, batch_size // pieces, count_kept(model, kept))
     free = free_memory()
     checkpoint = training.checkpoint
     steps = steps_per_epoch * training.epochs if steps_per_epoch else None

@@ -25,6 +25,17 @@ def count_bytes(variables: Iterable[keras.Variable]) -> int:
     return sum(math.prod(variable.shape) * np.dtype(variable.dtype).itemsize for variable in variables)
 
 
+def count_kept(model: keras.Model, optimizer_variables: Sequence[keras.Variable]) -> int:
+    """Return how many numbers a training keeps beside the weights: those of its optimizer, and averages of the weights.
+
+    Args:
+        model: compiled.
+        optimizer_variables: those of its optimizer, or of the same shapes.
+    """
+    averaged = model.trainable_variables if average_of(model.optimizer) else []
+    return count_values([*optimizer_variables, *averaged])
+
+
 def named_variables(model: keras.Model, groups: Iterable[str] = GROUPS) -> dict[str, keras.Variable]:
     """Return every variable of the training, by group and path.
 

@@ -169,6 +169,11 @@ def test_the_plan_for_programs(plan, experiment):
     assert (found["name"], found["model"]) == ("tiny", "lenet5")
 
 
+def test_averages_of_the_weights_take_memory(plan, experiment):
+    training = json.loads(plan(experiment, "training.average.decay=0.9", "--json"))["training"]
+    assert training["memory"]["optimizer"] == 4 * (2 * 21_006 + 1)
+
+
 def test_the_disk_is_what_a_run_really_takes(plan, experiment):
     disk = json.loads(plan(experiment, "--json"))["training"]["disk"]
     run = train(load_experiment(experiment, ["training.epochs=1"]).experiment).path
