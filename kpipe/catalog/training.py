@@ -301,22 +301,12 @@ class StepOptions(ScheduleOptions):
     factor: Factor = 0.1
     """Multiplies the rate each time."""
 
-    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
-        yield from super().conflicts_with(training)
-        unit, length = self.every.chosen
-        yield from _never_come([length], unit, training, "every")
-
 
 class MultistepOptions(ScheduleOptions):
     milestones: Milestones = Milestones(percent=[50, 75])
-    """Moments at which the rate falls."""
+    """Moments at which the rate falls. One after the end of the training is never reached."""
     factor: Factor = 0.1
     """Multiplies the rate at each milestone."""
-
-    def conflicts_with(self, training: TrainingLength) -> Iterator[tuple[str, str]]:
-        yield from super().conflicts_with(training)
-        unit, moments = self.milestones.chosen
-        yield from _never_come(moments, unit, training, "milestones")
 
 
 class ExponentialOptions(ScheduleOptions):
@@ -409,14 +399,6 @@ def _too_long(length: Duration, training: TrainingLength, option: str, noun: str
     unit, value = length.chosen
     if value > training.in_unit(unit):
         yield option, f"{describe_length(unit, value)} of {noun} do not fit into {training.describe(unit)} of training"
-
-
-def _never_come(moments: list[float], unit: str, training: TrainingLength, option: str) -> Iterator[tuple[str, str]]:
-    """Yield an option with a moment at which the rate should fall, if the training does not reach it."""
-    late = [describe_length(unit, moment) for moment in moments if moment >= training.in_unit(unit)]
-    if late:
-        whole = training.describe(unit)
-        yield option, f"expected less than the {whole} of training, got {', '.join(late)}: the rate would not fall then"
 
 
 SCHEDULES = {

@@ -180,10 +180,6 @@ REPLACED = [
     ("epochs: 2", "epochs: 20", "learning_rate.warmup: 20 epochs of warm-up do not fit into 10 epochs of training"),
     ("cosine, peak: 1e-3", "one_cycle", "training.learning_rate.warmup: expected no warm-up, since one_cycle "
      "rises by itself. Say with `rise` how long"),
-    ("cosine", "step, every: {epochs: 10}", "training.learning_rate.every: expected less than the 10 epochs "
-     "of training, got 10 epochs: the rate would not fall then"),
-    ("cosine", "multistep, milestones: {epochs: [5, 12, 30]}", "training.learning_rate.milestones: expected less than "
-     "the 10 epochs of training, got 12 epochs, 30 epochs: the rate would not fall then"),
     ("cosine", "cosine_restarts, first: {epochs: 1}", "training.learning_rate.warmup: 2 epochs of warm-up do not fit "
      "into the first cycle of 1 epoch"),
     ("cosine", "plateau, min_rate: 0.1", "training.learning_rate.min_rate: expected at most the peak, 0.001, got 0.1"),

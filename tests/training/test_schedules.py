@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from kpipe.catalog.rows import TrainingLength
-from kpipe.catalog.training import SCHEDULES, CosineRestartsOptions, ScheduleOptions, StepOptions
+from kpipe.catalog.training import SCHEDULES, CosineRestartsOptions, ScheduleOptions
 from kpipe.errors import ConfigError
 from kpipe.training.control import Hooks, TrainState
 from kpipe.training.schedules import (
@@ -256,23 +256,18 @@ def test_a_warm_up_longer_than_the_training_is_refused(name, warmup, message):
         make_schedule(name, {"warmup": warmup}, **LENGTH)
 
 
-NEVER = "of training, got {}: the rate would not fall then$"
+def test_a_milestone_after_the_end_is_never_reached():
+    """So a recipe can be tried for an epoch."""
+    options = {"peak": 1.0, "milestones": {"steps": [50, 150]}}
+    schedule = make_schedule("multistep", options, total_steps=100, steps_per_epoch=10)
+    assert float(schedule(99)) == pytest.approx(0.1)
+    schedule = make_schedule("step", {"peak": 1.0, "every": {"epochs": 12}}, total_steps=100, steps_per_epoch=10)
+    assert float(schedule(99)) == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("step", {"every": {"epochs": 10}}, "every: expected less than the 10 epochs " + NEVER.format("10 epochs")),
-        (
-            "multistep",
-            {"milestones": {"steps": [50, 100, 120]}},
-            "milestones: expected less than the 100 steps " + NEVER.format("100 steps, 120 steps"),
-        ),
-        (
-            "multistep",
-            {"milestones": {"percent": [50, 100]}},
-            "milestones: expected less than the 100 percent " + NEVER.format("100 percent"),
-        ),
         (
             "cosine_restarts",
             {"first": {"epochs": 12}},
@@ -319,7 +314,6 @@ def test_lengths_in_steps_are_compared_where_they_are_known():
     restarts = CosineRestartsOptions(first={"steps": 10}, warmup={"epochs": 2})
     assert list(restarts.conflicts_with(TrainingLength(10))) == []
     assert [option for option, _ in restarts.conflicts_with(TrainingLength(10, 10))] == ["warmup"]
-    assert [option for option, _ in StepOptions(every={"epochs": 10}).conflicts_with(TrainingLength(10))] == ["every"]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
