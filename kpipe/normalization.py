@@ -18,6 +18,9 @@ MEASURED_FILES = 2_000
 """Number of files whose colors stand for those of all, where images are decoded each time: decoding all of them would
 take as long as an epoch."""
 
+_COST = "With another one, VGG-16 told ten kinds of photographs apart with 43 to 57 % instead of 64 %"
+"""Measured with `experiments/finetune_folder.yaml` as its table says, seed 0, and `data.normalize` unit, imagenet, none."""
+
 Normalize = str | MeanStd | Projection | Normalization
 """A value of `data.normalize`, or a normalization with its constants."""
 
@@ -55,11 +58,8 @@ def resolve_normalize(config: DataConfig, weights: Pretrained | Reuse | None) ->
         return normalize
     raise ConfigError(
         f"data.normalize: expected {_describe(theirs)}, with which {path_shown(weights.source)} was trained, got "
-        f"{show(normalize)}. {WRONG_NORMALIZATION}; leave data.normalize out"
+        f"{show(normalize)}. {_COST}; leave data.normalize out"
     )
-
-
-WRONG_NORMALIZATION = "Under another normalization, weights see other images than they were trained on"
 
 
 def most_measured(normalize: Normalize) -> int | None:

@@ -97,7 +97,10 @@ def test_a_plan_shows_layer_by_layer_what_is_reused(kpipe, fine_tuning, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.normalize=unit"], "was trained, got 'unit'. "),
+        (
+            ["data.normalize=unit"],
+            "was trained, got 'unit'. With another one, VGG-16 told ten kinds of photographs apart",
+        ),
         (["data.normalize=standardize"], "was trained, got 'standardize'. "),
         (["model.init_from=nowhere"], "nowhere: expected weights, got no such file or directory."),
         (["model.variant=original"], "expected weights of the layer s2 of shape 6, got none. Give the"),
