@@ -60,6 +60,7 @@ def test_a_run_says_what_it_reuses(kpipe, fine_tuning, logs, source, tmp_path):
     np.testing.assert_allclose(constants["mean"], expected["mean"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_without_the_weights_it_began_with(start, fine_tuning, logs, tmp_path):
     whole = start("run", fine_tuning, KPIPE_LOGS=str(tmp_path / "whole"))
     assert whole.wait() == 0, whole.err

@@ -52,6 +52,7 @@ def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, w
         assert {**ours, "span": 0, "split": 0} == pytest.approx({**expected, "span": 0, "split": 0}, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saves", "before_the_thaw"), [(3, True), (10, False)])
 def test_a_killed_run_is_resumed_exactly_before_and_after_the_thaw(start, frozen, logs, whole, saves, before_the_thaw):
     often = ("run", frozen, "training.checkpoint.every.steps=2")
