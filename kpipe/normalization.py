@@ -19,8 +19,8 @@ MEASURED_FILES = 2_000
 take as long as an epoch."""
 
 _COST = "With another one, VGG-16 told ten kinds of photographs apart with 43 to 57 % instead of 64 %"
-"""Measured as the first lines of `experiments/finetune_folder.yaml` say: `unit` 43.3 %, `imagenet` 56.9 %, `none` 57.3 %,
-and `caffe`, on which the weights were trained, 64.3 %."""
+"""Measured as `experiments/finetune_folder.yaml` says in its first lines: `unit` 43.3 %, `imagenet` 56.9 %, `none`
+57.3 %, and `caffe`, on which the weights were trained, 64.3 %."""
 
 Normalize = str | MeanStd | Projection | Normalization
 """A value of `data.normalize`, or a normalization with its constants."""
