@@ -138,7 +138,7 @@ def test_hyperband_killed_and_interrupted_is_as_if_it_had_not_been(
     assert epochs == [1, 2]
     [last] = (run / "checkpoints").glob("step-*")
     with np.load(last / "training.npz") as saved:
-        iterations = [saved[name] for name in saved.files if name.startswith("optimizer_variables")][0]
+        iterations = [saved[name] for name in saved.files if name.startswith("optimizer/")][0]
     assert int(iterations) == 18
     assert_same_run(run, other / heir.run())
 
