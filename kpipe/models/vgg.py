@@ -27,7 +27,7 @@ Deliberate deviations from the paper:
 - Batch normalization (`batch_norm`), the global average head (`head="gap"`) and a narrower `width` are offered; the
   defaults are the paper's network.
 - Convolutions start as in He et al. 2015 (section 2.2 there), dense layers as in Glorot and Bengio 2010, unless
-  `initializer="paper"` is chosen. The paper first trains net A, whose layers `start_from_net_a` copies; it notes
+  `initializer="paper"` is chosen. The paper first trains net A, whose layers `model.init_from` reuses; it notes
   that Glorot's start makes that unnecessary (section 3.1).
 - Images are scaled to 0..1 unless a preprocessing is given; the paper subtracts the mean color (section 2.1).
 - The dense layers are not turned into convolutions for testing at other sizes (section 3.2).
