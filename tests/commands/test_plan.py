@@ -174,6 +174,7 @@ def test_averages_of_the_weights_take_memory(plan, experiment):
     assert training["memory"]["optimizer"] == 4 * (2 * 21_006 + 1)
 
 
+@pytest.mark.slow
 def test_the_disk_is_what_a_run_really_takes(plan, experiment):
     disk = json.loads(plan(experiment, "--json"))["training"]["disk"]
     run = train(load_experiment(experiment, ["training.epochs=1"]).experiment).path

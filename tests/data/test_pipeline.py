@@ -197,6 +197,7 @@ def test_splits_are_of_their_kinds(splits):
     ]
 
 
+@pytest.mark.slow
 def test_every_kind_resumes_from_any_step_as_if_uninterrupted(split):
     augment = [flip_horizontal()]
     whole = steps(split, augment=augment)

@@ -236,6 +236,7 @@ def test_a_run_that_freezes_layers_for_a_percentage_cannot_be_extended(unfinishe
         check_resume(unfinished, longer)
 
 
+@pytest.mark.slow
 def test_an_extension_that_finds_nothing_better_keeps_the_best(kpipe, experiment, logs, first_epoch_is_best):
     kpipe("run", experiment, "training.learning_rate.schedule=constant")
     run = only_run(logs)
@@ -304,6 +305,7 @@ def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(
     kpipe, experiment, logs, tmp_path, monkeypatch, budget
 ):

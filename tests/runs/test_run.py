@@ -290,6 +290,7 @@ def test_a_repeated_run_keeps_what_was_resolved_unless_it_is_told(kpipe, experim
     assert "float32" in kpipe("run", str(repeated), "name=told", "training.precision=float32")[1]
 
 
+@pytest.mark.slow
 def test_a_name_that_looks_like_a_number_survives(kpipe, experiment, logs):
     assert kpipe("run", experiment, "name='1e3'", "training.epochs=1")[0] == 0
     assert kpipe("run", str(only_run(logs, "1e3") / "config.yaml"), "--print-config")[0] == 0

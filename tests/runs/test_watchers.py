@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 from tiny_runs import assert_same_run, layer_statistics_of, only_run
 
 # A sigmoid's plateau: this network has learned nothing but the frequencies of the classes.
@@ -21,6 +22,7 @@ logging: {layer_statistics: {steps: 13}}
 STUCK = "stuck at guessing; the mean training loss of the steps 3 to 52 is 0.69"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stuck_warns_or_stops_and_is_resumed(kpipe, experiment, logs, tmp_path, monkeypatch):
     code, out, _ = kpipe("run", experiment)
     assert code == 0

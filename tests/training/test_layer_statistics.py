@@ -113,6 +113,7 @@ def stop_at(model, step):
     return lambda: int(model.optimizer.iterations) == step
 
 
+@pytest.mark.slow
 def test_a_training_may_be_interrupted_after_any_step():
     """What is written is neither missing nor there twice, and the same."""
     whole = Written()

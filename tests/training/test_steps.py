@@ -39,9 +39,9 @@ def batches(kind):
     return tf.data.Dataset.range(5).map(make_batch)
 
 
-@pytest.mark.parametrize("kind", ["classes", "soft", "weighted"])
-@pytest.mark.parametrize("auxiliary", [False, True])
-@pytest.mark.parametrize("pieces", [3, 12])
+@pytest.mark.parametrize(
+    ("kind", "auxiliary", "pieces"), [("classes", False, 12), ("soft", True, 3), ("weighted", True, 3)]
+)
 def test_a_step_in_pieces_is_the_step_of_the_whole_batch(kind, auxiliary, pieces):
     whole, in_pieces = (make_trainer(number, auxiliary=auxiliary) for number in (1, pieces))
     expected, found = (trainer.run_steps(iter(batches(kind)), 5) for trainer in (whole, in_pieces))
