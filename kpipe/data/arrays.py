@@ -70,7 +70,7 @@ class ArraySplit(Split):
     def digest(self) -> str:
         """Return a digest of the pixels. For mapped pixels, that of the name of their file, which says it all."""
         pixels = self.kept_pixels
-        digest = hashlib.sha256(pixels.images.filename.encode() if pixels.is_mapped else pixels.images)
+        digest = hashlib.sha256(str(pixels.images.filename).encode() if pixels.is_mapped else pixels.images)
         digest.update(b"" if self.numbers is None else np.ascontiguousarray(self.numbers))
         return digest.hexdigest()
 

@@ -84,3 +84,14 @@ def test_workers_have_their_rows(split):
 )
 def test_only_flips_have_few_views(augment, views):
     assert count_views(augment) == views
+
+
+def test_the_digest_tells_pixels_apart_in_memory_and_in_a_file(tmp_path):
+    """A file's path may be text or a `Path`, as the cache of decoded images gives it."""
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped = ArraySplit(np.load(tmp_path / "images.npy", mmap_mode="r"), LABELS)
+    split = ArraySplit(IMAGES.copy(), LABELS)
+    digests = [each.digest() for each in (mapped, split, mapped.select(np.arange(5)), split.select(np.arange(5)))]
+    assert len(set(digests)) == 4
+    assert ArraySplit(IMAGES.copy(), LABELS).digest() == split.digest()
+    assert ArraySplit(255 - IMAGES, LABELS).digest() != split.digest()
