@@ -18,15 +18,13 @@ import tensorflow as tf
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
 from kpipe.catalog.training import PlateauOptions
-from kpipe.catalog.weights import IMAGENET
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
 from kpipe.data.pixels import check_memory
 from kpipe.errors import ConfigError, OutOfMemory
 from kpipe.models.building import build_model, deferred_initialization, discard_variables, initialize_variables
-from kpipe.models.keras_files import is_downloaded
 from kpipe.models.pretrained import Pretrained, Reuse, find_reuse, initialize_from, load_pretrained
-from kpipe.normalization import make_normalization, most_measured, resolve_normalize
+from kpipe.normalization import describe_normalization, make_normalization, most_measured, resolve_normalize
 from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
 from kpipe.training.device import free_memory
@@ -62,6 +60,16 @@ class Prepared:
     steps_per_epoch: int
     notes: tuple[str, ...] = ()
     """Lines for the user: how the constants of the first layer were measured."""
+
+    @property
+    def normalization(self) -> str:
+        """What the first layer does to the images, see `describe_normalization`."""
+        return describe_normalization(self.network["normalization"])
+
+    @property
+    def last_thaw(self) -> float:
+        """The step from which all layers are trained that are to be trained."""
+        return max(rule.thaws for rule in self.layer_rules.values() if rule.thaws < math.inf)
 
     def find_unreadable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that could not be read so far, by split; only splits that have some."""
@@ -196,12 +204,12 @@ def build(
     return Built(model, rules, reuse)
 
 
-def load_weights(experiment: Experiment, *, download: bool = True) -> Pretrained | None:
+def load_weights(experiment: Experiment, *, only_shapes: bool = False) -> Pretrained | None:
     """Read the weights that `model.init_from` names; None: it names none.
 
     Args:
         experiment: its sections `model` and `data` are used.
-        download: whether to download `imagenet`. Without it, None is returned where it is not there yet.
+        only_shapes: as for `load_pretrained`.
 
     Raises:
         ConfigError: as `load_pretrained`, and as `resolve_normalize`.
@@ -209,10 +217,7 @@ def load_weights(experiment: Experiment, *, download: bool = True) -> Pretrained
     source = experiment.model.init_from
     if source is None:
         return None
-    name, given = experiment.model.name, experiment.network_options
-    if source == IMAGENET and not (download or is_downloaded(name, given)):
-        return None
-    weights = load_pretrained(source, name, given)
+    weights = load_pretrained(source, experiment.model.name, experiment.network_options, only_shapes=only_shapes)
     resolve_normalize(experiment.data, weights)  # before the images are read
     return weights
 

@@ -30,7 +30,7 @@ from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
-from kpipe.frozen_features import make_frozen_features
+from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.pretrained import Pretrained, Reuse
@@ -122,7 +122,8 @@ def train(
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:
-            run.write_json(_INIT_FROM, {"source": experiment.model.init_from, **asdict(prepared.reuse)})
+            noted = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
+            run.write_json(_INIT_FROM, noted | {"normalization": prepared.normalization})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
@@ -144,17 +145,22 @@ def train(
                 log.write_start(run.path / "config.yaml", model if options.draw else None)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
+            ends = recorder.is_done or recorder.ends_here()
+            planned, note = (None, None) if ends else plan_features(experiment, prepared, state.train.step)
+            notes.append(note)
             show_header(screen, experiment, prepared, run, state, filter(None, notes))
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
             length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
-            if not (recorder.is_done or recorder.ends_here()):
-                features, note = make_frozen_features(experiment, prepared, state.train.step, screen.progress)
-                if note:
-                    screen.line(f"note: {note}")
+            if not ends:
+                with recorder.counting_time():
+                    features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
                 watch = {"on_stuck": partial(recorder.note_stuck, screen), "write": log.write_training_scalars}
                 watchers = make_watchers(experiment, prepared, **watch)
-                with recorder.saving_at_the_end(), training_screen(screen, **length) as shown:
+                with (
+                    recorder.saving_at_the_end(),
+                    training_screen(screen, **length, last_thaw=prepared.last_thaw) as shown,
+                ):
                     trainer.fit(
                         prepared.training_batches,
                         **length,

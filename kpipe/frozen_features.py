@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 from kpipe import data
 from kpipe.assembly import Prepared, make_augmentations
 from kpipe.config.schema import Experiment
-from kpipe.console import describe_size
+from kpipe.console import counted, describe_size
 from kpipe.data.cache import keep_on_disk
 from kpipe.data.features import (
     compute_features,
@@ -28,32 +29,51 @@ from kpipe.training.device import free_memory
 from kpipe.training.distribution import make_strategy, workers_of
 
 _OUTPUT = "the output of the frozen layers"
-_ONCE = "their output is computed once and kept"
 _EACH_EPOCH = "it is computed in each epoch"
 
 
-def make_frozen_features(
-    experiment: Experiment, prepared: Prepared, step: int, progress: data.ProgressReporter = data.no_progress
-) -> tuple[FrozenFeatures | None, str | None]:
-    """Compute the features of the frozen layers, where that is worth it.
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Features that are worth computing once."""
 
-    It is while all layers up to the head are frozen, and each image has few views: it is not augmented, or only
+    output: keras.KerasTensor
+    """The last output of the frozen layers, [B, *F]."""
+    until: float
+    """The step at which the first of these layers thaws; infinity: never."""
+    augment: list[data.Augmentation | data.Crop | data.Mix]
+    """Augmentations of the training images, with few views."""
+    number: int
+    """Number of features: one for each view of a training image, and one for each image of the validation split."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all features."""
+        return self.number * math.prod(self.output.shape[1:]) * np.dtype(np.float32).itemsize
+
+    def make_extractor(self, model: keras.Model) -> keras.Model:
+        """Return the frozen layers of the model: images -> features."""
+        return keras.Model(model.inputs, self.output)
+
+    def make_head(self, model: keras.Model) -> keras.Model:
+        """Return the other layers of the model: features -> its outputs."""
+        return keras.Model(self.output, model.outputs)
+
+
+def plan_features(experiment: Experiment, prepared: Prepared, step: int) -> tuple[FeaturePlan | None, str | None]:
+    """Return the features of frozen layers that are worth computing once.
+
+    They are while all layers up to the head are frozen, and each image has few views: it is not augmented, or only
     flipped. Features are kept where `data.cache` keeps images: in memory, on the disk, or nowhere.
 
     Args:
         experiment: what is trained, resolved.
-        prepared: data and model, with the weights of this step.
+        prepared: data and model; the weights of the model are not read.
         step: the next step to do.
-        progress: shows how many images are done.
 
     Returns:
-        The features, or None; and a line for the user, or None.
-
-    Raises:
-        DataError: an image cannot be read.
-        EnvironmentFault: the disk refuses them, or they are more than the memory that is free.
+        The plan, or None; and a line for the user, or None.
     """
-    config, splits, model = experiment.data, prepared.splits, prepared.model
+    config, splits = experiment.data, prepared.splits
     output, until = _find_features(experiment, prepared, step)
     if output is None or config.cache == "none" or splits.train.is_stream:
         return None, None
@@ -64,17 +84,36 @@ def make_frozen_features(
             "the layers up to the head are frozen, but data.augment makes new images in each epoch; without it, or "
             "with flips alone, their output would be computed only once"
         )
-    images = len(splits.train) * views + len(splits.validation or ())
-    size = images * math.prod(output.shape[1:]) * np.dtype(np.float32).itemsize
-    if config.cache == "auto" and size > config.cache_gigabytes * 1e9:
-        return None, f"{_OUTPUT} would take {describe_size(size)}, more than data.cache_gigabytes; {_EACH_EPOCH}"
+    train, validation = len(splits.train), len(splits.validation or ())
+    plan = FeaturePlan(output, until, augment, train * views + validation)
+    if config.cache == "auto" and plan.size > config.cache_gigabytes * 1e9:
+        return None, f"{_OUTPUT} would take {describe_size(plan.size)}, more than data.cache_gigabytes; {_EACH_EPOCH}"
+    where = "on the disk" if config.cache == "disk" else "in memory"
+    note = (
+        f"the layers up to the head are frozen{'' if until == math.inf else f' until step {int(until):,}'}: their "
+        f"output is computed once, for {counted(train + validation, 'image')}"
+        f"{' and their mirror images' if views > 1 else ''}, and kept {where} ({describe_size(plan.size)})"
+    )
+    return plan, note
+
+
+def make_frozen_features(
+    experiment: Experiment, prepared: Prepared, plan: FeaturePlan, progress: data.ProgressReporter = data.no_progress
+) -> FrozenFeatures:
+    """Compute the features of a plan, with the weights that the model has now.
+
+    Raises:
+        DataError: an image cannot be read.
+        EnvironmentFault: the disk refuses them, or they are more than the memory that is free.
+    """
+    config, splits, model = experiment.data, prepared.splits, prepared.model
     free = free_memory()
-    if config.cache == "memory" and free is not None and size > free:
+    if config.cache == "memory" and free is not None and plan.size > free:
         raise OutOfMemory(
-            f"{_OUTPUT} takes {describe_size(size)} of memory, {describe_size(free)} are free. Set data.cache=disk, or "
-            f"data.cache=none, with which {_EACH_EPOCH}"
+            f"{_OUTPUT} takes {describe_size(plan.size)} of memory, {describe_size(free)} are free. Set "
+            f"data.cache=disk, or data.cache=none, with which {_EACH_EPOCH}"
         )
-    extractor = keras.Model(model.inputs, output)
+    extractor = plan.make_extractor(model)
     features_of = tf.function(lambda images: tf.cast(extractor(images, training=False), tf.float32))
 
     def compute(split: data.Split, augment: list) -> np.ndarray:
@@ -89,10 +128,10 @@ def make_frozen_features(
     batches = partial(
         make_feature_pipeline,
         splits.train,
-        compute(splits.train, augment),
+        compute(splits.train, plan.augment),
         config.batch_size,
         seed=experiment.seed,
-        augment=augment,
+        augment=plan.augment,
         class_weights=data.balanced_weights(splits.train, len(splits.class_names)) if config.class_weights else None,
         last_step=prepared.steps_per_epoch * experiment.training.epochs,
         worker=worker,
@@ -102,10 +141,9 @@ def make_frozen_features(
     if splits.validation is not None:
         features = compute(splits.validation, [])
         validation = make_feature_evaluation_pipeline(splits.validation, features, config.batch_size)
-    where = "on the disk" if config.cache == "disk" else "in memory"
-    note = f"the layers up to the head are frozen: {_ONCE} {where} ({describe_size(size)})"
-    head = keras.Model(output, model.outputs)
-    return FrozenFeatures(head, until, lambda first_step: batches(first_step=first_step), validation), note
+    return FrozenFeatures(
+        plan.make_head(model), plan.until, lambda first_step: batches(first_step=first_step), validation
+    )
 
 
 def _find_features(experiment: Experiment, prepared: Prepared, step: int) -> tuple[keras.KerasTensor | None, float]:

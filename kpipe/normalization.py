@@ -58,8 +58,8 @@ def resolve_normalize(config: DataConfig, weights: Pretrained | Reuse | None) ->
     if weights.is_state_dict and (isinstance(normalize, MeanStd) or normalize in ("imagenet", "caffe")):
         return normalize
     raise ConfigError(
-        f"data.normalize: expected {_describe(theirs)}, with which {path_shown(weights.source)} was trained, got "
-        f"{show(normalize)}. {_COST}; leave data.normalize out"
+        f"data.normalize: expected {describe_normalization(theirs)}, with which {path_shown(weights.source)} was "
+        f"trained, got {show(normalize)}. {_COST}; leave data.normalize out"
     )
 
 
@@ -93,8 +93,8 @@ def make_normalization(
                 f"data.channels={np.size(normalize.mean)}" if normalize.per_channel else "data.image_size to theirs"
             )
             raise ConfigError(
-                f"data.normalize: expected images for which the weights bring {_describe(normalize)}, "
-                f"got {'x'.join(map(str, shape))}; set {remedy}"
+                f"data.normalize: expected images that fit what the weights were trained with, "
+                f"{describe_normalization(normalize)}, got images of {'x'.join(map(str, shape))}; set {remedy}"
             )
     else:
         for message in normalize_conflicts(normalize, shape):
@@ -128,7 +128,8 @@ def _fixed(normalize: Normalize) -> Normalization | None:
     return NAMED.get(normalize) if isinstance(normalize, str) else None
 
 
-def _describe(normalization: Normalization) -> str:
+def describe_normalization(normalization: Normalization) -> str:
+    """Return a normalization as `data.normalize` names it; one without a name by its constants."""
     for name, named in NAMED.items():
         if normalization.equals(named):
             return name

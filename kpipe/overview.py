@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from kpipe.assembly import Prepared
-from kpipe.config.schema import Experiment
+from kpipe.config.schema import Experiment, TrainingConfig
 from kpipe.console import Screen, counted, describe_counts, describe_time
 from kpipe.names import from_here, path_shown, shell_quoted
 from kpipe.runs.dataset import UNREADABLE
@@ -43,7 +43,9 @@ def show_header(
         **_describe_start(experiment, prepared),
         "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
         "images": splits.describe_places(),
-        "training": f"{epochs}, batch size {config.batch_size}, {training.optimizer.name}",
+        "training": ", ".join(
+            [epochs, f"batch size {config.batch_size}", training.optimizer.name, *describe_options(training)]
+        ),
         "device": f"{describe_device()}, {experiment.chosen.precision}",
         "run": from_here(run.path),
     }
@@ -52,13 +54,31 @@ def show_header(
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, notes)
 
 
+def describe_options(training: TrainingConfig) -> list[str]:
+    """Return in words what changes the steps of the optimizer, as far as the experiment asks for it."""
+    words = []
+    if training.accumulate > 1:
+        words.append(f"each batch in {training.accumulate} pieces")
+    if training.clip:
+        kind, most = training.clip.chosen
+        words.append(f"clipping by {kind.replace('_', ' ')} {most:g}")
+    if smoothing := getattr(training.loss, "label_smoothing", 0):
+        words.append(f"label smoothing {smoothing:g}")
+    if training.average:
+        words.append(f"averaged weights (decay {training.average.decay:g})")
+    return words
+
+
 def _describe_start(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
     """Return where the weights come from and how the layers are trained, as far as that is not the usual."""
     rows, reuse, rules = {}, prepared.reuse, describe_rules(prepared.layer_rules)
     if reuse:
         new = f"new: {', '.join(reuse.new)}" if reuse.new else "none is new"
         layers = counted(len(reuse.reused), "layer")
-        rows["weights"] = f"{reuse.kind} ({path_shown(experiment.model.init_from)}): {layers} reused, {new}"
+        rows["weights"] = (
+            f"{reuse.kind} ({path_shown(experiment.model.init_from)}): {layers} reused, {new}; normalization: "
+            f"{prepared.normalization}"
+        )
     return rows | ({"layers": rules} if rules else {})
 
 
@@ -111,6 +131,7 @@ def show_result(
     screen.line(f"{describe_time(state.seconds)} of training{ended}. Kept are the weights of {state.kept}.")
     rows = {
         "model": from_here(run.model),
+        **{kind: from_here(run.model_of(kind, state.preferred)) for kind in state.best if kind != state.preferred},
         "figures": from_here(run.path / "figures"),
         "curves": f"tensorboard --logdir {shell_quoted(from_here(run.path.parent.parent))}",
         "train on": command_to_train_longer(run.path, experiment, summary["ended_by"]),

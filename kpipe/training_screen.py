@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
 from kpipe.console import Screen, describe_time
+from kpipe.errors import some
 
 _WIDTHS = {"epoch": 7, "loss": 8, "acc": 7, "top5": 7, "val_loss": 9, "val_acc": 8, "val_top5": 9, "avg_acc": 8}
 _WIDTHS |= {"lr": 9, "time": 8, "left": 8}
@@ -16,10 +17,13 @@ _WIDTHS |= {"lr": 9, "time": 8, "left": 8}
 
 
 @contextmanager
-def training_screen(screen: Screen, *, epochs: int, steps_per_epoch: int) -> Iterator["TrainingScreen"]:
-    """Show a training of so many epochs inside the `with`; its bars are gone afterwards."""
+def training_screen(
+    screen: Screen, *, epochs: int, steps_per_epoch: int, last_thaw: float = 0
+) -> Iterator["TrainingScreen"]:
+    """Show a training inside the `with`; its bars are gone afterwards. The arguments are those of `TrainingScreen`."""
+    length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "last_thaw": last_thaw}
     if not screen.console.is_terminal:
-        yield TrainingScreen(screen, epochs, steps_per_epoch)
+        yield TrainingScreen(screen, **length)
         return
     columns = [
         TextColumn("{task.description}"),
@@ -31,7 +35,7 @@ def training_screen(screen: Screen, *, epochs: int, steps_per_epoch: int) -> Ite
     with Progress(*columns, console=screen.console, transient=True) as progress:
         for name, total in (("preparing", steps_per_epoch), ("run", epochs * steps_per_epoch)):
             progress.add_task(name, total=total, left="", values="")
-        yield TrainingScreen(screen, epochs, steps_per_epoch, progress)
+        yield TrainingScreen(screen, **length, progress=progress)
 
 
 class TrainingScreen:
@@ -40,14 +44,24 @@ class TrainingScreen:
     Args:
         screen: where it is shown, and whose log it is written to.
         epochs, steps_per_epoch: length of the training.
+        last_thaw: the step from which all layers are trained that are to be trained. How long the training takes is
+            not known before.
         progress: one bar for the epoch and one for the whole run; None: there is no terminal.
     """
 
-    def __init__(self, screen: Screen, epochs: int, steps_per_epoch: int, progress: Progress | None = None):
+    def __init__(
+        self,
+        screen: Screen,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        last_thaw: float = 0,
+        progress: Progress | None = None,
+    ):
         self._screen = screen
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
-        self._clock = _Clock(steps_per_epoch, epochs * steps_per_epoch)
+        self._clock = _Clock(steps_per_epoch, epochs * steps_per_epoch, last_thaw)
         self._progress = progress
         self._has_column_names = False
 
@@ -66,6 +80,13 @@ class TrainingScreen:
         """
         self._clock.begin(seconds_left)
 
+    def thaw(self, step: int, layers: Sequence[str]) -> None:
+        """Say which layers are trained from a step on, and measure the time of a step anew."""
+        self._clock.forget_speed()
+        self._screen.prose(
+            f"step {step:,}: {some(layers, show=str)} {'is' if len(layers) == 1 else 'are'} trained from here on"
+        )
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bars to a global step.
 
@@ -78,7 +99,7 @@ class TrainingScreen:
             return
         epoch, position = divmod(max(step - 1, 0), self._steps_per_epoch)
         left = self._clock.time_left(step)
-        left_of_epoch, left_of_run = (f"{describe_time(seconds)} left" for seconds in left) if left else ("", "")
+        left_of_epoch, left_of_run = (_describe_left(seconds) for seconds in left)
         of_epoch, of_run = (task.id for task in self._progress.tasks)
         self._progress.update(
             of_epoch,
@@ -96,8 +117,8 @@ class TrainingScreen:
         fields = [f"step {record['step']}", f"epoch {record['epoch']}/{self._epochs}"]
         fields += [f"{name} {value}" for name, value in _describe_metrics(record).items()]
         fields.append(f"{record['images_per_second']:,.0f} images/s")
-        for name, seconds in zip(("epoch", "run"), self._clock.time_left(record["step"]) or (), strict=False):
-            fields.append(f"{name} {describe_time(seconds)} left")
+        for name, seconds in zip(("epoch", "run"), self._clock.time_left(record["step"]), strict=True):
+            fields += [] if seconds is None else [f"{name} {_describe_left(seconds)}"]
         write = self._screen.line if self._progress is None else self._screen.log
         write("  ".join(fields))
 
@@ -110,12 +131,12 @@ class TrainingScreen:
             logs: what Keras's callbacks get at the end of an epoch.
             best: whether it is the best so far.
         """
-        left = self._clock.time_left(step)
+        _, left = self._clock.time_left(step)
         row = {
             "epoch": f"{epoch:>{len(str(self._epochs))}}/{self._epochs}",
             **_describe_metrics(logs),
             "time": describe_time(self._clock.end_epoch()),
-            "left": describe_time(left[1]) if left else "",
+            "left": "" if left is None else describe_time(left),
         }
         mark = "  best" if best else ""
         labelled = "  ".join(f"{name} {value}" for name, value in row.items() if value) + mark
@@ -140,37 +161,45 @@ class _Clock:
     Its first chunk of steps does not count: in it, buffers are filled.
     """
 
-    def __init__(self, steps_per_epoch: int, total_steps: int):
-        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
+    def __init__(self, steps_per_epoch: int, total_steps: int, last_thaw: float = 0):
+        self._steps_per_epoch, self._total_steps, self._last_thaw = steps_per_epoch, total_steps, last_thaw
         self.begin(math.inf)
 
     def begin(self, seconds_left: float) -> None:
         """Start, with at most so much time."""
         now = time.monotonic()
         self._epoch_began, self._ends = now, now + seconds_left
+        self.forget_speed()
+
+    def forget_speed(self) -> None:
+        """Measure the speed from the next step on."""
         self._first: tuple[int, float] | None = None
 
     def see(self, step: int) -> None:
         """Note the time of a step, from which the speed is measured if it is the first one."""
         self._first = self._first or (step, time.monotonic())
 
-    def time_left(self, step: int) -> tuple[float, float] | None:
+    def time_left(self, step: int) -> tuple[float | None, float | None]:
         """Return the seconds that are left of the epoch and of the training, validations included; None: unknown."""
         if self._first is None or step <= self._first[0]:
-            return None
+            return None, None
         now = time.monotonic()
         per_step = (now - self._first[1]) / (step - self._first[0])
         end_of_epoch = -(-step // self._steps_per_epoch) * self._steps_per_epoch
         of_epoch, of_run = (
             max(0.0, min((end - step) * per_step, self._ends - now)) for end in (end_of_epoch, self._total_steps)
         )
-        return of_epoch, of_run
+        return of_epoch, of_run if self._first[0] >= self._last_thaw else None
 
     def end_epoch(self) -> float:
         """Return the seconds of the epoch that ends now."""
         now = time.monotonic()
         seconds, self._epoch_began = now - self._epoch_began, now
         return seconds
+
+
+def _describe_left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{describe_time(seconds)} left"
 
 
 def _describe_metrics(values: Mapping[str, float]) -> dict[str, str]:

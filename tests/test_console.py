@@ -169,6 +169,26 @@ def test_a_budget_bounds_the_time_that_is_left(clock):
     assert stream.getvalue() == line
 
 
+def test_before_layers_thaw_the_end_is_not_known(clock):
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, width=200))
+    with training_screen(screen, epochs=3, steps_per_epoch=10, last_thaw=12) as shown:
+        for step, seconds in ((1, 1.0), (8, 4.5), (12, 6.5), (13, 20.0), (14, 30.0)):
+            clock[0] = seconds
+            shown.step(step, METRICS)
+            shown.log_line({"step": step, "epoch": 1, "images_per_second": 16.0, **METRICS})
+            if step == 12:
+                shown.thaw(step, ["conv1", "conv2"])
+    assert [line.rpartition("16 images/s")[2] for line in stream.getvalue().splitlines()] == [
+        "",
+        "  epoch 1.0 s left",
+        "  epoch 4.0 s left",
+        "step 12: conv1, conv2 are trained from here on",
+        "",
+        "  epoch 1:00 left  run 2:40 left",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

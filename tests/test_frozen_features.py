@@ -6,7 +6,7 @@ from kpipe import frozen_features
 from kpipe.assembly import make_trainer, prepare
 from kpipe.config.loading import load_experiment
 from kpipe.errors import OutOfMemory
-from kpipe.frozen_features import make_frozen_features
+from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
 
@@ -26,7 +26,8 @@ def found(tmp_path):
         loaded = resolve_auto(load_experiment(tmp_path / "frozen.yaml", overrides).experiment)
         prepared = prepare(loaded, make_strategy())
         make_trainer(loaded.training, prepared.model, prepared.layer_rules)
-        return make_frozen_features(loaded, prepared, step)
+        plan, note = plan_features(loaded, prepared, step)
+        return plan and make_frozen_features(loaded, prepared, plan), note
 
     return found
 
@@ -34,7 +35,10 @@ def found(tmp_path):
 def test_features_are_those_before_the_first_layer_that_is_trained(found):
     features, note = found()
     assert (features.head.input_shape, features.until) == ((None, 2 * 2 * 16), 12)
-    assert note == "the layers up to the head are frozen: their output is computed once and kept in memory (12.3 kB)"
+    assert note == (
+        "the layers up to the head are frozen until step 12: their output is computed once, for 48 images, and kept in "
+        "memory (12.3 kB)"
+    )
     shape = [part.shape for part in next(iter(features.batches_from(3)))]
     assert shape == [(16, 64), (16,)]
     head_too = "[{match: 'c[135]', frozen: {steps: 17}}, {match: f6, frozen: {steps: 15}}]"
@@ -53,6 +57,12 @@ def test_features_are_those_before_the_first_layer_that_is_trained(found):
 )
 def test_images_are_needed_where_features_change_or_are_not_to_be_kept(found, overrides, step):
     assert found(*overrides, step=step) == (None, None)
+
+
+def test_mirror_images_are_said(found):
+    _, note = found("data.augment=[flip_horizontal]", "training.layers.0.frozen=all")
+    assert note.startswith("the layers up to the head are frozen: their output is computed once, for 48 images and ")
+    assert note.endswith(" and their mirror images, and kept in memory (23.3 kB)")
 
 
 def test_images_that_change_in_each_epoch_are_said(found):

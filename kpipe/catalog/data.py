@@ -265,6 +265,11 @@ class Projection(Section):
 _PREPROCESSING = "kpipe.models.preprocessing:"
 
 NORMALIZATIONS = {
+    "auto": Row(
+        _PREPROCESSING + "Standardize",
+        NoOptions,
+        "what the weights of model.init_from were trained with; without them, standardize (the default)",
+    ),
     "none": Row(_PREPROCESSING + "Standardize", NoOptions, "keep pixels in [0, 255]"),
     "unit": Row(_PREPROCESSING + "Standardize", NoOptions, "scale pixels to [0, 1]"),
     "mean": Row(
@@ -276,9 +281,7 @@ NORMALIZATIONS = {
         "subtract the mean of each pixel, as AlexNet did",
         paper=papers.ALEXNET,
     ),
-    "standardize": Row(
-        _PREPROCESSING + "Standardize", NoOptions, "give each channel mean 0 and standard deviation 1 (the default)"
-    ),
+    "standardize": Row(_PREPROCESSING + "Standardize", NoOptions, "give each channel mean 0 and standard deviation 1"),
     "pca_whiten": Row(
         _PREPROCESSING + "Whiten", NoOptions, "decorrelate all values of an image, along its principal components"
     ),

@@ -231,6 +231,9 @@ Frozen = Annotated[
 ]
 
 
+_FROZEN_FOR_GOOD = "means nothing for layers that keep their weights (frozen: all)"
+
+
 class ReusedLayers(Section):
     """How the layers are trained whose weights come from `model.init_from`."""
 
@@ -239,6 +242,10 @@ class ReusedLayers(Section):
     frozen: Frozen = "none"
     """How long the layers keep their weights: `all` of the training, `none` of it, or a length such as `{epochs: 3}`.
     Frozen batch normalization uses its running statistics."""
+
+    def inapplicable_options(self) -> Iterator[tuple[str, str]]:
+        if self.frozen == "all" and self.rate != 1:
+            yield "rate", _FROZEN_FOR_GOOD
 
 
 class LayerOptions(Section):
@@ -258,6 +265,14 @@ class LayerOptions(Section):
             re.compile(self.match)
         except re.error as error:
             yield "match", f"expected a regular expression, got {show(self.match)}: {error}"
+        if self.rate is self.weight_decay is self.frozen is None:
+            yield "match", "expected rate, weight_decay or frozen beside it; alone it changes nothing"
+        yield from self.inapplicable_options()
+
+    def inapplicable_options(self) -> Iterator[tuple[str, str]]:
+        for option in ("rate", "weight_decay"):
+            if self.frozen == "all" and getattr(self, option) is not None:
+                yield option, _FROZEN_FOR_GOOD
 
 
 Factor = Annotated[float, Field(gt=0, lt=1)]

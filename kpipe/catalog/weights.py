@@ -137,7 +137,7 @@ def _describe_other(start: bytes, beginnings: tuple[bytes, ...]) -> str | None:
 def _meant(path: Path) -> str:
     folder = path.parent
     names = [found.name for found in folder.iterdir()] if folder.is_dir() else []
-    nearest = nearest_name(path.name, names)
+    nearest = nearest_name(path.name, [*names, IMAGENET])
     return f". Did you mean {quoted(nearest)}?" if nearest else ""
 
 

@@ -14,17 +14,20 @@ from kpipe.catalog.networks import MODELS
 from kpipe.config.schema import Experiment
 from kpipe.console import describe_size
 from kpipe.errors import ConfigError, DataError, OutOfMemory
+from kpipe.frozen_features import FeaturePlan, plan_features
 from kpipe.memory import MemoryGuard
 from kpipe.models.building import discard_variables
 from kpipe.models.geometry import LayerGeometry, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.models.pretrained import Pretrained
 from kpipe.names import printable
-from kpipe.normalization import make_normalization, resolve_normalize
+from kpipe.normalization import describe_normalization, make_normalization, resolve_normalize
+from kpipe.overview import describe_options
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.device import describe_device, free_memory, seed_everything
 from kpipe.training.distribution import make_strategy
 from kpipe.training.schedules import rate_of_step
-from kpipe.training.timing import time_steps
+from kpipe.training.timing import time_features, time_steps
+from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_kept, count_values, estimate_disk, plan_optimizer_variables
 
 _ENOUGH_STEPS = 10**9  # in an epoch of unknown length, so that any warm-up fits
@@ -54,8 +57,10 @@ def make_plan(
     Returns:
         `parameters`, `trainable_parameters`, `macs` for one image, `layers` from input to output, `data`, `training`
         (memory and disk in bytes, times in seconds; null where the data must be known; `largest_batch_size` should fit
-        the memory that is free now; `time` is null unless it is measured), `experiment` (resolved; null without data),
-        `name`, `model`, and `init_from`: what is reused of it, null without it.
+        the memory that is free now; `features` are computed once, see `plan_features`; `time` is null unless it is
+        measured, and has one of `stages` for each step from which other layers are trained than before), `experiment`
+        (resolved; null without data), `name`, `model`, and `init_from`: what is reused of it, null without it. Its
+        `sha256` is null where the weights are not downloaded yet.
 
     Raises:
         ConfigError: the network cannot be built, the weights cannot be read or do not fit, or something is assumed
@@ -64,7 +69,7 @@ def make_plan(
     """
     experiment = resolve_auto(experiment)
     assumed = assumed or Assumed()
-    weights = load_weights(experiment, download=False)
+    weights = load_weights(experiment, only_shapes=True)
     try:
         prepared, missing = _prepare(experiment, weights) if with_data else (None, None)
         if prepared and assumed != Assumed():
@@ -86,7 +91,12 @@ def make_plan(
             "trainable_parameters": count_values(model.trainable_variables),
             "macs": count_macs(rows),
             "layers": [_row(row, built) for row in rows],
-            "init_from": _describe_weights(experiment, weights, built),
+            "init_from": built.reuse
+            and {
+                "source": experiment.model.init_from,
+                **asdict(built.reuse),
+                "normalization": describe_normalization(network["normalization"]),
+            },
             "data": {
                 "source": experiment.data.source if with_data else None,
                 "missing": missing,
@@ -96,10 +106,13 @@ def make_plan(
             },
             "training": _describe_training(experiment, model, prepared.steps_per_epoch if prepared else None),
         }
+        planned, note = plan_features(experiment, prepared, 0) if prepared else (None, None)
+        plan["training"]["features"] = planned and {"number": planned.number, "size": planned.size}
+        plan["training"]["note"] = note
     finally:
         discard_variables()
     if measure_time:
-        plan["training"]["time"] = _measure_time(experiment, network, weights, plan["training"])
+        plan["training"]["time"] = _measure_time(experiment, network, weights, plan["training"], prepared)
     return plan
 
 
@@ -149,16 +162,6 @@ def _describe_rule(layer: str, built: Built | Prepared) -> dict[str, Any] | None
     }
 
 
-def _describe_weights(
-    experiment: Experiment, weights: Pretrained | None, built: Built | Prepared
-) -> dict[str, Any] | None:
-    """Return what `model.init_from` gives; None: nothing. `kind` is null where it is not downloaded yet."""
-    if experiment.model.init_from is None:
-        return None
-    known = asdict(built.reuse) if weights else {"kind": None}
-    return {"source": experiment.model.init_from, **known}
-
-
 def _one_if_equal(pair: tuple[int, int] | None) -> int | list[int] | None:
     return pair and (pair[0] if pair[0] == pair[1] else list(pair))
 
@@ -172,6 +175,7 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
     steps = steps_per_epoch * training.epochs if steps_per_epoch else None
     return {
         "optimizer": training.optimizer.name,
+        "options": describe_options(training),
         "loss": experiment.loss[0],
         "precision": experiment.chosen.precision,
         "batch_size": batch_size,
@@ -184,6 +188,8 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
         "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "schedule": training.learning_rate.schedule,
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
+        "features": None,
+        "note": None,
         "time": None,
     }
 
@@ -195,9 +201,16 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[li
 
 
 def _measure_time(
-    experiment: Experiment, network: dict[str, Any], weights: Pretrained | None, training: dict[str, Any]
+    experiment: Experiment,
+    network: dict[str, Any],
+    weights: Pretrained | None,
+    training: dict[str, Any],
+    prepared: Prepared | None,
 ) -> dict[str, Any]:
-    """Train a few steps; return what they say about the whole training, which `training` describes."""
+    """Train a few steps; return what they say about the whole training, which `training` describes.
+
+    `stages` has one entry for each step from which other layers are trained than before.
+    """
     batch_size, free, need = training["batch_size"], training["free_memory"], training["memory"]["total"]
     if free is not None and need > free:
         raise OutOfMemory(
@@ -210,14 +223,50 @@ def _measure_time(
         built = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy(), weights=weights)
         memory.watch(built.model)
         trainer = make_trainer(experiment.training, built.model, built.layer_rules)
-        measured = time_steps(trainer, batch_size, network["classes"])
-    seconds = measured.seconds_per_step
-    most_seconds = 60 * (experiment.training.max_minutes or math.inf)
+        planned = None
+        if prepared:
+            prepared = replace(prepared, model=built.model, layer_rules=built.layer_rules)
+            planned, _ = plan_features(experiment, prepared, 0)
+        stages = _time_stages(trainer, built, planned, batch_size, network["classes"], steps_per_epoch)
+        of_features = planned and time_features(planned.make_extractor(built.model), batch_size).seconds_per_step
+    seconds = None
+    if training["steps"]:
+        ends = [stage["from_step"] for stage in stages[1:]] + [training["steps"]]
+        seconds = sum(
+            (end - stage["from_step"]) * stage["seconds_per_step"] for stage, end in zip(stages, ends, strict=True)
+        )
+        seconds += planned.number / batch_size * of_features if planned else 0
+        seconds = min(seconds, 60 * (experiment.training.max_minutes or math.inf))
     return {
         "device": describe_device(),
-        "measured_steps": measured.measured_steps,
-        "seconds_per_step": seconds,
-        "images_per_second": batch_size / seconds,
-        "seconds_per_epoch": steps_per_epoch and seconds * steps_per_epoch,
-        "seconds": training["steps"] and min(seconds * training["steps"], most_seconds),
+        "features": planned and {"images": planned.number, "seconds": planned.number / batch_size * of_features},
+        "stages": stages,
+        "seconds": seconds,
     }
+
+
+def _time_stages(
+    trainer: Trainer,
+    built: Built,
+    planned: FeaturePlan | None,
+    batch_size: int,
+    classes: int,
+    steps_per_epoch: int | None,
+) -> list[dict[str, Any]]:
+    """Time a step of each stage, from the first step on and from each later one at which layers thaw."""
+    stages = []
+    for start in sorted({0, *(int(rule.thaws) for rule in built.layer_rules.values() if rule.thaws < math.inf)}):
+        trainer.freeze(start)
+        head = planned.make_head(built.model) if planned and start < planned.until else None
+        measured = time_steps(trainer, batch_size, classes, head=head)
+        seconds = measured.seconds_per_step
+        stages.append(
+            {
+                "from_step": start,
+                "measured_steps": measured.measured_steps,
+                "seconds_per_step": seconds,
+                "images_per_second": batch_size / seconds,
+                "seconds_per_epoch": steps_per_epoch and seconds * steps_per_epoch,
+            }
+        )
+    return stages

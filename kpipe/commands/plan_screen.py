@@ -108,8 +108,10 @@ def _describe_rule(rule: dict[str, Any] | None) -> str:
     if not rule:
         return ""
     words = {None: [], True: ["reused"], False: ["new"]}[rule["reused"]]
-    if rule["from_step"] != 0:
-        words.append("frozen" if rule["from_step"] is None else f"from step {rule['from_step'] + 1:,}")
+    if rule["from_step"] is None:
+        return " ".join([*words, "frozen"])
+    if rule["from_step"]:
+        words.append(f"from step {rule['from_step'] + 1:,}")
     words += [] if rule["rate"] == 1 else [f"x {rule['rate']:g}"]
     words += [] if rule["weight_decay"] is None else [f"decay {rule['weight_decay']:g}"]
     return " ".join(words)
@@ -169,10 +171,13 @@ def _describe_model(plan: dict[str, Any]) -> dict[str, str]:
 def _describe_weights(init_from: dict[str, Any] | None) -> dict[str, str]:
     if not init_from:
         return {}
-    if init_from["kind"] is None:
-        return {"weights": f"{init_from['source']}, which is downloaded when the training begins"}
     new = ", ".join(init_from["new"]) or "none"
-    rows = {"weights": f"{init_from['kind']}: {counted(len(init_from['reused']), 'layer')} reused; new: {new}"}
+    later = " (downloaded when the training begins)" if init_from["sha256"] is None else ""
+    reused = counted(len(init_from["reused"]), "layer")
+    rows = {
+        "weights": f"{init_from['kind']}{later}: {reused} reused; new: {new}; normalization: "
+        f"{init_from['normalization']}"
+    }
     if left_out := init_from["left_out"]:
         reasons = dict.fromkeys(left_out.values())
         named = {why: [name for name in left_out if left_out[name] == why] for why in reasons}
@@ -181,13 +186,18 @@ def _describe_weights(init_from: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _describe_training(training: dict[str, Any], data: dict[str, Any]) -> dict[str, str]:
-    rows = {"training": f"batch size {training['batch_size']}, {training['optimizer']}, {training['loss']}"}
+    rows = {
+        "training": ", ".join(
+            [f"batch size {training['batch_size']}", training["optimizer"], training["loss"], *training["options"]]
+        )
+    }
     if data["source"]:
         length = counted(training["epochs"], "epoch")
         if training["steps"]:
             steps = counted(training["steps"], "step")
             length += f" of {counted(training['steps_per_epoch'], 'step')} = {steps}"
         rows["training"] = f"{length}, {rows['training']}"
+    rows |= {"features": training["note"]} if training["note"] else {}
     rows["time"] = (
         _describe_measurement(training["time"]) if training["time"] else "add --measure to time a few training steps"
     )
@@ -206,13 +216,21 @@ def _describe_training(training: dict[str, Any], data: dict[str, Any]) -> dict[s
 
 
 def _describe_measurement(measured: dict[str, Any]) -> str:
-    times = f"{measured['seconds_per_step']:.3g} s a step ({measured['images_per_second']:,.3g} images/s)"
+    times, stages = [], measured["stages"]
+    if features := measured["features"]:
+        times.append(f"{describe_time(features['seconds'])} for the features")
+    for stage in stages:
+        speed = float(f"{stage['images_per_second']:.3g}")
+        start = f"from step {stage['from_step'] + 1:,} on " if stages[1:] else ""
+        times.append(f"{start}{stage['seconds_per_step']:.3g} s a step ({speed:,.12g} images/s)")
+        if stage["seconds_per_epoch"] and not stages[1:]:
+            times.append(f"{describe_time(stage['seconds_per_epoch'])} an epoch")
     if measured["seconds"]:
-        epoch, whole = (describe_time(measured[name]) for name in ("seconds_per_epoch", "seconds"))
-        times += f", {epoch} an epoch, {whole} for the whole training"
-    steps = counted(measured["measured_steps"], "step")
+        times.append(f"{describe_time(measured['seconds'])} for the whole training")
+    steps = counted(sum(stage["measured_steps"] for stage in stages), "step")
     return (
-        f"{times}; measured on this machine ({measured['device']}) over {steps}, without reading images and validation"
+        f"{', '.join(times)}; measured on this machine ({measured['device']}) over {steps}, without reading images and "
+        "validation"
     )
 
 

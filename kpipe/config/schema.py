@@ -89,7 +89,7 @@ def _form_of_normalize(value: Any) -> str:
     return type(value).__name__ if isinstance(value, MeanStd | Projection) else "name"
 
 
-Normalize = Literal["auto", *(name for name, row in NORMALIZATIONS.items() if row.options is NoOptions)]
+Normalize = Literal[*(name for name, row in NORMALIZATIONS.items() if row.options is NoOptions)]
 
 InitFrom = Field(
     None,

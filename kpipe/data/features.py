@@ -50,14 +50,14 @@ def compute_features(
     """
     flips = [entry for entry in augment if isinstance(entry, Augmentation)]
     views, features = count_views(augment), None
-    with progress("computing features", len(split) * views) as done:
+    with progress("computing features", len(split)) as done:
         for images, numbers in make_evaluation_pipeline(split.numbered(), batch_size, image_size=image_size):
             for view in range(views):
                 found = features_of(_turn(images, flips, view)).numpy()
                 if features is None:
                     features = make((len(split), views, *found.shape[1:]))
                 features[numbers.numpy(), view] = found
-                done(len(found))
+            done(len(images))
     return features
 
 

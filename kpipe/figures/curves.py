@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from kpipe.figures.style import (
     BLUE,
     FAINT,
+    GREEN,
     INK,
     VERMILION,
     add_caption,
@@ -24,6 +25,7 @@ _CURVES = (
     ("train", "epoch", "train, mean of the epoch", {"color": BLUE, "linewidth": 1.8}),
     ("validation", "epoch", "validation", {"color": VERMILION, "linewidth": 1.8, "linestyle": "--"}),
 )
+_AVERAGED = ("validation, averaged weights", {"color": GREEN, "linewidth": 1.8, "linestyle": "-."})
 _MOST_MARKERS = 30  # above, the markers of a curve run into a thick band
 # On a logarithmic axis, a schedule that ends near zero would leave no room for the rest.
 _SMALLEST_RATE = 1e-3  # of the largest
@@ -70,9 +72,10 @@ def _scale_steps(axes: Axes, last_step: int) -> None:
 
 
 def _draw_metric(axes: Axes, records: Sequence[dict[str, Any]], metric: str) -> None:
-    for split, span, label, line_style in _CURVES:
+    curves = [(*curve, metric) for curve in _CURVES] + [("validation", "epoch", *_AVERAGED, f"averaged_{metric}")]
+    for split, span, label, line_style, name in curves:
         chosen = [record for record in records if (record["split"], record["span"]) == (split, span)]
-        points = _points(chosen, metric)
+        points = _points(chosen, name)
         if not points:
             continue
         # One logged value alone makes no line; epochs are few enough to be told apart.

@@ -19,8 +19,8 @@ from kpipe.names import printable, quoted, shorten
 
 _DPI = 150
 INK, CAPTION, FAINT, GRID = "#222222", "#666666", "#9a9a9a", "#e6e6e6"
-# Blue and vermilion of Okabe and Ito's palette: told apart under every common color blindness.
-BLUE, VERMILION = "#0072B2", "#D55E00"
+# Of Okabe and Ito's palette: told apart under every common color blindness.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 # Red alone says nothing to some readers, so a wrong prediction also gets a frame and a cross.
 RED = "#C1121F"
 

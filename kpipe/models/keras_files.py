@@ -24,7 +24,7 @@ from kpipe.models.preprocessing import (
     is_preprocessing,
 )
 from kpipe.models.structure import find_nodes
-from kpipe.models.vgg import STAGES, list_places
+from kpipe.models.vgg import FILTERS, STAGES, list_places
 from kpipe.models.weight_files import Arrays, NamedWeights, translate_damage
 
 
@@ -236,6 +236,7 @@ class _Published(NamedTuple):
     name: str
     url: str
     home: Path
+    has_dense_layers: bool
 
 
 def _publish(network: str, options: dict[str, Any]) -> _Published:
@@ -243,7 +244,7 @@ def _publish(network: str, options: dict[str, Any]) -> _Published:
     has_dense_layers = options.get("head", "fc") == "fc" and options.get("width", 4096) == 4096
     name = f"{network}_weights_tf_dim_ordering_tf_kernels{'' if has_dense_layers else '_notop'}.h5"
     home = expand_path(os.environ.get("KERAS_HOME") or "~/.keras", "KERAS_HOME")
-    return _Published(name, f"{_URL}/{network}/{name}", home)
+    return _Published(name, f"{_URL}/{network}/{name}", home, has_dense_layers)
 
 
 def is_downloaded(network: str, options: dict[str, Any]) -> bool:
@@ -252,9 +253,24 @@ def is_downloaded(network: str, options: dict[str, Any]) -> bool:
     return (file.home / "models" / file.name).exists()
 
 
+def describe_download(network: str, options: dict[str, Any]) -> NamedWeights:
+    """Return what `download` would give: zeros of the right shapes, which take no memory."""
+    channels, shapes = 3, {}
+    for stage, (kernels, filters) in enumerate(zip(STAGES[network], FILTERS, strict=True), start=1):
+        for number, kernel in enumerate(kernels, start=1):
+            shapes[f"conv{stage}_{number}"] = [(kernel, kernel, channels, filters), (filters,)]
+            channels = filters
+    if _publish(network, options).has_dense_layers:
+        dense = {"fc6": (7 * 7 * channels, 4096), "fc7": (4096, 4096), "logits": (4096, 1000)}
+        shapes |= {name: [(inputs, units), (units,)] for name, (inputs, units) in dense.items()}
+    layers = {name: [np.broadcast_to(np.float32(0), shape) for shape in those] for name, those in shapes.items()}
+    kind = f"keras.applications' {_APPLICATIONS[network]}"
+    return NamedWeights(kind, network, layers, NAMED["caffe"], None, {})
+
+
 def download(network: str, options: dict[str, Any]) -> Path:
     """Return the file with Keras's weights of a VGG network, downloaded where it is not in Keras's cache."""
-    name, url, home = _publish(network, options)
+    name, url, home, _ = _publish(network, options)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)  # Keras has none: where packets are dropped, it would wait for minutes
     try:

@@ -24,7 +24,7 @@ import numpy as np
 from kpipe.catalog.weights import IMAGENET, STATE_DICTS, check_weights_file, unusable
 from kpipe.console import counted
 from kpipe.errors import some
-from kpipe.models.keras_files import download, name_layers, read_h5, read_model
+from kpipe.models.keras_files import describe_download, download, is_downloaded, name_layers, read_h5, read_model
 from kpipe.models.preprocessing import Normalization, is_preprocessing
 from kpipe.models.state_dicts import name_tensors, read_tensors
 from kpipe.models.structure import features_and_head, find_nodes
@@ -42,8 +42,8 @@ class Pretrained:
 
     source: str
     """What they were read from."""
-    sha256: str
-    """Digest of the file."""
+    sha256: str | None
+    """Digest of the file; None: it is not downloaded yet, and the arrays have no more than their shapes."""
     kind: str
     """Whose they are, in words: `torchvision's vgg16`."""
     network: str
@@ -69,8 +69,8 @@ class Reuse:
 
     kind: str
     """Whose weights they are, in words."""
-    sha256: str
-    """Digest of the file."""
+    sha256: str | None
+    """Digest of the file; None: it is not downloaded yet."""
     reused: tuple[str, ...]
     """Layers that take the weights of the file, in the order of `model.layers`."""
     new: tuple[str, ...]
@@ -79,18 +79,21 @@ class Reuse:
     """Layer or tensor of the file that is not used -> why, in words."""
 
 
-def load_pretrained(source: str, network: str, options: dict[str, Any]) -> Pretrained:
+def load_pretrained(source: str, network: str, options: dict[str, Any], *, only_shapes: bool = False) -> Pretrained:
     """Read weights for a network.
 
     Args:
         source: value of `model.init_from`, as `kpipe.catalog.weights.absolute_weights` returns it.
         network: a name in `kpipe.catalog.networks.MODELS`.
         options: of the network.
+        only_shapes: for a plan. Nothing is downloaded; of `imagenet`, what is known without the file is returned.
 
     Raises:
         ConfigError: the file is missing, damaged or of another network, or a value in it is not finite; `imagenet`
             cannot be downloaded.
     """
+    if source == IMAGENET and only_shapes and not is_downloaded(network, options):
+        return Pretrained(source, None, **describe_download(network, options)._asdict())
     check_weights_file(source)
     path = download(network, options) if source == IMAGENET else Path(source)
     path = path / "model.keras" if path.is_dir() else path
@@ -106,9 +109,7 @@ def load_pretrained(source: str, network: str, options: dict[str, Any]) -> Pretr
         others = [name for name in layers if name.replace("bn", "conv") not in COPIED]
         left_out |= {name: _NET_A for name in others}
         layers = {name: arrays for name, arrays in layers.items() if name not in others}
-    return Pretrained(
-        source, sha256, found.kind, found.network, layers, found.normalization, found.class_names, left_out
-    )
+    return Pretrained(source, sha256, **found._replace(layers=layers, left_out=left_out)._asdict())
 
 
 def initialize_from(

@@ -36,8 +36,8 @@ def translate_damage(path: Path) -> Iterator[None]:
     except (KpipeError, MemoryError):
         raise
     except Exception as error:
+        # Keras wraps what it does not understand in advice about something else.
+        reason = "" if isinstance(error, FileNotFoundError | ValueError) else f" ({first_line(error).rstrip('.')})"
         raise unusable(
-            str(path),
-            f"expected a whole file, got one that is damaged or cut short ({first_line(error).rstrip('.')}). Download "
-            "or copy it again",
+            str(path), f"expected a whole file, got one that is damaged or cut short{reason}. Download or copy it again"
         ) from None

@@ -237,12 +237,20 @@ class Recorder:
         return Hooks(
             on_begin=on_begin,
             on_activity=shown.activity,
+            on_thaw=shown.thaw,
             on_log=on_log,
             on_progress=shown.step,
             on_epoch=on_epoch,
             on_save=lambda state: self.save(),
             should_stop=lambda: stop.number is not None or self.ends_here(),
         )
+
+    @contextmanager
+    def counting_time(self) -> Iterator[None]:
+        """Count what is done inside the `with`, before the first step, as time of training."""
+        start = time.monotonic()
+        yield
+        self.state.seconds += time.monotonic() - start
 
     def note_stuck(self, screen: Screen, reason: str) -> None:
         """Note that the training is stuck; say so, unless the run ends for it."""

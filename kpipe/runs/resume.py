@@ -78,6 +78,7 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
             "training.max_minutes, training.when_stuck, logging, more training.epochs and the folder of data.source "
             "may differ. Train another run with these values:\n"
             f"  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
+            f"{_or_from_its_weights(Path(run), before, *values) if changed == [('training', 'epochs')] else ''}"
         )
     if read_status(Path(run)) == "finished":
         _check_extension(Path(run), before, experiment)
@@ -95,15 +96,25 @@ def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:
     elif ended_by == "finish" or now.training.epochs > then.epochs:
         return
     elif then.tied_to_epochs:
-        start = shell_quoted(f"model.init_from={from_here(run)}")
         said = (
             f"{finished}; {then.tied_to_epochs} depends on the number of epochs, so it cannot be extended. Train "
-            f"another run for longer:\n  {command_to_train_longer(run, before, ended_by)}\nor one that starts from its "
-            f"weights:\n  kpipe run {shell_quoted(from_here(run / 'config.yaml'))} {start}"
+            f"another run for longer:\n  {command_to_train_longer(run, before, ended_by)}"
+            f"{_or_from_its_weights(run, before)}"
         )
     else:
         said = f"{finished}; a larger training.epochs extends it"
     raise ConfigError(f"{path_shown(run)}: {said}")
+
+
+def _or_from_its_weights(run: Path, experiment: Experiment, *overrides: str) -> str:
+    """Return the end of a message: how to start another run from the weights of this one, where it has them all.
+
+    Empty where `reused_layers` would then say something about the layers that were new in this run.
+    """
+    if read_status(run) != "finished" or experiment.training.reused_layers:
+        return ""
+    words = [from_here(run / "config.yaml"), f"model.init_from={from_here(run)}", *overrides]
+    return f"\nor one that starts from its weights:\n  kpipe run {' '.join(map(shell_quoted, words))}"
 
 
 def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) -> str:

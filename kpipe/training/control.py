@@ -111,6 +111,7 @@ class Hooks:
         on_begin: called once, when everything is traced and the first step is about to be done.
         on_log: gets one record per log line, and one or two at the end of each epoch.
         on_activity: gets "compiling" and "validating" before that begins.
+        on_thaw: gets the step and the layers that are trained from here on.
         on_progress: gets the step after each chunk, with the means of this epoch so far and the `learning_rate` and
             `images_per_second` of the chunk.
         on_epoch: gets state and logs at the end of each epoch.
@@ -121,6 +122,7 @@ class Hooks:
     on_begin: Callable[[], None] = lambda: None
     on_log: Callable[[dict[str, Any]], None] = lambda record: None
     on_activity: Callable[[str], None] = lambda text: None
+    on_thaw: Callable[[int, list[str]], None] = lambda step, layers: None
     on_progress: Callable[[int, Metrics], None] = lambda step, metrics: None
     on_epoch: Callable[[TrainState, Metrics], None] = lambda state, logs: None
     on_save: Callable[[TrainState], None] = lambda state: None

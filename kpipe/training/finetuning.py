@@ -72,8 +72,9 @@ def make_layer_rules(
         total_steps: steps of the whole training.
 
     Raises:
-        ConfigError: a pattern is no regular expression or matches no layer, a layer would thaw after the end of the
-            training, or no layer is trained from the first step on.
+        ConfigError: a pattern is no regular expression or matches no layer, an entry says how layers are trained that
+            keep their weights, a layer would thaw after the end of the training, or no layer is trained from the first
+            step on.
     """
     for index, entry in enumerate(entries):
         for option, message in entry.conflicts():
@@ -103,10 +104,22 @@ def make_layer_rules(
         for index, entry in enumerate(entries):
             if re.fullmatch(entry.match, name):
                 rate = rate if entry.rate is None else entry.rate
-                thaws = thaws if entry.frozen is None else thaw_of(f"{_WHERE}.{index}", entry.frozen)
+                if entry.frozen is not None:
+                    thaws = thaw_of(f"{_WHERE}.{index}", entry.frozen)
+                elif thaws == math.inf:
+                    raise ConfigError(
+                        f"{_WHERE}.{index}: says how {name} is trained, but training.reused_layers keeps its weights "
+                        "(frozen: all). Add frozen: none, or a length such as {epochs: 3}"
+                    )
                 decay = entry.weight_decay
                 break
         rules[name] = LayerRule(rate, decay, thaws)
     if all(rule.thaws > 0 for rule in rules.values()):
-        raise ConfigError("training: expected a layer that is trained from the first step on, but all are frozen")
+        problem = "expected a layer that is trained from the first step on, but all are frozen"
+        if not entries:  # the weights are of the same network and the same classes
+            problem += (
+                " and none is new. Leave frozen out, or train the last layer: training.layers="
+                f"[{{match: {layers[-1]}, frozen: none}}]"
+            )
+        raise ConfigError(f"{'training' if entries else 'training.reused_layers'}: {problem}")
     return rules

@@ -306,9 +306,11 @@ class _Loop:
     def begin_stage(self) -> None:
         """Freeze the layers that are not trained at this step, open the batches, and trace.
 
-        The time of a chunk is time of training only because all is traced here.
+        The time of a chunk is time of training only because all is traced here. A step takes another time than in the
+        stage before.
         """
         self.hooks.on_activity("compiling")
+        self.seconds_per_step = math.inf
         step, trainer = self.state.step, self.trainer
         trainer.freeze(step)
         if self.features and step >= self.features.until:
@@ -332,6 +334,8 @@ class _Loop:
         while state.step < end and not self.model.stop_training:
             if state.step in self.thaw_steps and not self.trainer.is_thawed(state.step):
                 self.begin_stage()
+                thawed = [name for name, step in self.trainer.thaws.items() if step == state.step]
+                self.hooks.on_thaw(state.step, thawed)
             self.run_chunk(epoch)
             if state.step % self.cadence.log_every == 0:
                 self.log_line(epoch)

@@ -201,18 +201,42 @@ def test_a_few_steps_are_measured(plan, experiment, tmp_path):
     found = json.loads(plan(experiment, "--measure", "--json"))
     time = found["training"]["time"]
     assert time["device"] == describe_device()
-    assert 1 <= time["measured_steps"] <= 20
-    assert time["images_per_second"] == pytest.approx(16 / time["seconds_per_step"])
-    assert time["seconds_per_epoch"] == pytest.approx(9 * time["seconds_per_step"])
-    assert time["seconds"] == pytest.approx(36 * time["seconds_per_step"])
+    [stage] = time["stages"]
+    assert 1 <= stage["measured_steps"] <= 20
+    assert stage["images_per_second"] == pytest.approx(16 / stage["seconds_per_step"])
+    assert stage["seconds_per_epoch"] == pytest.approx(9 * stage["seconds_per_step"])
+    assert (time["seconds"], time["features"]) == (pytest.approx(36 * stage["seconds_per_step"]), None)
     assert not (tmp_path / "logs").exists()
-    known = {"seconds_per_step": 0.25, "images_per_second": 64.0, "seconds_per_epoch": 90.0, "seconds": 5400.0}
-    found["training"]["time"] = {"device": "CPU, 2 cores", "measured_steps": 1, **known}
+    stage = {"from_step": 0, "measured_steps": 1, "seconds_per_step": 0.25, "images_per_second": 64.0}
+    known = {"device": "CPU, 2 cores", "features": None}
+    found["training"]["time"] = {**known, "stages": [stage | {"seconds_per_epoch": 90.0}], "seconds": 5400.0}
     said = " ".join(" ".join(in_a_terminal(found, 80)).split())
     assert "time 0.25 s a step (64 images/s), 1:30 an epoch, 1:30:00 for the whole training; measured on this " in said
     assert "machine (CPU, 2 cores) over 1 step, without reading images and validation memory" in said
-    found["training"]["time"] |= {"seconds_per_epoch": None, "seconds": None}
+    found["training"]["time"] = {**known, "stages": [stage | {"seconds_per_epoch": None}], "seconds": None}
     assert "time 0.25 s a step (64 images/s); measured on" in " ".join(" ".join(in_a_terminal(found, 80)).split())
+
+
+def test_frozen_layers_are_measured_by_what_they_cost(plan, experiment):
+    """Features once, then steps of the head alone, then steps of all layers."""
+    frozen = "training.layers=[{match: 'c.*', frozen: {steps: 10}}]"
+    found = json.loads(plan(experiment, frozen, "--measure", "--json"))
+    assert found["training"]["features"] == {"number": 160, "size": 160 * 120 * 4}
+    assert found["training"]["note"].startswith("the layers up to the head are frozen until step 10: their output is ")
+    time = found["training"]["time"]
+    assert [stage["from_step"] for stage in time["stages"]] == [0, 10]
+    head, all_layers = (stage["seconds_per_step"] for stage in time["stages"])
+    assert time["seconds"] == pytest.approx(time["features"]["seconds"] + 10 * head + 26 * all_layers)
+    for stage, seconds, speed in zip(time["stages"], (0.01, 0.25), (1600.0, 64.0), strict=True):
+        stage |= {"measured_steps": 2, "seconds_per_step": seconds, "images_per_second": speed}
+    time |= {"features": {"images": 160, "seconds": 3.0}, "seconds": 9.6}
+    said = " ".join(" ".join(in_a_terminal(found, 80)).split())
+    assert "features the layers up to the head are frozen until step 10: their output is computed once" in said
+    assert (
+        "time 3.0 s for the features, from step 1 on 0.01 s a step (1,600 images/s), from step 11 on 0.25 s a step (64 "
+        "images/s), 9.6 s for the whole training; measured on this machine" in said
+    )
+    assert "over 4 steps, without reading images and validation" in said
 
 
 def test_what_does_not_fit_into_the_memory_is_not_measured(plan, experiment, monkeypatch):

@@ -712,7 +712,7 @@ def test_after_an_error_nothing_is_assigned(tmp_path):
 # --- files that are not what they should be ---------------------------------------------------------------------
 
 
-DAMAGED = "expected a whole file, got one that is damaged or cut short ("
+DAMAGED = "expected a whole file, got one that is damaged or cut short"
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5", ".safetensors", ".pth"])
@@ -728,7 +728,7 @@ def test_a_file_that_is_cut_short_is_reported(request, net_a_tensors, tmp_path, 
         network = "lenet5"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     problem = problem_of(path, network)
-    assert problem.startswith(DAMAGED) and problem.endswith("). Download or copy it again.")
+    assert problem.startswith(DAMAGED) and problem.endswith(". Download or copy it again.")
 
 
 def test_damaged_weights_within_a_keras_file_are_reported(tmp_path):

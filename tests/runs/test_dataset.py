@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny_runs import only_run, refuse_to_write
 
+from kpipe import cli
 from kpipe.errors import DataError
 from kpipe.runs.dataset import record_data, record_search_data
 from kpipe.runs.directory import Run
@@ -27,22 +28,39 @@ def write_photo(path, size=(20, 24)):
     Image.fromarray(np.random.default_rng(len(path.name)).integers(0, 256, (*size, 3), np.uint8)).save(path)
 
 
+def write_photos(folder):
+    for label, name in enumerate(CLASSES):
+        for number in range(10):
+            write_photo(folder / name / f"{number}.png", (20 + label, 24))
+    return folder
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """Ten photographs of each class, with the same names in all classes, and other sizes."""
     monkeypatch.chdir(tmp_path)
-    for label, name in enumerate(CLASSES):
-        for number in range(10):
-            write_photo(tmp_path / "photos" / name / f"{number}.png", (20 + label, 24))
-    return tmp_path / "photos"
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """The folder with a run that can be resumed, of such photographs in `photos` beside it."""
+    folder = tmp_path_factory.mktemp("dataset")
+    photos = write_photos(folder / "photos")
+    (folder / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
+        assert cli.main(["run", str(folder / "tiny.yaml"), f"data.source=folder:{photos}"]) == 5
+    return folder / "logs"
 
 
 @pytest.fixture
-def unfinished(kpipe, experiment, photos, logs, monkeypatch):
-    """A run that can be resumed."""
-    with monkeypatch.context() as patched:
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert kpipe("run", experiment)[0] == 5
+def unfinished(made_once, photos, logs):
+    """A copy of it, as if it had been trained on `photos`."""
+    shutil.copytree(made_once, logs)
+    config = only_run(logs) / "config.yaml"
+    config.write_text(config.read_text().replace(str(made_once.parent / "photos"), str(photos)))
     return only_run(logs)
 
 

@@ -43,11 +43,15 @@ def test_a_run_says_what_it_reuses(kpipe, fine_tuning, logs, source, tmp_path):
     code, out, err = kpipe("run", fine_tuning, "training.max_minutes=1e-9")
     assert (code, err) == (0, "")
     words = " ".join(out.split())
-    assert f"weights kpipe's lenet5 ({tmp_path / 'started_from'}): 4 layers reused, new: logits" in words
+    assert (
+        f"weights kpipe's lenet5 ({tmp_path / 'started_from'}): 4 layers reused, new: logits; normalization: {{mean: ["
+        in words
+    )
     assert "layers c1 to f6: frozen for 9 steps, then 0.1 x the learning rate; logits: trained" in words
     run = only_run(logs)
     noted = json.loads((run / "init_from.json").read_text())
     assert (noted["reused"], noted["new"]) == (["c1", "c3", "c5", "f6"], ["logits"])
+    assert noted["normalization"].startswith("{mean: [")
     assert noted["left_out"] == {"logits": "its shape is 84x2, the network needs 84x3"}
     assert len(noted["sha256"]) == 64
     ours, theirs = (keras.models.load_model(folder / "model.keras") for folder in (run, source))
@@ -84,15 +88,33 @@ def test_a_plan_shows_layer_by_layer_what_is_reused(kpipe, fine_tuning, tmp_path
     assert rows["c1"].startswith("c1 reused from step 10 x 0.1 16x16x6")
     assert rows["logits"].startswith("logits new 3")
     words = " ".join(out.split())
-    assert "weights kpipe's lenet5: 4 layers reused; new: logits" in words
+    assert "weights kpipe's lenet5: 4 layers reused; new: logits; normalization: {mean: [" in words
     assert "left out 'logits', because its shape is 84x2, the network needs 84x3" in words
     code, out, _ = kpipe("plan", fine_tuning, "--json", "training.reused_layers.frozen=all")
     plan = json.loads(out)
     assert plan["init_from"]["reused"] == ["c1", "c3", "c5", "f6"]
     assert plan["trainable_parameters"] == 3 * 85
     assert {layer["name"]: layer["training"] for layer in plan["layers"]}["c1"] == {
-        "reused": True, "rate": 0.1, "weight_decay": None, "from_step": None,
+        "reused": True, "rate": 1.0, "weight_decay": None, "from_step": None,
     }  # fmt: skip
+    assert plan["init_from"]["normalization"].startswith("{mean: [")
+
+
+def test_a_plan_knows_what_will_be_downloaded(kpipe, fine_tuning, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    vgg16 = ("model.name=vgg16", "model.init_from=imagenet", "data.image_size=32", "training.reused_layers.frozen=all")
+    code, out, err = kpipe("plan", fine_tuning, *vgg16)
+    assert code == 0, err
+    words = " ".join(out.split())
+    said = "weights keras.applications' VGG16 (downloaded when the training begins): 13 layers reused; new: fc6, fc7, "
+    assert f"{said}logits; normalization: caffe" in words
+    assert "left out 'fc6', because its shape is 25088x4096, the network needs 512x4096; 'fc7'" in words
+    assert "conv1_1 reused frozen 32x32x64" in words
+    code, out, _ = kpipe("plan", fine_tuning, *vgg16, "model.head=gap", "--json")
+    found = json.loads(out)
+    assert (code, found["init_from"]["sha256"], found["init_from"]["left_out"]) == (0, None, {})
+    assert found["trainable_parameters"] == 3 * 513
+    assert not (tmp_path / "keras").exists()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +131,7 @@ def test_a_plan_shows_layer_by_layer_what_is_reused(kpipe, fine_tuning, tmp_path
             ["training.layers=[{match: 'c[79]', frozen: all}]"],
             "training.layers.0.match: expected a pattern that matches",
         ),
-        (["data.channels=1"], "got 16x16x1; set data.channels=3"),
+        (["data.channels=1"], "got images of 16x16x1; set data.channels=3"),
         (
             ["training.layers=[{match: logits, frozen: {steps: 9}}]"],
             "expected a layer that is trained from the first step",

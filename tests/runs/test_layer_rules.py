@@ -21,7 +21,7 @@ training:
   average: {decay: 0.8}
   layers: [{match: "c[13]", rate: 0.5, frozen: {steps: 13}}, {match: logits, weight_decay: 0}]
 """
-NOTE = "the layers up to the head are frozen: their output is computed once and kept"
+NOTE = "until step 13: their output is computed once, for 160 images and their mirror images, and kept"
 
 
 @pytest.fixture
@@ -48,6 +48,9 @@ def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, w
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
     code, out, err = kpipe("run", frozen, f"data.cache={cache}")
     assert (code, f"{NOTE} on the disk (" in out) == (0, cache == "disk"), err
+    assert "\nstep 13: c1, c3 are trained from here on\n" in out
+    before, after = out.split("are trained from here on")
+    assert ("run " not in before.split("compiling")[1], " left" in after) == (True, True)  # when it ends is known now
     for ours, expected in zip(timeless(only_run(logs)), timeless(whole), strict=True):
         assert {**ours, "span": 0, "split": 0} == pytest.approx({**expected, "span": 0, "split": 0}, rel=1e-4, abs=1e-6)
 
@@ -85,5 +88,7 @@ def test_the_weights_that_are_kept_are_named(kpipe, frozen, logs):
     """An average over nearly all steps is worse than the weights; without a validation it is preferred."""
     code, out, _ = kpipe("run", frozen, "training.epochs=1", "training.layers=[]", "data.split.validation=0")
     assert code == 0
+    assert "adam, each batch in 2 pieces, clipping by global norm 1, averaged weights (decay 0.8)\n" in out
     assert "Kept are the weights of epoch 1, averaged." in out
+    assert f"  model      {only_run(logs)}/model.keras\n  raw        {only_run(logs)}/model_raw.keras\n" in out
     assert json.loads((only_run(logs) / "summary.json").read_text())["weights"] == "averaged"

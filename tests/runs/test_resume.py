@@ -382,6 +382,10 @@ def test_what_may_not_differ_under_resume(kpipe, experiment, logs):
         assert f"{run}: {said}" in err
         assert "\nUnder --resume only training.log_every, training.checkpoint, training.max_minutes, training.w" in err
         assert f"\n  kpipe run {run}/config.yaml {override}" in err
+        start = (
+            f"\nor one that starts from its weights:\n  kpipe run {run}/config.yaml model.init_from={run} {override}\n"
+        )
+        assert err.endswith(start) == override.startswith("training.epochs")
     code, _, err = kpipe("run", experiment, "--resume", str(run), "seed=1")
     assert "seed: 0 in the run, 1 now" in err
     code, _, err = kpipe("run", "--resume", str(run), "logs=elsewhere")

@@ -60,9 +60,14 @@ def test_the_first_entry_that_matches_counts_over_reused_layers():
             [{"match": "conv[12]", "frozen": "all"}],
             r"training.layers.0.match: expected a pattern that matches the name of a layer, got 'conv\[12\]', did",
         ),
-        ([{"match": "logit"}], "training.layers.0.match: .* got 'logit', did you mean 'logits'"),
+        ([{"match": "logit", "rate": 2}], "training.layers.0.match: .* got 'logit', did you mean 'logits'"),
+        ([{"match": "fc6"}], "training.layers.0.match: expected rate, weight_decay or frozen beside it; alone it "),
         (
-            [{"match": "fc6"}, {"match": "conv("}],
+            [{"match": "fc6", "frozen": "all", "rate": 2}],
+            r"training.layers.0.rate: means nothing for layers that keep their weights \(frozen: all\)",
+        ),
+        (
+            [{"match": "fc6", "rate": 2}, {"match": "conv("}],
             "training.layers.1.match: expected a regular expression, got 'conv\\('",
         ),
         (
@@ -78,6 +83,29 @@ def test_the_first_entry_that_matches_counts_over_reused_layers():
 def test_a_rule_that_cannot_work_is_refused(layers, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         rules(layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            [],
+            "training.reused_layers: expected a layer that is trained from the first step on, but all are frozen and "
+            "none is new. Leave frozen out, or train the last layer: "
+            r"training.layers=\[{match: logits, frozen: none}\]$",
+        ),
+        (
+            [{"match": "fc6", "rate": 2.0}],
+            r"training.layers.0: says how fc6 is trained, but training.reused_layers keeps its weights \(frozen: all\)"
+            ". Add frozen: none, or a length such as {epochs: 3}$",
+        ),
+    ],
+)
+def test_layers_that_are_all_reused_and_frozen_cannot_be_trained(layers, message):
+    frozen = {"reused": NAMES, "reused_layers": ReusedLayers(frozen="all")}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        rules(layers, **frozen)
+    assert rules([{"match": "logits", "frozen": "none"}], **frozen)["logits"] == LayerRule()
 
 
 # --- training by the rules ------------------------------------------------------------------------------------
