@@ -14,6 +14,7 @@ from processes import Started
 from tiny_runs import TINY, only_run, refuse_to_write, touch
 
 from kpipe import cli
+from kpipe.models.building import deferred_initialization, discard_variables
 
 
 def pytest_collection_modifyitems(items):
@@ -53,6 +54,14 @@ def figures_are_drawn_where_they_are_tested(request, monkeypatch):
     """Save each run the half second that its figures take."""
     if request.path.parent.name not in ("figures", "commands") and request.path.stem != "test_run":
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
+
+
+@pytest.fixture
+def without_weights():
+    """Build networks whose variables have no values: what a test of their structure does not need takes no time."""
+    with deferred_initialization():
+        yield
+    discard_variables()
 
 
 @pytest.fixture

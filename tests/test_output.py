@@ -118,7 +118,7 @@ def test_a_training_goes_on_in_silence(experiment, logs, failing, make):
     assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("make", [full, no_stream])
+@pytest.mark.parametrize("make", [full, pytest.param(no_stream, marks=pytest.mark.slow)])
 def test_a_training_from_python_goes_on_in_silence(experiment, failing, make):
     failing(make)
     assert train(load_experiment(experiment, ["training.epochs=1"]).experiment).summary["status"] == "finished"

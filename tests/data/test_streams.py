@@ -95,6 +95,7 @@ def test_a_damaged_stream_is_read_as_far_as_it_goes(damaged, cache):
     np.testing.assert_allclose(balanced_weights(split, 2), len(stream.readable) / (2 * counts), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_from_a_damaged_stream(damaged):
     stream, _ = damaged
     split = stream.load("none", on_error="skip", skip_limit=0.5).train

@@ -1,7 +1,6 @@
 """Sizes, parameters, multiply-adds and receptive fields against the papers and published re-implementations."""
 
 import functools
-import gc
 import math
 
 import keras
@@ -10,6 +9,7 @@ import pytest
 
 from kpipe.catalog.networks import MODELS
 from kpipe.errors import ConfigError
+from kpipe.models.building import deferred_initialization, discard_variables
 from kpipe.models.geometry import TrainingMemory, count_macs, estimate_training_memory, fitting_batch_size, measure
 from kpipe.models.googlenet import googlenet
 from kpipe.models.lenet import lenet5
@@ -18,14 +18,13 @@ from kpipe.models.preprocessing import Whiten
 
 @functools.cache
 def measured(name, input_shape=None, classes=None, **options):
-    """(rows by name, parameters, trainable parameters); the network itself is half a gigabyte and is let go."""
+    """(rows by name, parameters, trainable parameters); the weights, half a gigabyte, are never made."""
     given = {"input_shape": input_shape, "classes": classes}
-    model = MODELS[name].load()(**{key: value for key, value in given.items() if value}, **options)
+    with deferred_initialization():
+        model = MODELS[name].load()(**{key: value for key, value in given.items() if value}, **options)
+    discard_variables()
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-    result = {row.name: row for row in measure(model)}, model.count_params(), trainable
-    del model
-    gc.collect()
-    return result
+    return {row.name: row for row in measure(model)}, model.count_params(), trainable
 
 
 # name, arguments beside the builder's defaults, trainable parameters, multiply-adds

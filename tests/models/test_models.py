@@ -114,6 +114,7 @@ def build(name, height, width, options=None, **arguments):
     return build_model(name, options, input_shape=shape, classes=classes, **arguments)
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize("name", MODELS)
 def test_smallest_size_is_the_smallest_that_builds(name):
     height, width = MODELS[name].smallest_size
@@ -129,6 +130,7 @@ def test_smallest_size_is_the_smallest_that_builds(name):
 IMAGE_NETWORKS = [name for name in MODELS if name not in ("go_policy", "speech_cnn", "text_cnn")]
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize("size", [28, 32, 64, 96])
 @pytest.mark.parametrize("name", [name for name in IMAGE_NETWORKS if name not in ("vgg13", "vgg16", "vgg16_c")])
 def test_image_networks_take_the_sizes_that_students_use(name, size):
@@ -171,6 +173,7 @@ def test_lenet5_options():
     assert isinstance(lenet5().get_layer("s2"), keras.layers.MaxPooling2D)
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize("name, channels", [("vgg11", 2_752), ("vgg13", 2_944), ("vgg16", 4_224), ("vgg19", 5_504)])
 def test_batch_norm_adds_two_trained_and_two_moving_numbers_a_channel(name, channels):
     plain, normalized = (build(name, 32, 32, {"batch_norm": batch_norm}) for batch_norm in (False, True))
@@ -178,6 +181,7 @@ def test_batch_norm_adds_two_trained_and_two_moving_numbers_a_channel(name, chan
     assert normalized.count_params() == plain.count_params() + 4 * channels
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize(
     "name, options, parameters",
     [
@@ -194,6 +198,7 @@ def test_vgg_parameters_on_cifar(name, options, parameters):
     assert trainable_parameters(model) == parameters
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_vgg16_layers():
     model = vgg16((32, 32, 3), 10, width=16, dropout=0.25)
     convolutions = [f"conv{s}_{n}" for s, depth in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, depth + 1)]
@@ -207,6 +212,7 @@ def test_vgg16_layers():
     assert counts == [1_792, 36_928, 73_856, 147_584, 295_168, 590_080]
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_batch_norm_stands_between_convolution_and_relu():
     model = vgg11((32, 32, 3), 10, batch_norm=True, head="gap")
     names = [layer.name for layer in model.layers]
@@ -234,18 +240,21 @@ def test_vgg_equals_the_one_of_keras(name, theirs):
     np.testing.assert_allclose(ours(images), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_vgg_poolings_round_up():
     model = vgg16((28, 28, 1), 10, width=8)
     sides = [model.get_layer(f"pool{stage}").output.shape[1] for stage in range(1, 6)]
     assert sides == [14, 7, 4, 2, 1]
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_net_c_has_convolutions_of_one_pixel():
     model = vgg16_c((32, 32, 3), 10, width=8)
     kernels = {layer.name: layer.kernel_size for layer in model.layers if layer.name.startswith("conv")}
     assert [name for name, kernel in kernels.items() if kernel == (1, 1)] == ["conv3_3", "conv4_3", "conv5_3"]
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_net_a_lrn_normalizes_after_the_first_convolution():
     names = [layer.name for layer in vgg11((32, 32, 3), 10, width=8, lrn=True).layers]
     assert names[names.index("conv1_1") + 1] == "lrn1"
@@ -297,6 +306,7 @@ def test_initial_weights():
 # --- AlexNet, ZFNet, GoogLeNet ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize(
     "size, stride, sides", [(28, 1, (18, 8, 3, 1)), (32, 1, (22, 10, 4, 1)), (96, 4, (23, 11, 5, 2)),
                             (224, 4, (55, 27, 13, 6)), (227, 4, (55, 27, 13, 6)), (40, 2, (16, 7, 3, 1))]
@@ -307,6 +317,7 @@ def test_alexnet_takes_the_largest_stride_that_leaves_something(size, stride, si
     assert tuple(model.get_layer(name).output.shape[1] for name in ("conv1", "pool1", "pool2", "pool5")) == sides
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_alexnet_layers():
     model = alexnet((96, 96, 3), 10, width=8)
     names = [layer.name for layer in model.layers[2:]]
@@ -324,6 +335,7 @@ def test_alexnet_layers():
     assert "conv5" not in [layer.name for layer in alexnet((96, 96, 3), 10, width=8, variant="notes").layers]
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_alexnet_options():
     model = alexnet((64, 64, 3), 10, width=8, pooling="average", overlapping=False, lrn=False, dropout=0.25)
     pool = model.get_layer("pool1")
@@ -333,12 +345,14 @@ def test_alexnet_options():
     assert model.get_layer("drop6").rate == 0.25
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize("size, strides", [(28, (1, 1)), (32, (1, 2)), (64, (2, 2)), (224, (2, 2))])
 def test_zfnet_strides(size, strides):
     model = zfnet((size, size, 3), 10, width=8)
     assert tuple(model.get_layer(name).strides[0] for name in ("conv1", "conv2")) == strides
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_googlenet_blocks_concatenate_four_branches():
     model = googlenet((64, 64, 3), 10)
     widths = [
@@ -366,6 +380,7 @@ def test_every_activation_fits_every_network(name, activation):
     assert (model.count_params() > plain.count_params()) == (activation == "maxout")  # it has twice the filters
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_batch_norm_stands_before_an_activation_of_any_kind():
     for activation in ("relu", "scaled_tanh", "maxout"):
         model = build("vgg11", 32, 32, {"activation": activation, "batch_norm": True})
@@ -443,6 +458,7 @@ def test_one_step_saved_and_loaded_in_a_fresh_process(one_step, form):
     np.testing.assert_allclose(fresh, ours, rtol=1e-6, atol=1e-6 * np.abs(ours).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", range(len(FORMS)), ids=form_name)
 def test_one_step_in_half_precision(form):
     name, options = FORMS[form]

@@ -69,6 +69,7 @@ def test_every_form_of_every_network_is_listed():
             assert any(options.get("variant", field.default) == variant for options in listed), (name, variant)
 
 
+@pytest.mark.usefixtures("without_weights")
 @all_networks
 def test_features_end_where_the_head_begins(name, options, input_shape, classes, last, shape, head):
     model = build_model(name, options, input_shape=input_shape, classes=classes)
@@ -141,6 +142,7 @@ def test_mistakes(network, options, message):
         features_and_head(model, network, options)
 
 
+@pytest.mark.usefixtures("without_weights")
 @pytest.mark.parametrize(
     ("network", "options", "shape", "more", "last"),
     [
@@ -161,6 +163,7 @@ def test_the_last_fixed_output_comes_before_dropout_and_before_what_is_trained(n
     assert last_fixed_output(model, fixed[1:]) is not model.get_layer(last).output
 
 
+@pytest.mark.usefixtures("without_weights")
 def test_nothing_is_fixed_for_heads_that_branch_off_the_features():
     options = {"auxiliary_heads": True}
     model = build_model("googlenet", options, input_shape=(32, 32, 3), classes=3)

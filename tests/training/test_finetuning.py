@@ -178,7 +178,9 @@ def test_layers_that_are_frozen_for_good_have_no_optimizer_variables():
     assert [v.path for v in make_trainer({"conv": 5}).model.optimizer.variables if "conv" in v.path]
 
 
-@pytest.mark.parametrize(("optimizer", "chunk"), [("sgd", 1), ("adam", 5), ("adam", 7)])
+@pytest.mark.parametrize(
+    ("optimizer", "chunk"), [("sgd", 1), ("adam", 5), pytest.param("adam", 7, marks=pytest.mark.slow)]
+)
 def test_thawing_does_not_depend_on_the_chunks(optimizer, chunk):
     whole, chunked = (make_trainer({"conv": 5, "bn": 7}, optimizer) for _ in range(2))
     fit(whole)
