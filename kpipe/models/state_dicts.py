@@ -207,7 +207,7 @@ def _describe_differences(
     problems = [f"{some(unknown, most=3)} that it has not"] if unknown else []
     problems += [f"no {some(missing, most=3)}"] if missing else []
     got = " and ".join(problems)
-    if stripped[1:]:
+    if stripped[1:] and (prefix or not set(features) & set(named)):  # else 'features.' is no prefix
         got += f". All names begin with '{stripped[1][0]}', and without that they do not fit either"
     return unusable(source, f"expected the tensors of torchvision's {wanted} under its names, got {got}")
 

@@ -351,6 +351,11 @@ def test_tensors_that_do_not_fit_are_named(net_a_tensors, tmp_path):
         "conv1_1: expected finite weights, got 64 of 64 that are infinite or not a number. Take weights from before "
         "that training diverged."
     )
+    features = {name: tensor for name, tensor in net_a_tensors.items() if name.startswith("features.")}
+    del features["features.3.bias"]
+    assert problem_of(save_tensors(source, features), "vgg11", SMALL) == (
+        "expected the tensors of torchvision's vgg11 under its names, got no 'features.3.bias'."
+    )
     save_tensors(source, net_a_tensors | {"neck.weight": np.zeros(3, "float32")})
     assert problem_of(source, "vgg11", SMALL) == (
         "expected the tensors of torchvision's vgg11 under its names, got 'neck.weight' that it has not."
