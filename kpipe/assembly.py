@@ -42,17 +42,22 @@ from kpipe.training.trainer import Trainer
 from kpipe.training.variables import count_bytes
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment, built and not yet trained."""
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A compiled model, and how its layers are trained."""
 
-    splits: data.Splits
     model: keras.Model
-    """Compiled."""
     layer_rules: dict[str, LayerRule]
     """How each layer with weights is trained, by its name."""
     reuse: Reuse | None
     """Layers whose weights come from `model.init_from`; None: all weights are random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Built):
+    """An experiment, built on its data and not yet trained."""
+
+    splits: data.Splits
     network: dict[str, Any]
     """Keyword arguments that were passed to `build_model`."""
     training_batches: Callable[[int], tf.data.Dataset]
@@ -137,17 +142,13 @@ def prepare(
     if most and data.is_sampled(splits.train, most):
         notes = (f"mean and standard deviation of the pixels are those of {most:,} images (data.normalize)",)
     return Prepared(
-        splits, built.model, built.layer_rules, built.reuse, network, training_batches, steps_per_epoch, notes
+        **vars(built),
+        splits=splits,
+        network=network,
+        training_batches=training_batches,
+        steps_per_epoch=steps_per_epoch,
+        notes=notes,
     )
-
-
-@dataclass(frozen=True)
-class Built:
-    """A compiled model, and how its layers are trained."""
-
-    model: keras.Model
-    layer_rules: dict[str, LayerRule]
-    reuse: Reuse | None
 
 
 def build(
@@ -201,7 +202,7 @@ def build(
             metrics=make_metrics(network["classes"]),
             jit_compile=False,  # on a CPU, XLA makes these networks slower
         )
-    return Built(model, rules, reuse)
+    return Built(model=model, layer_rules=rules, reuse=reuse)
 
 
 def load_weights(experiment: Experiment, *, only_shapes: bool = False) -> Pretrained | None:
@@ -217,7 +218,13 @@ def load_weights(experiment: Experiment, *, only_shapes: bool = False) -> Pretra
     source = experiment.model.init_from
     if source is None:
         return None
-    weights = load_pretrained(source, experiment.model.name, experiment.network_options, only_shapes=only_shapes)
+    weights = load_pretrained(
+        source,
+        experiment.model.name,
+        experiment.network_options,
+        image_size=experiment.data.image_size,
+        only_shapes=only_shapes,
+    )
     resolve_normalize(experiment.data, weights)  # before the images are read
     return weights
 
@@ -328,8 +335,9 @@ def make_watchers(
         train = prepared.splits.train
         # As many images as the memory takes at once.
         some = train.select(train.spread(min(len(train), experiment.data.batch_size // training.accumulate)))
-        images = next(data.iterate_images(some, prepared.splits.image_size))
-        watchers.append(LayerStatistics(tf.constant(images), steps_of(every, **length), write))
+        images = next(data.iterate_images(some, prepared.splits.image_size), None)
+        if images is not None:  # else none of them can be read
+            watchers.append(LayerStatistics(tf.constant(images), steps_of(every, **length), write))
     return watchers
 
 

@@ -21,6 +21,7 @@ from kpipe.data.features import (
     make_feature_evaluation_pipeline,
     make_feature_pipeline,
 )
+from kpipe.data.pixels import allocate
 from kpipe.errors import OutOfMemory
 from kpipe.files import cache_folder
 from kpipe.models.structure import features_and_head, last_fixed_output
@@ -52,11 +53,11 @@ class FeaturePlan:
 
     def make_extractor(self, model: keras.Model) -> keras.Model:
         """Return the frozen layers of the model: images -> features."""
-        return keras.Model(model.inputs, self.output)
+        return keras.Model(model.inputs, self.output, name="features")
 
     def make_head(self, model: keras.Model) -> keras.Model:
         """Return the other layers of the model: features -> its outputs."""
-        return keras.Model(self.output, model.outputs)
+        return keras.Model(self.output, model.outputs, name="head")
 
 
 def plan_features(experiment: Experiment, prepared: Prepared, step: int) -> tuple[FeaturePlan | None, str | None]:
@@ -84,15 +85,15 @@ def plan_features(experiment: Experiment, prepared: Prepared, step: int) -> tupl
             "the layers up to the head are frozen, but data.augment makes new images in each epoch; without it, or "
             "with flips alone, their output would be computed only once"
         )
-    train, validation = len(splits.train), len(splits.validation or ())
-    plan = FeaturePlan(output, until, augment, train * views + validation)
+    images = len(splits.train) + len(splits.validation or ())
+    plan = FeaturePlan(output, until, augment, len(splits.train) * (views - 1) + images)
     if config.cache == "auto" and plan.size > config.cache_gigabytes * 1e9:
         return None, f"{_OUTPUT} would take {describe_size(plan.size)}, more than data.cache_gigabytes; {_EACH_EPOCH}"
     where = "on the disk" if config.cache == "disk" else "in memory"
     note = (
         f"the layers up to the head are frozen{'' if until == math.inf else f' until step {int(until):,}'}: their "
-        f"output is computed once, for {counted(train + validation, 'image')}"
-        f"{' and their mirror images' if views > 1 else ''}, and kept {where} ({describe_size(plan.size)})"
+        f"output is computed once, for {counted(images, 'image')}"
+        f"{f', {views} views of each in training' if views > 1 else ''}, and kept {where} ({describe_size(plan.size)})"
     )
     return plan, note
 
@@ -114,15 +115,18 @@ def make_frozen_features(
             f"data.cache=disk, or data.cache=none, with which {_EACH_EPOCH}"
         )
     extractor = plan.make_extractor(model)
-    features_of = tf.function(lambda images: tf.cast(extractor(images, training=False), tf.float32))
+
+    @partial(tf.function, reduce_retracing=True)
+    def features_of(images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(extractor(images, training=False), tf.float32)
 
     def compute(split: data.Split, augment: list) -> np.ndarray:
         def fill(make: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
             return compute_features(split, splits.image_size, augment, features_of, config.batch_size, make, progress)
 
         if config.cache != "disk":
-            return fill(lambda shape: np.zeros(shape, np.float32))
-        return keep_on_disk(cache_folder(), _digest(extractor, split, count_views(augment)), fill)
+            return fill(partial(allocate, dtype=np.float32))
+        return keep_on_disk(cache_folder(), _digest(extractor, split, augment), fill)
 
     worker, workers = workers_of(make_strategy())
     batches = partial(
@@ -149,23 +153,21 @@ def make_frozen_features(
 def _find_features(experiment: Experiment, prepared: Prepared, step: int) -> tuple[keras.KerasTensor | None, float]:
     """Return the last output of the frozen layers, and the step at which the first of them thaws.
 
-    None: not all layers up to the head are frozen at this step.
+    Layers of the head count if they stay frozen for as long as all layers before it. None: not all of these are frozen
+    at this step.
     """
     thaws = {name: rule.thaws for name, rule in prepared.layer_rules.items()}
-    fixed = {name for name, thaw in thaws.items() if thaw > step}
-    output = last_fixed_output(prepared.model, fixed) if fixed else None
-    if output is None:
-        return None, math.inf
     division = features_and_head(prepared.model, experiment.model.name, prepared.network["options"])
-    needed = [layer.name for layer in division.features if layer.name in thaws]
-    if not needed or not fixed.issuperset(needed):
+    until = min((thaws[layer.name] for layer in division.features if layer.name in thaws), default=0)
+    if until <= step:
         return None, math.inf
-    extractor = keras.Model(prepared.model.inputs, output)
-    return output, min(thaws[layer.name] for layer in extractor.layers if layer.name in thaws)
+    fixed = [layer.name for layer in prepared.model.layers if thaws.get(layer.name, math.inf) >= until]
+    return last_fixed_output(prepared.model, fixed), until
 
 
-def _digest(extractor: keras.Model, split: data.Split, views: int) -> str:
-    """Return a digest of all that features depend on: the layers and their weights, the images, and the machine."""
+def _digest(extractor: keras.Model, split: data.Split, augment: list) -> str:
+    """Return a digest of all that features depend on: layers and weights, images and their views, and TensorFlow."""
+    views = [entry.name for entry in augment]
     digest = hashlib.sha256(repr((tf.__version__, views, extractor.dtype_policy.name)).encode())
     digest.update(extractor.to_json().encode())
     for weight in extractor.get_weights():

@@ -1,5 +1,6 @@
 """When the output of frozen layers is computed once; what comes of it, `tests/runs/test_layer_rules.py` asks."""
 
+import keras
 import pytest
 
 from kpipe import frozen_features
@@ -41,9 +42,10 @@ def test_features_are_those_before_the_first_layer_that_is_trained(found):
     )
     shape = [part.shape for part in next(iter(features.batches_from(3)))]
     assert shape == [(16, 64), (16,)]
-    head_too = "[{match: 'c[135]', frozen: {steps: 17}}, {match: f6, frozen: {steps: 15}}]"
-    features, _ = found(f"training.layers={head_too}")
-    assert (features.head.input_shape, features.until) == ((None, 84), 15)
+    head_too = "[{match: 'c[135]', frozen: {steps: 17}}, {match: f6, frozen: {steps: %d}}]"
+    for f6_thaws, width in ((17, 84), (15, 120)):  # an earlier thaw of f6 leaves the features before it
+        features, _ = found(f"training.layers={head_too % f6_thaws}")
+        assert (features.head.input_shape, features.until) == ((None, width), 17)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,38 @@ def test_images_are_needed_where_features_change_or_are_not_to_be_kept(found, ov
     assert found(*overrides, step=step) == (None, None)
 
 
-def test_mirror_images_are_said(found):
+def test_views_are_said(found):
     _, note = found("data.augment=[flip_horizontal]", "training.layers.0.frozen=all")
-    assert note.startswith("the layers up to the head are frozen: their output is computed once, for 48 images and ")
-    assert note.endswith(" and their mirror images, and kept in memory (23.3 kB)")
+    assert note == (
+        "the layers up to the head are frozen: their output is computed once, for 48 images, 2 views of each in "
+        "training, and kept in memory (23.3 kB)"
+    )
+
+
+def test_features_on_the_disk_are_taken_for_the_same_layers_images_and_flips(found, tmp_path, monkeypatch):
+    monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
+    seen = set()
+
+    def count_new(*overrides, seed=0):
+        keras.utils.set_random_seed(seed)  # of the weights
+        found("data.cache=disk", *overrides)
+        new = set((tmp_path / "cache").glob("*.npy")) - seen
+        seen.update(new)
+        return len(new)
+
+    horizontal, vertical, both, turned = (
+        f"data.augment=[{flips}]"
+        for flips in (
+            "flip_horizontal",
+            "flip_vertical",
+            "flip_horizontal,flip_vertical",
+            "flip_vertical,flip_horizontal",
+        )
+    )
+    assert count_new(horizontal) == 2  # training and validation
+    assert count_new(horizontal) == 0
+    assert [count_new(flips) for flips in (vertical, both, turned)] == [1, 1, 1]
+    assert count_new(horizontal, seed=1) == 2
 
 
 def test_images_that_change_in_each_epoch_are_said(found):

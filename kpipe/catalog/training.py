@@ -56,7 +56,7 @@ class AdagradOptions(OptimizerOptions):
     initial_accumulator_value: NonNegative = 0.1
     """Sum of squared gradients with which each weight starts."""
     epsilon: Positive = 1e-7
-    """Small number that is added to the denominator."""
+    """Small number that is added to the sum of squares, inside the root."""
 
 
 class RMSpropOptions(OptimizerOptions):
@@ -65,7 +65,7 @@ class RMSpropOptions(OptimizerOptions):
     momentum: Fraction = 0.0
     """Fraction of the last update that is added to the next one."""
     epsilon: Positive = 1e-7
-    """Small number that is added to the denominator."""
+    """Small number that is added to the mean square, inside the root."""
     centered: bool = False
     """Whether gradients are divided by their standard deviation instead of their root mean square."""
 
@@ -256,7 +256,8 @@ class LayerOptions(Section):
     rate: Positive | None = None
     """Factor of the learning rate. Default: 1, or that of `reused_layers`."""
     weight_decay: NonNegative | None = None
-    """Value of the weight decay. Default: the optimizer's."""
+    """Value of the weight decay. Default: the optimizer's. Its kind is that of the optimizer's `weight_decay`, and
+    where there is none, `l2`, or `decoupled` for adamw, lion and muon."""
     frozen: Frozen | None = None
     """How long the layers keep their weights, as in `reused_layers`. Default: `none`, or that of `reused_layers`."""
 

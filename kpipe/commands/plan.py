@@ -146,12 +146,12 @@ def _assume_network(experiment: Experiment, assumed: Assumed, weights: Pretraine
     }
 
 
-def _row(row: LayerGeometry, built: Built | Prepared) -> dict[str, Any]:
+def _row(row: LayerGeometry, built: Built) -> dict[str, Any]:
     pairs = {key: _one_if_equal(getattr(row, key)) for key in ("kernel", "stride", "receptive_field", "total_stride")}
-    return asdict(row) | pairs | {"training": _describe_rule(row.name, built)}
+    return asdict(row) | pairs | {"training": _rule_of(row.name, built)}
 
 
-def _describe_rule(layer: str, built: Built | Prepared) -> dict[str, Any] | None:
+def _rule_of(layer: str, built: Built) -> dict[str, Any] | None:
     """Return how a layer is trained; None: it has no weights. `from_step` is null where it keeps its weights."""
     rule = built.layer_rules.get(layer)
     return rule and {

@@ -20,7 +20,7 @@ from kpipe.catalog.data import (
     whitening_conflict,
 )
 from kpipe.catalog.networks import MODELS, ModelRow
-from kpipe.catalog.rows import Duration, Section, TrainingLength
+from kpipe.catalog.rows import Duration, Section, TrainingLength, describe_length
 from kpipe.catalog.training import PlateauOptions
 from kpipe.catalog.weights import init_from_conflicts
 from kpipe.catalog.wording import show
@@ -61,7 +61,9 @@ def conflicts(data: dict[str, Any]) -> list[Conflict]:
     if training and config and config.batch_size % training.accumulate:
         message = f"expected a number that divides data.batch_size, {config.batch_size}, got {training.accumulate}"
         found.append((("training", "accumulate"), message))
-    if training and training.reused_layers and _get(data, "model", "init_from") is None:
+    space = _get(data, "search", "space")
+    is_searched = isinstance(space, dict) and "model.init_from" in space  # the trials say it
+    if training and training.reused_layers and _get(data, "model", "init_from") is None and not is_searched:
         found.append((("training", "reused_layers"), "needs model.init_from, which says where weights come from"))
     if lacks_validation(data):
         need = "needs a validation split, data.split.validation is 0"
@@ -207,8 +209,8 @@ def _never_thaws(frozen: Duration, epochs: int) -> str | None:
     training = TrainingLength(epochs)
     if length < training.in_unit(unit):
         return None
-    whole = training.describe(unit)
-    return f"expected less than the {whole} of the training, got {length:g}; `all` freezes layers for good"
+    whole, given = training.describe(unit), describe_length(unit, length)
+    return f"expected a length shorter than the training ({whole}), got {given}; `all` freezes layers for good"
 
 
 def _below(section: Section, *keys: str | int) -> Iterator[Conflict]:

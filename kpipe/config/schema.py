@@ -331,9 +331,19 @@ class Experiment(Section):
     @property
     def sources(self) -> list[str]:
         """The source of the images, and those that a search tries."""
+        return [self.data.source, *self._tried("data.source")]
+
+    @property
+    def weights(self) -> list[str]:
+        """What `model.init_from` names, and what a search tries for it."""
+        tried = [absolute_weights(source) for source in self._tried("model.init_from") if source]
+        return [self.model.init_from, *tried] if self.model.init_from else tried
+
+    def _tried(self, key: str) -> list[Any]:
+        """Return the values that a search tries for a key."""
         space = self.search.space if self.search else {}
-        tried = space.get("data.source") if isinstance(space, dict) else None
-        return [self.data.source, *(tried and tried.choice or ())]
+        values = space.get(key) if isinstance(space, dict) else None
+        return (values and values.choice) or []
 
     def identity(self) -> dict[str, Any]:
         """Return what two runs of the same experiment share: all but the folder, what was resolved on the machine, and

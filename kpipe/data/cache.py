@@ -23,7 +23,7 @@ from kpipe.data.pixels import allocate, check_memory
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError, EnvironmentFault
-from kpipe.files import replacing
+from kpipe.files import REFUSALS, replacing
 
 CHUNK = 256  # images that are copied at a time
 _ELSEWHERE = "set KPIPE_CACHE to another folder, or set data.cache=none"
@@ -104,7 +104,7 @@ def keep_on_disk(
             returns that array, filled.
 
     Raises:
-        EnvironmentFault: the disk is too small, or the folder cannot be made.
+        EnvironmentFault: the disk refuses the file, or the folder cannot be made.
     """
     _make_folder(folder)
     path = folder / f"{name}.npy"
@@ -114,10 +114,10 @@ def keep_on_disk(
                 with replacing(path) as beside:
                     fill(lambda shape: _map_new(beside, shape, np.float32)).flush()
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in REFUSALS:
                     raise
                 raise EnvironmentFault(
-                    f"{folder}: the disk is too small for the features of the images. Make room, {_ELSEWHERE}"
+                    f"{folder}: the features of the images cannot be written ({error.strerror}): {_ELSEWHERE}"
                 ) from None
     return np.load(path, mmap_mode="r")
 
@@ -127,7 +127,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"{folder}: the folder of decoded images cannot be made ({error.strerror}): {_ELSEWHERE}"
+            f"{folder}: the folder of decoded images and features cannot be made ({error.strerror}): {_ELSEWHERE}"
         ) from None
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop
 from kpipe.data.pipeline import make_drawing, make_evaluation_pipeline, with_cardinality
+from kpipe.data.pixels import make_resident
 from kpipe.data.splits import ProgressReporter, Split, no_progress
 
 
@@ -120,8 +121,7 @@ def _turn(images: tf.Tensor, flips: Sequence[Augmentation], view: int) -> tf.Ten
 def _fetcher(features: np.ndarray) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Return a function (numbers int64 [b], views int64 [b]) -> features [b, *F] for use inside a graph."""
     if not isinstance(features, np.memmap):
-        with tf.device("CPU:0"):  # where tf.data works
-            resident = tf.constant(features)
+        resident = make_resident(features)
         return lambda numbers, views: tf.gather_nd(resident, tf.stack([numbers, views], axis=1))
 
     def fetch(numbers, views):

@@ -26,12 +26,17 @@ class Pixels:
     @functools.cached_property
     def resident(self) -> tf.Tensor:
         """Images in main memory, where tf.data works: from a GPU every batch would be copied back."""
-        with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
-            if _can_be_shared(self.images):
-                return tf.experimental.dlpack.from_dlpack(self.images.__dlpack__())
-            tensor = tf.identity(self.images)  # `tf.constant` of TensorFlow 2.21 holds two copies
+        tensor = make_resident(self.images)
         self.images = np.asarray(tensor)  # a view: one copy is enough
         return tensor
+
+
+def make_resident(array: np.ndarray) -> tf.Tensor:
+    """Return an array as a tensor in main memory, one of `allocate` without a copy."""
+    with tf.init_scope(), tf.device("CPU:0"):  # also when first asked for inside a graph
+        if _can_be_shared(array):
+            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        return tf.identity(array)  # `tf.constant` of TensorFlow 2.21 holds two copies
 
 
 def check_memory(shape: tuple[int, ...], where: str, remedy: str) -> None:
@@ -51,14 +56,14 @@ def check_memory(shape: tuple[int, ...], where: str, remedy: str) -> None:
         )
 
 
-def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """Return uint8 zeros that TensorFlow can share. Otherwise copies would hold a large set three times in memory."""
-    size = int(np.prod(shape))
+def allocate(shape: tuple[int, ...], dtype: type = np.uint8) -> np.ndarray:
+    """Return zeros that TensorFlow can share. Otherwise copies would hold a large set three times in memory."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _can_be_shared(images: np.ndarray) -> bool:
-    flags = images.flags
-    return images.size > 0 and flags.c_contiguous and flags.writeable and images.ctypes.data % ALIGNMENT == 0
+def _can_be_shared(array: np.ndarray) -> bool:
+    flags = array.flags
+    return array.size > 0 and flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0

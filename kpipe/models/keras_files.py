@@ -239,28 +239,29 @@ class _Published(NamedTuple):
     has_dense_layers: bool
 
 
-def _publish(network: str, options: dict[str, Any]) -> _Published:
+def _published_file(network: str, options: dict[str, Any], image_size: int | None) -> _Published:
     """Return the file for a network. That with the dense layers is nine times as large, and only for such a head."""
     has_dense_layers = options.get("head", "fc") == "fc" and options.get("width", 4096) == 4096
+    has_dense_layers = has_dense_layers and image_size in (None, 224)
     name = f"{network}_weights_tf_dim_ordering_tf_kernels{'' if has_dense_layers else '_notop'}.h5"
     home = expand_path(os.environ.get("KERAS_HOME") or "~/.keras", "KERAS_HOME")
     return _Published(name, f"{_URL}/{network}/{name}", home, has_dense_layers)
 
 
-def is_downloaded(network: str, options: dict[str, Any]) -> bool:
+def is_downloaded(network: str, options: dict[str, Any], image_size: int | None) -> bool:
     """Return whether Keras has downloaded its weights of a VGG network before."""
-    file = _publish(network, options)
+    file = _published_file(network, options, image_size)
     return (file.home / "models" / file.name).exists()
 
 
-def describe_download(network: str, options: dict[str, Any]) -> NamedWeights:
+def describe_download(network: str, options: dict[str, Any], image_size: int | None) -> NamedWeights:
     """Return what `download` would give: zeros of the right shapes, which take no memory."""
     channels, shapes = 3, {}
     for stage, (kernels, filters) in enumerate(zip(STAGES[network], FILTERS, strict=True), start=1):
         for number, kernel in enumerate(kernels, start=1):
             shapes[f"conv{stage}_{number}"] = [(kernel, kernel, channels, filters), (filters,)]
             channels = filters
-    if _publish(network, options).has_dense_layers:
+    if _published_file(network, options, image_size).has_dense_layers:
         dense = {"fc6": (7 * 7 * channels, 4096), "fc7": (4096, 4096), "logits": (4096, 1000)}
         shapes |= {name: [(inputs, units), (units,)] for name, (inputs, units) in dense.items()}
     layers = {name: [np.broadcast_to(np.float32(0), shape) for shape in those] for name, those in shapes.items()}
@@ -268,9 +269,18 @@ def describe_download(network: str, options: dict[str, Any]) -> NamedWeights:
     return NamedWeights(kind, network, layers, NAMED["caffe"], None, {})
 
 
-def download(network: str, options: dict[str, Any]) -> Path:
-    """Return the file with Keras's weights of a VGG network, downloaded where it is not in Keras's cache."""
-    name, url, home, _ = _publish(network, options)
+def download(network: str, options: dict[str, Any], image_size: int | None) -> Path:
+    """Return the file with Keras's weights of a VGG network, downloaded where it is not in Keras's cache.
+
+    Args:
+        network: vgg16 or vgg19.
+        options: of the network.
+        image_size: side of the images in pixels; None: not known. The dense layers fit 224 pixels alone.
+
+    Raises:
+        ConfigError: it cannot be downloaded.
+    """
+    name, url, home, _ = _published_file(network, options, image_size)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)  # Keras has none: where packets are dropped, it would wait for minutes
     try:

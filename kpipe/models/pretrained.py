@@ -79,23 +79,31 @@ class Reuse:
     """Layer or tensor of the file that is not used -> why, in words."""
 
 
-def load_pretrained(source: str, network: str, options: dict[str, Any], *, only_shapes: bool = False) -> Pretrained:
+def load_pretrained(
+    source: str,
+    network: str,
+    options: dict[str, Any],
+    *,
+    image_size: int | None = None,
+    only_shapes: bool = False,
+) -> Pretrained:
     """Read weights for a network.
 
     Args:
         source: value of `model.init_from`, as `kpipe.catalog.weights.absolute_weights` returns it.
         network: a name in `kpipe.catalog.networks.MODELS`.
         options: of the network.
+        image_size: side of the images in pixels; None: not known.
         only_shapes: for a plan. Nothing is downloaded; of `imagenet`, what is known without the file is returned.
 
     Raises:
         ConfigError: the file is missing, damaged or of another network, or a value in it is not finite; `imagenet`
             cannot be downloaded.
     """
-    if source == IMAGENET and only_shapes and not is_downloaded(network, options):
-        return Pretrained(source, None, **describe_download(network, options)._asdict())
+    if source == IMAGENET and only_shapes and not is_downloaded(network, options, image_size):
+        return Pretrained(source, None, **describe_download(network, options, image_size)._asdict())
     check_weights_file(source)
-    path = download(network, options) if source == IMAGENET else Path(source)
+    path = download(network, options, image_size) if source == IMAGENET else Path(source)
     path = path / "model.keras" if path.is_dir() else path
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,23 +31,23 @@ class _Module(NamedTuple):
     """Tensor -> what converts it to Keras's layout, in the order of the layer's weights."""
 
 
-def _flattened(weight: np.ndarray, channels: int) -> np.ndarray:
+def _reflattened(weight: np.ndarray, channels: int) -> np.ndarray:
     """Convert the first dense layer after feature maps: PyTorch flattens channel by channel, Keras pixel by pixel."""
     outputs, inputs = weight.shape
     side = math.isqrt(inputs // channels)
     return weight.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0).reshape(inputs, outputs)
 
 
-def _vector(values: np.ndarray) -> np.ndarray:
+def _check_vector(values: np.ndarray) -> np.ndarray:
     [_] = values.shape
     return values
 
 
 _COUNTER = "it counts batches"
 _KERNEL = {"weight": lambda weight: weight.transpose(2, 3, 1, 0)}
-_CONVOLUTION = {**_KERNEL, "bias": _vector}
-_DENSE = {"weight": lambda weight: weight.transpose(1, 0), "bias": _vector}
-_BATCH_NORM = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), _vector)
+_CONVOLUTION = {**_KERNEL, "bias": _check_vector}
+_DENSE = {"weight": lambda weight: weight.transpose(1, 0), "bias": _check_vector}
+_BATCH_NORM = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), _check_vector)
 _HEADS = ("classifier", "fc", "aux1", "aux2", "head", "pre_logits")
 """First words of the names of classifiers; the last two are timm's, whose other names are torchvision's."""
 
@@ -102,7 +102,7 @@ def _list_modules(network: str, batch_norm: bool) -> tuple[list[_Module], list[_
 
 
 def _list_dense_modules(places: tuple[int, int, int], channels: int) -> list[_Module]:
-    kinds = {"fc6": {**_DENSE, "weight": partial(_flattened, channels=channels)}, "fc7": _DENSE, "logits": _DENSE}
+    kinds = {"fc6": {**_DENSE, "weight": partial(_reflattened, channels=channels)}, "fc7": _DENSE, "logits": _DENSE}
     return [
         _Module(layer, f"classifier.{place}", tensors)
         for place, (layer, tensors) in zip(places, kinds.items(), strict=True)
@@ -126,7 +126,7 @@ def _list_googlenet_modules() -> tuple[list[_Module], list[_Module]]:
     for number, block in enumerate(HEADED, start=1):
         layer, name = f"auxiliary_{block}", f"aux{number}"
         head += convolution(f"{layer}_1x1", f"{name}.conv")
-        head.append(_Module(f"{layer}_fc", f"{name}.fc1", {**_DENSE, "weight": partial(_flattened, channels=128)}))
+        head.append(_Module(f"{layer}_fc", f"{name}.fc1", {**_DENSE, "weight": partial(_reflattened, channels=128)}))
         head.append(_Module(f"{layer}_logits", f"{name}.fc2", _DENSE))
     return features, head
 

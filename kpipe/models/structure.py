@@ -62,8 +62,8 @@ def last_fixed_output(model: keras.Model, fixed: Collection[str]) -> keras.Keras
 
     Args:
         model: any network.
-        fixed: names of the layers that keep their weights. Those without trainable weights need not be named. A layer
-            that draws random numbers, such as dropout, is never fixed.
+        fixed: names of the layers that keep their weights. Those without weights need not be named. A layer that draws
+            random numbers, such as dropout, is never fixed.
     """
     trunk, found = find_trunk(model), None
     if len(model.outputs) > 1:
@@ -72,7 +72,7 @@ def last_fixed_output(model: keras.Model, fixed: Collection[str]) -> keras.Keras
         layer = node.operation
         if isinstance(layer, keras.Layer):
             draws = len(layer.variables) > len(layer.weights)  # the state of a random generator is no weight
-            if draws or (layer.name not in fixed and any(v.trainable for v in layer.weights)):
+            if draws or (layer.weights and layer.name not in fixed):
                 break
         if id(node) in trunk and not isinstance(layer, keras.layers.InputLayer):
             found = node.outputs[0]

@@ -75,6 +75,13 @@ class Run:
         """Return the file with the best weights of a kind (`raw` or `averaged`), where one kind is preferred."""
         return self.model if kind == preferred else self.path / f"model_{kind}.keras"
 
+    def find_model(self, kind: str) -> Path | None:
+        """Return the file in which a run that was finished has its best weights of a kind; None: there is none."""
+        if (own := self.path / f"model_{kind}.keras").exists():
+            return own
+        is_preferred = self.read_json("summary.json").get("weights") == kind
+        return self.model if is_preferred and self.model.exists() else None
+
     def begin(self, experiment: dict[str, Any], resolved: dict[str, Any]) -> None:
         """Write the config; mark a finished run that is extended as interrupted."""
         if self.status is not None:

@@ -56,10 +56,10 @@ class RunState:
     @property
     def preferred(self) -> str:
         """The kind of weights with the better best epoch. Without a validation that is the averaged one."""
-        scores = {kind: best.score for kind, best in self.best.items()}
-        if None in scores.values():
-            return max(scores, key=lambda kind: kind == AVERAGED)
-        return max(scores, key=lambda kind: (scores[kind], kind == RAW), default=RAW)
+        scores = {kind: best.score for kind, best in self.best.items() if best.score is not None}
+        if scores:
+            return max(scores, key=lambda kind: (scores[kind], kind == RAW))
+        return AVERAGED if AVERAGED in self.best else RAW
 
     @property
     def best_epoch(self) -> int:
@@ -132,10 +132,11 @@ def restore_state(
             f"{describe_counts(images)} now. Bring them back, or start another run with --new."
         )
     for kind, best in state.best.items():
-        # A finished run that is extended has its best weights in model.keras alone.
-        if not checkpoints.is_whole(best.step) and (checkpoints.has(best.step) or not run.model.exists()):
+        # A finished run that is extended has its best weights in model files alone.
+        if not checkpoints.is_whole(best.step) and (checkpoints.has(best.step) or not run.find_model(kind)):
+            what = "the best averaged weights" if kind == AVERAGED else "the best weights"
             notes.append(
-                f"the best weights so far, of step {best.step:,}, are damaged; the best is searched anew from here"
+                f"{what} so far, of step {best.step:,}, are damaged or gone; the best is searched anew from here"
             )
             state.best[kind] = Best(restored.step // steps_per_epoch, restored.step)
     if state.train.stopped:

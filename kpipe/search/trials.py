@@ -161,7 +161,8 @@ class TrialRunner:
         options = RunOptions(
             path=path,
             epochs=epochs,
-            constants=self._constants_path(experiment.data),
+            # Weights bring constants of their own.
+            constants=None if experiment.model.init_from else self._constants_path(experiment.data),
             evaluate=("validation",),
             draw=False,
             keep_last=True,  # hyperband may resume from it
@@ -226,7 +227,8 @@ def prune_weights(
         for execution in range(options.executions_per_trial):
             run = folder / record.run(execution)
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
-            (run / "model.keras").unlink(missing_ok=True)
+            for model in run.glob("model*.keras"):
+                model.unlink()
 
 
 def _digest_of_data(config: DataConfig) -> str:

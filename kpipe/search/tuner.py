@@ -19,6 +19,7 @@ import keras_tuner
 from keras_tuner.engine import base_tuner
 
 from kpipe.catalog.data import check_source
+from kpipe.catalog.weights import check_weights_file
 from kpipe.config.loading import Loaded
 from kpipe.config.schema import Experiment
 from kpipe.config.space import decode, keys_of
@@ -85,6 +86,8 @@ def run_search(
         return None
     for source in experiment.sources:
         check_source(source)
+    for source in experiment.weights:
+        check_weights_file(source)
     config = {key: value for key, value in loaded.document.data.items() if key != "logs"}
     logs, objective = logs_folder(experiment.logs), objective_of(experiment)
     with (

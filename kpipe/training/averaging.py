@@ -24,17 +24,18 @@ class WeightAverage:
 
     def __init__(self, decay: float, *, warmup: bool = True):
         self.decay, self.warmup = decay, warmup
+        self.steps: keras.Variable | None = None
         self.pairs: list[tuple[keras.Variable, keras.Variable]] = []  # each variable with its average
 
     def build(self, model: keras.Model) -> None:
-        """Make the averages of a model's variables, as long as there are none."""
-        if self.pairs:
+        """Make the averages of a model's variables; a second call does nothing."""
+        if self.steps is not None:
             return
-        trained = [layer for layer in model.layers if layer.trainable and layer.trainable_variables]
-        variables = [v for layer in trained for v in layer.weights if "float" in v.dtype]
         self.steps = keras.Variable(0, dtype="int64", trainable=False)
         # Of a copy: given a variable of TensorFlow, Keras would use that one.
-        self.pairs = [(v, keras.Variable(ops.copy(v), dtype=v.dtype, trainable=False)) for v in variables]
+        self.pairs = [
+            (v, keras.Variable(ops.copy(v), dtype=v.dtype, trainable=False)) for v in list_averaged_variables(model)
+        ]
 
     def named_variables(self) -> dict[str, keras.Variable]:
         """Return the averages by the path of their variable, and the number of steps under `steps`."""
@@ -62,6 +63,12 @@ class WeightAverage:
             kept = ops.copy(variable.value)
             variable.assign(average)
             average.assign(kept)
+
+
+def list_averaged_variables(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables of a model that are averaged, if any are: those of its layers that are trained."""
+    trained = [layer for layer in model.layers if layer.trainable and layer.trainable_variables]
+    return [variable for layer in trained for variable in layer.weights if "float" in variable.dtype]
 
 
 def average_of(optimizer: keras.optimizers.Optimizer) -> WeightAverage | None:

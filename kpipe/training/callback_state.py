@@ -7,18 +7,20 @@ from typing import Any
 import keras
 import numpy as np
 
-# Keras sets the epochs and steps of this `fit`, and flips the sign of an option when the first epoch ends. How often
-# something is measured may differ in a resumed run.
-_NOT_KEPT = ("params", "min_delta", "every")
+# Keras sets the epochs and steps of this `fit`, and flips the sign of an option when the first epoch ends.
+_NOT_KEPT = ("params", "min_delta")
 
 
 def remember_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, dict[str, Any]]:
-    """Return those attributes of each callback that have JSON types or are NumPy arrays (EarlyStopping's weights)."""
+    """Return those attributes of each callback that have JSON types or are NumPy arrays (EarlyStopping's weights).
+
+    A callback may name others in its `not_kept`, which a resumed training takes from its own.
+    """
     return {
         key: {
             name: copy.deepcopy(value)
             for name, value in vars(callback).items()
-            if name not in _NOT_KEPT and _can_be_kept(value)
+            if name not in (*_NOT_KEPT, *getattr(callback, "not_kept", ())) and _can_be_kept(value)
         }
         for key, callback in zip(_keys(callbacks), callbacks, strict=True)
     }

@@ -91,8 +91,8 @@ def make_layer_rules(
         steps = steps_of(frozen)
         if steps >= total_steps:
             raise ConfigError(
-                f"{where}.frozen: expected fewer than the {total_steps:,} steps of the training, got {steps:,}; `all` "
-                "freezes layers for good"
+                f"{where}.frozen: expected a length shorter than the training ({counted(total_steps, 'step')}), got "
+                f"{counted(steps, 'step')}; `all` freezes layers for good"
             )
         return steps
 

@@ -22,6 +22,8 @@ class LayerStatistics(keras.callbacks.Callback):
         write: gets the step, and the values by tag.
     """
 
+    not_kept = ("every",)  # it may differ in a resumed run
+
     def __init__(self, images: tf.Tensor, every: int, write: Callable[[int, Mapping[str, float]], None]):
         super().__init__()
         self.images = images

@@ -45,6 +45,8 @@ def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weig
     logits = forward(inputs, training=training)
     loss = model.compute_loss(inputs, labels, logits, weights, training=training)
     [mean_loss] = [metric for metric in model.metrics if metric.name == "loss"]
-    mean_loss.update_state(loss, sample_weight=tf.shape(inputs)[0])
+    # Keras divides a loss by the number of replicas, whose gradients it adds up.
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    mean_loss.update_state(loss * replicas, sample_weight=tf.shape(inputs)[0])
     model.compute_metrics(inputs, labels, logits, weights)
     return loss

@@ -68,9 +68,10 @@ class Trainer:
         """Train from `state` to the end of the last epoch, or until something stops it.
 
         Args:
-            batches_from: called once with the first step to do. It returns (images, labels) or (images, labels,
-                sample_weights float32 [B]) from there to the end of the training, in full batches of one size, with a
-                known cardinality. The weights count in the loss; metrics stay unweighted.
+            batches_from: called with the first step to do, at the start and when layers thaw. It returns
+                (images, labels) or (images, labels, sample_weights float32 [B]) from there to the end of the training,
+                in full batches of one size, with a known cardinality. The weights count in the loss; metrics stay
+                unweighted.
             steps_per_epoch: full batches in an epoch.
             epochs: counted from the start of the training, not from `state`.
             state: where to resume, with the variables of the same moment in the model; None for the start.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import ConfigError
-from kpipe.training.averaging import average_of
+from kpipe.training.averaging import average_of, list_averaged_variables
 
 NETWORK, AVERAGES = "network", "averages"
 GROUPS = (NETWORK, AVERAGES, "optimizer", "metrics")
@@ -32,7 +32,7 @@ def count_kept(model: keras.Model, optimizer_variables: Sequence[keras.Variable]
         model: compiled.
         optimizer_variables: those of its optimizer, or of the same shapes.
     """
-    averaged = model.trainable_variables if average_of(model.optimizer) else []
+    averaged = list_averaged_variables(model) if average_of(model.optimizer) else []
     return count_values([*optimizer_variables, *averaged])
 
 
@@ -123,8 +123,9 @@ def estimate_disk(
         keep_last: whether the last one is kept at the end.
     """
     network = count_bytes(model.variables)
-    models = 2 if average_of(model.optimizer) else 1  # the averages take as much as the weights, and are saved as well
-    checkpoint = models * network + count_bytes([*optimizer_variables, *model.metrics_variables])
+    averaged = list_averaged_variables(model) if average_of(model.optimizer) else []
+    models = 2 if averaged else 1
+    checkpoint = network + count_bytes([*averaged, *optimizer_variables, *model.metrics_variables])
     # The newest and the best of each kind of weights, while the next is written beside them.
     most = (keep + models + 1) * checkpoint + models * network
     return DiskNeed(checkpoint, most, checkpoint * keep_last + models * network)

@@ -1,5 +1,6 @@
 """Where decoded images are kept: in memory, on the disk, or nowhere."""
 
+import errno
 import os
 import re
 import shutil
@@ -248,8 +249,8 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(root, kept,
 def test_a_folder_that_cannot_be_made_is_named(root, kept):
     kept.write_text("")
     message = (
-        f"{kept}: the folder of decoded images cannot be made (File exists): set KPIPE_CACHE to another folder, or set "
-        "data.cache=none"
+        f"{kept}: the folder of decoded images and features cannot be made (File exists): set KPIPE_CACHE to another "
+        "folder, or set data.cache=none"
     )
     with pytest.raises(EnvironmentFault, match=f"^{re.escape(message)}$"):
         load(root)
@@ -295,3 +296,13 @@ def test_the_place_is_in_the_home_folder_unless_it_is_set(root, tmp_path, monkey
     monkeypatch.setenv("PLACE", "scratch")
     load(root)
     assert len(sets_in(tmp_path / "home" / "scratch")) == 1
+
+
+def test_features_that_the_disk_refuses_are_said(kept):
+    def fill(make):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    message = f"{kept}: the features of the images cannot be written (Disk quota exceeded): set KPIPE_CACHE to another"
+    with pytest.raises(EnvironmentFault, match=re.escape(message)):
+        cache.keep_on_disk(kept, "features", fill)
+    assert not list(kept.glob("*.npy"))

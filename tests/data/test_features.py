@@ -11,6 +11,7 @@ from kpipe.data.features import (
     make_feature_pipeline,
 )
 from kpipe.data.pipeline import make_evaluation_pipeline
+from kpipe.data.pixels import allocate, make_resident
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 6, 6, 1), np.uint8)
 LABELS = np.arange(23, dtype=np.int32) % 3
@@ -50,6 +51,13 @@ def test_a_batch_has_the_features_of_the_images_of_that_step(split, augment, kep
         for column, other in zip(rest, others, strict=True):
             np.testing.assert_array_equal(column, other)
     assert features.shape == (23, 2 ** sum(entry.uniforms for entry in augment), 4, 4)
+
+
+def test_features_in_memory_are_not_copied():
+    features = allocate((3, 2, 5), np.float32)
+    resident = make_resident(features)
+    features[2, 1, 4] = 7
+    assert (float(resident[2, 1, 4]), resident.dtype) == (7, tf.float32)
 
 
 def test_evaluation_has_the_features_of_each_image_once_in_order(split):

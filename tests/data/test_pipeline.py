@@ -273,7 +273,12 @@ def together(by_worker):
 
 
 @pytest.mark.parametrize(
-    ("kind", "crop"), [("memory", random_crop()), ("files", random_resized_crop()), ("stream", random_crop())]
+    ("kind", "crop"),
+    [
+        ("memory", random_crop()),
+        pytest.param("files", random_resized_crop(), marks=pytest.mark.slow),
+        pytest.param("stream", random_crop(), marks=pytest.mark.slow),
+    ],
 )
 def test_workers_have_their_rows_of_the_global_batch(splits, kind, crop):
     options = {"augment": (crop, flip_horizontal(), cutmix()), "classes": 23, "image_size": 6}

@@ -88,7 +88,7 @@ def test_features_end_where_the_head_begins(name, options, input_shape, classes,
     assert (names(loaded.features), names(loaded.head)) == (names(parts.features), names(parts.head))
 
 
-@pytest.mark.parametrize("normalization", ["unit", "caffe"])
+@pytest.mark.parametrize("normalization", ["unit", pytest.param("caffe", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name, options, input_shape",
     [

@@ -107,8 +107,10 @@ def test_a_plan_knows_what_will_be_downloaded(kpipe, fine_tuning, tmp_path, monk
     assert code == 0, err
     words = " ".join(out.split())
     said = "weights keras.applications' VGG16 (downloaded when the training begins): 13 layers reused; new: fc6, fc7, "
-    assert f"{said}logits; normalization: caffe" in words
-    assert "left out 'fc6', because its shape is 25088x4096, the network needs 512x4096; 'fc7'" in words
+    assert f"{said}logits; normalization: caffe" in words  # of the smaller file, since fc6 fits 224 pixels alone
+    code, out, _ = kpipe("plan", fine_tuning, *vgg16, "data.image_size=224")
+    assert "15 layers reused; new: logits; " in " ".join(out.split())
+    assert "left out 'logits', because its shape is 4096x1000, the network needs 4096x3" in " ".join(out.split())
     assert "conv1_1 reused frozen 32x32x64" in words
     code, out, _ = kpipe("plan", fine_tuning, *vgg16, "model.head=gap", "--json")
     found = json.loads(out)
@@ -179,6 +181,6 @@ def unfinished_from_weights(kpipe, fine_tuning, logs, monkeypatch):
         def refuse(*arguments, **options):
             raise OSError(28, "No space left on device", "model.keras")
 
-        patched.setattr("kpipe.experiment.save_portable", refuse)
+        patched.setattr("kpipe.runs.recorder.save_portable", refuse)
         assert kpipe("run", fine_tuning)[0] == 5
     return only_run(logs), fine_tuning

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same_run, only_run, records_of, timeless
 
+from kpipe.runs.state import Best, RunState
+
 FROZEN = """\
 data:
   {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}, augment: [flip_horizontal]}
@@ -21,7 +23,7 @@ training:
   average: {decay: 0.8}
   layers: [{match: "c[13]", rate: 0.5, frozen: {steps: 13}}, {match: logits, weight_decay: 0}]
 """
-NOTE = "until step 13: their output is computed once, for 160 images and their mirror images, and kept"
+NOTE = "until step 13: their output is computed once, for 160 images, 2 views of each in training, and kept"
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def whole(tmp_path_factory):
     return only_run(folder / "logs")
 
 
-@pytest.mark.parametrize("cache", ["none", "disk"])
+@pytest.mark.parametrize("cache", [pytest.param("none", marks=pytest.mark.slow), "disk"])
 def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, whole, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
     code, out, err = kpipe("run", frozen, f"data.cache={cache}")
@@ -82,6 +84,50 @@ def test_both_kinds_of_weights_are_kept(whole):
     models = [keras.models.load_model(whole / name) for name in ("model.keras", f"model_{other}.keras")]
     assert not (whole / f"model_{preferred}.keras").exists()
     assert not np.array_equal(*(model.get_layer("logits").get_weights()[0] for model in models))
+
+
+@pytest.mark.slow
+def test_an_extended_run_keeps_both_kinds_whichever_is_preferred(kpipe, frozen, logs, monkeypatch):
+    """Scores of the raw and the averaged weights are given, epoch by epoch."""
+    scores = iter([1.0, 2.0, 3.0, 0.0, 0.0, 4.0, 0.0, 0.0])
+    monkeypatch.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)])
+    constant = ("training.learning_rate.schedule=constant", "training.layers=[]")
+
+    def saved():
+        models = {path.stem: keras.models.load_model(path) for path in run.glob("model*.keras")}
+        return {name: model.get_layer("logits").get_weights()[0].tolist() for name, model in models.items()}
+
+    assert kpipe("run", frozen, *constant, "training.epochs=1")[0] == 0
+    run = only_run(logs)
+    first = saved()
+    assert set(first) == {"model", "model_raw"}
+    assert kpipe("run", "--resume", str(run), "training.epochs=2")[0] == 0
+    second = saved()  # the raw weights are better now, and the averages are still those of the first epoch
+    assert set(second) == {"model", "model_averaged"}
+    assert second["model_averaged"] == first["model"] and second["model"] != first["model_raw"]
+    assert kpipe("run", "--resume", str(run), "training.epochs=3")[0] == 0
+    third = saved()
+    assert third["model_raw"] == second["model"] and set(third) == {"model", "model_raw"}
+    (run / "model_raw.keras").unlink()
+    code, out, _ = kpipe("run", "--resume", str(run), "training.epochs=4")
+    assert code == 0
+    said = "the best weights so far, of step 18, are damaged or gone; the best is searched anew from here"
+    assert said in " ".join(out.split())
+    assert saved()["model"] == third["model"]
+
+
+def test_weights_without_a_score_are_not_preferred_to_others():
+    averaged = Best(1, 9, [0.5])
+    for best, preferred in (
+        ({}, "raw"),
+        ({"raw": Best(1, 9)}, "raw"),
+        ({"raw": Best(1, 9), "averaged": Best(1, 9)}, "averaged"),
+        ({"raw": Best(1, 9), "averaged": averaged}, "averaged"),
+        ({"raw": averaged, "averaged": Best(1, 9)}, "raw"),
+        ({"raw": averaged, "averaged": averaged}, "raw"),
+        ({"raw": averaged, "averaged": Best(1, 9, [0.6])}, "averaged"),
+    ):
+        assert RunState(best=best).preferred == preferred
 
 
 def test_the_weights_that_are_kept_are_named(kpipe, frozen, logs):

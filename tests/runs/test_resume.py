@@ -272,6 +272,7 @@ def test_an_extension_whose_best_weights_are_damaged_says_so(kpipe, experiment, 
     assert json.loads((run / "summary.json").read_text())["best_epoch"] == 1
 
 
+@pytest.mark.slow
 def test_an_extension_after_early_stopping_says_that_it_changes_nothing(kpipe, experiment, logs, monkeypatch):
     rates = ("training.learning_rate.schedule=constant", "training.learning_rate.peak=1e-7", "training.epochs=9")
     kpipe("run", experiment, *rates, "training.early_stopping.patience=1", "training.early_stopping.min_delta=0.5")
@@ -441,7 +442,7 @@ def test_a_lost_best_checkpoint_is_said_and_searched_anew(kpipe, experiment, unf
     os.truncate(run / "checkpoints" / "step-00000009" / "weights.npz", 1000)
     code, out, _ = kpipe("run", experiment)
     assert code == 0
-    assert "note: the best weights so far, of step 9, are damaged; the best is searched anew from here" in out
+    assert "note: the best weights so far, of step 9, are damaged or gone; the best is searched anew from here" in out
     assert json.loads((run / "summary.json").read_text())["best_epoch"] == 2
 
 
@@ -520,7 +521,7 @@ sys.exit(main(["run", {experiment!r}]))
     assert not logs.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_that_the_process_was_started_to_ignore_is_ignored(kpipe, experiment, logs, monkeypatch, number):
     """As in a shell's `kpipe run tiny.yaml &`, and under nohup."""
     from kpipe.training.trainer import Trainer

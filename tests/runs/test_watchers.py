@@ -46,6 +46,9 @@ def test_a_run_that_is_stuck_warns_or_stops_and_is_resumed(kpipe, experiment, lo
     assert (code, "warning: " in out) == (0, False)
     assert_same_run(run, whole)
 
+    at_the_end = ("training.when_stuck=stop", "training.stuck_after.steps=4", "--new")
+    assert kpipe("run", experiment, *at_the_end)[0] == 4  # the verdict falls on the last step
+
     statistics = layer_statistics_of(run)
     assert set(statistics) == {f"update_ratio/{layer}" for layer in ("fc1", "fc2", "fc3", "fc4", "fc5", "logits")}
     assert {step for rows in statistics.values() for step, _ in rows} == {13, 26, 39, 52}

@@ -10,9 +10,10 @@ import pytest
 from image_sets import write_classes
 from tiny_searches import PEAK, PEAKS, rows_of, score
 
+from kpipe.catalog.search import RandomSearchOptions
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.search import trials
-from kpipe.search.records import read_records
+from kpipe.search.records import Record, read_records
 
 
 def test_data_are_read_once_for_trials_that_read_the_same(kpipe, experiment, trained, monkeypatch):
@@ -30,6 +31,34 @@ def test_data_are_read_once_for_trials_that_read_the_same(kpipe, experiment, tra
     crops = "search.space.data.augment=[[translate],[random_resized_crop]]"
     assert kpipe("search", experiment, "search.method=grid", crops)[0] == 0
     assert len(reads) == 5
+
+
+def test_weights_bring_their_constants_to_their_own_trials_alone(kpipe, experiment, trained, tmp_path):
+    (tmp_path / "own.weights.h5").write_bytes(b"\x89HDF")
+    space = ("search.method=grid", f"search.space.model.init_from=[{tmp_path}/own.weights.h5,null]")
+    assert kpipe("search", experiment, *space, "training.reused_layers.rate=0.5")[0] == 2
+    assert kpipe("search", experiment, *space)[0] == 0
+    shared = {each.model.init_from is None: options.constants for each, options, _ in trained}
+    assert (shared[False], shared[True].suffix) == (None, ".npz")
+
+
+def test_weights_that_are_tried_are_looked_at_before_anything_is_trained(kpipe, experiment, trained, tmp_path):
+    space = (f"search.space.model.init_from=[{tmp_path}/nowhere.keras]", "training.reused_layers.rate=0.5")
+    code, _, err = kpipe("search", experiment, "search.method=grid", *space)
+    assert (code, len(trained)) == (2, 0)
+    assert err == f"model.init_from: {tmp_path}/nowhere.keras: expected weights, got no such file or directory.\n"
+
+
+def test_weights_of_the_other_trials_are_removed(tmp_path):
+    records = [Record(n, {}, {}, status="finished", score=n / 10, ended=1.0) for n in (1, 2)]
+    for record in records:
+        for name in ("model.keras", "model_averaged.keras", "summary.json", "checkpoints/latest"):
+            path = tmp_path / record.run(0) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    trials.prune_weights(tmp_path, records, RandomSearchOptions(keep=1), "val_accuracy")
+    left = [sorted(path.name for path in (tmp_path / record.run(0)).iterdir()) for record in records]
+    assert left == [["summary.json"], ["checkpoints", "model.keras", "model_averaged.keras", "summary.json"]]
 
 
 def test_a_search_is_not_resumed_on_other_data(kpipe, tmp_path, experiment, search, trained):

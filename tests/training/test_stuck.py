@@ -127,6 +127,7 @@ def test_whether_a_training_is_stuck_depends_on_its_losses_alone(seed, monkeypat
             assert is_stuck(deciding * factor, cuts, steps_per_epoch, kill) == expected, (log_every, steps_per_epoch)
 
 
+@pytest.mark.slow
 def test_a_training_is_judged_alike_however_often_it_logs():
     """A network that learns nothing from noise."""
     keras.utils.set_random_seed(0)

@@ -328,7 +328,7 @@ def test_equal_weights_change_nothing():
 # --- stop and resume --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [33, 40])
+@pytest.mark.parametrize("step", [33, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_resumed_training_equals_an_uninterrupted_one(reference, tmp_path, step):
     model, expected = reference
     records, stopper = [], Stopper(step)
