@@ -7,11 +7,13 @@
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 
 import tensorflow as tf
 
 from kpipe.assembly import (
+    Prepared,
     load_splits,
     load_weights,
     make_cadence,
@@ -30,6 +32,8 @@ from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
+from kpipe.models.portable import load_portable_weights, save_portable
+from kpipe.models.pretrained import Reuse
 from kpipe.overview import show_header, show_result
 from kpipe.runs.dataset import record_data, record_unreadable
 from kpipe.runs.directory import logs_folder, open_run
@@ -41,7 +45,6 @@ from kpipe.runs.machine import resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
-from kpipe.runs.reuse import record_reuse, recorded_reuse
 from kpipe.runs.state import restore_state
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
@@ -50,6 +53,8 @@ from kpipe.training.distribution import make_strategy
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
 from kpipe.training_screen import training_screen
+
+_INIT_FROM = "init_from.json"  # what a run has taken from `model.init_from`
 
 
 def train(
@@ -101,7 +106,7 @@ def train(
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
-        weights = recorded_reuse(run)
+        weights = Reuse.from_record(run.read_json(_INIT_FROM)) if run.resumed else None
         if weights is None and experiment.model.init_from:
             with screen.status("reading weights"):
                 weights = load_weights(experiment)
@@ -120,7 +125,8 @@ def train(
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:
-            record_reuse(run, experiment.model.init_from, prepared.reuse, prepared.normalization)
+            record = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
+            run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
@@ -172,7 +178,7 @@ def train(
             recorder.raise_if_stuck()
 
             # Save the best weights, and evaluate them on every held-out split.
-            recorder.save_models(prepared.network)
+            _save_models(recorder, prepared)
             held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
             scores = _evaluate(trainer, held_out, screen)
 
@@ -187,6 +193,16 @@ def train(
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)
+
+
+def _save_models(recorder: Recorder, prepared: Prepared) -> None:
+    """Save the best weights of each kind. Those that are preferred stay in the model."""
+    run, preferred = recorder.run, recorder.state.preferred
+    for kind in recorder.kept:
+        if not recorder.load_best_weights(kind):  # a finished run that was extended has them in its model files alone
+            load_portable_weights(prepared.model, run.find_model(kind))
+        save_portable(prepared.model, run.model_of(kind, preferred), **prepared.network)
+    (run.path / f"model_{preferred}.keras").unlink(missing_ok=True)
 
 
 def _evaluate(

@@ -116,7 +116,7 @@ def made_once(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         scores = itertools.count(0, -1)  # the first epoch is the best
         patched.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)])
         assert cli.main(["run", str(folder / "tiny.yaml")]) == 5

@@ -13,6 +13,8 @@ from kpipe.names import from_here, path_shown, quoted, shell_quoted
 IMAGENET = "imagenet"
 """Keras's own weights, downloaded by Keras. A folder of this name is written `./imagenet`."""
 
+_KEY = "model.init_from: "
+
 _HDF5, _ZIP, _PICKLE = b"\x89HDF", b"PK", b"\x80"
 _FILES = {
     ".keras": ("a Keras model (.keras)", (_ZIP,)),
@@ -71,11 +73,12 @@ def init_from_conflicts(source: str, network: str, options: NetworkOptions) -> I
             yield f"{what} for {network} with {option}: {_plain(needed)}, got {_plain(value)}"
 
 
-def check_weights_file(source: str) -> None:
+def check_weights_file(source: str, where: str = _KEY) -> None:
     """Check at first sight what `model.init_from` names, without reading it as a whole.
 
     Args:
         source: as `absolute_weights` returns it.
+        where: what named it; a message begins with it.
 
     Raises:
         ConfigError: it is not there, cannot be read, or is of another kind than its name says; a run that never
@@ -91,19 +94,25 @@ def check_weights_file(source: str) -> None:
         with open(path, "rb") as file:
             start = file.read(64)
     except FileNotFoundError:
-        raise unusable(source, f"expected weights, got no such file or directory{_meant(path)}") from None
+        raise unusable(source, f"expected weights, got no such file or directory{_meant(path)}", where) from None
     except OSError as error:
-        raise unusable(source, f"expected a file that can be read, got '{error.strerror}'") from None
+        raise unusable(source, f"expected a file that can be read, got '{error.strerror}'", where) from None
     if path.suffix not in _FILES:
-        raise unusable(source, f"expected imagenet, a run directory or a file ending in {', '.join(_FILES)}")
+        raise unusable(source, f"expected imagenet, a run directory or a file ending in {', '.join(_FILES)}", where)
     what, beginnings = _FILES[path.suffix]
     if problem := _describe_other(start, beginnings):
-        raise unusable(str(path), f"expected {what}, got {problem}")
+        raise unusable(str(path), f"expected {what}, got {problem}", where)
 
 
-def unusable(source: str, problem: str) -> ConfigError:
-    """Return the error about weights; `problem` is a sentence without its full stop."""
-    return ConfigError(f"model.init_from: {path_shown(source)}: {problem}{'' if problem.endswith('?') else '.'}")
+def unusable(source: str, problem: str, where: str = _KEY) -> ConfigError:
+    """Return the error about a file of weights.
+
+    Args:
+        source: the file.
+        problem: a sentence without its full stop.
+        where: what named the file; the message begins with it.
+    """
+    return ConfigError(f"{where}{path_shown(source)}: {problem}{'' if problem.endswith('?') else '.'}")
 
 
 def _check_run(folder: Path) -> None:

@@ -34,11 +34,22 @@ from kpipe.catalog.training import LOSSES, OPTIMIZERS, SCHEDULES, Average, Clip,
 from kpipe.catalog.weights import absolute_weights
 from kpipe.errors import ConfigError
 
+# Pydantic would search all frames of the interpreter for the docstrings of a class that no file holds, which takes
+# seconds where many modules are loaded.
+_NO_SOURCE = {"use_attribute_docstrings": False}
+
 
 def _choice(table: dict[str, Row], key: str, default: str | None = None, **common: Any) -> Any:
     """Return the union of a table's options, told apart by the value of `key`; `common` are fields of all members."""
     members = [
-        create_model(name, __base__=row.options, __doc__=row.summary, **{key: (Literal[name], ...)}, **common)
+        create_model(
+            name,
+            __base__=row.options,
+            __doc__=row.summary,
+            __cls_kwargs__=_NO_SOURCE,
+            **{key: (Literal[name], ...)},
+            **common,
+        )
         for name, row in table.items()
     ]
     fill = BeforeValidator(lambda v: {key: default, **v} if default and isinstance(v, dict) else v)
@@ -78,6 +89,7 @@ class _Augment(OneOf):
 Augment = create_model(
     "Augment",
     __base__=_Augment,
+    __cls_kwargs__=_NO_SOURCE,
     **{name: (row.options | None, Field(None, description=row.summary)) for name, row in AUGMENTATIONS.items()},
 )
 
@@ -167,6 +179,7 @@ class _DataConfig(Section):
 DataConfig = create_model(
     "DataConfig",
     __base__=_DataConfig,
+    __cls_kwargs__=_NO_SOURCE,
     __doc__=_DataConfig.__doc__,
     **{
         name: (row.options | None, Field(None, description=f"Options of the source `{name}`."))

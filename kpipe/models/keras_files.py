@@ -86,13 +86,27 @@ def _choose_network(source: str, network: str, alike: list[str]) -> str:
     )
 
 
-def read_model(path: Path) -> KerasFile:
-    with translate_damage(path):
+def load_keras_file(path: Path, where: str = "") -> keras.Model:
+    """Load a .keras file, and run no code that is in it.
+
+    Args:
+        path: the file.
+        where: what named it, as for `unusable`.
+
+    Raises:
+        ConfigError: the file is damaged, or has layers that are neither Keras's nor kpipe's.
+    """
+    with translate_damage(path, where):
         try:
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
+            return keras.models.load_model(path, compile=False, safe_mode=True)
         except (ValueError, TypeError) as error:
-            _refuse_code(path, error)
+            _refuse_code(path, error, where)
             raise
+
+
+def read_model(path: Path) -> KerasFile:
+    model = load_keras_file(path, "model.init_from: ")
+    with translate_damage(path):
         layers, left_out = {}, {}
         for layer in _list_leaves(model):
             if is_preprocessing(layer):
@@ -105,7 +119,7 @@ def read_model(path: Path) -> KerasFile:
         return KerasFile(layers, left_out, model.name, normalization, has_preprocessing, class_names)
 
 
-def _refuse_code(path: Path, error: Exception) -> None:
+def _refuse_code(path: Path, error: Exception, where: str) -> None:
     """Raise ConfigError where Keras would need code that is not its own to load a model."""
     unknown = re.search(r"Could not locate (?:class|function) '(\w+)'", str(error))
     if unknown or "`Lambda`" in str(error):
@@ -114,6 +128,7 @@ def _refuse_code(path: Path, error: Exception) -> None:
             str(path),
             f"expected layers of Keras and kpipe, got {what}. Where it was trained, save the weights alone with "
             "model.save_weights('model.weights.h5'), and give that file",
+            where,
         ) from None
 
 

@@ -71,6 +71,11 @@ def load_portable_weights(model: keras.Model, path: str | Path) -> None:
         raise EnvironmentFault(
             f"{path}: the best weights so far cannot be read ({error}); remove the file and give the same command again"
         ) from None
+    copy_weights(portable, model)
+
+
+def copy_weights(portable: keras.Model, model: keras.Model) -> None:
+    """Copy the weights of a model that `save_portable` wrote into one that was built in the same way."""
     for layer in portable.layers:
         model.get_layer(layer.name).set_weights(layer.get_weights())
 

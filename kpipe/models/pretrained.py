@@ -14,7 +14,7 @@ stated, or an error.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ class Reuse:
     """Layers that keep their initial weights."""
     left_out: dict[str, str]
     """Layer or tensor of the file that is not used -> why, in words."""
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Reuse | None":
+        """Return the reuse of which a JSON file holds the fields; None where it does not hold all of them."""
+        names = [field.name for field in fields(cls)]
+        if not record.keys() >= set(names):
+            return None
+        lists = {name: tuple(record[name]) for name in ("reused", "new")}
+        return cls(**{name: record[name] for name in names} | lists)
 
 
 def load_pretrained(

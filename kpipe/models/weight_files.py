@@ -29,8 +29,8 @@ class NamedWeights(NamedTuple):
 
 
 @contextmanager
-def translate_damage(path: Path) -> Iterator[None]:
-    """Convert whatever a library raises about a file that it cannot read to a ConfigError."""
+def translate_damage(path: Path, where: str = "model.init_from: ") -> Iterator[None]:
+    """Convert whatever a library raises about a file that it cannot read to a ConfigError; see `unusable`."""
     try:
         yield
     except (KpipeError, MemoryError):
@@ -39,5 +39,7 @@ def translate_damage(path: Path) -> Iterator[None]:
         # Keras wraps what it does not understand in advice about something else.
         reason = "" if isinstance(error, FileNotFoundError | ValueError) else f" ({first_line(error).rstrip('.')})"
         raise unusable(
-            str(path), f"expected a whole file, got one that is damaged or cut short{reason}. Download or copy it again"
+            str(path),
+            f"expected a whole file, got one that is damaged or cut short{reason}. Download or copy it again",
+            where,
         ) from None

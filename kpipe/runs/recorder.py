@@ -12,7 +12,6 @@ import keras
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
 from kpipe.errors import Diverged, Stuck
-from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.names import from_here, shell_quoted
 from kpipe.runs.directory import Run
 from kpipe.runs.logs import RunLog
@@ -137,24 +136,22 @@ class Recorder:
         averaged = {AVERAGED: "val_averaged_"} if average_of(self.subject.model.optimizer) else {}
         return {RAW: "val_"} | averaged
 
-    def save_models(self, network: Mapping[str, Any]) -> None:
-        """Save the best weights of each kind in a model file. Those that are preferred stay in the model.
+    @property
+    def kept(self) -> list[str]:
+        """The kinds of weights whose best epoch is kept, the preferred one last."""
+        return sorted(self.state.best or [RAW], key=lambda kind: kind == self.state.preferred)
+
+    def load_best_weights(self, kind: str) -> bool:
+        """Load the best weights of a kind from their checkpoint; return False where a model file alone has them.
 
         Where no epoch has ended, the weights are those of the last step.
-
-        Args:
-            network: keyword arguments of `build_model` with which the model was built.
         """
-        run, model, preferred = self.run, self.subject.model, self.state.preferred
-        kinds = sorted(self.state.best or [RAW], key=lambda kind: kind == preferred)  # the preferred one last
-        for kind in kinds:
-            best = self.state.best.get(kind)
-            if best and self.checkpoints.has(best.step):
-                self.checkpoints.load_weights(best.step, model, averaged=kind == AVERAGED)
-            elif best:  # a finished run that was extended has them in its model files alone
-                load_portable_weights(model, run.find_model(kind))
-            save_portable(model, run.model_of(kind, preferred), **network)
-        (run.path / f"model_{preferred}.keras").unlink(missing_ok=True)
+        best = self.state.best.get(kind)
+        if best and not self.checkpoints.has(best.step):
+            return False
+        if best:
+            self.checkpoints.load_weights(best.step, self.subject.model, averaged=kind == AVERAGED)
+        return True
 
     def write_summary(
         self, status: str, scores: Mapping[str, Mapping] | None = None, ended_by: str | None = None
@@ -174,6 +171,7 @@ class Recorder:
             "experiment": experiment.name,
             "model": experiment.model.name,
             "parameters": self.subject.model.count_params(),
+            "image": list(self.subject.model.input_shape[1:]),
             "epochs": self.epoch,
             "best_epoch": state.best_epoch,
             # That of model.keras, which is written just before the run is finished.

@@ -50,7 +50,7 @@ def made_once(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         assert cli.main(["run", str(folder / "tiny.yaml"), f"data.source=folder:{photos}"]) == 5
     return folder / "logs"
 
@@ -130,7 +130,7 @@ def test_classes_that_only_their_pixels_tell_apart(kpipe, experiment, photos, lo
             path.unlink()
             Image.new("L", (20, 24), 40 * label).save(path.with_suffix(".bmp"))
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         assert kpipe("run", experiment)[0] == 5
     swap(photos)
     code, _, err = kpipe("run", experiment)

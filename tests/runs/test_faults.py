@@ -136,7 +136,7 @@ def test_divergence_keeps_the_last_good_checkpoint(kpipe, experiment, logs, monk
 
 def test_a_full_disk_is_named_and_costs_nothing(kpipe, experiment, unfinished, monkeypatch, first_epoch_is_best):
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         code, _, err = kpipe("run", experiment)
     assert code == 5
     assert re.search(
@@ -152,7 +152,7 @@ def test_an_error_of_the_file_system_that_is_no_refusal_keeps_its_traceback(kpip
     def fail(*arguments, **options):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr("kpipe.runs.recorder.save_portable", fail)
+    monkeypatch.setattr("kpipe.experiment.save_portable", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         kpipe("run", experiment)
 
@@ -163,7 +163,7 @@ def test_an_error_of_the_file_system_that_is_no_refusal_keeps_its_traceback(kpip
         pytest.param("kpipe.experiment.record_environment", True, marks=pytest.mark.slow),
         pytest.param("kpipe.runs.logs.RunLog.write", False, marks=pytest.mark.slow),
         ("kpipe.training.checkpoints.Checkpoints._make_folder", True),
-        ("kpipe.runs.recorder.save_portable", False),
+        ("kpipe.experiment.save_portable", False),
         pytest.param("kpipe.experiment.write_figures", True, marks=pytest.mark.slow),
         ("kpipe.runs.recorder.Recorder.write_summary", False),
     ],
@@ -191,7 +191,7 @@ def test_a_file_that_is_deleted_under_the_run_is_named(kpipe, experiment, unfini
         (unfinished / "metrics.jsonl").unlink()
         (unfinished / "metrics.jsonl").read_text()
 
-    monkeypatch.setattr("kpipe.runs.recorder.save_portable", delete)
+    monkeypatch.setattr("kpipe.experiment.save_portable", delete)
     code, _, err = kpipe("run", experiment)
     assert (code, err) == (
         5,
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_written_asks_for_no_room(kpipe, experiment, monke
     def fail(*arguments, **options):
         raise OSError(errno.EIO, "Input/output error", "gone/model.keras")
 
-    monkeypatch.setattr("kpipe.runs.recorder.save_portable", fail)
+    monkeypatch.setattr("kpipe.experiment.save_portable", fail)
     code, _, err = kpipe("run", experiment)
     assert code == 5
     assert "gone/model.keras: cannot be written (Input/output error); " in err

@@ -181,6 +181,6 @@ def unfinished_from_weights(kpipe, fine_tuning, logs, monkeypatch):
         def refuse(*arguments, **options):
             raise OSError(28, "No space left on device", "model.keras")
 
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse)
+        patched.setattr("kpipe.experiment.save_portable", refuse)
         assert kpipe("run", fine_tuning)[0] == 5
     return only_run(logs), fine_tuning

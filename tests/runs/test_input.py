@@ -87,7 +87,7 @@ def test_names_of_any_kind_reach_no_screen_and_no_file_raw(kpipe, experiment, ph
 def test_a_resumed_run_knows_what_could_not_be_read(kpipe, experiment, broken, logs, monkeypatch, tmp_path):
     kpipe("run", experiment, f"logs={tmp_path / 'whole'}")
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         assert kpipe("run", experiment)[0] == 5
     code, _, err = kpipe("run", experiment)
     assert (code, err) == (0, "")

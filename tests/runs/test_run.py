@@ -173,7 +173,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_message(kpipe, experime
         monkeypatch.setattr("kpipe.runs.directory.FileLock", refuse)
         refuse()
 
-    monkeypatch.setattr("kpipe.runs.recorder.save_portable", become_read_only)
+    monkeypatch.setattr("kpipe.experiment.save_portable", become_read_only)
     code, _, err = kpipe("run", experiment)
     assert (code, err.count("\n")) == (5, 1)
     assert err.startswith("model.keras: cannot be written (Read-only file system); ")
@@ -184,7 +184,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_message(kpipe, experime
 def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypatch):
     arguments = ("run", experiment, "data.normalize=pca_whiten", "training.epochs=3", "logs=" + str(logs))
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         assert kpipe(*arguments)[0] == 5
     run = only_run(logs)
     file = run / "normalization.npz"
@@ -194,7 +194,7 @@ def test_the_constants_of_a_run_are_kept_in_it(kpipe, experiment, logs, monkeypa
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kpipe.runs.recorder.save_portable", refuse_to_write)
+        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
         patched.setattr("kpipe.data.whitening", never)
         assert kpipe(*arguments)[0] == 5
     file.write_bytes(before[:100])

@@ -1,0 +1,140 @@
+"""A trained network from disk: it computes what it computed in its run, and what cannot be used is said."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from tiny_runs import only_run
+
+from kpipe import cli
+from kpipe.assembly import load_splits
+from kpipe.data.pipeline import evaluation_batches
+from kpipe.errors import ConfigError, DataError
+from kpipe.trained import load_trained
+
+AVERAGED = """\
+data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 6, images: 120}}
+model: {name: vgg11, head: gap, batch_norm: true}
+training: {epochs: 1, precision: mixed_bfloat16, average: {decay: 0.5}, loss: {label_smoothing: 0.1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run in half precision, of a network that takes images of any size."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(AVERAGED.replace("image_size: 16", "image_size: 32"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        assert cli.main(["run", str(folder / "tiny.yaml")]) == 0
+    return only_run(folder / "logs")
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_it_computes_what_its_run_computed(finished):
+    trained = load_trained(finished)
+    assert (trained.image_shape, len(trained.class_names)) == ((32, 32, 3), 6)
+    assert trained.model.dtype_policy.name == "mixed_bfloat16"
+    splits = load_splits(trained.data)
+    scores = trained.model.evaluate(evaluation_batches(splits, "test", 16), return_dict=True, verbose=0)
+    summary = json.loads((finished / "summary.json").read_text())["test"]
+    assert scores == {name: pytest.approx(summary[name], rel=1e-6) for name in ("loss", "accuracy", "top5")}
+
+
+def test_both_kinds_of_weights_can_be_had(finished):
+    preferred = json.loads((finished / "summary.json").read_text())["weights"]
+    kinds = {kind: load_trained(finished, weights=kind) for kind in ("best", "raw", "averaged")}
+    logits = {kind: each.model.get_layer("logits").get_weights()[0] for kind, each in kinds.items()}
+    np.testing.assert_array_equal(logits["best"], logits[preferred])
+    assert not np.array_equal(logits["raw"], logits["averaged"])
+    [other] = {"raw", "averaged"} - {preferred}
+    by_file = load_trained(finished / f"model_{other}.keras")
+    np.testing.assert_array_equal(by_file.model.get_layer("logits").get_weights()[0], logits[other])
+
+
+def test_a_model_file_alone_needs_its_classes_and_a_size(finished, tmp_path):
+    shutil.copy(finished / "model.keras", tmp_path / "net.keras")
+    said = rf"^{tmp_path}/classes.txt: expected the 6 classes of the network, one name a line in the order of the "
+    with pytest.raises(DataError, match=said):
+        load_trained(tmp_path / "net.keras")
+    shutil.copy(finished / "classes.txt", tmp_path)
+    said = rf"^image_size: expected the side of the images in pixels, since {tmp_path}/net.keras takes any, got none$"
+    with pytest.raises(ConfigError, match=said):
+        load_trained(tmp_path / "net.keras")
+    alone = load_trained(tmp_path / "net.keras", image_size=40, resize="pad")
+    assert (alone.run, alone.image_shape, alone.data.resize) == (None, (40, 40, 3), "pad")
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    in_run = load_trained(finished).model.predict(images, verbose=0)
+    np.testing.assert_allclose(alone.model.predict(images, verbose=0), in_run, atol=0.05 * np.abs(in_run).max())
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"classes.txt: expected the 6 classes of the network, got 2$"):
+        load_trained(tmp_path / "net.keras", image_size=40)
+
+
+def test_a_file_of_one_size_says_it(tmp_path):
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]).save(tmp_path / "a.keras")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert load_trained(tmp_path / "a.keras").image_shape == (8, 8, 1)
+    with pytest.raises(ConfigError, match=rf"^image_size: expected the 8 pixels of {tmp_path}/a.keras, got 9$"):
+        load_trained(tmp_path / "a.keras", image_size=9)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda run: (run / "model.keras").unlink(),
+            "expected a finished run, got one without its model.keras. `kpipe ",
+        ),
+        (lambda run: (run / "model.keras").write_bytes(b"PK"), "one that is damaged or cut short.* The run also has "),
+        (lambda run: (run / "normalization.npz").unlink(), "normalization.npz: expected the constants of the first la"),
+        (lambda run: (run / "classes.txt").unlink(), "classes.txt: expected the 6 classes of the network, one name a "),
+        (
+            lambda run: (run / "summary.json").unlink(),
+            "expected a finished run, got one that is not finished. `kpipe f",
+        ),
+        (
+            lambda run: (run / "summary.json").write_text('{"status": "diverged"}'),
+            "expected a finished run, got one that is diverged. `kpipe finish .*` finishes it as it stands.$",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
+    damage(copied)
+    with pytest.raises((ConfigError, DataError), match=message):
+        load_trained(copied)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("nowhere", {}, "nowhere: expected a run directory or a .keras file, got no such file or directory$"),
+        (".", {}, "expected a run directory or a .keras file, got a folder without config.yaml$"),
+        (
+            "text.keras",
+            {},
+            r"text.keras: expected a Keras model \(.keras\), got a file of another kind. Check its name",
+        ),
+        ("run", {"weights": "all"}, "^weights: expected one of best, raw, averaged, got 'all'$"),
+        ("run", {"image_size": 32}, "^image_size, resize: expected neither with a run, whose config.yaml says both: "),
+    ],
+)
+def test_what_is_not_trained_is_refused(copied, tmp_path, path, options, message):
+    (tmp_path / "text.keras").write_text("a model")
+    with pytest.raises(ConfigError, match=message):
+        load_trained(tmp_path / path, **options)
+
+
+def test_a_run_without_averages_has_one_kind_of_weights(copied):
+    (copied / "model_raw.keras").unlink(missing_ok=True)
+    (copied / "model_averaged.keras").unlink(missing_ok=True)
+    preferred = json.loads((copied / "summary.json").read_text())["weights"]
+    [other] = {"raw", "averaged"} - {preferred}
+    with pytest.raises(ConfigError, match=f"expected a run with {other} weights of its own, got one that did not"):
+        load_trained(copied, weights=other)
