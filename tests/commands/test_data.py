@@ -66,6 +66,7 @@ def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
         assert picture.width > 600
 
 
+@pytest.mark.slow
 def test_show_keeps_an_image_in_its_row(kpipe, photos, experiment, drawn):
     kpipe("data", "show", experiment, "data.augment=[]", "--images", "4", "--views", "3")
     [(rows, _, _)] = drawn

@@ -286,6 +286,7 @@ def test_workers_have_their_rows_of_the_global_batch(splits, kind, crop):
     assert_same_batches(together([steps(splits[kind], 3, 8, worker=i, workers=2, **options) for i in (0, 1)]), whole)
 
 
+@pytest.mark.slow
 def test_workers_of_one_row_each(split):
     whole = labels_of(steps(split, 3, 5))
     assert [labels_of(steps(split, 3, 5, worker=worker, workers=4)) for worker in range(4)] == [

@@ -63,6 +63,7 @@ def test_too_little_memory_is_said_with_a_batch_size_that_fits(kpipe, experiment
     assert "out of memory while data and network were built (1 kB were free before)" in kpipe("run", experiment)[2]
 
 
+@pytest.mark.slow
 def test_memory_that_ends_in_the_middle_costs_nothing(kpipe, experiment, logs, monkeypatch):
     from kpipe.training.trainer import Trainer
 
@@ -210,6 +211,7 @@ def test_a_file_that_cannot_be_written_asks_for_no_room(kpipe, experiment, monke
     assert err.endswith("What was saved before is still there: let it be written and give the same command again.\n")
 
 
+@pytest.mark.slow
 def test_a_test_loss_that_is_not_finite_is_null(kpipe, experiment, logs, monkeypatch):
     from kpipe.training.trainer import Trainer
 

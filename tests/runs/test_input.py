@@ -61,6 +61,7 @@ def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, brok
     assert scored == {"validation": 5 - found.get("validation", 0), "test": 12 - found.get("test", 0)}
 
 
+@pytest.mark.slow
 def test_names_of_any_kind_reach_no_screen_and_no_file_raw(kpipe, experiment, photos, logs):
     for old, new in (("dark", "caf\udce9\nx"), ("light", "[bold]\x1b[31m$x^\u202e")):
         (photos / old).rename(photos / new)

@@ -220,6 +220,7 @@ def test_a_normalization_that_the_images_do_not_allow(experiment, normalize):
             prepare(loaded, make_strategy(), splits=splits, only_shapes=only_shapes)
 
 
+@pytest.mark.slow
 def test_augmentations_and_early_stopping(kpipe, experiment, logs):
     arguments = ["data.augment=[{pad_crop: {padding: 2}}, translate, flip_horizontal]"]
     arguments += [
@@ -387,6 +388,7 @@ def test_an_unforeseen_error_replays_what_libraries_said(tmp_path):
     assert "from a library" not in stderr("from kpipe.errors import DataError; raise DataError('no images')")
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, monkeypatch):
     def refuse(*arguments, **options):
         raise ValueError("no such font")
@@ -400,6 +402,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
     assert {path.stem for path in (run / "figures").iterdir()} == {"curves", "predictions", "mistakes"}
 
 
+@pytest.mark.slow
 def test_a_run_is_named_after_what_was_overridden(kpipe, experiment, logs):
     more = ("data.augment=[flip_horizontal, flip_vertical]", "training.early_stopping.patience=10", "seed=1234567")
     code, *_ = kpipe("run", experiment, "training.epochs=1", *more, f"logs={logs}")

@@ -179,7 +179,7 @@ def test_layers_that_are_frozen_for_good_have_no_optimizer_variables():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "chunk"), [("sgd", 1), ("adam", 5), pytest.param("adam", 7, marks=pytest.mark.slow)]
+    ("optimizer", "chunk"), [("sgd", 1), *(pytest.param("adam", chunk, marks=pytest.mark.slow) for chunk in (5, 7))]
 )
 def test_thawing_does_not_depend_on_the_chunks(optimizer, chunk):
     whole, chunked = (make_trainer({"conv": 5, "bn": 7}, optimizer) for _ in range(2))

@@ -203,8 +203,9 @@ print(weights.tolist())
 """In a process of its own: TensorFlow and the optimizers of PyTorch do not stand each other."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("torch"), reason="to compare with PyTorch, install the extra `bench`")
-@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), pytest.param(0.9, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), (0.9, True)])
 def test_sgd_with_l2_is_torchs_at_a_constant_rate(momentum, nesterov):
     options, gradients = {"momentum": momentum, "nesterov": nesterov}, GRADIENTS * 3
     given = [START.tolist(), [gradient.tolist() for gradient in gradients], options]
