@@ -1,9 +1,11 @@
 """The networks by name, and their options."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from kpipe.catalog import papers
+from kpipe.catalog import own_code, papers
 from kpipe.catalog.rows import Count, Fraction, Row, Section
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
@@ -25,8 +27,9 @@ class NetworkOptions(Section):
         return False
 
     @property
-    def first_head_layer(self) -> str:
-        """Name of the classifier's first layer; all that it is computed from are the features."""
+    def first_head_layer(self) -> str | None:
+        """Name of the classifier's first layer; all that it is computed from are the features. None: it is the last
+        layer with weights."""
         return "gap" if self.any_size else "flatten"
 
     @property
@@ -186,6 +189,14 @@ class TextCNNOptions(NetworkOptions):
     """Dropout rate after each of them."""
 
 
+class OwnNetworkOptions(NetworkOptions):
+    """Options of a network of the user's own: parameters of its function."""
+
+    @property
+    def first_head_layer(self) -> None:
+        return None
+
+
 @dataclass(frozen=True)
 class ModelRow(Row):
     smallest_size: tuple[int, int]
@@ -250,12 +261,37 @@ MODELS = {
 }
 
 
+@dataclass(frozen=True)
+class OwnModelRow(ModelRow):
+    """A network of the user's own."""
+
+    function: Callable | None = None
+
+    def load(self) -> Callable:
+        return self.function
+
+
+_GIVEN = ("input_shape", "classes", "preprocessing")
+"""Parameters that kpipe gives to the function of a network."""
+
+
 def find_network(name: str) -> ModelRow:
-    """Return the row of a network.
+    """Return the row of a network. Of the user's own, `FILE.py:function` or `module:function`, the code is run.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or code that cannot be imported or lacks a parameter that every network has.
     """
+    if own_code.is_own(name):
+        function = own_code.load_function(name, "model.name")
+        parameters = inspect.signature(function).parameters
+        if missing := [each for each in _GIVEN if each not in parameters]:
+            raise ConfigError(
+                f"model.name: {name}: expected a function (input_shape, classes, *, preprocessing, ...) that returns a "
+                f"keras.Model, got one without {' and '.join(missing)}"
+            )
+        options = own_code.make_options(function, OwnNetworkOptions, _GIVEN)
+        summary = (inspect.getdoc(function) or name).partition("\n")[0]
+        return OwnModelRow(name, options, summary, (1, 1), function=function)
     if name not in MODELS:
         raise ConfigError(f"model: expected the name of a network, got {show(name)}{did_you_mean(name, MODELS)}")
     return MODELS[name]

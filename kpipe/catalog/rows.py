@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from kpipe.catalog.wording import describe_error
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, did_you_mean
 
 OptionsType = TypeVar("OptionsType", bound="Section")
 
@@ -221,9 +221,10 @@ def check_options(where: str, options: type[OptionsType], **values: Any) -> Opti
 
 
 def _describe(details: dict[str, Any], options: type[Section]) -> str:
-    if details["type"] == "extra_forbidden" and details["loc"][-1] in options.left_out:
-        return options.left_out[details["loc"][-1]]
-    return describe_error(details)
+    if details["type"] != "extra_forbidden":
+        return describe_error(details)
+    name = details["loc"][-1]
+    return options.left_out.get(name) or f"unknown option{did_you_mean(str(name), options.model_fields)}"
 
 
 def _as_plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.assembly import Built, Prepared, build, load_weights, make_trainer, prepare
-from kpipe.catalog.networks import MODELS
+from kpipe.catalog.networks import find_network
 from kpipe.config.schema import Experiment
 from kpipe.console import describe_size
 from kpipe.errors import ConfigError, DataError, OutOfMemory
@@ -32,6 +32,7 @@ from kpipe.training.variables import count_kept, count_values, estimate_disk, pl
 
 _ENOUGH_STEPS = 10**9  # in an epoch of unknown length, so that any warm-up fits
 _CURVE_POINTS = 60
+_ASSUMED_SHAPE, _ASSUMED_CLASSES = (224, 224, 3), 1000  # for a network of the user's own that has no defaults
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,10 @@ def _build(experiment: Experiment, network: dict[str, Any], weights: Pretrained 
 
 def _assume_network(experiment: Experiment, assumed: Assumed, weights: Pretrained | None) -> dict[str, Any]:
     """Return keyword arguments of `build_model` for images that are not there."""
-    parameters = inspect.signature(MODELS[experiment.model.name].load()).parameters
-    height, width, depth = parameters["input_shape"].default
-    classes = parameters["classes"].default
+    parameters = inspect.signature(find_network(experiment.model.name).load()).parameters
+    shape, classes = (parameters[name].default for name in ("input_shape", "classes"))
+    height, width, depth = _ASSUMED_SHAPE if shape is inspect.Parameter.empty else shape
+    classes = _ASSUMED_CLASSES if classes is inspect.Parameter.empty else classes
     has_class_for_each_point = classes == height * width
     if size := assumed.image_size:  # a text stays one pixel wide
         height, width = size, size if height == width else width

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kpipe.catalog.networks import MODELS
+from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.search import SearchOptions
 from kpipe.catalog.wording import show
 from kpipe.config.document import Document, Keys, Problem, dotted, read_document
@@ -115,6 +116,10 @@ def _read(path: str | Path) -> Document:
     path = Path(path) if expanded == Path(path).absolute() else expanded
     document = read_document(path)
     document.data.setdefault("name", path.stem)
+    model = document.data.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    if isinstance(name, str) and is_own(name):
+        model["name"] = absolute_name(name, path.parent)  # a file beside the experiment
     return document
 
 
@@ -200,7 +205,15 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
         _, problems, dropped = _varied(document, values)
         return Tried(str(problems[0]) if problems else None, tuple(dropped))
 
-    wrong, notes = list(space_mistakes(search, _unknown_key)), []
+    model = document.data.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+
+    def find_unknown(key: str) -> str | None:
+        # The options of a network of the user's own are known when its code is run.
+        is_of_own = key.startswith("model.") and isinstance(name, str) and is_own(name)
+        return None if is_of_own else _unknown_key(key)
+
+    wrong, notes = list(space_mistakes(search, find_unknown)), []
     if is_whole and not wrong:
         wrong, notes = try_values(search, try_)
     found = [(("search", "space", key) if key else ("search", "space"), message) for key, message in wrong]

@@ -4,7 +4,18 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from kpipe.catalog.data import (
@@ -16,7 +27,8 @@ from kpipe.catalog.data import (
     absolute_source,
     parse_background,
 )
-from kpipe.catalog.networks import MODELS
+from kpipe.catalog.networks import MODELS, OwnNetworkOptions
+from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.rows import (
     Count,
     Duration,
@@ -300,6 +312,20 @@ class Resolved(Section):
     deterministic: bool
 
 
+class OwnModel(OwnNetworkOptions):
+    """A network of the user's own. What its options may be is known when its code is run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, BeforeValidator(absolute_name)]
+    init_from: Annotated[str, BeforeValidator(_known_weights)] | None = InitFrom
+
+
+def _own_or_known(model: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    name = model.get("name") if isinstance(model, dict) else None
+    return OwnModel.model_validate(model) if isinstance(name, str) and is_own(name) else validate(model)
+
+
 class Experiment(Section):
     """Everything about one training run."""
 
@@ -308,7 +334,12 @@ class Experiment(Section):
     seed: whole_number(ge=0, lt=2**31) = 0
     """Seed of the initial weights, the order of the images, the augmentations and dropout."""
     data: DataConfig
-    model: _choice(MODELS, "name", init_from=(Annotated[str, BeforeValidator(_known_weights)] | None, InitFrom))
+    model: Annotated[
+        SerializeAsAny[
+            _choice(MODELS, "name", init_from=(Annotated[str, BeforeValidator(_known_weights)] | None, InitFrom))
+        ],
+        WrapValidator(_own_or_known),
+    ]
     training: TrainingConfig = TrainingConfig()
     logging: LoggingConfig = LoggingConfig()
     search: _choice(SEARCH_METHODS, "method", default="random") | None = None
@@ -323,9 +354,12 @@ class Experiment(Section):
     def _name_the_loss(cls, plain: Any) -> Any:
         """Let options of the loss without its name be those of the network's default loss."""
         match plain:
-            case {"training": {"loss": dict(given)}, "model": {"name": str(network), **rest}} if network in MODELS:
+            case {"training": {"loss": dict(given)}, "model": {"name": str(network), **rest}} if (
+                network in MODELS or is_own(network)
+            ):
+                kind = MODELS[network].options if network in MODELS else OwnNetworkOptions
                 # Not validated: a mistake in an option of the network is reported where it stands.
-                options = MODELS[network].options.model_construct(**{str(key): value for key, value in rest.items()})
+                options = kind.model_construct(**{str(key): value for key, value in rest.items()})
                 loss = {"name": options.default_loss, **given}
                 return {**plain, "training": {**plain["training"], "loss": loss}}
         return plain

@@ -1,14 +1,21 @@
 """Building a network by its name, if need be without the memory that its weights take."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state  # Keras has no public way to number layers anew
 
-from kpipe.catalog.networks import find_network
+from kpipe.catalog.networks import OwnModelRow, find_network
+from kpipe.catalog.own_code import describe, find_file
+from kpipe.catalog.rows import check_options
+from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape
 from kpipe.models.preprocessing import NAMED, Normalization, Preprocessing, make_preprocessing
+
+_NUMBERS = "object_name_uids"
 
 
 def build_model(
@@ -68,4 +75,49 @@ def build_network(
     name: str, options: dict[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
 ) -> keras.Model:
     """Build the network called `name` with this layer for the raw images; otherwise as `build_model`."""
-    return find_network(name).load()(input_shape, classes, preprocessing=preprocessing, **options)
+    row = find_network(name)
+    if isinstance(row, OwnModelRow):
+        return _build_own(row, options, input_shape, classes, preprocessing)
+    return row.load()(input_shape, classes, preprocessing=preprocessing, **options)
+
+
+@contextmanager
+def _numbering_layers_anew() -> Iterator[None]:
+    """Let Keras number layers without a name as in a new process.
+
+    It numbers them over the whole process, and a checkpoint knows its variables by these names.
+    """
+    numbers = global_state.get_global_attribute(_NUMBERS)
+    global_state.set_global_attribute(_NUMBERS, defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(_NUMBERS, numbers)
+
+
+def _build_own(
+    row: OwnModelRow, options: dict[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
+) -> keras.Model:
+    """Build a network of the user's own, and check what comes out of it."""
+    checked = check_options("model", row.options, **options)
+    try:
+        with _numbering_layers_anew():
+            model = row.function(input_shape=input_shape, classes=classes, preprocessing=preprocessing, **dict(checked))
+    except Exception as error:
+        raise ConfigError(
+            f"model.name: {row.target}: expected a network, got {describe(error, find_file(row.target))}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ConfigError(f"model.name: {row.target}: expected a keras.Model, got {type(model).__name__}")
+    shapes = [tuple(output.shape) for output in model.outputs]
+    if shapes != [(None, classes)]:
+        raise ConfigError(
+            f"model.name: {row.target}: expected one output of {classes} logits for each image, (None, {classes}), got "
+            f"{', '.join(map(str, shapes))}"
+        )
+    if model.outputs[0].dtype != "float32":
+        raise ConfigError(
+            f"model.name: {row.target}: expected logits in float32, got {model.outputs[0].dtype}. Give the last layer "
+            'dtype="float32"'
+        )
+    return model

@@ -40,7 +40,9 @@ def features_and_head(model: keras.Model, network: str, options: dict[str, Any] 
         ConfigError: an unknown network, an option that it cannot have, or a model without the head's first layer.
     """
     first = check_options(network, find_network(network).options, **(options or {})).first_head_layer
-    uses = [node for node in find_nodes(model.inputs, model.outputs) if node.operation.name == first]
+    nodes = find_nodes(model.inputs, model.outputs)
+    first = first or [node.operation.name for node in nodes if getattr(node.operation, "weights", None)][-1]
+    uses = [node for node in nodes if node.operation.name == first]
     if not uses:
         raise ConfigError(
             f"features_and_head: expected a model with the layer '{first}', where the head of {network} begins with "

@@ -1,5 +1,6 @@
 """What a run's numbers depend on besides its experiment: versions, device, commit."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,7 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from kpipe.catalog.own_code import find_file
 from kpipe.config.schema import Experiment
+from kpipe.names import path_shown
 from kpipe.runs.directory import Run
 from kpipe.training.device import describe_device
 
@@ -37,7 +40,7 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
         experiment: what is trained, resolved.
 
     Returns:
-        A line for the user if something has changed since.
+        Lines for the user about what has changed since.
     """
     now = {
         **describe_environment(),
@@ -45,6 +48,8 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
         "command": sys.argv,
         "seed": experiment.seed,
     }
+    if (file := find_file(experiment.model.name)) and file.exists():
+        now["model_code"] = hashlib.sha256(file.read_bytes()).hexdigest()
     before = run.read_json("environment.json") if run.resumed else {}
     if not before:
         run.write_json("environment.json", now)
@@ -53,7 +58,10 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
     then, today = ({**each.get("versions", {}), **each} for each in (before, now))
     names = [*now["versions"], "device", "threads", "onednn"]
     changed = [f"{name} was {then.get(name)}, is {today[name]}" for name in names if then.get(name) != today[name]]
-    return [f"the last bits may differ from those of an uninterrupted run: {'; '.join(changed)}"] if changed else []
+    notes = [f"the last bits may differ from those of an uninterrupted run: {'; '.join(changed)}"] if changed else []
+    if now.get("model_code") != before.get("model_code"):
+        notes.append(f"{path_shown(file)} has changed since the run began; the network may be another")
+    return notes
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -1,0 +1,161 @@
+"""Networks in a file of the user's own: checked, planned, trained, searched, resumed and used like ours."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from tiny_runs import only_run
+
+from kpipe import cli
+from kpipe.trained import load_trained
+
+NETS = """\
+import keras
+from keras import layers
+
+
+def tiny(input_shape, classes, *, preprocessing, width=4, depth: int = 1, activation="relu"):
+    \"\"\"A convolution or two.\"\"\"
+    images = keras.Input(input_shape)
+    x = preprocessing(images)
+    for _ in range(depth):
+        x = layers.MaxPooling2D()(layers.Conv2D(width, 3, padding="same", activation=activation)(x))
+    return keras.Model(images, layers.Dense(classes, dtype="float32")(layers.Flatten()(x)))
+
+
+def fails(input_shape, classes, *, preprocessing):
+    return 1 / 0
+
+
+def text(input_shape, classes, *, preprocessing):
+    return "a network"
+
+
+def other_shape(input_shape, classes, *, preprocessing):
+    images = keras.Input(input_shape)
+    return keras.Model(images, layers.Dense(classes + 1)(layers.Flatten()(preprocessing(images))))
+
+
+def half(input_shape, classes, *, preprocessing):
+    images = keras.Input(input_shape)
+    return keras.Model(images, layers.Dense(classes, dtype="bfloat16")(layers.Flatten()(preprocessing(images))))
+
+
+def lacks_preprocessing(input_shape, classes):
+    return None
+"""
+EXPERIMENT = """\
+data: {source: synthetic, image_size: 8, batch_size: 16, synthetic: {classes: 2, images: 100}}
+model: {name: "nets.py:tiny", width: 3}
+training: {epochs: 2, precision: float32, loss: {label_smoothing: 0.1}}
+search: {method: grid, space: {model.width: [2, 5]}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """An experiment whose network stands in a file beside it; the working directory is another."""
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "nets.py").write_text(NETS)
+    (tmp_path / "exp" / "own.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "exp" / "own.yaml"
+
+
+def test_it_is_planned(kpipe, own):
+    code, out, err = kpipe("plan", str(own), "--json", "model.depth=2")
+    plan = json.loads(out)
+    assert code == 0, err
+    convolutions = (9 * 3 + 1) * 3 + (9 * 3 + 1) * 3
+    assert plan["parameters"] == convolutions + (2 * 2 * 3 + 1) * 2
+    assert plan["model"] == f"{own.parent}/nets.py:tiny"
+
+
+def test_it_is_trained_and_used_and_a_changed_file_is_said(kpipe, own, logs):
+    assert kpipe("run", str(own), "training.learning_rate.schedule=constant")[0] == 0
+    run = only_run(logs, "own")
+    trained = load_trained(run)
+    assert trained.experiment.network_options == {"width": 3}
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    alone = keras.models.load_model(run / "model.keras")  # plain layers load without the file
+    np.testing.assert_allclose(alone.predict(images, verbose=0), trained.model.predict(images, verbose=0), rtol=1e-5)
+    (own.parent / "nets.py").write_text(NETS + "\n# a comment\n")
+    code, out, err = kpipe("run", "--resume", str(run), "training.epochs=3")
+    assert code == 0, err
+    said = f"note: {own.parent}/nets.py has changed since the run began; the network may be another"
+    assert said in " ".join(out.split())
+
+
+@pytest.mark.slow
+def test_its_options_are_searched(kpipe, own, tmp_path):
+    code, out, err = kpipe("search", str(own), "training.epochs=1")
+    assert code == 0, err
+    [table] = (tmp_path / "logs_searches").rglob("trials.csv")
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    column = rows[0].index("model.width")
+    assert {row[column] for row in rows[1:]} == {"2", "5"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.widht=3"], "model.widht: unknown option, did you mean 'width'?"),
+        (["model.width=wide"], "model.width: expected a whole number, got 'wide'"),
+        (["model.depth=1.5"], "model.depth: expected a whole number, got 1.5"),
+        (
+            ["model.name=exp/nets.py:tini"],
+            "model.name: {folder}/nets.py: expected a function called 'tini', got none, did you mean 'tiny'?",
+        ),
+        (
+            ["model.name=exp/net.py:tiny"],
+            "model.name: {folder}/net.py: expected a Python file, got no such file, did you mean 'nets.py'?",
+        ),
+        (
+            ["model.name=no.such:net"],
+            "model.name: no.such: expected code that can be imported, got ModuleNotFoundError: No module named 'no'",
+        ),
+        (
+            ["model.name=exp/damaged.py:net"],
+            "model.name: {folder}/damaged.py: expected code that can be imported, got SyntaxError: invalid "
+            "syntax in line 2",
+        ),
+    ],
+)
+def test_mistakes(kpipe, own, overrides, message):
+    (own.parent / "damaged.py").write_text("import keras\ndef net(:\n")
+    code, _, err = kpipe("plan", str(own), *overrides)
+    assert (code, err) == (2, message.format(folder=own.parent) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("fails", "expected a network, got ZeroDivisionError: division by zero in line 15"),
+        ("text", "expected a keras.Model, got str"),
+        ("other_shape", "expected one output of 2 logits for each image, (None, 2), got (None, 3)"),
+        ("half", 'expected logits in float32, got bfloat16. Give the last layer dtype="float32"'),
+        (
+            "lacks_preprocessing",
+            "expected a function (input_shape, classes, *, preprocessing, ...) that returns a keras.Model, got one "
+            "without preprocessing",
+        ),
+    ],
+)
+def test_functions_that_are_no_networks(kpipe, own, function, problem):
+    own.write_text(EXPERIMENT.replace("tiny", function).replace(", width: 3", ""))
+    code, _, err = kpipe("plan", str(own))
+    assert (code, err) == (2, f"model.name: {own.parent}/nets.py:{function}: {problem}\n")
+
+
+def test_verbs_that_do_not_need_the_code_do_not_run_it(kpipe, own):
+    (own.parent / "nets.py").write_text("raise SystemExit('was run')\n")
+    code, out, _ = kpipe("run", str(own), "--print-config")
+    assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
+    for arguments in (["list"], ["schema"], ["data", "check", str(own)]):
+        assert cli.main(arguments) == 0
+
+
+def test_a_module_may_hold_it(kpipe, own, monkeypatch):
+    monkeypatch.syspath_prepend(own.parent)
+    assert kpipe("plan", str(own), "model.name=nets:tiny")[0] == 0
