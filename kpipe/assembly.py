@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
+from kpipe.catalog.own_code import describe, find_file, is_own, load_function, make_options
+from kpipe.catalog.rows import Section, check_options
 from kpipe.catalog.training import PlateauOptions
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
 from kpipe.console import describe_size
@@ -277,7 +279,8 @@ def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
 
 def reads_whole_images(config: DataConfig) -> bool:
     """Return whether an augmentation reads the images as they are in their files."""
-    return any(AUGMENTATIONS[entry.chosen[0]].reads_whole_image for entry in config.augment)
+    names = [entry.chosen[0] for entry in config.augment]
+    return any(AUGMENTATIONS[name].reads_whole_image for name in names if not is_own(name))
 
 
 def make_augmentations(
@@ -286,17 +289,38 @@ def make_augmentations(
     """Build the augmentations of the section, for `make_pipeline`.
 
     Raises:
-        ConfigError: images of this shape (H, W, C) do not suit one of them.
+        ConfigError: images of this shape (H, W, C) do not suit one of them, or the user's own code cannot be used.
     """
     height, width, channels = image_shape
     images = ImageFacts(config.image_size, config.stored_size, channels, height == width)
     augmentations = []
     for place, (name, chosen) in enumerate(entry.chosen for entry in config.augment):
+        if is_own(name):
+            augmentations.append(_make_own_augmentation(f"data.augment.{place}", name, chosen))
+            continue
         row = AUGMENTATIONS[name]
         for message in row.conflicts_with(name, chosen, images, place):
             raise ConfigError(f"data.augment.{place}: {message}")
         augmentations.append(row.load()(**options(chosen)))
     return augmentations
+
+
+def _make_own_augmentation(where: str, name: str, given: Mapping[str, Any]) -> data.Augmentation | data.Crop | data.Mix:
+    """Call a function of the user's own that returns an augmentation."""
+    function = load_function(name, where)
+    checked = check_options(where, make_options(function, Section, ()), **given)
+    try:
+        augmentation = function(**dict(checked))
+    except Exception as error:
+        raise ConfigError(
+            f"{where}: {name}: expected an augmentation, got {describe(error, find_file(name))}"
+        ) from error
+    if not isinstance(augmentation, data.Augmentation | data.Crop | data.Mix):
+        raise ConfigError(
+            f"{where}: {name}: expected a function that returns a kpipe.data.Augmentation, got "
+            f"{type(augmentation).__name__}"
+        )
+    return augmentation
 
 
 def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:

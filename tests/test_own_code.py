@@ -8,6 +8,9 @@ import pytest
 from tiny_runs import only_run
 
 from kpipe import cli
+from kpipe.assembly import load_splits, make_augmentations
+from kpipe.config.loading import load_experiment
+from kpipe.data import Augmentation, make_pipeline
 from kpipe.trained import load_trained
 
 NETS = """\
@@ -154,6 +157,77 @@ def test_verbs_that_do_not_need_the_code_do_not_run_it(kpipe, own):
     assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
     for arguments in (["list"], ["schema"], ["data", "check", str(own)]):
         assert cli.main(arguments) == 0
+
+
+AUGMENTATIONS = """\
+import tensorflow as tf
+from kpipe.data import Augmentation
+
+
+def invert(fraction=0.5):
+    def apply(images, uniforms):
+        return tf.where(uniforms[:, 0, None, None, None] < fraction, 255 - images, images)
+    return Augmentation("invert", 1, apply)
+
+
+def nothing():
+    return None
+
+
+def fails(strength):
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def augmented(own):
+    (own.parent / "augs.py").write_text(AUGMENTATIONS)
+    entry = "augment: [flip_horizontal, {'augs.py:invert': {fraction: 0.25}}]"
+    own.write_text(EXPERIMENT.replace("batch_size: 16", f"batch_size: 16, {entry}"))
+    return own
+
+
+def test_an_augmentation_changes_what_training_sees(augmented):
+    experiment = load_experiment(augmented).experiment
+    assert experiment.model_dump(mode="json")["data"]["augment"][1] == {
+        f"{augmented.parent}/augs.py:invert": {"fraction": 0.25}
+    }
+    splits = load_splits(experiment.data)
+    ours = make_augmentations(experiment.data, splits.image_shape)
+    idle = Augmentation("idle", 1, lambda images, uniforms: images)  # draws as many random numbers
+    batches = [make_pipeline(splits.train, 64, augment=entries, last_step=1) for entries in (ours, [ours[0], idle])]
+    [(images, labels)], [(plain, same)] = (batch.as_numpy_iterator() for batch in batches)
+    np.testing.assert_array_equal(labels, same)
+    inverted = np.array([(one == 255 - other).all() for one, other in zip(images, plain, strict=True)])
+    kept = np.array([(one == other).all() for one, other in zip(images, plain, strict=True)])
+    assert (inverted != kept).all()
+    assert 4 <= inverted.sum() <= 30  # a quarter of 64, within four standard deviations
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{exp/augs.py:invert: {fracton: 1}}", "data.augment.0.fracton: unknown option, did you mean 'fraction'?"),
+        ("{exp/augs.py:fails: {}}", "data.augment.0.strength: is required"),
+        (
+            "{exp/augs.py:fails: {strength: 1}}",
+            "data.augment.0: {folder}/augs.py:fails: expected an augmentation, got ZeroDivisionError: division by zero "
+            "in line 16",
+        ),
+        (
+            "exp/augs.py:nothing",
+            "data.augment.0: {folder}/augs.py:nothing: expected a function that returns a kpipe.data.Augmentation, got "
+            "NoneType",
+        ),
+        (
+            "exp/augs.py:invrt",
+            "data.augment.0: {folder}/augs.py: expected a function called 'invrt', got none, did you mean 'invert'?",
+        ),
+    ],
+)
+def test_functions_that_are_no_augmentations(kpipe, augmented, entry, problem):
+    code, _, err = kpipe("plan", str(augmented), f"data.augment=[{entry}]")
+    assert (code, err) == (2, problem.replace("{folder}", str(augmented.parent)) + "\n")
 
 
 def test_a_module_may_hold_it(kpipe, own, monkeypatch):

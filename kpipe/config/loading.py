@@ -116,11 +116,23 @@ def _read(path: str | Path) -> Document:
     path = Path(path) if expanded == Path(path).absolute() else expanded
     document = read_document(path)
     document.data.setdefault("name", path.stem)
-    model = document.data.get("model")
-    name = model.get("name") if isinstance(model, dict) else None
-    if isinstance(name, str) and is_own(name):
-        model["name"] = absolute_name(name, path.parent)  # a file beside the experiment
+    _find_own_code(document.data, path.parent)
     return document
+
+
+def _find_own_code(data: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the user's own code absolute, which stands beside the experiment."""
+
+    def absolute(name: Any) -> Any:
+        return absolute_name(name, folder) if isinstance(name, str) and is_own(name) else name
+
+    model, config = data.get("model"), data.get("data")
+    if isinstance(model, dict) and "name" in model:
+        model["name"] = absolute(model["name"])
+    entries = config.get("augment") if isinstance(config, dict) else None
+    for place, entry in enumerate(entries if isinstance(entries, list) else ()):
+        is_section = isinstance(entry, dict)
+        entries[place] = {absolute(name): options for name, options in entry.items()} if is_section else absolute(entry)
 
 
 def _check(document: Document, overrides: Sequence[str], *, for_search: bool = False) -> Loaded:

@@ -106,6 +106,24 @@ Augment = create_model(
 )
 
 
+class OwnAugment(_Augment):
+    """An augmentation of the user's own. What its options may be is known when its code is run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def find_code(cls, entry: Any) -> dict[str, Any]:
+        named = {entry: None} if isinstance(entry, str) else entry
+        return {absolute_name(name): options or {} for name, options in named.items()}
+
+
+def _own_or_known_augment(entry: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    names = list(entry) if isinstance(entry, dict) else [entry]
+    is_of_own = len(names) == 1 and isinstance(names[0], str) and is_own(names[0])
+    return OwnAugment.model_validate(entry) if is_of_own else validate(entry)
+
+
 def _form_of_normalize(value: Any) -> str:
     """Return the tag of the union. Of a mapping it is the name of its class, by which a message finds its keys."""
     if isinstance(value, dict):
@@ -167,7 +185,7 @@ class _DataConfig(Section):
 
     Fixed, for three channels: `imagenet` uses the mean and standard deviation of ImageNet. `caffe` subtracts its mean
     and puts blue first. `{mean: [..], std: [..]}` gives the constants, for pixels in [0, 255]."""
-    augment: list[Augment] = []
+    augment: list[Annotated[SerializeAsAny[Augment], WrapValidator(_own_or_known_augment)]] = []
     """Augmentations of the training images, in this order. A crop (`random_crop`, `random_resized_crop`,
     `scale_jitter`, `center_crop`) comes first."""
     split: SplitConfig = SplitConfig()
