@@ -230,6 +230,113 @@ def test_functions_that_are_no_augmentations(kpipe, augmented, entry, problem):
     assert (code, err) == (2, problem.replace("{folder}", str(augmented.parent)) + "\n")
 
 
+SOURCE = """\
+import numpy as np
+
+
+def read(number=40, size=8):
+    random = np.random.default_rng(0)
+    labels = np.arange(number) % 2
+    images = random.integers(0, 100, (number, size, size, 3)) + 100 * labels[:, None, None, None]
+    images = images.astype("uint8")
+    return {"train": (images, labels), "val": (images[:6], labels[:6])}, ["dark", "bright"]
+
+
+def floats(number=4):
+    return {"train": (np.zeros((4, 8, 8, 3)), np.zeros(4, int))}, ["a"]
+
+
+def labels(number=4):
+    return {"train": (np.zeros((4, 8, 8), "uint8"), [0, 1, 2, 3])}, ["a", "b"]
+
+
+def few(number=4):
+    return {"train": (np.zeros((4, 8, 8), "uint8"), [0, 1])}, ["a", "b"]
+
+
+def splits(number=4):
+    return {"trian": (np.zeros((4, 8, 8), "uint8"), [0, 1, 0, 1])}, ["a", "b"]
+
+
+def untrained(number=4):
+    return {"test": (np.zeros((4, 8, 8), "uint8"), [0, 1, 0, 1])}, ["a", "b"]
+
+
+def unpaired(number=4):
+    return {"train": np.zeros((4, 8, 8), "uint8")}, ["a", "b"]
+
+
+def nothing(number=4):
+    return None
+
+
+def fails(number=4):
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def sourced(own):
+    (own.parent / "images.py").write_text(SOURCE)
+    source = "source: 'python:images.py:read', image_size: 12, python: {number: 30}"
+    own.write_text(
+        EXPERIMENT.replace("source: synthetic, image_size: 8", source).replace(
+            ", synthetic: {classes: 2, images: 100}", ""
+        )
+    )
+    return own
+
+
+def test_a_source_is_trained_on_and_its_images_are_remembered(kpipe, sourced, logs):
+    code, out, err = kpipe("run", str(sourced), "training.learning_rate.schedule=constant")
+    assert code == 0, err
+    assert f"data       python:{sourced.parent}/images.py:read: 30 train, 6 validation; 2 classes; 12x12x3\n" in out
+    run = only_run(logs, "own")
+    assert (run / "classes.txt").read_text() == "dark\nbright\n"
+    (sourced.parent / "images.py").write_text(SOURCE.replace("default_rng(0)", "default_rng(1)"))
+    code, _, err = kpipe("run", "--resume", str(run), "training.epochs=3")
+    assert code == 3
+    assert "the data are not those that the run began with: " in err
+    assert "images of class 'dark' have changed" in err
+
+
+FORM = (
+    "expected a function that returns {'train': (images, labels), ...} and class names, images uint8 [N, H, W, C] of "
+    "0..255 and labels [N] of 0 to K - 1, got "
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "problem"),
+    [
+        ("reed", 2, "data.source: {place}: expected a function called 'reed', got none, did you mean 'read'?"),
+        ("nothing", 3, "{place}:nothing: " + FORM + "NoneType"),
+        ("fails", 3, "{place}:fails: " + FORM + "ZeroDivisionError: division by zero in line 41"),
+        (
+            "splits",
+            3,
+            "{place}:splits: expected the splits train, validation and test, got 'trian', did you mean 'train'?",
+        ),
+        ("untrained", 3, "{place}:untrained: expected a split called train, got test"),
+        ("unpaired", 3, "{place}:unpaired, train: expected (images, labels), got uint8 [4, 8, 8]"),
+        ("floats", 3, "{place}:floats, train: expected images uint8 [N, H, W, C] of 0..255, got float64 [4, 8, 8, 3]"),
+        ("labels", 3, "{place}:labels, train: expected labels of 0 to 1, one for each class name, got 3"),
+        ("few", 3, "{place}:few, train: expected a whole number for each of the 4 images, got int64 [2]"),
+    ],
+)
+def test_functions_that_are_no_sources(kpipe, sourced, function, code, problem):
+    got, _, err = kpipe("run", str(sourced), f"data.source=python:exp/images.py:{function}")
+    assert (got, err) == (code, problem.replace("{place}", f"{sourced.parent}/images.py") + "\n")
+
+
+def test_mistakes_in_the_options_of_a_source(kpipe, sourced):
+    code, _, err = kpipe("run", str(sourced), "data.python.numbr=3")
+    assert (code, err) == (2, "data.python.numbr: unknown option, did you mean 'number'?\n")
+    code, _, err = kpipe("run", str(sourced), "data.source=python:exp/images")
+    said = "command line: data.source: expected python:<FILE.py:function> or python:<module:function>, got "
+    assert (code, err) == (2, f"{said}'python:exp/images'\n")
+
+
 def test_a_module_may_hold_it(kpipe, own, monkeypatch):
     monkeypatch.syspath_prepend(own.parent)
     assert kpipe("plan", str(own), "model.name=nets:tiny")[0] == 0

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from kpipe.catalog import papers
+from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.rows import (
     ClosedFraction,
     Count,
@@ -87,6 +88,12 @@ class FolderOptions(SourceOptions):
         return NativeImages(channels=3)
 
 
+class PythonOptions(SourceOptions):
+    """Options of a source of the user's own: parameters of its function."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class SyntheticOptions(SourceOptions):
     kind: Literal["images", "board", "spectrogram", "text"] = "images"
     """What the images show: stripes, positions of Go, spoken words, or one-hot characters."""
@@ -128,6 +135,8 @@ class SourceRow(Row):
     """Whether the images have a size of their own, from which they are resized to `data.image_size`."""
     is_path: bool = False
     """Whether what stands after the colon is a path."""
+    is_code: bool = False
+    """Whether what stands after the colon is a function of the user's own."""
     check: str | None = None
     """What finds mistakes in a moment, without TensorFlow: `module:function`, called with what stands after the
     colon."""
@@ -165,6 +174,15 @@ SOURCES = {
         argument="name",
         example="cifar10",
     ),
+    "python": SourceRow(
+        "kpipe.data.sources.python:read_python",
+        PythonOptions,
+        "images from a function of your own",
+        argument="FILE.py:function",
+        example="my_data.py:read",
+        channels=None,
+        is_code=True,
+    ),
 }
 
 
@@ -182,6 +200,10 @@ def parse_source(source: str) -> tuple[SourceRow, str]:
         raise ConfigError(f"expected {name}:<{row.argument}>, got {show(source)}")
     if colon and not row.argument:
         raise ConfigError(f"expected '{name}' alone, got {show(source)}")
+    if row.is_code:
+        if not is_own(argument):
+            raise ConfigError(f"expected {name}:<{row.argument}> or {name}:<module:function>, got {show(source)}")
+        return row, absolute_name(argument)
     return row, str(expand_path(argument)) if row.is_path else argument
 
 
@@ -205,7 +227,7 @@ def absolute_source(source: str) -> str:
         ConfigError: as `parse_source`.
     """
     row, argument = parse_source(source)
-    return f"{source.partition(':')[0]}:{argument}" if row.is_path else source
+    return f"{source.partition(':')[0]}:{argument}" if row.is_path or row.is_code else source
 
 
 def parse_background(background: str | Sequence[int]) -> tuple[int, int, int]:

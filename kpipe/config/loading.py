@@ -27,6 +27,7 @@ from kpipe.files import expand_path
 from kpipe.names import quoted
 
 _SHOWN = 20  # mistakes in one message
+_PYTHON = "python:"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,9 @@ def _find_own_code(data: dict[str, Any], folder: Path) -> None:
         return absolute_name(name, folder) if isinstance(name, str) and is_own(name) else name
 
     model, config = data.get("model"), data.get("data")
+    source = config.get("source") if isinstance(config, dict) else None
+    if isinstance(source, str) and source.startswith(_PYTHON):
+        config["source"] = _PYTHON + absolute(source.removeprefix(_PYTHON))
     if isinstance(model, dict) and "name" in model:
         model["name"] = absolute(model["name"])
     entries = config.get("augment") if isinstance(config, dict) else None

@@ -214,7 +214,7 @@ DataConfig = create_model(
     **{
         name: (row.options | None, Field(None, description=f"Options of the source `{name}`."))
         for name, row in SOURCES.items()
-        if row.options.model_fields
+        if row.options.model_fields or row.is_code
     },
 )
 

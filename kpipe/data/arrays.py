@@ -9,11 +9,19 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from kpipe.data.images import cut, scale
+from kpipe.data.images import Form, cut, scale, to_form
 from kpipe.data.pixels import Pixels
 from kpipe.data.reading import locate, with_uniforms
 from kpipe.data.splits import Shape, Split, no_progress
 from kpipe.data.unreadable import Unreadable
+
+
+def fit_images(images: np.ndarray, form: Form) -> np.ndarray:
+    """Convert images uint8 [N, H, W, C] to a form."""
+    fitted = tf.data.Dataset.from_tensor_slices(images).map(
+        lambda image: to_form(image, form), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return np.concatenate(list(fitted.batch(256).as_numpy_iterator()))
 
 
 class ArraySplit(Split):

@@ -72,8 +72,8 @@ def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
         ({"source": "digit"}, "unknown source 'digit', did you mean 'digits'?"),
         (
             {"source": "mnist"},
-            "unknown source 'mnist' (known: digits, synthetic, folder:<path>, tfds:<name>). A set of TensorFlow "
-            "Datasets is written tfds:mnist",
+            "unknown source 'mnist' (known: digits, synthetic, folder:<path>, tfds:<name>, python:<FILE.py:function>). "
+            "A set of TensorFlow Datasets is written tfds:mnist",
         ),
         ({"source": "/photos/pets"}, "unknown source '/photos/pets'. Write folder:/photos/pets"),
         ({"source": Path("/photos")}, "unknown source '/photos'. Write folder:/photos"),

@@ -4,10 +4,8 @@ N images, H height, W width, C channels.
 """
 
 import numpy as np
-import tensorflow as tf
 
-from kpipe.data.arrays import ArraySplit
-from kpipe.data.images import Form, to_form
+from kpipe.data.arrays import ArraySplit, fit_images
 from kpipe.data.pixels import check_memory
 from kpipe.data.sources.request import SourceRequest, check_channels
 from kpipe.data.splits import Source
@@ -27,12 +25,5 @@ def read_digits(request: SourceRequest) -> Source:
         shape = (len(digits.images), size, size, request.form.channels or 1)
         check_memory(shape, "digits", "Take a smaller data.image_size")
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    train = ArraySplit(_in_form(images, request.form), digits.target.astype(np.int32))
+    train = ArraySplit(fit_images(images, request.form), digits.target.astype(np.int32))
     return Source({"train": train}, tuple(map(str, digits.target_names)))
-
-
-def _in_form(images: np.ndarray, form: Form) -> np.ndarray:
-    fitted = tf.data.Dataset.from_tensor_slices(images).map(
-        lambda image: to_form(image, form), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return np.concatenate(list(fitted.batch(256).as_numpy_iterator()))
