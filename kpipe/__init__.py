@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "build_model": "kpipe.models",
+    "export": "kpipe.commands.export",
     "load_dataset": "kpipe.data",
     "load_experiment": "kpipe.config",
     "make_evaluation_pipeline": "kpipe.data",

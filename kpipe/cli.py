@@ -145,6 +145,39 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
         run_search(loaded, new=new, workers=workers)
 
 
+@cli.command(short_help="Write a trained network for ONNX, LiteRT, ...")
+@click.argument("trained", metavar="RUN")
+@click.option(
+    "--to",
+    "formats",
+    metavar="FORMAT",
+    multiple=True,
+    required=True,
+    help="keras, saved_model, onnx or litert. May be given several times.",
+)
+@click.option("--output", metavar="FOLDER", help="Folder to which each format adds its own. Default: RUN/export.")
+@click.option("--weights", metavar="KIND", default="best", help="best, raw or averaged. Default: best.")
+@click.option("--int8", is_flag=True, help="Quantize LiteRT's file as well, and measure its accuracy.")
+@click.pass_obj
+def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | None, weights: str, int8: bool) -> None:
+    """Write a trained network in the format of another runtime, with a model card.
+
+    RUN is the directory of a finished run, or a .keras file with a classes.txt beside it. What is written takes raw
+    images, 0 to 255, and returns logits. It is checked at once: its own runtime must compute what the network computes.
+
+    kpipe export tensorboard_logs/vgg16/2026-11-29_10-00-00 --to onnx --to litert
+    """
+    announce(_LOADING)
+    from kpipe.exporting.formats import check_arguments
+
+    _, folder = check_arguments(trained, formats, output, int8)
+    shown.is_needed = False
+    with _quietly(writes=folder):
+        from kpipe.commands.export import export
+
+        export(trained, formats, output=output, weights=weights, int8=int8)
+
+
 @cli.command(short_help="Show layers, parameters, memory and steps.")
 @click.argument("experiment", metavar="EXPERIMENT.yaml|NETWORK")
 @_overrides

@@ -113,7 +113,7 @@ def read_model(path: Path) -> KerasFile:
                 left_out |= {layer.name: _PREPROCESSING} if layer.weights else {}
             elif layer.weights:
                 _add(path, layers, layer.name, layer.get_weights())
-        normalization, has_preprocessing = _find_normalization(model)
+        normalization, has_preprocessing = find_normalization(model)
         names = tuple(read_names(path.parent / "classes.txt"))
         class_names = names if len(names) == model.outputs[0].shape[-1] else None
         return KerasFile(layers, left_out, model.name, normalization, has_preprocessing, class_names)
@@ -141,7 +141,7 @@ def _list_leaves(model: keras.Model) -> Iterator[keras.Layer]:
             yield layer
 
 
-def _find_normalization(model: keras.Model) -> tuple[Normalization | None, bool]:
+def find_normalization(model: keras.Model) -> tuple[Normalization | None, bool]:
     """Return what a model does to the raw images before its first layer with weights, and whether it does anything.
 
     The normalization is None where it is not one that kpipe knows.
@@ -165,10 +165,10 @@ def _find_normalization(model: keras.Model) -> tuple[Normalization | None, bool]
     if isinstance(layer, Whiten):
         mean, matrix = layer.get_weights()
         return Normalization("whiten", mean, matrix=matrix), True
-    return Normalization("caffe" if flips else "affine", *_mean_and_std(layer)), True
+    return Normalization("caffe" if flips else "affine", *mean_and_std(layer)), True
 
 
-def _mean_and_std(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_std(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
     """Return the constants of a layer that computes `(images - mean) / std`."""
     if isinstance(layer, Standardize):
         return np.asarray(layer.mean), np.asarray(layer.std)

@@ -11,8 +11,9 @@ from kpipe.catalog.rows import check_options
 from kpipe.errors import EnvironmentFault
 from kpipe.files import replacing
 from kpipe.models.building import build_network
+from kpipe.models.keras_files import mean_and_std
 from kpipe.models.layers import InputShape
-from kpipe.models.preprocessing import Normalization, make_preprocessing
+from kpipe.models.preprocessing import Normalization, make_preprocessing, make_rescaling
 
 
 def save_portable(
@@ -78,6 +79,27 @@ def copy_weights(portable: keras.Model, model: keras.Model) -> None:
     """Copy the weights of a model that `save_portable` wrote into one that was built in the same way."""
     for layer in portable.layers:
         model.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
+    """Return a copy of a loaded model for images (H, W, C), in layers that every format of other runtimes has.
+
+    The constants of a `Normalization`, which files of kpipe once had and others have, become those of a `Rescaling`.
+    """
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        if (
+            isinstance(layer, keras.layers.Normalization)
+            and layer.input_mean is not None
+            and layer.axis in (None, (3,))
+        ):
+            return make_rescaling(*mean_and_std(layer), layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    images = keras.Input(input_shape, name="images")
+    copied = keras.models.clone_model(model, input_tensors=images, clone_function=copy, recursive=True)
+    copied.set_weights(model.get_weights())
+    return copied
 
 
 @contextmanager

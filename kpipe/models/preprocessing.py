@@ -299,10 +299,22 @@ def make_preprocessing(normalization: Normalization, *, portable: bool = False) 
 
 
 def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
-    if not portable:
-        return Standardize(normalization.mean, normalization.std, name="standardize")
-    mean, std = np.broadcast_arrays(normalization.mean, normalization.std)  # Keras wants as many of both
-    return keras.layers.Normalization(mean=mean.tolist(), variance=np.square(std).tolist(), name="standardize")
+    make = make_rescaling if portable else Standardize
+    return make(normalization.mean, normalization.std, name="standardize")
+
+
+def make_rescaling(mean, std, name: str) -> keras.layers.Layer:
+    """Return a layer of Keras that computes `(images - mean) / std` in float32.
+
+    `keras.layers.Normalization` says the same, but in ONNX its constants become further inputs of the network.
+
+    Args:
+        mean: one number, or one per channel, in units of 0..255.
+        std: the same, above 0.
+        name: of the layer.
+    """
+    mean, std = (np.asarray(each, "float64") for each in (mean, std))
+    return keras.layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name=name)
 
 
 def is_preprocessing(layer: object) -> bool:

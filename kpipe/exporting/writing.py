@@ -1,0 +1,108 @@
+"""Writing a network: one function a format. Raw images [B, H, W, C], 0..255, go in; logits [B, K] come out.
+
+B batch, H height, W width, C channels, K classes.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kpipe.errors import ConfigError, first_line
+from kpipe.exporting.formats import FORMATS, IMAGES, LOGITS
+
+
+def write_keras(model: keras.Model, path: Path) -> None:
+    """Write Keras's own format."""
+    model.save(path)
+
+
+def write_saved_model(model: keras.Model, path: Path) -> None:
+    """Write the folder of a SavedModel, with the endpoints `serve` and `serving_default`."""
+    _export(model, path, "tf_saved_model")
+
+
+def write_onnx(model: keras.Model, path: Path) -> None:
+    """Write an ONNX graph; the size of the images must be known.
+
+    The weights are inputs while the graph is converted, and are put into it afterwards: of constants tf2onnx makes
+    dozens of copies, which for VGG-16 takes 37 GB.
+    """
+    import onnx  # both are of the extra `export`
+    import tf2onnx
+
+    trainable, others = model.trainable_variables, model.non_trainable_variables
+
+    def serve(images, *weights):
+        logits, _ = model.stateless_call(weights[: len(trainable)], weights[len(trainable) :], images, training=False)
+        return {LOGITS: logits}
+
+    weights = {each.path.replace("/", "."): each for each in (*trainable, *others)}
+    specs = [tf.TensorSpec(each.shape, each.dtype, name) for name, each in weights.items()]
+    images = tf.TensorSpec(model.input_shape, "float32", IMAGES)
+    converted, _ = tf2onnx.convert.from_function(tf.function(serve), [images, *specs])
+    graph = converted.graph
+    used = {name for node in graph.node for name in node.input}  # the state of a dropout is not
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(each), name) for name, each in weights.items() if name in used
+    )
+    for given in [given for given in graph.input if given.name in weights]:
+        graph.input.remove(given)
+    onnx.save(converted, path)
+
+
+def write_litert(model: keras.Model, path: Path, calibration: Iterable[np.ndarray] | None = None) -> None:
+    """Write a LiteRT file of LiteRT's own operations; the size of the images must be known.
+
+    Args:
+        model: the network.
+        path: of the file.
+        calibration: images, each float32 [1, H, W, C], whose activations give the ranges of int8. Weights and
+            activations are then 8 bits wide wherever LiteRT can; input and output stay float32.
+    """
+    # Keras would let operations of TensorFlow stand, which the runtime of LiteRT does not have.
+    options: dict[str, Any] = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+    if calibration is not None:
+        options |= {"optimizations": [tf.lite.Optimize.DEFAULT]}
+        options |= {"representative_dataset": lambda: ({IMAGES: image} for image in calibration)}
+    _export(model, path, "litert", **options)
+
+
+WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
+    "keras": write_keras,
+    "saved_model": write_saved_model,
+    "onnx": write_onnx,
+    "litert": write_litert,
+}
+"""By the names of `FORMATS`."""
+
+
+def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> None:
+    """Write a network in a format.
+
+    Raises:
+        ConfigError: the format lacks something that the network has.
+        OSError: it cannot be written.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of the converters about themselves
+            WRITERS[name](model, path, **options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # each converter has its own
+        raise ConfigError(
+            f"to: expected a network that {name} can hold, got one that its converter refuses: '{first_line(error)}'. "
+            f"Nothing was written; the others are {', '.join(other for other in FORMATS if other != name)}"
+        ) from None
+
+
+def _export(model: keras.Model, path: Path, name: str, **options: Any) -> None:
+    # The output is named in a model of its own, as the converters take the names from its structure.
+    named = keras.Model(model.inputs, {LOGITS: model.outputs[0]})
+    images = keras.InputSpec(shape=model.input_shape, dtype="float32", name=IMAGES)
+    named.export(path, format=name, verbose=False, input_signature=[images], **options)
