@@ -17,7 +17,7 @@ from kpipe.console import Screen, counted, describe_size
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
 from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, first_line
-from kpipe.exporting.card import describe_checks, make_card, write_markdown
+from kpipe.exporting.card import describe_int8, make_card, write_markdown
 from kpipe.exporting.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, check_arguments
 from kpipe.exporting.verification import BOUND, INT8_BOUND, compute_logits, verify
 from kpipe.exporting.writing import write_format
@@ -29,6 +29,7 @@ from kpipe.runs.dataset import NAMES
 from kpipe.streams import hold_back_libraries
 from kpipe.trained import Trained, load_trained
 
+_OWN = "import kpipe.models"  # without it, Keras does not find the layers that are kpipe's own
 _CHECKED = 16  # images on which a written file is compared with the network
 _CALIBRATING = 100  # images of the training split that give the ranges of int8
 
@@ -116,7 +117,7 @@ def _write(
     folder.mkdir()
     file = folder / how.file
     write_format(name, written, file)
-    needs = "import kpipe.models" if name == "keras" and _has_own_layers(written) else ""
+    needs = _OWN if name == "keras" and _has_own_layers(written) else ""
     checks = {
         "difference": verify(name, file, images, expected, needs=needs),
         "bound": BOUND,
@@ -146,6 +147,7 @@ def _quantize(
     accuracy, float32_accuracy, count = _compare_accuracies(file, model, evaluation_batches(splits, split, 32))
     return {
         "file": file.name,
+        "bytes": file.stat().st_size,
         "calibration": f"{counted(len(calibration), 'image')} of the train split",
         "difference": difference,
         "bound": INT8_BOUND,
@@ -232,9 +234,15 @@ def _show(screen: Screen, trained: Trained, done: Sequence[Exported]) -> None:
     shape, classes = "x".join(map(str, trained.image_shape)), counted(len(trained.class_names), "class")
     screen.line(f"{from_here(trained.file)}: images {shape}, {classes}", style="bold")
     for each in done:
-        checks, path = each.card["checks"], from_here(each.path)
-        screen.line(f"  {each.format:<11} {path}, {describe_size(each.size)}")
-        for line in describe_checks(checks):
-            screen.prose(f"              {line}", indent=14)
-        for line in FORMATS[each.format].code(path):
-            screen.line(f"              {line}")
+        checks = each.card["checks"]
+        size, difference = describe_size(each.size), f"{checks['difference']:.1e}"
+        needs = ", loads where kpipe is installed" if _OWN in each.card["code"] else ""
+        screen.prose(f"  {each.format:<12} {size}, differs by {difference} ({checks['runtime']}){needs}", indent=15)
+        for line in FORMATS[each.format].code(from_here(each.path)):
+            screen.line(f"{'':<15}{line}")
+        if int8 := checks.get("int8"):
+            screen.prose(f"  {'int8':<12} {int8['file']}, {describe_int8(int8)}", indent=15)
+    screen.prose(
+        f"Checked on {checks['images']}, each file in its own runtime. The difference is the largest between the "
+        f"logits and the network's, relative to the largest logit; at most {BOUND:g} is accepted."
+    )

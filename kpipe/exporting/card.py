@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kpipe.console import counted
+from kpipe.console import counted, describe_size
 from kpipe.exporting.formats import FORMATS, IMAGES, LOGITS
 from kpipe.models.keras_files import find_normalization
 from kpipe.names import as_line
@@ -45,7 +45,7 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
             "channels": _COLORS.get(channels, str(channels)),
         },
         "output": {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(trained.class_names)]},
-        "classes": list(map(as_line, trained.class_names)),
+        "classes": list(trained.class_names),
         "images": {
             "image_size": list(trained.image_shape[:2]),
             "stored_size": data.stored_size,
@@ -56,7 +56,7 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         "scores": {split: summary[split] for split in ("validation", "test") if split in summary}
         if run and trained.file == run.model
         else {},
-        "data": {"source": data.source, **run.read_json("data.json")} if run else {},
+        "data": {"source": data.source, "splits": run.read_json("data.json").get("splits", {})} if run else {},
         "checks": checks,
         "code": [how.imports, *how.code(how.file)],
         "versions": {
@@ -112,7 +112,7 @@ def write_markdown(card: dict[str, Any]) -> str:
         lines += ["## Scores of the run", "", *_table_of_scores(card["scores"]), ""]
     lines += ["## Checks", "", *(f"- {line}" for line in describe_checks(card["checks"])), ""]
     lines += ["## Classes", "", "In the order of the logits:", ""]
-    lines += [f"{number}. `{name}`" for number, name in enumerate(classes)]
+    lines += [f"{number}. `{as_line(name)}`" for number, name in enumerate(classes)]
     return "\n".join(lines) + "\n"
 
 
@@ -140,11 +140,17 @@ def describe_checks(checks: dict[str, Any]) -> list[str]:
     ]
     if int8 := checks.get("int8"):
         lines.append(
-            f"{int8['file']}: int8, calibrated on {int8['calibration']}. Accuracy on {int8['split']}: "
-            f"{100 * int8['accuracy']:.2f} %, in float32 {100 * int8['float32_accuracy']:.2f} %. Its logits differ by "
-            f"at most {int8['difference']:.1e} of the largest (bound {int8['bound']:g})."
+            f"{int8['file']}: int8, {describe_int8(int8)}. Its logits differ by at most {int8['difference']:.1e} of "
+            f"the largest (bound {int8['bound']:g})."
         )
     return lines
+
+
+def describe_int8(int8: dict[str, Any]) -> str:
+    """Return in words what quantization costs."""
+    accuracy, float32 = (f"{100 * int8[key]:.2f} %" for key in ("accuracy", "float32_accuracy"))
+    size = describe_size(int8["bytes"])
+    return f"{size}, calibrated on {int8['calibration']}: accuracy {accuracy}, in float32 {float32}, on {int8['split']}"
 
 
 def _table(rows: dict[str, str]) -> list[str]:

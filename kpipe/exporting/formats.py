@@ -1,5 +1,6 @@
 """The formats, what each needs, and the line of Python that uses it. Nothing here imports TensorFlow."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Format:
 
     def code(self, path: str) -> list[str]:
         """Return the lines of Python that load the file and compute the logits of `images`."""
-        return [f"network = {self.load.format(path=repr(path))}", f"logits = {self.call}"]
+        return [f"network = {self.load.format(path=json.dumps(path))}", f"logits = {self.call}"]
 
 
 FORMATS = {
@@ -100,7 +101,7 @@ def check_arguments(
         if missing := [module for module in FORMATS[name].modules if find_spec(module) is None]:
             raise ConfigError(
                 f"to: {name} needs {', '.join(each.replace('_', '-') for each in missing)}, which cannot be imported. "
-                'Install with: pip install "kpipe[export]"'
+                'Install with: pip install -e ".[export]"'
             )
     if output is None:
         given = expand_path(str(trained))

@@ -88,11 +88,7 @@ def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
     """
 
     def copy(layer: keras.Layer) -> keras.Layer:
-        if (
-            isinstance(layer, keras.layers.Normalization)
-            and layer.input_mean is not None
-            and layer.axis in (None, (3,))
-        ):
+        if _has_constants_of_channels(layer):
             return make_rescaling(*mean_and_std(layer), layer.name)
         return layer.__class__.from_config(layer.get_config())
 
@@ -100,6 +96,11 @@ def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
     copied = keras.models.clone_model(model, input_tensors=images, clone_function=copy, recursive=True)
     copied.set_weights(model.get_weights())
     return copied
+
+
+def _has_constants_of_channels(layer: keras.Layer) -> bool:
+    is_plain = isinstance(layer, keras.layers.Normalization) and layer.input_mean is not None and not layer.invert
+    return is_plain and layer.axis in ((), (-1,), (3,))
 
 
 @contextmanager
