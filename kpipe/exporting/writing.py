@@ -3,6 +3,7 @@
 B batch, H height, W width, C channels, K classes.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,6 +47,8 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     images = tf.TensorSpec(model.input_shape, "float32", IMAGES)
     converted, _ = tf2onnx.convert.from_function(tf.function(serve), [images, *specs])
     graph = converted.graph
+    # tf2onnx leaves an operation as it is where ONNX has none.
+    _refuse("onnx", {node.op_type for node in graph.node if not onnx.defs.has(node.op_type, node.domain)})
     used = {name for node in graph.node for name in node.input}  # the state of a dropout is not
     graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(each), name) for name, each in weights.items() if name in used
@@ -69,7 +72,12 @@ def write_litert(model: keras.Model, path: Path, calibration: Iterable[np.ndarra
     if calibration is not None:
         options |= {"optimizations": [tf.lite.Optimize.DEFAULT]}
         options |= {"representative_dataset": lambda: ({IMAGES: image} for image in calibration)}
-    _export(model, path, "litert", **options)
+    try:
+        _export(model, path, "litert", **options)
+    except Exception as error:  # the converter's own
+        if lacking := re.search(r"(?:Select|Custom) ops: (.+)", str(error)):
+            _refuse("litert", set(lacking[1].split(", ")))
+        raise
 
 
 WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
@@ -92,13 +100,23 @@ def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> N
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of the converters about themselves
             WRITERS[name](model, path, **options)
-    except (OSError, MemoryError):
+    except (ConfigError, OSError, MemoryError):
         raise
     except Exception as error:  # each converter has its own
-        raise ConfigError(
-            f"to: expected a network that {name} can hold, got one that its converter refuses: '{first_line(error)}'. "
-            f"Nothing was written; the others are {', '.join(other for other in FORMATS if other != name)}"
+        raise _cannot_hold(
+            name, f"a network that {name} can hold", f"'{first_line(error)}' from its converter"
         ) from None
+
+
+def _refuse(name: str, operations: set[str]) -> None:
+    """Raise ConfigError for operations that a format does not have, if there are any."""
+    if operations:
+        raise _cannot_hold(name, f"operations that {name} has", ", ".join(sorted(operations)))
+
+
+def _cannot_hold(name: str, expected: str, got: str) -> ConfigError:
+    others = ", ".join(other for other in FORMATS if other != name)
+    return ConfigError(f"to: expected {expected}, got {got}. Nothing was written; other formats are {others}")
 
 
 def _export(model: keras.Model, path: Path, name: str, **options: Any) -> None:
