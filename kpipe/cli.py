@@ -165,7 +165,7 @@ def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | 
     RUN is the directory of a finished run, or a .keras file with a classes.txt beside it. What is written takes raw
     images, 0 to 255, and returns logits. It is checked at once: its own runtime must compute what the network computes.
 
-    kpipe export tensorboard_logs/vgg16/2026-11-29_10-00-00 --to onnx --to litert
+    For two of them: kpipe export RUN --to onnx --to litert
     """
     announce(_LOADING)
     from kpipe.exporting.formats import check_arguments

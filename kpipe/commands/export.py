@@ -15,6 +15,7 @@ import numpy as np
 from kpipe.assembly import load_splits
 from kpipe.console import Screen, counted, describe_size
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
+from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, first_line
 from kpipe.exporting.card import describe_int8, make_card, write_markdown
@@ -32,6 +33,18 @@ from kpipe.trained import Trained, load_trained
 _OWN = "import kpipe.models"  # without it, Keras does not find the layers that are kpipe's own
 _CHECKED = 16  # images on which a written file is compared with the network
 _CALIBRATING = 100  # images of the training split that give the ranges of int8
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What a written file is checked with."""
+
+    images: np.ndarray
+    """uint8 [B, H, W, C], 0..255"""
+    described: str
+    """Which images they are."""
+    logits: np.ndarray
+    """What the network computes for them, float32 [B, K]."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +100,12 @@ def export(
         _check_float32(loaded.file, model)
         splits, why_not = _find_images(loaded, needed=int8)
         images, described = _choose_images(loaded, splits, why_not)
-        expected = compute_logits(model, images)
+        sample = _Sample(images, described, compute_logits(model, images))
         with _staged(folder) as stage:
             done = []
             for name in names:
                 with screen.status(f"writing and checking {name}"):
-                    card = _write(stage / name, name, loaded, model, images, described, expected, int8 and splits)
+                    card = _write(stage / name, name, loaded, model, sample, splits if int8 else None)
                 done.append(Exported(name, folder / name / FORMATS[name].file, card))
             for name in names:
                 _replace(folder / name, stage / name)
@@ -101,16 +114,9 @@ def export(
 
 
 def _write(
-    folder: Path,
-    name: str,
-    trained: Trained,
-    model: keras.Model,
-    images: np.ndarray,
-    described: str,
-    expected: np.ndarray,
-    splits: Splits | None,
+    folder: Path, name: str, trained: Trained, model: keras.Model, sample: _Sample, splits: Splits | None
 ) -> dict[str, Any]:
-    """Write the folder of a format and return its card."""
+    """Write the folder of a format, with int8 beside LiteRT's float32 where there are splits, and return its card."""
     how = FORMATS[name]
     shape = model.input_shape[1:] if how.takes_any_size else trained.image_shape
     written = make_exportable(model, shape)
@@ -119,13 +125,13 @@ def _write(
     write_format(name, written, file)
     needs = _OWN if name == "keras" and _has_own_layers(written) else ""
     checks = {
-        "difference": verify(name, file, images, expected, needs=needs),
+        "difference": verify(name, file, sample.images, sample.logits, needs=needs),
         "bound": BOUND,
-        "images": described,
+        "images": sample.described,
         "runtime": f"{how.runtime} {version(how.runtime)}",
     }
     if splits and name == "litert":
-        checks["int8"] = _quantize(folder / INT8_FILE, trained, written, splits, images, expected)
+        checks["int8"] = _quantize(folder / INT8_FILE, written, splits, sample)
     card = make_card(trained, written, name, checks)
     card["code"][:0] = [needs] if needs else []
     write_json(folder / CARD, card)
@@ -134,17 +140,14 @@ def _write(
     return card
 
 
-def _quantize(
-    file: Path, trained: Trained, model: keras.Model, splits: Splits, images: np.ndarray, expected: np.ndarray
-) -> dict[str, Any]:
+def _quantize(file: Path, model: keras.Model, splits: Splits, sample: _Sample) -> dict[str, Any]:
     """Write a network in int8, measure what that costs, and return both."""
-    train = splits.train if splits.train.is_stream else splits.train.select(splits.train.spread(_CALIBRATING))
-    batches = make_evaluation_pipeline(train, 1, image_size=splits.image_size).take(_CALIBRATING)
-    calibration = [image.astype("float32") for image, _ in batches.as_numpy_iterator()]
-    write_format("litert", model, file, calibration=calibration)
-    difference = verify("litert", file, images, expected, bound=INT8_BOUND)
-    split = next(name for name in ("test", "validation", "train") if splits.by_name.get(name))
-    accuracy, float32_accuracy, count = _compare_accuracies(file, model, evaluation_batches(splits, split, 32))
+    calibration = _read_images(splits, "train", _CALIBRATING).astype("float32")
+    write_format("litert", model, file, calibration=calibration[:, np.newaxis])
+    difference = verify("litert", file, sample.images, sample.logits, bound=INT8_BOUND)
+    split = _held_out(splits)
+    with translate_reading_errors(splits.by_name.values()):
+        accuracy, float32_accuracy, count = _compare_accuracies(file, model, evaluation_batches(splits, split, 32))
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
@@ -186,14 +189,29 @@ def _find_images(trained: Trained, needed: bool) -> tuple[Splits | None, str]:
 def _choose_images(trained: Trained, splits: Splits | None, why_not: str) -> tuple[np.ndarray, str]:
     """Return images uint8 [B, H, W, C] to check with, and which they are."""
     if splits is not None:
-        split = next(name for name in ("test", "validation", "train") if splits.by_name.get(name))
+        split = _held_out(splits)
         try:
-            images, _ = next(evaluation_batches(splits, split, _CHECKED).as_numpy_iterator())
+            images = _read_images(splits, split, _CHECKED)
             return images, f"{counted(len(images), 'image')} of the {split} split"
         except KpipeError as error:
             why_not = first_line(error)
     random = np.random.default_rng(0).integers(0, 256, (_CHECKED, *trained.image_shape), "uint8")
     return random, f"{_CHECKED} random images ({why_not})"
+
+
+def _read_images(splits: Splits, name: str, most: int) -> np.ndarray:
+    """Return a few images of a split as the network sees them, of all classes where that is possible: uint8."""
+    split = splits.by_name[name]
+    if not split.is_stream:
+        split = split.select(split.spread(min(most, len(split))))
+    batches = make_evaluation_pipeline(split, 1, image_size=splits.image_size).take(most)
+    with translate_reading_errors([split]):
+        return np.concatenate([images for images, _ in batches.as_numpy_iterator()])
+
+
+def _held_out(splits: Splits) -> str:
+    """Return the name of the split that says most about a network."""
+    return next(name for name in ("test", "validation", "train") if splits.by_name.get(name))
 
 
 def _check_float32(file: Path, model: keras.Model) -> None:

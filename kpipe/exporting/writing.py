@@ -31,7 +31,7 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     """Write an ONNX graph; the size of the images must be known.
 
     The weights are inputs while the graph is converted, and are put into it afterwards: of constants tf2onnx makes
-    dozens of copies, which for VGG-16 takes 37 GB.
+    dozens of copies. VGG-16 takes 4 GB of memory so, and more than 22 GB otherwise.
     """
     import onnx  # both are of the extra `export`
     import tf2onnx
