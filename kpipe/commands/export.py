@@ -22,7 +22,7 @@ from kpipe.exporting.card import describe_int8, make_card, write_markdown
 from kpipe.exporting.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, check_arguments
 from kpipe.exporting.verification import BOUND, INT8_BOUND, compute_logits, verify
 from kpipe.exporting.writing import write_format
-from kpipe.files import write_json, write_names, write_text
+from kpipe.files import cannot_write, write_json, write_names, write_text
 from kpipe.models.keras_files import load_keras_file
 from kpipe.models.portable import make_exportable
 from kpipe.names import from_here, path_shown
@@ -90,7 +90,7 @@ def export(
     Raises:
         ConfigError: an argument, the network, or a format that cannot hold this network.
         DataError: `int8`, and the images of the run cannot be read.
-        EnvironmentFault: a runtime computes something else than the network.
+        EnvironmentFault: a runtime computes something else than the network, or the folder cannot be written.
     """
     names, folder = check_arguments(trained, to, output, int8)
     screen = screen or Screen()
@@ -231,7 +231,10 @@ def _has_own_layers(model: keras.Model) -> bool:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """Give a folder beside those that are to be written. Nothing is left of it, nor of `folder` where it is empty."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error.errno) from None
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as stage:
             yield Path(stage)

@@ -114,7 +114,7 @@ def test_int8_says_what_it_costs(kpipe, finished, tmp_path):
     card = json.loads((tmp_path / "litert" / "model_card.json").read_text())
     int8, summary = card["checks"]["int8"], json.loads((finished / "summary.json").read_text())
     assert int8["float32_accuracy"] == pytest.approx(summary["test"]["accuracy"])
-    assert int8["calibration"] == "100 images of the train split"
+    assert int8["calibration"] == "72 images of the train split"
     accuracy, float32 = (f"{100 * int8[key]:.2f} %" for key in ("accuracy", "float32_accuracy"))
     assert f"accuracy {accuracy}, in float32 {float32}, on {summary['test']['images']} images of the test split" in out
     small, large = ((tmp_path / "litert" / name).stat().st_size for name in ("model_int8.tflite", "model.tflite"))
@@ -282,6 +282,11 @@ def test_a_full_disk_is_said(kpipe, copied, runtime, monkeypatch):
     code, _, err = kpipe("export", str(copied), "--to", "keras")
     assert code == 5 and "model.keras: cannot be written (No space left on device)" in err
     assert not (copied / "export").exists()
+
+
+def test_a_place_where_no_folder_can_be_made(kpipe, finished, runtime):
+    code, _, err = kpipe("export", str(finished), "--to", "keras", "--output", "/proc/kpipe")
+    assert (code, err.startswith("/proc/kpipe: cannot be written (No such file or directory); ")) == (5, True), err
 
 
 def test_what_must_be_installed_is_said(kpipe, finished, monkeypatch):
