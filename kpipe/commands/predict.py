@@ -26,8 +26,8 @@ from kpipe.names import path_shown, printable, shorten
 from kpipe.trained import Trained, load_trained
 
 MOST_DRAWN = 36
-_LONGEST_CLASS = 24  # characters of a class name in the table
-_BESIDE_FILES = 0.6  # fraction of the screen's width that long paths leave to the classes
+_LONGEST_CLASS = (24, 14)  # characters of a class name in the table, and where only one class would fit
+_OF_FILES = 0.4  # fraction of the screen's width that long paths take from the classes
 _DIGITS = 7  # that are significant in float32
 
 
@@ -70,12 +70,14 @@ def predict(
         One prediction for each file, in the order of `paths`. One that cannot be read has a `problem` and no classes.
 
     Raises:
-        ConfigError: as `load_trained`; `top` is below 1; or the network takes no pictures.
-        DataError: as `load_trained`; a folder has no images; or not one of the files can be read.
+        ConfigError: as `load_network`; `top` is below 1; or there are no paths.
+        DataError: as `load_network`; a folder has no images; or not one of the files can be read.
     """
     if top < 1:
         raise ConfigError(f"top: expected at least 1, got {top}")
     files = find_images([os.fspath(path) for path in ([paths] if isinstance(paths, str | Path) else paths)])
+    if not files:
+        raise ConfigError("paths: expected image files or folders of images, got none")
     trained = load_network(run, weights=weights, image_size=image_size, resize=resize)
     found = list(_predict_files(trained, files, top=top))
     if all(prediction.problem for prediction in found):
@@ -255,26 +257,34 @@ def table_writer(screen: Screen, files: Sequence[str], class_names: Sequence[str
     """
     if len(files) == 1:
         return lambda prediction: _print_single(prediction, screen)
-    width = min(_LONGEST_CLASS, max(cell_len(printable(name)) for name in class_names))
-    cell = width + len("  100.0 % ")
-    longest = max(cell_len(printable(file)) for file in files)
     top = min(top, len(class_names))
-    room = max(longest if not screen.console.is_terminal else 0, int(screen.console.width * (1 - _BESIDE_FILES)))
-    first = min(longest, max(room, screen.console.width - top * cell))
-    fitting = top if not screen.console.is_terminal else max(1, min(top, (screen.console.width - first) // cell))
+    for longest in _LONGEST_CLASS:
+        name_width = min(longest, _widest(class_names))
+        file_width, fitting = _columns(screen, _widest(files), top, len("  100.0 % ") + name_width)
+        if fitting > 1:
+            break
+    heading = "most probable classes" if fitting == top else f"{fitting} most probable of {counted(top, 'class')}"
     is_first = True
 
     def write(prediction: Prediction) -> None:
         nonlocal is_first
         if is_first:
-            shown = "most probable classes" if fitting == top else f"most probable {counted(fitting, 'class')} of {top}"
-            screen.line(f"{set_cell_size('file', first)}  {shown}", style="bold")
+            screen.line(f"{_fit('file', file_width)}  {heading}", style="bold")
             is_first = False
-        ranked = zip(prediction.classes[:fitting], prediction.probabilities, strict=False)
-        cells = [f"  {probability:6.1%}".replace("%", " %") + " " + _fit(name, width) for name, probability in ranked]
-        screen.line(f"{_fit(prediction.file, first)}{''.join(cells)}".rstrip())
+        ranked = zip(prediction.probabilities[:fitting], prediction.classes, strict=False)
+        cells = [f"  {100 * probability:5.1f} % {_fit(name, name_width)}" for probability, name in ranked]
+        screen.line(f"{_fit(prediction.file, file_width)}{''.join(cells)}".rstrip())
 
     return write
+
+
+def _columns(screen: Screen, longest: int, top: int, cell: int) -> tuple[int, int]:
+    """Return the width of the column of files, and how many cells of classes fit beside it: one at least."""
+    if not screen.console.is_terminal:
+        return longest, top
+    width = screen.console.width
+    file_width = min(longest, max(int(_OF_FILES * width), width - top * cell))
+    return file_width, max(1, min(top, (width - file_width) // cell))
 
 
 def _print_single(prediction: Prediction, screen: Screen) -> None:
@@ -283,6 +293,13 @@ def _print_single(prediction: Prediction, screen: Screen) -> None:
         screen.line(f"  {100 * probability:6.2f} %  {name}")
 
 
+def _widest(texts: Iterable[str]) -> int:
+    return max(cell_len(printable(text)) for text in texts)
+
+
 def _fit(text: str, cells: int) -> str:
-    """Return text in exactly so many cells of a terminal."""
-    return set_cell_size(shorten(printable(text), cells), cells)
+    """Return text in exactly so many cells of a terminal, on which some letters take two."""
+    text = fitted = printable(text)
+    while (excess := cell_len(fitted) - cells) > 0:
+        fitted = shorten(text, len(fitted) - -(-excess // 2))
+    return set_cell_size(fitted, cells)
