@@ -114,13 +114,15 @@ def find_images(paths: Iterable[str]) -> list[str]:
     after 9. Those of the folders below it follow. A file that is not there is returned like any other.
 
     Raises:
-        DataError: a folder has no images, or cannot be read.
+        DataError: a folder has no images or cannot be read, or a path leads to a pipe or a device.
     """
     found: list[str] = []
     for path in paths:
-        if not os.path.isdir(path):
+        if os.path.isfile(path) or not os.path.exists(path):
             found.append(path)
             continue
+        if not os.path.isdir(path):  # reading a pipe may never end
+            raise DataError(f"{shown(path)}: expected an image file or a folder, got a pipe or a device")
         try:
             images = list(_images_below(path, ()))
         except OSError as error:

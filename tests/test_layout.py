@@ -296,3 +296,9 @@ def test_a_folder_that_cannot_be_read_is_named(make, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(DataError, match=rf"^{root}/set: cannot be read \(Permission denied\)$"):
         find_images([str(root / "set")])
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match=r"/pipe.jpg: expected an image file or a folder, got a pipe or a device$"):
+        find_images([str(tmp_path / "pipe.jpg")])
