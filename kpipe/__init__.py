@@ -13,6 +13,7 @@ _PLACES = {
     "load_experiment": "kpipe.config",
     "make_evaluation_pipeline": "kpipe.data",
     "make_pipeline": "kpipe.data",
+    "predict": "kpipe.commands.predict",
     "run_search": "kpipe.search",
     "train": "kpipe.experiment",
 }

@@ -272,9 +272,14 @@ def load_splits(
 
 def find_source(config: DataConfig, *, skip_limit: float | None) -> data.Source:
     """Call `data.find_source` for the experiment's section; nothing is downloaded."""
-    background = parse_background(config.background)
-    form = data.Form(config.stored_size or config.image_size, config.resize, config.channels, background)
+    form = make_form(config)
     return data.find_source(config.source, form, skip_limit=skip_limit, download=False, **_source_options(config))
+
+
+def make_form(config: DataConfig) -> data.Form:
+    """Return the form in which the section keeps images."""
+    background = parse_background(config.background)
+    return data.Form(config.stored_size or config.image_size, config.resize, config.channels, background)
 
 
 def reads_whole_images(config: DataConfig) -> bool:

@@ -26,6 +26,19 @@ _LOADING = "loading TensorFlow ..."
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_weights = click.option(
+    "--weights",
+    type=click.Choice(["best", "raw", "averaged"]),
+    default="best",
+    show_default=True,
+    help="Which weights of a run that has averaged them.",
+)
+_image_size = click.option(
+    "--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a model file that takes any."
+)
+_resize = click.option(
+    "--resize", type=click.Choice(["crop", "pad", "squash"]), help="How an image becomes square, for a model file."
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -226,6 +239,73 @@ def plan(
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
+@cli.command(short_help="Predict the classes of images.")
+@click.argument("path", metavar="RUN")
+@click.argument("images", nargs=-1, metavar="IMAGE|FOLDER|-...")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Number of classes of each image.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line for each class, file,rank,class,probability.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="Print JSON: a line for each image.")
+@click.option("--grid", metavar="FILE", help="PNG file to write: up to 36 of the images with their predictions.")
+@_weights
+@_image_size
+@_resize
+def predict(
+    path: str,
+    images: tuple[str, ...],
+    top: int,
+    as_csv: bool,
+    as_jsonl: bool,
+    grid: str | None,
+    weights: str,
+    image_size: int | None,
+    resize: str | None,
+) -> None:
+    """Predict the classes of images with a trained network.
+
+    RUN is the directory of a finished run, or a .keras file with its classes.txt beside it. Images are read and resized
+    as they were in its training. Of a FOLDER all images are taken, and - reads paths from standard input, one a line:
+    find photos -name "*.jpg" | kpipe predict RUN - --csv > predictions.csv
+
+    Files that cannot be read are left out and named at the end, with exit code 3.
+    """
+    if not images:
+        raise click.UsageError("Missing argument 'IMAGE'. Give image files, folders, or - for a list of them.")
+    if as_csv and as_jsonl:
+        raise click.UsageError("--csv and --jsonl: expected one of them, got both.")
+    if not (as_csv or as_jsonl):
+        announce(_LOADING)
+    from kpipe.console import Screen, screen_on_standard_error
+    from kpipe.files import expand_path
+    from kpipe.layout import find_images
+
+    files = find_images(itertools.chain.from_iterable(_paths_in(image) for image in images))
+    picture = grid and _check_output(expand_path(grid, "--grid"), "--grid", "predictions.png")
+    with screen_on_standard_error() as errors, _quietly(writes=picture):
+        from kpipe.commands.predict import csv_writer, jsonl_writer, load_network, print_predictions, table_writer
+        from kpipe.data import no_progress
+
+        trained = load_network(path, weights=weights, image_size=image_size, resize=resize)
+        screen = Screen()
+        if as_csv or as_jsonl:
+            write = csv_writer() if as_csv else jsonl_writer()
+            progress = no_progress if screen.console.is_terminal else errors.progress
+        else:
+            write = table_writer(screen, files, trained.class_names, top)
+            progress = screen.progress if screen.console.is_terminal else errors.progress
+        print_predictions(trained, files, write, top=top, grid=picture, progress=progress)
+
+
+def _paths_in(argument: str) -> list[str]:
+    """Return the paths that an argument means: itself, or for `-` those on standard input, a line or a NUL between."""
+    if argument != "-":
+        return [argument]
+    text = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    paths = [os.fsdecode(path) for path in text.split(b"\0" if b"\0" in text else b"\n") if path.strip()]
+    if not paths:
+        raise DataError("-: expected paths of images on standard input, one a line, got none")
+    return paths
+
+
 @cli.group(name="data")
 def data_verbs() -> None:
     """Inspect the images of an experiment before training."""
@@ -413,25 +493,35 @@ def _output_path(loaded: "Loaded", output: str | None, default: str) -> Path:
     Args:
         loaded: its name begins that of the file, where none is given.
         output: what the user gave.
-        default: the rest of the name. A picture must have its ending, which says what is written.
+        default: the rest of the name.
     """
     from kpipe.files import expand_path
 
     name = f"{loaded.experiment.name}_{default}"
-    path = expand_path(name if output is None else output, "--output")
+    return _check_output(expand_path(name if output is None else output, "--output"), "--output", name)
+
+
+def _check_output(path: Path, option: str, example: str) -> Path:
+    """Return the file that an option says is to be written; raise before any work where it cannot be one.
+
+    Args:
+        path: the file.
+        option: its name, for messages.
+        example: a name for such a file. A picture must have its ending, which says what is written.
+    """
     if path.is_dir():
         raise ConfigError(
-            f"--output: expected a file, got the folder {path_shown(path)}. Write {path_shown(path / name)}"
+            f"{option}: expected a file, got the folder {path_shown(path)}. Write {path_shown(path / example)}"
         )
     if not path.parent.is_dir():
-        raise ConfigError(f"--output: expected a file in a folder that exists, got {path_shown(path)}")
-    if default.endswith(".png") and not path.name.lower().endswith(".png"):
+        raise ConfigError(f"{option}: expected a file in a folder that exists, got {path_shown(path)}")
+    if example.endswith(".png") and not path.name.lower().endswith(".png"):
         png = path.with_suffix(".png")
         raise ConfigError(
-            f"--output: expected a name that ends with .png, got {path_shown(path)}. Write {path_shown(png)}"
+            f"{option}: expected a name that ends with .png, got {path_shown(path)}. Write {path_shown(png)}"
         )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--output: expected a file that you may write, got {path_shown(path)}")
+        raise ConfigError(f"{option}: expected a file that you may write, got {path_shown(path)}")
     return path
 
 

@@ -1,5 +1,6 @@
 """The screen: lines, progress bars and a table on standard output, and the same in the log of a run."""
 
+import os
 import shutil
 import sys
 import textwrap
@@ -87,6 +88,17 @@ def _console_of_standard_output() -> Console:
         force_terminal=is_terminal,  # FORCE_COLOR makes no terminal of a notebook or of a log file
         force_jupyter=False,
     )
+
+
+@contextmanager
+def screen_on_standard_error() -> Iterator["Screen"]:
+    """Give a screen for progress bars where standard output is read by a program.
+
+    It is on what is standard error now, before `hold_back_libraries`. Without a terminal there, it shows nothing.
+    """
+    with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
+        is_terminal = stream.isatty()
+        yield Screen(Console(file=stream, highlight=False, force_terminal=is_terminal, quiet=not is_terminal))
 
 
 class Screen:

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,57 @@ def find_layout(root: str | Path) -> Layout:
         raise DataError(f"{where}: {place} cannot be read ({error.strerror})") from None
     _check_classes(layout.splits, {split: folder.path.name for split, folder in splits.items()}, where)
     return layout
+
+
+def find_images(paths: Iterable[str]) -> list[str]:
+    """Return the image files that are meant: a file whatever its name is, and all images of a folder.
+
+    The images of a folder are those that a source `folder:` would read, in the order of their names, in which 10 comes
+    after 9. Those of the folders below it follow. A file that is not there is returned like any other.
+
+    Raises:
+        DataError: a folder has no images or cannot be read, or a path leads to a pipe or a device.
+    """
+    found: list[str] = []
+    for path in paths:
+        if os.path.isfile(path) or not os.path.exists(path):
+            found.append(path)
+            continue
+        if not os.path.isdir(path):  # reading a pipe may never end
+            raise DataError(f"{shown(path)}: expected an image file or a folder, got a pipe or a device")
+        try:
+            images = list(_images_below(path, ()))
+        except OSError as error:
+            raise DataError(f"{shown(os.fsdecode(error.filename))}: cannot be read ({error.strerror})") from None
+        if not images:
+            raise DataError(
+                f"{shown(path)}: expected a folder with images (.jpg, .png and others, see the README), got none in it "
+                "and in the folders below it"
+            )
+        found += images
+    return found
+
+
+def _images_below(folder: str, around: tuple[str, ...]) -> Iterator[str]:
+    """Yield the images in a folder, then those in the folders below it.
+
+    Args:
+        folder: the folder.
+        around: real paths of the folders that lead here, so that links in a circle end.
+    """
+    around = (*around, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        sorted_entries = sorted(entries, key=lambda entry: _natural_order(entry.name))
+    yield from (entry.path for entry in sorted_entries if is_image(entry))
+    for entry in sorted_entries:
+        if is_folder(entry) and not is_left_out(entry.path) and os.path.realpath(entry.path) not in around:
+            yield from _images_below(entry.path, around)
+
+
+def _natural_order(name: str) -> list[str | int]:
+    """Return a key by which `image9` comes before `image10`."""
+    parts = re.split("([0-9]+)", name)  # the numbers stand at the odd places
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def has_image_name(name: str) -> bool:

@@ -1,14 +1,17 @@
 """The screen of a run: what it shows of names that anyone may have given."""
 
 import io
+import os
+import pty
 import re
 import time
 
 import pytest
 from rich.console import Console
 
-from kpipe.console import Screen, counted, describe_count, describe_size, describe_time
+from kpipe.console import Screen, counted, describe_count, describe_size, describe_time, screen_on_standard_error
 from kpipe.errors import DataError
+from kpipe.streams import hold_back_libraries
 from kpipe.training_screen import training_screen
 
 HOSTILE = "[bold]x[/nothing] :cat: a\nb\x1b[2J\u202e caf\udce9"
@@ -71,6 +74,30 @@ def test_a_progress_bar_shows_the_speed(monkeypatch):
             advance(100)
             time.sleep(0.06)  # between two frames
     assert re.search(r"listing .* [\d,]+ images/s", screen.console.file.getvalue())
+
+
+def test_bars_on_standard_error_show_although_libraries_are_held_back():
+    terminal, child = pty.openpty()
+    before = os.dup(2)
+    os.dup2(child, 2)
+    try:
+        with screen_on_standard_error() as screen, hold_back_libraries(), screen.progress("predicting", 2) as advance:
+            advance(2)
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(child)
+    shown = b""
+    while b"predicting" not in shown:  # at the end of all, reading is an error
+        shown += os.read(terminal, 10_000)
+    os.close(terminal)
+
+
+def test_without_a_terminal_there_is_nothing_on_standard_error(capfd, monkeypatch):
+    monkeypatch.setattr("kpipe.console.LONG", -1)
+    with screen_on_standard_error() as screen, screen.progress("predicting", 2) as advance:
+        advance(2)
+    assert capfd.readouterr() == ("", "")
 
 
 METRICS = {"loss": 0.5, "accuracy": 0.75, "learning_rate": 0.001}

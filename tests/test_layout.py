@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from kpipe.errors import DataError
-from kpipe.layout import find_layout
+from kpipe.layout import find_images, find_layout
 
 
 @pytest.fixture
@@ -274,3 +274,31 @@ def test_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"expected a folder of images, got a file\. Check the path"):
         find_layout(tmp_path / "file")
+
+
+def test_the_images_that_are_meant(make, tmp_path):
+    root = make("set/b/10.png", "set/b/9.JPG", "set/b/.hidden.png", "set/b/notes.txt", "set/a.png", "set/.trash/1.png",
+                "set/c10/1.png", "set/c9/1.png", "set/b/__MACOSX/1.png", "elsewhere/1.png", "a file")  # fmt: skip
+    (root / "set" / "link").symlink_to(root / "elsewhere")
+    (root / "set" / "b" / "circle").symlink_to(root / "set")
+    (root / "set" / "gone.png").symlink_to("nowhere")
+    names = ["a.png", "gone.png", "b/9.JPG", "b/10.png", "c9/1.png", "c10/1.png", "link/1.png"]
+    found = find_images([str(root / "a file"), str(root / "set"), "gone.jpg"])
+    assert found == [str(root / "a file"), *(str(root / "set" / name) for name in names), "gone.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(make, monkeypatch):
+    root = make("set/b/1.png")
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", os.fsencode(folder))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=rf"^{root}/set: cannot be read \(Permission denied\)$"):
+        find_images([str(root / "set")])
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match=r"/pipe.jpg: expected an image file or a folder, got a pipe or a device$"):
+        find_images([str(tmp_path / "pipe.jpg")])

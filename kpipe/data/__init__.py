@@ -24,7 +24,7 @@ from kpipe.data.augmentations.geometric import (
 )
 from kpipe.data.augmentations.mix import cutmix, mixup
 from kpipe.data.augmentations.rand_augment import rand_augment
-from kpipe.data.files import FileSplit
+from kpipe.data.files import FileSplit, unlabeled_files
 from kpipe.data.images import Form
 from kpipe.data.loading import find_source, load_dataset
 from kpipe.data.pipeline import (
@@ -32,6 +32,7 @@ from kpipe.data.pipeline import (
     evaluation_batches,
     is_sampled,
     iterate_images,
+    iterate_readable,
     make_evaluation_pipeline,
     make_pipeline,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "grayscale",
     "is_sampled",
     "iterate_images",
+    "iterate_readable",
     "load_dataset",
     "make_evaluation_pipeline",
     "make_pipeline",
@@ -87,5 +89,6 @@ __all__ = [
     "ten_crop",
     "translate",
     "translate_reading_errors",
+    "unlabeled_files",
     "whitening",
 ]

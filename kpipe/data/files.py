@@ -6,12 +6,15 @@ one leaves a gap in the places, which the next image fills.
 N images, H height, W width, C channels, I pixels a side of what the network sees, b images of a batch.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
+from kpipe.console import counted
 from kpipe.data.arrays import spread_over_classes
 from kpipe.data.conversions import Conversions
 from kpipe.data.file_names import FileNames
@@ -151,6 +154,26 @@ class FileSplit(Split):
         """Return height and width of images, int64 [b] -> int32 [b, 2], inside a graph."""
         sides = tf.numpy_function(lambda numbers: self.names.read_sides(self.rows[numbers]), [numbers], tf.int32)
         return tf.ensure_shape(sides, [None, 2])
+
+
+def unlabeled_files(paths: Sequence[str], form: Form) -> FileSplit:
+    """Return image files that belong to no set, in this order; all have the label 0.
+
+    Args:
+        paths: of the files, any of which may be unreadable.
+        form: form of an image; it has a size and channels.
+    """
+    folders = itertools.groupby(map(os.path.split, paths), key=lambda parts: parts[0])
+    names = FileNames((os.fsencode(folder), [os.fsencode(name) for _, name in group]) for folder, group in folders)
+    return FileSplit(
+        names,
+        rows=np.arange(len(names)),
+        labels=np.zeros(len(names), np.int32),
+        form=form,
+        shape=(form.size, form.size, form.channels),
+        unreadable=Unreadable(counted(len(paths), "file"), len(paths), paths.__getitem__, 1.0, are_files=True),
+        conversions=Conversions(form.background),
+    )
 
 
 def _fill_gaps(

@@ -19,6 +19,7 @@ from kpipe.console import counted
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
 from kpipe.data.order import Drawing
+from kpipe.data.reading import read_what_can_be_read
 from kpipe.data.splits import ProgressReporter, Split, Splits, no_progress
 from kpipe.errors import ConfigError
 
@@ -164,6 +165,26 @@ def iterate_images(
     chunk = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // int(np.prod(split.shape))))
     for images in split.iterate(chunk, progress):
         yield _center(images, image_size)
+
+
+def iterate_readable(
+    split: Split, batch_size: int, image_size: int, what: str, progress: ProgressReporter = no_progress
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of all images that can be read: their numbers int64 [b], ascending, and what evaluation sees of
+    them, uint8 [b, I, I, C]. The others are noted at the end.
+
+    Args:
+        split: images that are not kept decoded.
+        batch_size: B, 1 <= b <= B.
+        image_size: I.
+        what: what is done with them, for the progress bar.
+        progress: shows how many images are done.
+
+    Raises:
+        DataError: more images than allowed cannot be read.
+    """
+    for numbers, images, _ in read_what_can_be_read(split, batch_size, what, progress):
+        yield numbers, _center(images, image_size)
 
 
 def is_sampled(split: Split, most: int) -> bool:

@@ -68,7 +68,7 @@ def collect_predictions(
     generator = np.random.default_rng(seed)
     sample, mistakes = _Smallest(num_examples), _Smallest(num_examples)
     for batch_images, batch_labels in batches.as_numpy_iterator():
-        probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(batch_images)))
+        probabilities = compute_probabilities(model, batch_images)
         batch = Examples(batch_images, batch_labels, probabilities.argmax(-1), probabilities.max(-1))
         labels.append(batch.labels)
         predictions.append(batch.predictions)
@@ -76,6 +76,16 @@ def collect_predictions(
         wrong = batch.select(batch.labels != batch.predictions)
         mistakes.add(wrong, -wrong.probabilities)
     return Predictions(np.concatenate(labels), np.concatenate(predictions), sample.examples, mistakes.examples)
+
+
+def compute_probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the probabilities of the classes, float32 [B, K].
+
+    Args:
+        model: images [B, H, W, C] to logits [B, K].
+        images: uint8 [B, H, W, C], 0..255.
+    """
+    return keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(images)))
 
 
 class _Smallest:

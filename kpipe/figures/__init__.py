@@ -6,11 +6,12 @@ imports kpipe keeps its own settings. `save_figure` writes a figure to a PNG fil
 
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.curves import draw_curves
-from kpipe.figures.image_grids import draw_image_grid, draw_predictions
+from kpipe.figures.image_grids import UNKNOWN, draw_image_grid, draw_predictions
 from kpipe.figures.search import SearchedKey, draw_search, draw_search_keys
 from kpipe.figures.style import noting_failures, save_figure
 
 __all__ = [
+    "UNKNOWN",
     "SearchedKey",
     "draw_confusion_matrix",
     "draw_curves",

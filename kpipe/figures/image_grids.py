@@ -20,6 +20,9 @@ from kpipe.figures.style import (
     show_image,
 )
 
+UNKNOWN = -1
+"""Label of an image whose true class is not known."""
+
 _MOST_COLUMNS = 5
 
 
@@ -39,7 +42,7 @@ def draw_predictions(
     Args:
         images: uint8 [N, H, W, C], 0..255. One channel is drawn gray, and of more than three channels the first
             three. A sequence [L, 1, C] is drawn as the gray image [L, C].
-        labels: int [N], 0..K-1, the true classes.
+        labels: int [N], 0..K-1, the true classes, or UNKNOWN.
         predictions: int [N], 0..K-1.
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
@@ -50,14 +53,16 @@ def draw_predictions(
     Raises:
         ValueError: the arrays differ in length, or a label or prediction is not in 0..K-1.
     """
-    check_classes("draw_predictions", class_names, labels=labels, predictions=predictions)
+    labels = np.asarray(labels)
+    is_known = labels != UNKNOWN
+    check_classes("draw_predictions", class_names, labels=np.where(is_known, labels, 0), predictions=predictions)
     if not len(images) == len(labels) == len(probabilities):
         raise ValueError(
             f"draw_predictions: expected as many images and probabilities as labels ({len(labels)}), "
             f"got {len(images)} images and {len(probabilities)} probabilities."
         )
     drawn = min(most, len(images))
-    rows = math.ceil(drawn / _MOST_COLUMNS)
+    rows = math.ceil(drawn / max(_MOST_COLUMNS, math.ceil(math.sqrt(drawn))))
     columns = math.ceil(drawn / max(1, rows))
     # Title and caption need some room, even around a single image or none.
     figure = Figure(figsize=(max(6, 2.4 * columns), max(2.1, 2.7 * rows + 0.9)), layout=make_layout())
@@ -67,10 +72,11 @@ def draw_predictions(
         figure.text(0.5, 0.5, "none", ha="center", va="center", fontsize=12, color=FAINT)
     for index in range(drawn):
         axes = figure.add_subplot(rows, columns, index + 1)
-        wrong = labels[index] != predictions[index]
+        wrong = is_known[index] and labels[index] != predictions[index]
         show_image(axes, images[index], framed=wrong)
         true, predicted = (label(class_names[classes[index]], 18) for classes in (labels, predictions))
-        text = f"true: {true}\n{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
+        text = f"{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
+        text = f"true: {true}\n{text}" if is_known[index] else text
         axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
     return figure
 

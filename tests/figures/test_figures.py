@@ -372,6 +372,13 @@ def test_predictions_are_titled_and_mistakes_are_marked():
     assert wrong.spines["left"].get_visible() and not right.spines["left"].get_visible()
 
 
+def test_an_image_of_unknown_class_is_neither_right_nor_wrong():
+    images, _, *others = rows_of_predictions(1)
+    [axes] = figures.draw_predictions(images, [figures.UNKNOWN], *others, title="").axes
+    assert axes.get_title() == "predicted: cat (100%)"
+    assert not axes.spines["left"].get_visible()
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
@@ -426,7 +433,8 @@ def test_no_image_says_none():
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "grid"), [(1, 25, (1, 1)), (3, 25, (1, 3)), (9, 4, (1, 4)), (7, 25, (2, 4)), (30, 25, (5, 5))]
+    ("count", "most", "grid"),
+    [(1, 25, (1, 1)), (3, 25, (1, 3)), (9, 4, (1, 4)), (7, 25, (2, 4)), (30, 25, (5, 5)), (40, 36, (6, 6))],
 )
 def test_predictions_are_drawn_as_a_grid_without_empty_columns(count, most, grid):
     figure = figures.draw_predictions(*rows_of_predictions(count, channels=4), title="P", most=most)

@@ -1,0 +1,305 @@
+"""`kpipe predict`: what a trained network says of image files.
+
+N files, b images of a batch, H height, W width, C channels, K classes.
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.cells import cell_len, set_cell_size
+
+from kpipe import data, figures
+from kpipe.assembly import make_form
+from kpipe.console import Screen, counted
+from kpipe.data.image_files import why_unreadable
+from kpipe.errors import ConfigError, DataError
+from kpipe.evaluation.predictions import Examples, compute_probabilities
+from kpipe.layout import find_images, normalize_name
+from kpipe.names import path_shown, printable, shorten
+from kpipe.trained import Trained, load_trained
+
+MOST_DRAWN = 36
+_LONGEST_CLASS = (24, 14)  # characters of a class name in the table, and where only one class would fit
+_OF_FILES = 0.4  # fraction of the screen's width that long paths take from the classes
+_DIGITS = 7  # that are significant in float32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image file."""
+
+    file: str
+    """The path as it was given or found."""
+    classes: tuple[str, ...] = ()
+    """Names of the most probable classes, the most probable first; none where the file cannot be read."""
+    probabilities: tuple[float, ...] = ()
+    """Of these classes, 0..1."""
+    problem: str | None = None
+    """Why the file cannot be read; None: it was read."""
+
+
+Write = Callable[[Prediction], None]
+"""Takes the predictions one after the other."""
+
+
+def predict(
+    run: str | Path,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    top: int = 5,
+    weights: str = "best",
+    image_size: int | None = None,
+    resize: str | None = None,
+) -> list[Prediction]:
+    """Predict the classes of images, which are read and resized as in the training of the network.
+
+    Args:
+        run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
+        paths: image files and folders of images.
+        top: how many classes are returned for each image, at most all of them.
+        weights, image_size, resize: as in `load_trained`.
+
+    Returns:
+        One prediction for each file, in the order of `paths`. One that cannot be read has a `problem` and no classes.
+
+    Raises:
+        ConfigError: as `load_network`; `top` is below 1; or there are no paths.
+        DataError: as `load_network`; a folder has no images; or not one of the files can be read.
+    """
+    if top < 1:
+        raise ConfigError(f"top: expected at least 1, got {top}")
+    files = find_images([os.fspath(path) for path in ([paths] if isinstance(paths, str | Path) else paths)])
+    if not files:
+        raise ConfigError("paths: expected image files or folders of images, got none")
+    trained = load_network(run, weights=weights, image_size=image_size, resize=resize)
+    found = list(_predict_files(trained, files, top=top))
+    if all(prediction.problem for prediction in found):
+        _refuse_unreadable(found, len(files))
+    return found
+
+
+def load_network(run: str | Path, **options: str | int | None) -> Trained:
+    """Call `load_trained`, for a network that takes pictures.
+
+    Raises:
+        ConfigError: as `load_trained`; or the network takes boards, sounds or texts, which no image file can hold.
+        DataError: as `load_trained`.
+    """
+    trained = load_trained(run, **options)
+    height, width, channels = trained.image_shape
+    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
+    if height != width or channels not in (1, 3) or (source and source.native.has_fixed_channels):
+        raise ConfigError(
+            f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
+            f"{height}x{width}x{channels}{f' ({source.kind})' if source else ''}. kpipe predict takes image files only"
+        )
+    return trained
+
+
+def print_predictions(
+    trained: Trained,
+    files: Sequence[str],
+    write: Write,
+    *,
+    top: int,
+    grid: Path | None = None,
+    progress: data.ProgressReporter = data.no_progress,
+) -> None:
+    """Predict the classes of image files, and write the predictions while they come.
+
+    Args:
+        trained: what `load_network` returns.
+        files: at least one.
+        write: what `table_writer`, `csv_writer` or `jsonl_writer` returns.
+        top: number of classes for each image.
+        grid: PNG file in which some of the images are drawn with their predictions; None: none is.
+        progress: shows how many images are done.
+
+    Raises:
+        DataError: files cannot be read. The predictions of all others are written.
+        OSError: `grid` cannot be written.
+    """
+    sample = _Sample(trained.class_names, files) if grid else None
+    unreadable = []
+    for prediction in _predict_files(trained, files, top=top, sample=sample, progress=progress):
+        if prediction.problem:
+            unreadable.append(prediction)
+        else:
+            write(prediction)
+    if sample and sample.examples:
+        figures.save_figure(sample.draw(), grid)
+    if unreadable:
+        _refuse_unreadable(unreadable, len(files))
+
+
+def _refuse_unreadable(unreadable: Sequence[Prediction], total: int) -> None:
+    """Raise DataError with a line for each file that cannot be read."""
+    lines = [f"{path_shown(each.file)}: cannot be read ({each.problem})" for each in unreadable]
+    if total > 1:
+        got = "not one" if len(unreadable) == total else f"{total - len(unreadable):,}"
+        lines.append(f"expected {counted(total, 'image')}, got {got} that can be read. Replace or remove the others")
+    raise DataError("\n".join(lines))
+
+
+# --- predictions ----------------------------------------------------------------------------------------------------
+
+
+def _predict_files(
+    trained: Trained,
+    files: Sequence[str],
+    *,
+    top: int,
+    sample: "_Sample | None" = None,
+    progress: data.ProgressReporter = data.no_progress,
+) -> Iterator[Prediction]:
+    """Yield a prediction for each file, in their order. One batch is in memory at a time."""
+    size, _, channels = trained.image_shape
+    form = make_form(trained.data)
+    split = data.unlabeled_files(files, replace(form, size=form.size or size, channels=channels))
+    batches = data.iterate_readable(split, trained.data.batch_size, size, "predicting", progress)
+    done = 0
+    for numbers, images in batches:
+        probabilities = compute_probabilities(trained.model, images)
+        if sample:
+            sample.add(numbers, images, probabilities)
+        for number, row in zip(numbers, probabilities, strict=True):
+            yield from _unreadable(files[done:number])
+            classes = np.argsort(-row, kind="stable")[:top]
+            names = tuple(trained.class_names[label] for label in classes)
+            yield Prediction(files[number], names, tuple(row[classes].tolist()))
+            done = number + 1
+    yield from _unreadable(files[done:])
+
+
+def _unreadable(files: Iterable[str]) -> Iterator[Prediction]:
+    return (Prediction(file, problem=why_unreadable(file)) for file in files)
+
+
+class _Sample:
+    """Images spread evenly over all files, with what the network says of them.
+
+    Args:
+        class_names: K names.
+        files: the files. A file in a folder that has the name of a class is of this class.
+    """
+
+    def __init__(self, class_names: Sequence[str], files: Sequence[str]):
+        self.class_names, self.files = class_names, files
+        self.wanted = np.unique(np.linspace(0, len(files) - 1, MOST_DRAWN).astype(int))
+        self.examples: Examples | None = None
+        self._label_of = {name: label for label, name in enumerate(class_names)}
+
+    def add(self, numbers: np.ndarray, images: np.ndarray, probabilities: np.ndarray) -> None:
+        """Keep those of a batch that are wanted."""
+        rows = np.isin(numbers, self.wanted)
+        labels = np.array([self._label(self.files[number]) for number in numbers[rows]], np.int32)
+        found = Examples(images[rows], labels, probabilities[rows].argmax(-1), probabilities[rows].max(-1))
+        self.examples = self.examples.join(found) if self.examples else found
+
+    def _label(self, file: str) -> int:
+        folder = os.path.basename(os.path.dirname(os.path.abspath(file)))
+        return self._label_of.get(normalize_name(folder), figures.UNKNOWN)
+
+    def draw(self) -> Figure:
+        """Draw them."""
+        title = f"Predictions: {len(self.examples.labels)} of {counted(len(self.files), 'image')}"
+        return figures.draw_predictions(
+            **vars(self.examples), class_names=self.class_names, title=title, most=MOST_DRAWN
+        )
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def csv_writer() -> Write:
+    """Return a function that prints a line for each class of an image: its columns are the same whatever `top` is."""
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["file", "rank", "class", "probability"])
+
+    def write(prediction: Prediction) -> None:
+        for rank, (name, probability) in enumerate(_ranked(prediction), 1):
+            rows.writerow([prediction.file, rank, name, probability])
+
+    return write
+
+
+def jsonl_writer() -> Write:
+    """Return a function that prints one JSON object a line."""
+
+    def write(prediction: Prediction) -> None:
+        ranked = [{"class": name, "probability": probability} for name, probability in _ranked(prediction)]
+        print(json.dumps({"file": prediction.file, "predictions": ranked}))
+
+    return write
+
+
+def _ranked(prediction: Prediction) -> Iterator[tuple[str, float]]:
+    """Yield class names and probabilities, without digits that mean nothing."""
+    for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+        yield name, float(f"{probability:.{_DIGITS}g}")
+
+
+def table_writer(screen: Screen, files: Sequence[str], class_names: Sequence[str], top: int) -> Write:
+    """Return a function that prints an image in a row with as many classes as fit; a single image in a column.
+
+    Args:
+        screen: where to print.
+        files: all files, whose paths make the first column.
+        class_names: K names.
+        top: number of classes for each image.
+    """
+    if len(files) == 1:
+        return lambda prediction: _print_single(prediction, screen)
+    top = min(top, len(class_names))
+    for longest in _LONGEST_CLASS:
+        name_width = min(longest, _widest(class_names))
+        file_width, fitting = _columns(screen, _widest(files), top, len("  100.0 % ") + name_width)
+        if fitting > 1:
+            break
+    heading = "most probable classes" if fitting == top else f"{fitting} most probable of {counted(top, 'class')}"
+    is_first = True
+
+    def write(prediction: Prediction) -> None:
+        nonlocal is_first
+        if is_first:
+            screen.line(f"{_fit('file', file_width)}  {heading}", style="bold")
+            is_first = False
+        ranked = zip(prediction.probabilities[:fitting], prediction.classes, strict=False)
+        cells = [f"  {100 * probability:5.1f} % {_fit(name, name_width)}" for probability, name in ranked]
+        screen.line(f"{_fit(prediction.file, file_width)}{''.join(cells)}".rstrip())
+
+    return write
+
+
+def _columns(screen: Screen, longest: int, top: int, cell: int) -> tuple[int, int]:
+    """Return the width of the column of files, and how many cells of classes fit beside it: one at least."""
+    if not screen.console.is_terminal:
+        return longest, top
+    width = screen.console.width
+    file_width = min(longest, max(int(_OF_FILES * width), width - top * cell))
+    return file_width, max(1, min(top, (width - file_width) // cell))
+
+
+def _print_single(prediction: Prediction, screen: Screen) -> None:
+    screen.line(prediction.file, style="bold")
+    for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+        screen.line(f"  {100 * probability:6.2f} %  {name}")
+
+
+def _widest(texts: Iterable[str]) -> int:
+    return max(cell_len(printable(text)) for text in texts)
+
+
+def _fit(text: str, cells: int) -> str:
+    """Return text in exactly so many cells of a terminal, on which some letters take two."""
+    text = fitted = printable(text)
+    while (excess := cell_len(fitted) - cells) > 0:
+        fitted = shorten(text, len(fitted) - -(-excess // 2))
+    return set_cell_size(fitted, cells)
