@@ -169,7 +169,7 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     help="keras, saved_model, onnx or litert. May be given several times.",
 )
 @click.option("--output", metavar="FOLDER", help="Folder to which each format adds its own. Default: RUN/export.")
-@click.option("--weights", metavar="KIND", default="best", help="best, raw or averaged. Default: best.")
+@_weights
 @click.option("--int8", is_flag=True, help="Quantize LiteRT's file as well, and measure its accuracy.")
 @click.pass_obj
 def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | None, weights: str, int8: bool) -> None:
