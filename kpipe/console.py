@@ -75,7 +75,7 @@ class _Speed(ProgressColumn):
 def _console_of_standard_output() -> Console:
     """Return a console bound to what is standard output now: a search keeps keras-tuner's prints off it."""
     if sys.stdout is None:
-        return Console(quiet=True)
+        return quiet_console()
     # Piped output is not cut at 80 columns: its reader has no terminal.
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
@@ -87,6 +87,11 @@ def _console_of_standard_output() -> Console:
         force_terminal=is_terminal,  # FORCE_COLOR makes no terminal of a notebook or of a log file
         force_jupyter=False,
     )
+
+
+def quiet_console() -> Console:
+    """Return a console that prints nothing, for a verb whose output is for programs."""
+    return Console(quiet=True)
 
 
 class Screen:
