@@ -25,7 +25,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen | None = None) -> Non
         "data": f"{result['data']}, {result['split']}: {_describe_images(result)}",
         "protocol": f"{result['protocol']}: {_describe_protocol(result)}",
     }
-    screen.header(f"evaluation of {model.parent.name}", rows, result["notes"])
+    screen.header(f"evaluation of {model.parent.name if model.stem == 'model' else model.name}", rows, result["notes"])
     screen.console.print(_table_of_numbers(result))
     _show_classes(result["per_class"], screen)
     _show_mistakes(result, screen)

@@ -44,12 +44,13 @@ def see_center(model: keras.Model, split: Split, image_size: int | None, batch_s
         batch_size: B.
     """
     model.reset_metrics()
-    step = tf.function(lambda images, labels: test_step(model, (images, labels)))
+    batches = make_evaluation_pipeline(split, batch_size, image_size=image_size)
 
-    def predict(images, labels):
-        return _softmax(step(images, labels))
+    @tf.function(input_signature=batches.element_spec)  # the last batch may be smaller
+    def step(images, labels):
+        return test_step(model, (images, labels))
 
-    return Protocol(make_evaluation_pipeline(split, batch_size, image_size=image_size), predict)
+    return Protocol(batches, lambda images, labels: _softmax(step(images, labels)))
 
 
 def see_ten_crops(model: keras.Model, split: Split, image_size: int, batch_size: int) -> Protocol:
