@@ -224,9 +224,9 @@ def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: 
     """
     if not as_json:
         announce(_LOADING)
-    from kpipe.catalog.data import absolute_source, check_source
-
     if data is not None:
+        from kpipe.catalog.data import absolute_source, check_source
+
         check_source(absolute_source(data))
     sides = _parse_scales(scales) if scales else ()
     with _quietly():

@@ -44,6 +44,7 @@ FILES = (
     "mistakes.png",
 )
 MOST_MISTAKES = 25  # in the figure and in evaluation.json
+_LONGEST_NAME = 100  # characters of a source in the name of a folder
 
 
 @dataclass(frozen=True)
@@ -101,36 +102,24 @@ def evaluate(
         raise ConfigError(f"protocol: expected a known name, got {show(protocol)}{did_you_mean(protocol, PROTOCOLS)}")
     if scales and protocol != "dense":
         raise ConfigError(f"scales: expected them with the protocol dense alone, got {protocol}")
-    if data is not None:
-        data = _checked_source(data)
+    data = data and _absolute(data)
     trained = load_trained(path, weights=weights, image_size=image_size, resize=resize)
     if trained.run is None and data is None:
         raise ConfigError(
             f"data: expected a source of images for {path_shown(trained.file)}, which names none, got none"
         )
     _check_protocol(trained, protocol, scales)
+    check_source(data or trained.data.source)
     if output is not None:
         output = _checked_folder(expand_path(str(output), "output"))
-    elif data is None:
-        check_source(trained.data.source)
     chosen = _choose(trained, data, split, protocol, screen)
     folder = output or _checked_folder(_default_folder(trained, chosen.name, protocol, data))
     scales = list(scales or [_kept_side(trained)]) if protocol == "dense" else []
     with translate_reading_errors(chosen.splits.by_name.values()):
-        views = _make_protocol(protocol, trained, chosen.split, scales)
-        number = len(chosen.split.readable_numbers())
-        with screen.progress(f"evaluating {counted(number, 'image')}", number) as advance:
-            outcomes = score(
-                views,
-                label_order=chosen.label_order,
-                label_smoothing=getattr(trained.model.loss, "label_smoothing", 0.0),
-                advance=advance,
-            )
-        if len(outcomes) != number:
-            raise DataError(f"{chosen.split.unreadable.where}: expected {number:,} images, got {len(outcomes):,}")
-        names = _name_images(chosen.split)
-        numbers = outcomes.surest_mistakes[:MOST_MISTAKES]
-        mistakes = _read_images(chosen.kept, numbers)
+        outcomes = _score(_make_protocol(protocol, trained, chosen.split, scales), chosen, trained, screen)
+        surest = outcomes.surest_mistakes[:MOST_MISTAKES]
+        mistakes = _read_images(chosen.kept, surest)
+    names, class_names = _name_images(chosen.split), trained.class_names
     result = {
         "model": str(trained.file),
         "network": trained.experiment.model.name if trained.experiment else trained.model.name,
@@ -139,34 +128,30 @@ def evaluate(
         "data": data or trained.data.source,
         "split": chosen.name,
         "left_out": chosen.split.unreadable.names(),
-        **measure(outcomes, len(trained.class_names)),
+        **measure(outcomes, len(class_names)),
         **(_read_means(trained) if protocol == "center" else {}),
+        "num_mistakes": len(outcomes.surest_mistakes),
+        "mistakes": [_describe_image(place, names, outcomes, class_names) for place in surest],
         "per_class": [
             {"class": name, **numbers}
-            for name, numbers in zip(
-                trained.class_names, measure_classes(outcomes, len(trained.class_names)), strict=True
-            )
+            for name, numbers in zip(class_names, measure_classes(outcomes, len(class_names)), strict=True)
         ],
-        "mistakes": [_describe_image(number, names, outcomes, trained.class_names) for number in numbers],
-        "num_mistakes": len(outcomes.surest_mistakes),
         "notes": list(chosen.notes),
         "folder": str(folder),
     }
     with translate_write_errors(folder), screen.status("drawing figures"):
-        _write(folder, result, outcomes, names, trained.class_names, mistakes)
+        _write(folder, result, outcomes, names, class_names, mistakes)
     return result
 
 
 # --- what is scored -------------------------------------------------------------------------------------------------
 
 
-def _checked_source(data: str) -> str:
+def _absolute(source: str) -> str:
     try:
-        source = absolute_source(data)
+        return absolute_source(source)
     except ConfigError as error:
         raise ConfigError(f"data: {error}") from None
-    check_source(source)
-    return source
 
 
 def _check_protocol(trained: Trained, protocol: str, scales: Sequence[int]) -> None:
@@ -263,10 +248,25 @@ def _make_protocol(protocol: str, trained: Trained, split: Split, scales: Sequen
     model, size, batch_size = trained.model, trained.image_shape[0], trained.data.batch_size
     if protocol == "dense":
         return see_all_places(model, split, scales, batch_size)
-    if protocol == "center":
-        size = None if trained.image_shape[0] != trained.image_shape[1] else size
+    if size != trained.image_shape[1]:
+        size = None  # such images are not cropped
     see = {"center": see_center, "ten_crop": see_ten_crops, "multi_crop": see_many_crops}[protocol]
     return see(model, split, size, batch_size)
+
+
+def _score(views: Protocol, chosen: _Chosen, trained: Trained, screen: Screen) -> Outcomes:
+    """Score the whole split, with a progress bar.
+
+    Raises:
+        DataError: there are not as many images as the split has.
+    """
+    number = len(chosen.split.readable_numbers())
+    smoothing = getattr(trained.model.loss, "label_smoothing", 0.0)
+    with screen.progress(f"evaluating {counted(number, 'image')}", number) as advance:
+        outcomes = score(views, label_order=chosen.label_order, label_smoothing=smoothing, advance=advance)
+    if len(outcomes) != number:
+        raise DataError(f"{chosen.split.unreadable.where}: expected {number:,} images, got {len(outcomes):,}")
+    return outcomes
 
 
 def _read_means(trained: Trained) -> dict[str, float]:
@@ -280,14 +280,12 @@ def _name_images(split: Split) -> list[str]:
     return [name(int(number)) for number in split.readable_numbers()]
 
 
-def _describe_image(
-    number: int, names: Sequence[str], outcomes: Outcomes, class_names: Sequence[str]
-) -> dict[str, Any]:
+def _describe_image(place: int, names: Sequence[str], outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, Any]:
     return {
-        "file": names[number],
-        "label": class_names[outcomes.labels[number]],
-        "prediction": class_names[outcomes.predictions[number]],
-        "probability": float(outcomes.confidences[number]),
+        "file": names[place],
+        "label": class_names[outcomes.labels[place]],
+        "prediction": class_names[outcomes.predictions[place]],
+        "probability": float(outcomes.confidences[place]),
     }
 
 
@@ -310,7 +308,7 @@ def _default_folder(trained: Trained, split: str, protocol: str, data: str | Non
     if trained.file.stem != "model":
         parts.append(trained.file.stem)
     if data:
-        parts.append(re.sub(r"[^\w.-]+", "-", data).strip("-."))
+        parts.append(re.sub(r"[^\w.-]+", "-", data)[-_LONGEST_NAME:].strip("-."))
     return trained.file.parent / "evaluation" / "_".join(parts)
 
 
@@ -336,7 +334,7 @@ def _write(
     images = counted(len(outcomes), "image")
     caption = label(f"{Path(result['model']).parent.name} · {result['split']}, {images} · {result['protocol']}", 100)
     style = {"class_names": class_names, "caption": caption}
-    surest = outcomes.surest_mistakes[: len(mistakes)]
+    surest = outcomes.surest_mistakes[:MOST_MISTAKES]
     counts = count_pairs(outcomes, len(class_names))
     with _filling(folder) as new:
         with noting_failures(result["notes"], new, "confusion_matrix.png"):
