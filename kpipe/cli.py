@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kpipe import __version__
+from kpipe.catalog.evaluation import PROTOCOLS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
@@ -237,6 +238,49 @@ def plan(
         assumed = Assumed(image_size, channels, classes)
         made = make_plan(loaded.experiment, assumed, with_data=not is_network, measure_time=measure)
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
+
+
+@cli.command(short_help="Score a trained network on a whole split.")
+@click.argument("run_directory", metavar="RUN")
+@click.option(
+    "--protocol", type=click.Choice(PROTOCOLS), default="center", show_default=True, help="What of an image is seen."
+)
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Default: test, else validation.")
+@click.option("--data", metavar="SOURCE", help="Another set with the same classes, such as folder:photos.")
+@click.option("--scales", metavar="PIXELS,...", help="For dense: shorter sides. Default: that of the kept images.")
+@_weights
+@_image_size
+@_resize
+@click.option("--output", metavar="FOLDER", help="Default: RUN/evaluation/<split>_<protocol>.")
+@_as_json
+def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: bool, **options: Any) -> None:
+    """Score a trained network on a whole split: accuracy, calibration, each class, and the surest mistakes.
+
+    RUN is the directory of a finished run, or a .keras file with its classes.txt beside it. A model file alone needs
+    --data: kpipe evaluate vgg16.keras --data folder:photos
+
+    \b
+    Protocols:
+      center      the center of the kept image, as at the end of a run
+      ten_crop    four corners and center, and their mirror images (AlexNet)
+      multi_crop  144 crops at four scales of the whole image (GoogLeNet)
+      dense       all places of the whole image and its mirror image (VGG)
+    """
+    if not as_json:
+        announce(_LOADING)
+    if data is not None:
+        from kpipe.catalog.data import absolute_source, check_source
+
+        check_source(absolute_source(data))
+    sides = _parse_scales(scales) if scales else ()
+    with _quietly():
+        from kpipe.commands.evaluate import evaluate
+        from kpipe.commands.evaluate_screen import show_evaluation
+        from kpipe.console import Screen, quiet_console
+
+        screen = Screen(quiet_console()) if as_json else Screen()
+        result = evaluate(run_directory, data=data, scales=sides, screen=screen, **options)
+        click.echo(json.dumps(result, indent=2)) if as_json else show_evaluation(result, screen)
 
 
 @cli.command(short_help="Predict the classes of images.")
@@ -485,6 +529,14 @@ def _check_folders(loaded: "Loaded") -> None:
     logs_folder(loaded.experiment.logs, f"{loaded.origins.get(('logs',))}: logs")
     if loaded.experiment.data.cache == "disk":
         cache_folder()
+
+
+def _parse_scales(text: str) -> list[int]:
+    """Return the numbers of `256,384`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--scales: expected pixels such as 256,384, got {quoted(text)}") from None
 
 
 def _output_path(loaded: "Loaded", output: str | None, default: str) -> Path:

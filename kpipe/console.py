@@ -76,7 +76,7 @@ class _Speed(ProgressColumn):
 def _console_of_standard_output() -> Console:
     """Return a console bound to what is standard output now: a search keeps keras-tuner's prints off it."""
     if sys.stdout is None:
-        return Console(quiet=True)
+        return quiet_console()
     # Piped output is not cut at 80 columns: its reader has no terminal.
     is_terminal = sys.stdout.isatty()
     width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
@@ -99,6 +99,11 @@ def screen_on_standard_error() -> Iterator["Screen"]:
     with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
         is_terminal = stream.isatty()
         yield Screen(Console(file=stream, highlight=False, force_terminal=is_terminal, quiet=not is_terminal))
+
+
+def quiet_console() -> Console:
+    """Return a console that prints nothing, for a verb whose output is for programs."""
+    return Console(quiet=True)
 
 
 class Screen:

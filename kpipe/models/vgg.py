@@ -30,7 +30,6 @@ Deliberate deviations from the paper:
   `initializer="paper"` is chosen. The paper first trains net A, whose layers `model.init_from` reuses; it notes
   that Glorot's start makes that unnecessary (section 3.1).
 - Images are scaled to 0..1 unless a preprocessing is given; the paper subtracts the mean color (section 2.1).
-- The dense layers are not turned into convolutions for testing at other sizes (section 3.2).
 """
 
 from collections.abc import Callable

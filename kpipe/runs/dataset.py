@@ -78,6 +78,12 @@ def record_search_data(file: Path, data: Described) -> None:
         write_json(file, now.model_dump())
 
 
+def describe_changes(run: Run, data: Described) -> list[str]:
+    """Return in words how the data differ from those that a run began with."""
+    now = Record(classes=data.class_names, splits=data.contents)
+    return list(_differences(_read_record(run, now), now))
+
+
 def _refuse_differences(then: Record, now: Record, path: Path, noun: str) -> None:
     differences = list(_differences(then, now))
     if differences:

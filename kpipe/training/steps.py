@@ -1,4 +1,4 @@
-"""Steps that Keras's `train_step` and `test_step` do not know: a batch in pieces, and features instead of images.
+"""Steps that Keras's `train_step` and `test_step` do not know: in pieces, from features, and with the logits.
 
 A step stays a step: the batch, the schedule, log lines and checkpoints are those of the whole batch.
 
@@ -28,20 +28,27 @@ def train_step(model: keras.Model, batch: tuple[tf.Tensor, ...], *, head: keras.
         tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # one piece in memory at a time
         inputs, labels, *weights = (part[piece] for part in batch)
         with tf.GradientTape() as tape:
-            loss = _compute_loss(model, head or model, inputs, labels, *weights, training=True)
+            loss, _ = _compute_loss(model, head or model, inputs, labels, *weights, training=True)
             scaled = model.optimizer.scale_loss(loss / pieces)
         found = tape.gradient(scaled, variables)
         gradients = [total + gradient for total, gradient in zip(gradients, found, strict=True)]
     model.optimizer.apply(gradients, variables)
 
 
-def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: keras.Model) -> None:
-    """Do what `model.test_step` does, where the batch has the input of the last layers instead of images."""
-    _compute_loss(model, head, *batch, training=False)
+def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: keras.Model | None = None) -> tf.Tensor:
+    """Do what `model.test_step` does, and return the logits.
+
+    Args:
+        model: compiled; metrics are updated.
+        batch: (images [B, H, W, C], labels).
+        head: the last layers of the model, where the batch has their input instead of images.
+    """
+    _, logits = _compute_loss(model, head or model, *batch, training=False)
+    return logits
 
 
 def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weights=None, *, training: bool):
-    """Return the loss of a batch; it and the metrics are taken into their means."""
+    """Return loss and logits of a batch; the loss and the metrics are taken into their means."""
     logits = forward(inputs, training=training)
     loss = model.compute_loss(inputs, labels, logits, weights, training=training)
     [mean_loss] = [metric for metric in model.metrics if metric.name == "loss"]
@@ -49,4 +56,4 @@ def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weig
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     mean_loss.update_state(loss * replicas, sample_weight=tf.shape(inputs)[0])
     model.compute_metrics(inputs, labels, logits, weights)
-    return loss
+    return loss, logits

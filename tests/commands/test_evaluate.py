@@ -1,0 +1,294 @@
+"""`kpipe evaluate`: numbers of a whole split, the files that it writes, and what it refuses."""
+
+import csv
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from image_sets import write_classes, write_image
+from rich.console import Console
+from scipy.special import softmax
+from tiny_runs import only_run
+
+from kpipe.assembly import load_splits
+from kpipe.commands.evaluate import FILES, evaluate
+from kpipe.commands.evaluate_screen import show_evaluation
+from kpipe.config.loading import load_experiment
+from kpipe.console import Screen
+from kpipe.data.pipeline import make_evaluation_pipeline
+from kpipe.errors import ConfigError
+from kpipe.experiment import train
+from kpipe.models.dense import build_dense
+from kpipe.runs.options import RunOptions
+from kpipe.trained import load_trained
+
+CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
+EXPERIMENT = """\
+data:
+  {{source: "folder:{}", image_size: 14, stored_size: 16, batch_size: 4, on_error: skip, skip_limit: 0.2}}
+model: {{name: lenet5}}
+training: {{epochs: 1, precision: float32, average: {{decay: 0.5}}, loss: {{label_smoothing: 0.1}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Images of 20 x 30 pixels, in folders train and test; one of the test files is text."""
+    folder = tmp_path_factory.mktemp("photographs")
+    write_classes(folder / "train", dict.fromkeys(CLASSES, 3), size=(20, 30))
+    write_classes(folder / "test", dict.fromkeys(CLASSES, 2), size=(20, 30))
+    (folder / "test" / "cow" / "1.png").write_text("a cow")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photographs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "tiny.yaml").write_text(EXPERIMENT.format(photographs))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        train(load_experiment(str(folder / "tiny.yaml")).experiment, RunOptions(draw=False))
+    return only_run(folder / "logs")
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    monkeypatch.setattr("kpipe.commands.evaluate.save_figure", lambda figure, path: path.touch())
+
+
+@pytest.fixture
+def quiet():
+    return Screen(Console(quiet=True))
+
+
+@pytest.fixture
+def model_file(finished, tmp_path):
+    """The model of the run and its classes, without the run."""
+    for name in ("model.keras", "classes.txt"):
+        shutil.copy(finished / name, tmp_path / name)
+    return tmp_path / "model.keras"
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
+    code, out, err = kpipe("evaluate", str(finished))
+    assert (code, err) == (0, "")
+    folder = finished / "evaluation" / "test_center"
+    assert {file.name for file in folder.iterdir()} == set(FILES)
+    assert [file.name for file in folder.parent.iterdir()] == ["test_center"]
+    result = json.loads((folder / "evaluation.json").read_text())
+    of_the_run = json.loads((finished / "summary.json").read_text())["test"]
+    assert {name: result[name] for name in of_the_run} == of_the_run  # to the last digit
+    assert result["left_out"] == [str(photographs / "test" / "cow" / "1.png")]
+
+    predictions = rows_of(folder / "predictions.csv")
+    assert [row["file"] for row in predictions[:2]] == [str(photographs / "test" / "ant" / f"{i}.png") for i in (0, 1)]
+    right = np.mean([row["label"] == row["prediction"] for row in predictions])
+    assert (len(predictions), right) == (11, pytest.approx(result["accuracy"]))
+    per_class = rows_of(folder / "per_class.csv")
+    assert [row["class"] for row in per_class] == list(CLASSES)
+    assert [row["images"] for row in per_class] == ["2", "2", "1", "2", "2", "2"]
+    matrix = rows_of(folder / "confusion_matrix.csv")
+    assert sum(int(row[row["label"]]) for row in matrix) / 11 == pytest.approx(result["accuracy"])
+    surest = max((row for row in predictions if row["label"] != row["prediction"]), key=lambda row: row["probability"])
+    assert {name: str(value) for name, value in result["mistakes"][0].items()} == surest
+
+    assert f"  data       folder:{photographs}, test: 11 images, all but 1 that cannot be read: '{photographs}/t" in out
+    assert "  protocol   center: the center of the kept image, as at the end of a run\n" in out
+    assert f"The surest of {result['num_mistakes']} mistakes:\n" in out
+    assert " test/" in out  # the files of the mistakes, without the folder of all
+    assert out.endswith(f"All of it is in {folder}\n")
+
+
+def test_ten_crops_of_other_weights(kpipe, finished, tmp_path, without_figures):
+    [other] = {"raw", "averaged"} - {json.loads((finished / "summary.json").read_text())["weights"]}
+    options = ("--weights", other, "--protocol", "ten_crop", "--json", "--output", str(tmp_path / "new" / "folder"))
+    code, out, err = kpipe("evaluate", str(finished), *options)
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text()) == result
+    assert (result["protocol"], result["model"]) == ("ten_crop", str(finished / f"model_{other}.keras"))
+    trained = load_trained(finished, weights=other)
+    split = load_splits(trained.data).test
+    [(views, labels)] = make_evaluation_pipeline(split, 99, image_size=14, ten_crops=True)
+    logits = trained.model.predict_on_batch(keras.ops.reshape(views, (-1, 14, 14, 3)))
+    probabilities = softmax(np.float64(logits), axis=-1).reshape(-1, 10, 6).mean(axis=1)
+    loss = 0.9 * -np.log(probabilities[range(11), labels]) + 0.1 * -np.log(probabilities).mean(axis=1)
+    assert result["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert result["accuracy"] == np.mean(probabilities.argmax(1) == labels)
+
+
+def test_dense_sees_the_whole_of_each_file(finished, quiet, without_figures):
+    result = evaluate(finished, protocol="dense", scales=(20,), screen=quiet)
+    trained = load_trained(finished)
+    split = load_splits(trained.data, ahead=False).test.as_stored()
+    split.unreadable.add([5])
+    images, labels = zip(*split.read(), strict=True)
+    assert images[0].shape == (20, 30, 3)
+    dense = build_dense(trained.model)
+    sides = [
+        softmax(np.float64(dense.predict_on_batch(np.float32(side))), axis=-1) for side in (images, flipped(images))
+    ]
+    probabilities = np.mean(sides, axis=0)
+    loss = 0.9 * -np.log(probabilities[range(11), labels]) + 0.1 * -np.log(probabilities).mean(axis=1)
+    assert (result["scales"], result["loss"]) == ([20], pytest.approx(loss.mean(), rel=1e-5))
+
+
+def flipped(images):
+    return np.flip(images, axis=2)
+
+
+@pytest.mark.slow
+def test_many_crops_of_the_training_split(kpipe, finished, tmp_path, without_figures):
+    options = ("--split", "train", "--protocol", "multi_crop", "--output", str(tmp_path / "new" / "folder"))
+    code, out, err = kpipe("evaluate", str(finished), *options)
+    assert (code, err) == (0, "")
+    assert ", train: all 16 images\n" in out
+    assert out.endswith(f"All of it is in {tmp_path}/new/folder\n")
+
+
+def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, model_file, tmp_path, without_figures):
+    """The set has no splits and lacks the first class, so that its class number 0 is number 1 of the network."""
+    for place, name in enumerate(CLASSES[1:]):
+        write_image(tmp_path / "set" / name / "0.png", value=40 * place, size=(14, 14))
+        write_image(tmp_path / "set" / name / "1.png", size=(14, 14))
+    code, out, err = kpipe("evaluate", str(model_file), "--data", f"folder:{tmp_path / 'set'}", "--image-size", "14")
+    assert (code, err) == (0, "")
+    assert f"  data       folder:{tmp_path}/set, train: all 10 images\n" in out
+    assert "  note: the data has no class 'ant'\n" in out
+    [folder] = (tmp_path / "evaluation").iterdir()
+    assert folder.name == "train_center_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
+    labels = [row["label"] for row in rows_of(folder / "predictions.csv")]
+    assert labels == [name for name in CLASSES[1:] for _ in range(2)]
+    [absent, *others] = rows_of(folder / "per_class.csv")
+    assert (absent["images"], absent["recall"]) == ("0", "")
+    assert [row["images"] for row in others] == ["2"] * 5
+
+
+def test_other_classes_are_named(kpipe, finished, tmp_path):
+    write_classes(tmp_path / "set", {"ant": 1, "gnu": 1, "yak": 1})
+    code, out, err = kpipe("evaluate", str(finished), "--data", f"folder:{tmp_path / 'set'}")
+    known = "'ant', 'bee', 'cow', 'dog', 'eel' and 1 more"
+    assert code == 3
+    assert err == (
+        f"folder:{tmp_path}/set: expected classes that the network knows ({known}), got others: 'gnu', 'yak'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"protocol": "ten"},
+            r"^protocol: expected a known name, got 'ten' \(known: center, ten_crop, multi_crop, dense",
+        ),
+        ({"scales": [20]}, "^scales: expected them with the protocol dense alone, got center$"),
+        (
+            {"protocol": "dense", "scales": [20, 13]},
+            "^scales: expected at least the 14 pixels that the network sees, got 13$",
+        ),
+        ({"split": "validation", "data": "folder"}, "^split: expected one of train, test, got validation$"),
+        ({"data": "photos:x"}, "^data: unknown source 'photos' "),
+        (
+            {"output": __file__},
+            r"^output: expected a folder, got .*test_evaluate.py, and .*test_evaluate.py is a file$",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(finished, photographs, quiet, options, message):
+    if options.get("data") == "folder":
+        options = options | {"data": f"folder:{photographs}"}
+    with pytest.raises(ConfigError, match=message):
+        evaluate(finished, screen=quiet, **options)
+
+
+def test_a_model_file_needs_data(model_file, quiet):
+    said = rf"^data: expected a source of images for {model_file}, which names none, got none$"
+    with pytest.raises(ConfigError, match=said):
+        evaluate(model_file, image_size=14, screen=quiet)
+
+
+def test_ten_crops_need_larger_images(model_file, photographs, quiet):
+    said = (
+        r"^protocol: expected for ten_crop images that are kept larger .* got 14 pixels for both. multi_crop and dens"
+    )
+    with pytest.raises(ConfigError, match=said):
+        evaluate(model_file, protocol="ten_crop", data=f"folder:{photographs}", image_size=14, screen=quiet)
+
+
+def test_a_folder_that_cannot_be_written(finished, quiet, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(
+        ConfigError, match="^output: expected a folder that you may write, got .*/new. Give another one$"
+    ):
+        evaluate(finished, output=tmp_path / "new", screen=quiet)
+
+
+def test_scales_are_numbers(kpipe, finished):
+    said = "--scales: expected pixels such as 256,384, got '256;384'\n"
+    assert kpipe("evaluate", str(finished), "--protocol", "dense", "--scales", "256;384") == (2, "", said)
+
+
+def test_no_source_is_found_wrong_after_the_import(kpipe, finished):
+    code, out, err = kpipe("evaluate", str(finished), "--data", "folder:/nowhere")
+    assert (code, out) == (3, "")
+    assert "/nowhere" in err
+
+
+def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kpipe.commands.evaluate.draw_predictions", interrupt)
+    code, _, err = kpipe("evaluate", str(finished), "--output", str(tmp_path / "new"))
+    assert (code, err.strip()) == (130, "interrupted; what was saved before is still there")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_set_is_noted(finished, photographs, quiet, tmp_path, without_figures):
+    moved = shutil.copytree(photographs, tmp_path / "moved")
+    write_image(moved / "train" / "ant" / "new.png", size=(20, 30))
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(photographs), str(moved)))
+    [note] = evaluate(run, screen=quiet)["notes"]
+    assert note == "the data has changed since the run: train: 3 images of class 'ant' then, 4 now"
+
+
+def test_many_classes_fit_the_screen(capsys):
+    names = [f"a class with a long name, number {number}" for number in range(30)]
+    numbers = {"images": 3, "precision": None, "recall": 0.5, "f1": 0.5}
+    mistake = {"file": "x" * 99, "label": names[0], "prediction": names[1], "probability": 0.9}
+    result = {
+        "model": "/runs/one/model.keras",
+        "network": "vgg16",
+        "protocol": "dense",
+        "scales": [256, 384],
+        "data": "folder:photos",
+        "split": "test",
+        "left_out": [],
+        "images": 90,
+        "accuracy": 0.5,
+        "accuracy_interval": [0.4, 0.6],
+        "loss": 1.0,
+        "top5": 0.9,
+        "calibration_error": 0.1,
+        "per_class": [{"class": name, **numbers} for name in names[:-1]] + [{"class": "[red]", **numbers, "f1": 0.1}],
+        "mistakes": [mistake] * 12,
+        "num_mistakes": 45,
+        "notes": [],
+        "folder": "/runs/one/evaluation",
+    }
+    show_evaluation(result, Screen(Console(width=80)))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if "│" in line) <= 80
+    assert next(line for line in lines if "3" in line and "│" in line and "50.00 %" in line).startswith("│ [red] ")
+    assert "These are the worst classes; 10 more are in per_class.csv." in lines
+    assert "The surest of 45 mistakes:" in lines
+    assert any("(VGG, section 3.2); shorter side 256, 384" in line for line in lines)
