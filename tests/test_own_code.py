@@ -11,6 +11,8 @@ from kpipe import cli
 from kpipe.assembly import load_splits, make_augmentations
 from kpipe.config.loading import load_experiment
 from kpipe.data import Augmentation, make_pipeline
+from kpipe.errors import ConfigError
+from kpipe.models import build_model
 from kpipe.trained import load_trained
 
 NETS = """\
@@ -100,35 +102,41 @@ def test_its_options_are_searched(kpipe, own, tmp_path):
     assert {row[column] for row in rows[1:]} == {"2", "5"}
 
 
+def build(own, *overrides):
+    experiment = load_experiment(own, overrides).experiment
+    return build_model(experiment.model.name, experiment.network_options, input_shape=(8, 8, 3), classes=2)
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("override", "message"),
     [
-        (["model.widht=3"], "model.widht: unknown option, did you mean 'width'?"),
-        (["model.width=wide"], "model.width: expected a whole number, got 'wide'"),
-        (["model.depth=1.5"], "model.depth: expected a whole number, got 1.5"),
+        ("model.widht=3", "model.widht: unknown option, did you mean 'width'?"),
+        ("model.width=wide", "model.width: expected a whole number, got 'wide'"),
+        ("model.depth=1.5", "model.depth: expected a whole number, got 1.5"),
         (
-            ["model.name=exp/nets.py:tini"],
+            "model.name=exp/nets.py:tini",
             "model.name: {folder}/nets.py: expected a function called 'tini', got none, did you mean 'tiny'?",
         ),
         (
-            ["model.name=exp/net.py:tiny"],
+            "model.name=exp/net.py:tiny",
             "model.name: {folder}/net.py: expected a Python file, got no such file, did you mean 'nets.py'?",
         ),
         (
-            ["model.name=no.such:net"],
+            "model.name=no.such:net",
             "model.name: no.such: expected code that can be imported, got ModuleNotFoundError: No module named 'no'",
         ),
         (
-            ["model.name=exp/damaged.py:net"],
-            "model.name: {folder}/damaged.py: expected code that can be imported, got SyntaxError: invalid "
-            "syntax in line 2",
+            "model.name=exp/damaged.py:net",
+            "model.name: {folder}/damaged.py: expected code that can be imported, got SyntaxError: invalid syntax in "
+            "line 2",
         ),
     ],
 )
-def test_mistakes(kpipe, own, overrides, message):
+def test_mistakes(own, override, message):
     (own.parent / "damaged.py").write_text("import keras\ndef net(:\n")
-    code, _, err = kpipe("plan", str(own), *overrides)
-    assert (code, err) == (2, message.format(folder=own.parent) + "\n")
+    with pytest.raises(ConfigError) as caught:
+        build(own, override)
+    assert str(caught.value) == message.format(folder=own.parent)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +153,16 @@ def test_mistakes(kpipe, own, overrides, message):
         ),
     ],
 )
-def test_functions_that_are_no_networks(kpipe, own, function, problem):
+def test_functions_that_are_no_networks(own, function, problem):
     own.write_text(EXPERIMENT.replace("tiny", function).replace(", width: 3", ""))
-    code, _, err = kpipe("plan", str(own))
-    assert (code, err) == (2, f"model.name: {own.parent}/nets.py:{function}: {problem}\n")
+    with pytest.raises(ConfigError) as caught:
+        build(own)
+    assert str(caught.value) == f"model.name: {own.parent}/nets.py:{function}: {problem}"
+
+
+def test_a_mistake_is_a_sentence_on_the_command_line(kpipe, own):
+    code, _, err = kpipe("plan", str(own), "model.widht=3")
+    assert (code, err) == (2, "model.widht: unknown option, did you mean 'width'?\n")
 
 
 def test_verbs_that_do_not_need_the_code_do_not_run_it(kpipe, own):
@@ -225,9 +239,11 @@ def test_an_augmentation_changes_what_training_sees(augmented):
         ),
     ],
 )
-def test_functions_that_are_no_augmentations(kpipe, augmented, entry, problem):
-    code, _, err = kpipe("plan", str(augmented), f"data.augment=[{entry}]")
-    assert (code, err) == (2, problem.replace("{folder}", str(augmented.parent)) + "\n")
+def test_functions_that_are_no_augmentations(augmented, entry, problem):
+    experiment = load_experiment(augmented, [f"data.augment=[{entry}]"]).experiment
+    with pytest.raises(ConfigError) as caught:
+        make_augmentations(experiment.data, (8, 8, 3))
+    assert str(caught.value) == problem.replace("{folder}", str(augmented.parent))
 
 
 SOURCE = """\

@@ -106,6 +106,7 @@ def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
     assert out.endswith(f"All of it is in {folder}\n")
 
 
+@pytest.mark.slow
 def test_ten_crops_of_other_weights(kpipe, finished, tmp_path, without_figures):
     [other] = {"raw", "averaged"} - {json.loads((finished / "summary.json").read_text())["weights"]}
     options = ("--weights", other, "--protocol", "ten_crop", "--json", "--output", str(tmp_path / "new" / "folder"))
@@ -241,6 +242,7 @@ def test_no_source_is_found_wrong_after_the_import(kpipe, finished):
     assert "/nowhere" in err
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
@@ -251,6 +253,7 @@ def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_changed_set_is_noted(finished, photographs, quiet, tmp_path, without_figures):
     moved = shutil.copytree(photographs, tmp_path / "moved")
     write_image(moved / "train" / "ant" / "new.png", size=(20, 30))

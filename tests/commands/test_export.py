@@ -255,7 +255,6 @@ def test_layers_in_half_precision_are_refused(tmp_path):
             ["--to", "keras", "--output", "taken"],
             "output: expected an empty folder or an earlier export to replace, got",
         ),
-        (["--to", "keras", "--weights", "all"], "weights: expected one of best, raw, averaged, got 'all'"),
     ],
 )
 def test_mistakes_in_arguments(kpipe, finished, tmp_path, monkeypatch, arguments, message):

@@ -250,6 +250,7 @@ def test_a_mistake_in_python_is_a_sentence(run):
         predict(run, [])
 
 
+@pytest.mark.slow
 def test_a_model_file_alone_reads_images_as_it_is_told(kpipe, run, tmp_path):
     images = keras.Input((None, None, 1))
     means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(images))

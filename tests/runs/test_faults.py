@@ -112,6 +112,7 @@ def test_divergence(kpipe, experiment, logs):
     assert json.loads((only_run(logs) / "summary.json").read_text())["status"] == "diverged"
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_checkpoint(kpipe, experiment, logs, monkeypatch):
     class Poison(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

@@ -100,6 +100,7 @@ def test_a_plan_shows_layer_by_layer_what_is_reused(kpipe, fine_tuning, tmp_path
     assert plan["init_from"]["normalization"].startswith("{mean: [")
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_will_be_downloaded(kpipe, fine_tuning, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     vgg16 = ("model.name=vgg16", "model.init_from=imagenet", "data.image_size=32", "training.reused_layers.frozen=all")

@@ -46,6 +46,7 @@ def summary_of(logs):
     return json.loads((only_run(logs) / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_counted_and_named(kpipe, experiment, broken, logs):
     code, out, err = kpipe("run", experiment)
     assert (code, err) == (0, "")

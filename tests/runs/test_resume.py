@@ -421,6 +421,7 @@ def test_what_may_differ_under_resume(kpipe, experiment, unfinished):
 # --- what has changed in the meantime -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     kpipe, experiment, unfinished, tmp_path, monkeypatch, first_epoch_is_best
 ):

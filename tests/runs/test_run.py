@@ -75,6 +75,7 @@ def test_the_screen_is_kept_in_the_run(kpipe, experiment, logs):
 VALIDATION = (("validation", "epoch", "epoch_loss"),)
 
 
+@pytest.mark.slow
 def test_metrics_and_tensorboard_tell_the_same(kpipe, experiment, logs):
     kpipe("run", experiment, "data.synthetic.classes=6")
     run = only_run(logs)

@@ -91,6 +91,7 @@ def _scores(trainer, batches):
     return [scores["loss"], scores["accuracy"]]
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_while_the_averages_are_validated_keeps_its_weights():
     trainer, calls = make_trainer(), []
 
