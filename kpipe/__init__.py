@@ -12,7 +12,7 @@ _PLACES = {
     "load_experiment": "kpipe.config",
     "make_evaluation_pipeline": "kpipe.data",
     "make_pipeline": "kpipe.data",
-    "run_search": "kpipe.search",
+    "run_search": "kpipe.search.tuner",
     "train": "kpipe.experiment",
 }
 
