@@ -141,10 +141,7 @@ def _find(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _how_to_begin() -> str:
-    return (
-        "Give the folder of your runs, which is tensorboard_logs where neither `logs` nor KPIPE_LOGS names another; "
-        "`kpipe run EXPERIMENT.yaml` trains a first one"
-    )
+    return "Give the folder in which your runs are saved, or train a first one: kpipe run EXPERIMENT.yaml"
 
 
 def _walk(folder: Path, levels: int) -> Iterator[Path]:

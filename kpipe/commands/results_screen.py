@@ -41,7 +41,7 @@ def show_results(results: Mapping[str, Any], screen: Screen | None = None) -> No
     if searches:
         if runs:
             screen.line("")
-        screen.line(counted(len(searches), "search"), style="bold")
+        screen.line("1 search" if len(searches) == 1 else f"{len(searches):,} searches", style="bold")
         _show_table(_columns_of_searches(searches), screen)
         screen.line("The trials of a search:")
         screen.line(f"  kpipe results {shell_quoted(searches[-1]['path'])}")
@@ -74,7 +74,7 @@ def _columns_of_runs(results: Mapping[str, Any]) -> tuple[dict[str, list[str]], 
     rows, keys = results["runs"], short_endings(results["keys"])
     columns = {keys.get(name, name): [_cell(name, row) for row in rows] for name in (*_FIRST, *keys, *_LAST)}
     same = {name: cells[0] for name, cells in columns.items() if name != "run" and rows[1:] and len(set(cells)) == 1}
-    text = ", ".join(f"{name} {value}" for name, value in same.items() if value)
+    text = ", ".join(f"{name} {value}" for name, value in same.items() if value and name != "date")
     return {name: cells for name, cells in columns.items() if name not in same}, text
 
 
@@ -144,7 +144,7 @@ def _show_table(columns: dict[str, list[str]], screen: Screen) -> None:
     console.print(table)
     if left_out:
         names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
-        screen.prose(f"Not shown: {names}. Take a wider terminal, or --csv.")
+        screen.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
 
 
 def _fitting(columns: dict[str, list[str]], screen: Screen) -> Iterator[tuple[Table, list[str]]]:
@@ -160,24 +160,23 @@ def _fitting(columns: dict[str, list[str]], screen: Screen) -> Iterator[tuple[Ta
 
 def _make_table(columns: Mapping[str, Sequence[str]], width: int | None) -> Table:
     """Make a table; `width`: the most characters of a cell, None: as many as it has."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in columns:
         broken = name if width is None else name.replace("_", "_\n").replace(".", ".\n").replace("/", "/\n")
         is_text = name in _TEXT or "." in name
         table.add_column(Text(broken), justify="left" if is_text else "right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
+        named = zip(columns, map(printable, cells), strict=True)
         # As Text, in which rich does not read brackets as markup.
-        table.add_row(
-            *(Text(_shorten(name, printable(cell), width)) for name, cell in zip(columns, cells, strict=True))
-        )
+        table.add_row(*(Text(cell if width is None else _shorten(name, cell, width)) for name, cell in named))
     return table
 
 
-def _shorten(name: str, cell: str, width: int | None) -> str:
-    """Return a cell of at most `width` characters. Of a directory the beginning stays, which is the time."""
-    if width is None or len(cell) <= width:
-        return cell
-    return f"{cell[: width - 1]}…" if name in ("run", "search") else shorten(cell, width)
+def _shorten(name: str, cell: str, width: int) -> str:
+    """Return a cell of at most `width` characters. Of a run the beginning stays, which is its time."""
+    if name in ("run", "search") and len(cell) > width and "/" not in cell:
+        return f"{cell[: width - 1]}…"
+    return shorten(cell, width)
 
 
 def _markdown_table(columns: Mapping[str, Sequence[str]]) -> str:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kpipe.files import read_json, read_yaml
+from kpipe.files import LARGEST_CONFIG, parse_yaml, read_json
 from kpipe.runs.lock import is_taken
 
 COLUMNS = (
@@ -24,6 +25,7 @@ COLUMNS = (
 
 _CONFIG, _SUMMARY, _METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 _STATES = ("finished", "interrupted", "diverged", "stuck")  # as summary.json says
+_SECTION = re.compile(r"\n(?=\w)")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
 
 
@@ -49,7 +51,7 @@ def is_run(path: Path) -> bool:
 
 def read_run(path: Path) -> RunRecord:
     """Read a run directory."""
-    config = flatten(read_yaml(path / _CONFIG) or {})
+    config = _read_config(path / _CONFIG)
     summary, environment = read_json(path / _SUMMARY), read_json(path / "environment.json")
     damage = _find_damage(path, config, summary)
     status, validation, test = summary.get("status"), summary.get("validation"), summary.get("test")
@@ -80,12 +82,27 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(columns, config, damage)
 
 
-def flatten(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return the values of nested sections by dotted key."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return the values of config.yaml by dotted key; an empty dict where that is gone or damaged."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_CONFIG else ""
+    except (OSError, ValueError):
+        return {}
+    sections = list(map(_parse_section, _SECTION.split(text)))
+    return {key: value for section in sections for key, value in section.items()} if all(sections) else {}
+
+
+@lru_cache(maxsize=1000)
+def _parse_section(text: str) -> dict[str, Any]:
+    """Return the values of a section by dotted key. Most runs share most sections, and parsing them takes longest."""
+    return _flatten(parse_yaml(text) or {})
+
+
+def _flatten(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict) and value:
-            leaves |= flatten(value, f"{above}{key}.")
+            leaves |= _flatten(value, f"{above}{key}.")
         else:
             leaves[f"{above}{key}"] = value
     return leaves
