@@ -8,6 +8,7 @@ own. Each measurement is a process of its own, from its start to its end. `--jso
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -20,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kpipe.config import load_experiment
-from kpipe.files import write_json as write_record
-from kpipe.files import write_yaml
+from kpipe.files import to_yaml
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "vgg16.yaml"
 NUMBERS = 1_000, 10_000
@@ -31,26 +31,17 @@ VARIANTS = {"screen": [], "single runs": ["--runs"], "csv": ["--csv"], "filter":
 
 def make_runs(logs: Path, number: int) -> None:
     """Write the directories of runs that differ in seed, peak of the learning rate and accuracy."""
-    identity = load_experiment(EXPERIMENT).experiment.identity()
-    training = identity["training"]
+    experiment = load_experiment(EXPERIMENT, ["training.learning_rate.peak=0.12345"]).experiment
+    config = to_yaml(experiment.identity() | {"chosen": {"precision": "float32", "deterministic": True}})
+    summary = {"status": "finished", "parameters": 134_000_000, "epochs": 2, "seconds": 54.2, "images_per_second": 70.1}
     for place in range(number):
         path = logs / "vgg16" / f"2026-11-29_{place // 3600 % 24:02}-{place // 60 % 60:02}-{place % 60:02}_{place}"
         path.mkdir(parents=True)
-        seed, peak = place % 5, 0.001 * (1 + place // 5)
-        rate = training["learning_rate"] | {"peak": peak}
-        config = identity | {"seed": seed, "training": training | {"learning_rate": rate}}
-        write_yaml(path / "config.yaml", config | {"chosen": {"precision": "float32", "deterministic": True}})
+        own = config.replace("seed: 0", f"seed: {place % 5}").replace("0.12345", str(0.001 * (1 + place // 5)))
         metrics = {"loss": 0.5, "accuracy": 0.9 + place / number / 10, "images": 1000}
-        summary = {
-            "status": "finished",
-            "experiment": "vgg16",
-            "model": "vgg16",
-            "parameters": 134_000_000,
-            "epochs": 2,
-        }
-        summary |= {"seconds": 54.2, "images_per_second": 70.1, "precision": "float32", "seed": seed}
-        write_record(path / "summary.json", summary | {"validation": metrics, "test": metrics})
-        write_record(path / "environment.json", {"git": {"commit": "0" * 40, "dirty": False}})
+        (path / "config.yaml").write_text(own)
+        (path / "summary.json").write_text(json.dumps(summary | {"validation": metrics, "test": metrics}, indent=2))
+        (path / "environment.json").write_text(json.dumps({"git": {"commit": "0" * 40, "dirty": False}}, indent=2))
 
 
 def measure(logs: Path, options: list[str]) -> tuple[float, float]:

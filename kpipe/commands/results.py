@@ -31,6 +31,7 @@ RUNS, STD = "runs", "_std"
 """In rows of several seeds: the column with the number of runs, and the end of the names of standard deviations."""
 
 Row = dict[str, Any]
+"""Values by column, and by dotted key of config.yaml."""
 
 _LEVELS = 2  # from the folder of all runs over those of the experiments down to the runs
 _IN_COLUMNS = {
@@ -65,8 +66,10 @@ def collect_results(
 
     Returns:
         `folder`; `found`, the number of runs before the filters; `keys`, the dotted keys of config.yaml in which the
-        runs differ; `columns`, which are `COLUMNS` and these keys; `runs`, the values by column; `searches`, the same
-        by `SEARCH_COLUMNS`, empty where runs are filtered; `notes`, which say what is damaged.
+        runs differ; `columns`, which are `COLUMNS` and these keys, and for groups the number of runs and standard
+        deviations; `runs`, the values by column; `trials`, whether
+        trials are among them; `searches`, the values by `SEARCH_COLUMNS`, empty where runs are filtered; `notes`, which
+        say what is damaged.
 
     Raises:
         ConfigError: there is no such folder, no run in it, or no such column.
@@ -78,12 +81,12 @@ def collect_results(
     records = [*map(read_run, runs), *(record for search in opened for record in _read_trials(search))]
     notes = [f"{path_shown(each.columns['path'])}: {each.damage}" for each in records if each.damage]
     rows = [{**each.config, **each.columns} for each in records]
-    known = dict.fromkeys([*COLUMNS, *(_OF_GROUPS if grouped else ()), *(key for row in rows for key in row)])
-    rows = _filter(rows, filters, known)
-    rows.sort(key=lambda row: (row["date"] or "", row["path"]))
-    rows = _group(rows) if grouped else rows
+    known = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+    rows = sorted(_filter(rows, filters, known), key=_age)
+    if grouped:
+        rows = sorted(_group(rows), key=_age)
     if sort:
-        rows = _sort(rows, sort, known)
+        rows = _sort(rows, sort, [*known, *_OF_GROUPS] if grouped else known)
     keys = _find_differing_keys(rows)
     columns = [*COLUMNS, *keys]
     if grouped:
@@ -96,6 +99,7 @@ def collect_results(
         "columns": columns,
         "keys": keys,
         "runs": [{name: _look_up(row, name, None) for name in columns} for row in rows],
+        "trials": bool(opened),
         "searches": [] if filters else [_read_search(search) for search in searches],
         "notes": notes,
     }
@@ -122,26 +126,26 @@ def _find(folder: Path) -> tuple[list[Path], list[Path]]:
         ConfigError: there are none.
         EnvironmentFault: the folder cannot be read.
     """
-    if not folder.is_dir():
-        problem = "got a file" if folder.exists() else "found no such folder"
-        raise ConfigError(f"{path_shown(folder)}: expected a folder with runs, {problem}. {_how_to_begin()}")
-    try:
-        os.listdir(folder)
-    except OSError as error:
-        raise EnvironmentFault(f"{path_shown(folder)}: cannot be read ({error.strerror})") from None
     found = list(_walk(folder, _LEVELS))
     if not is_run(folder):
         # Of all experiments, or where the folder is that of an experiment, of this one.
         for beside in (searches_folder(folder, ""), searches_folder(folder.parent, folder.name)):
             found += _walk(beside, _LEVELS)
     if not found:
-        what = "got an empty one" if not os.listdir(folder) else "found none in it"
-        raise ConfigError(f"{path_shown(folder)}: expected a folder with runs, {what}. {_how_to_begin()}")
+        raise ConfigError(
+            f"{path_shown(folder)}: expected a folder with runs, {_describe_content(folder)}. Give the folder in which "
+            "your runs are saved, or train a first one: kpipe run EXPERIMENT.yaml"
+        )
     return [path for path in found if not is_search(path)], [path for path in found if is_search(path)]
 
 
-def _how_to_begin() -> str:
-    return "Give the folder in which your runs are saved, or train a first one: kpipe run EXPERIMENT.yaml"
+def _describe_content(folder: Path) -> str:
+    if not os.path.isdir(folder):
+        return "got a file" if os.path.lexists(folder) else "found no such folder"
+    try:
+        return "found none in it" if os.listdir(folder) else "got an empty one"
+    except OSError as error:
+        raise EnvironmentFault(f"{path_shown(folder)}: cannot be read ({error.strerror})") from None
 
 
 def _walk(folder: Path, levels: int) -> Iterator[Path]:
@@ -172,7 +176,7 @@ def _read_search(path: Path) -> Row:
             objective, trials = _read_plan(path)
         except ConfigError:
             status = "damaged"
-    best = next(iter(rank(records.values(), objective or "val_accuracy")), None)
+    best = next(iter(rank(records.values(), objective)), None) if objective else None
     values = (path.parent.name, path.name, status, sum(each.has_ended for each in records.values()), trials)
     values += (sum(each.status == "failed" for each in records.values()), objective)
     values += (best.score, best.number, best.values) if best else (None, None, None)
@@ -215,6 +219,7 @@ def _columns_of_trial(search: Path, record: Record) -> Row:
         "status": record.status,
         "network": record.values.get("model.name"),
         "data": record.values.get("data.source"),
+        "seed": record.values.get("seed"),
         "path": str(search / record.run()),
     }
     return dict.fromkeys(COLUMNS) | known
@@ -225,9 +230,8 @@ def _columns_of_trial(search: Path, record: Record) -> Row:
 
 def _look_up(row: Mapping[str, Any], name: str, default: Any = _ABSENT) -> Any:
     """Return the value of a column or a key; of a section that is off, such as `warmup: null`, for all of its keys."""
-    while name not in row and "." in name:
-        name = name.rpartition(".")[0]
-    return row.get(name, default)
+    above = (each for each in _above(name) if each not in COLUMNS)
+    return next((row[each] for each in (name, *above) if each in row), default)
 
 
 def _find_differing_keys(rows: Iterable[Row]) -> list[str]:
@@ -315,6 +319,10 @@ def _parse_number(text: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _age(row: Row) -> tuple[str, str]:
+    return row["date"] or "", str(row["path"])
 
 
 def _sort(rows: list[Row], sort: str, known: Iterable[str]) -> list[Row]:

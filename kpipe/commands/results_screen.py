@@ -1,6 +1,7 @@
 """The screen of `kpipe results`: what is the same in all runs in one line, and a table of what is not."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kpipe.console import Screen, counted, describe_count, describe_time, width_of
-from kpipe.names import printable, shell_quoted, short_endings, shorten
+from kpipe.names import from_here, printable, shell_quoted, short_endings, shorten
 from kpipe.search.records import show_value
 
 _FIRST = ("name", "run", "status", "test_accuracy", "val_accuracy")
@@ -43,8 +44,9 @@ def show_results(results: Mapping[str, Any], screen: Screen | None = None) -> No
             screen.line("")
         screen.line("1 search" if len(searches) == 1 else f"{len(searches):,} searches", style="bold")
         _show_table(_columns_of_searches(searches), screen)
-        screen.line("The trials of a search:")
-        screen.line(f"  kpipe results {shell_quoted(searches[-1]['path'])}")
+        if not results["trials"]:
+            screen.line("The trials of the last one:")
+            screen.line(f"  kpipe results {shell_quoted(from_here(Path(searches[-1]['path'])))}")
     for note in results["notes"]:
         screen.line(f"note: {note}")
 

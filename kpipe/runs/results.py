@@ -5,6 +5,7 @@ A run may be at work, interrupted, or damaged. Whatever is missing is None, and 
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ class RunRecord:
 
 def is_run(path: Path) -> bool:
     """Return whether a folder is a run directory, or what is left of one."""
-    return any((path / name).is_file() for name in (_CONFIG, _SUMMARY, _METRICS))
+    return any(os.path.isfile(path / name) for name in (_CONFIG, _SUMMARY, _METRICS))
 
 
 def read_run(path: Path) -> RunRecord:

@@ -5,6 +5,7 @@ Searches lie beside the folder of runs, so that their trials do not fill TensorB
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,7 @@ def find_search(logs: Path, name: str, identity: dict[str, Any]) -> Path | None:
 
 def is_search(path: Path) -> bool:
     """Return whether a folder is that of a search, or what is left of one."""
-    return (path / CONFIG).is_file() or (path / SUMMARY).is_file()
+    return os.path.isfile(path / CONFIG) or os.path.isfile(path / SUMMARY)
 
 
 def is_running(path: Path) -> bool:
