@@ -186,7 +186,7 @@ def measure_memory(trials: int) -> Rows:
     import psutil
 
     with hold_back_libraries(), tempfile.TemporaryDirectory() as folder:
-        from kpipe.search import run_search
+        from kpipe.search.tuner import run_search
 
         memory: list[int] = []
         path = Path(folder) / "memory.yaml"
@@ -223,8 +223,8 @@ def show_memory(console: Console, rows: Rows) -> None:
 def measure_curves(file: Path, seeds: int, trials: int) -> Rows:
     """Search with each seed by both methods; return a row with the scores of each search in the order of its trials."""
     with hold_back_libraries(), tempfile.TemporaryDirectory() as folder:
-        from kpipe.search import run_search
         from kpipe.search.records import read_records
+        from kpipe.search.tuner import run_search
 
         os.environ["KPIPE_LOGS"] = f"{folder}/logs"  # searches are written beside it
         rows = []

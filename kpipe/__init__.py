@@ -14,7 +14,7 @@ _PLACES = {
     "make_evaluation_pipeline": "kpipe.data",
     "make_pipeline": "kpipe.data",
     "predict": "kpipe.commands.predict",
-    "run_search": "kpipe.search",
+    "run_search": "kpipe.search.tuner",
     "train": "kpipe.experiment",
 }
 

@@ -350,6 +350,63 @@ def _paths_in(argument: str) -> list[str]:
     return paths
 
 
+@cli.command(short_help="Show all runs and searches in a table.")
+@click.argument("folder", required=False, metavar="[FOLDER]")
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Sort by a column or a key; -COLUMN puts the largest first. Default: the newest run comes last.",
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Show only these runs, as in status=finished, 'name=vgg*' or 'test_accuracy>97%'. Can be given several times.",
+)
+@click.option(
+    "--group/--runs",
+    "grouped",
+    default=None,
+    help="One row for finished runs that differ only in their seed, with mean and standard deviation; or one row for "
+    "each run. Default: --group, but --runs with --csv and --json.",
+)
+@click.option("--trials", is_flag=True, help="Show the trials of searches among the runs.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the runs as CSV, with all columns.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
+@_as_json
+def results(
+    folder: str | None,
+    sort: str | None,
+    filters: tuple[str, ...],
+    grouped: bool | None,
+    trials: bool,
+    as_csv: bool,
+    as_markdown: bool,
+    as_json: bool,
+) -> None:
+    """Show all runs in one table: accuracies, parameters, times, and the keys in which they differ.
+
+    FOLDER is a folder of runs, that of one experiment, a run, or a search. By default, it is the folder in which your
+    runs are saved.
+
+    A column can be any key of config.yaml or its end: kpipe results --filter optimizer.name=sgd --sort -test_accuracy
+    """
+    if sum((as_csv, as_markdown, as_json)) > 1:
+        raise click.UsageError("--csv, --markdown and --json: expected one of them, got several.")
+    from kpipe.commands.results import collect_results, to_csv
+    from kpipe.commands.results_screen import show_results, to_markdown
+
+    grouped = not (as_csv or as_json) if grouped is None else grouped
+    found = collect_results(folder, sort=sort, filters=filters, grouped=grouped, trials=trials)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif as_csv or as_markdown:
+        click.echo(to_csv(found) if as_csv else to_markdown(found), nl=False)
+    else:
+        show_results(found)
+
+
 @cli.group(name="data")
 def data_verbs() -> None:
     """Inspect the images of an experiment before training."""

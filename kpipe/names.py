@@ -6,6 +6,7 @@ not UTF-8. Python keeps such a byte as half of a surrogate pair, which can be ne
 
 import json
 import shlex
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def shorten(text: str, most: int) -> str:
         return text
     head, tail = most // 2, most - most // 2 - 1
     return f"{text[:head].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def short_endings(keys: Iterable[str]) -> dict[str, str]:
+    """Return the shortest unique end of each dotted key, of at least two words."""
+    keys, endings = list(keys), {}
+    for key in keys:
+        words = key.split(".")
+        lengths = range(min(2, len(words)), len(words) + 1)
+        ends = (".".join(words[-length:]) for length in lengths)
+        endings[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
+    return endings
 
 
 def is_utf8(text: str) -> bool:

@@ -7,7 +7,7 @@ import pwd
 import pytest
 
 from kpipe.errors import ConfigError
-from kpipe.files import expand_path, replacing, write_text
+from kpipe.files import expand_path, read_yaml, replacing, write_text, write_yaml
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
@@ -120,3 +120,17 @@ def test_a_relative_path_in_a_folder_that_is_gone(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f"^{message}$"):
         expand_path("r", "logs")
     assert str(expand_path("/r")) == "/r"
+
+
+def test_yaml_is_read_as_it_was_written(tmp_path):
+    """Also a path that is not UTF-8, which libyaml does not read."""
+    value = {"name": "1e3", "source": "folder:/a/caf\udce9\n", "peak": 1e-7, "augment": [], "clip": None}
+    write_yaml(tmp_path / "config.yaml", value)
+    assert read_yaml(tmp_path / "config.yaml") == value
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "a: " + "{a: " * 20_000, "a: &x 1\nb: *x\n", "a: [", "- 1\n", "\0"])
+def test_yaml_that_kpipe_does_not_write_is_not_read(tmp_path, text):
+    """Depth would overflow the stack of libyaml, and a few aliases expand to gigabytes."""
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_yaml(tmp_path / "config.yaml") is None

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from kpipe.names import as_line, printable, quoted, shell_quoted, shorten, shown
+from kpipe.names import as_line, printable, quoted, shell_quoted, short_endings, shorten, shown
 
 PLAIN = ["cat", "it's", "a b", "🐱 кошка", "كلب", "犬", "$x^2$", "[bold]x", ":cat:", "-cat", "a,b", "c:d", "%d{task}"]
 HOSTILE = {
@@ -59,3 +59,14 @@ def test_an_argument_can_be_pasted_into_a_shell(argument):
     assert pasted.isprintable()
     done = subprocess.run(["bash", "-c", f"printf %s {pasted}"], capture_output=True, env={"LC_ALL": "C.UTF-8"})
     assert done.stdout == os.fsencode(argument)
+
+
+def test_keys_are_named_by_their_shortest_unique_end_of_two_words():
+    keys = ["seed", "training.epochs", "training.log_every.epochs", "checkpoint.every.epochs", "a.every.epochs"]
+    assert short_endings(keys) == {
+        "seed": "seed",
+        "training.epochs": "training.epochs",
+        "training.log_every.epochs": "log_every.epochs",
+        "checkpoint.every.epochs": "checkpoint.every.epochs",
+        "a.every.epochs": "a.every.epochs",
+    }

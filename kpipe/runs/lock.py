@@ -70,6 +70,21 @@ def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
     return lock
 
 
+def is_taken(path: Path, name: str = LOCK) -> bool:
+    """Return whether a living process has the lock of a run or a search; a lock that may not be opened says nothing."""
+    if not (path / name).exists():
+        return False
+    lock = FileLock(path / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
 def leave(path: Path, name: str = LOCK) -> None:
     """Remove the files of a lock that is about to be released."""
     with suppress(OSError):  # Windows does not delete what is open

@@ -5,16 +5,19 @@ Searches lie beside the folder of runs, so that their trials do not fill TensorB
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kpipe.config.schema import Experiment
 from kpipe.files import read_json, translate_deletion, write_yaml
 from kpipe.names import path_shown
 from kpipe.runs.directory import fresh_path, without_machine
-from kpipe.runs.lock import leave, locked_again, locked_folder, take
+from kpipe.runs.lock import is_taken, leave, locked_again, locked_folder, take
+
+if TYPE_CHECKING:
+    from kpipe.config.schema import Experiment
 
 TRIALS = "trials"
 """The folder of the records of trials."""
@@ -75,7 +78,7 @@ def searches_folder(logs: Path, name: str) -> Path:
     return logs.parent / f"{logs.name}_searches" / name
 
 
-def identity_of(experiment: Experiment) -> dict[str, Any]:
+def identity_of(experiment: "Experiment") -> dict[str, Any]:
     """Return what makes two searches the same: experiment and search, resolved."""
     return experiment.identity() | {"search": experiment.search.model_dump(mode="json")}
 
@@ -90,6 +93,16 @@ def find_search(logs: Path, name: str, identity: dict[str, Any]) -> Path | None:
             the same search.
     """
     return max(searches_folder(logs, name).glob(f"*_{_digest_of(identity)}*"), default=None)
+
+
+def is_search(path: Path) -> bool:
+    """Return whether a folder is that of a search, or what is left of one."""
+    return os.path.isfile(path / CONFIG) or os.path.isfile(path / SUMMARY)
+
+
+def is_running(path: Path) -> bool:
+    """Return whether a living process works on a search, as its chief or alone."""
+    return is_taken(path, _SEARCH_LOCK)
 
 
 def unfinished_searches(folder: Path) -> list[Path]:

@@ -12,14 +12,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from kpipe.config.schema import Experiment
 from kpipe.files import finite_or_null, read_json, write_text
 from kpipe.names import printable
 from kpipe.search.directory import TRIALS
+
+if TYPE_CHECKING:
+    from kpipe.config.schema import Experiment
 
 _SCORED = ("finished", "stopped")
 _FORMAT = 1  # of a record; another format is ignored
@@ -115,7 +117,7 @@ def recover_records(search: Path) -> tuple[dict[int, Record], list[int]]:
     return {number: record for number, record in records.items() if number <= whole}, sorted([*lost, *missing])
 
 
-def objective_of(experiment: Experiment) -> str:
+def objective_of(experiment: "Experiment") -> str:
     """Return what the score of a trial is: val_accuracy or val_loss."""
     return experiment.search.objective or experiment.training.monitor
 

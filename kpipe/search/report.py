@@ -18,7 +18,7 @@ from kpipe.config.space import keys_of, make_dimensions
 from kpipe.console import Screen, counted, describe_time
 from kpipe.errors import some
 from kpipe.files import write_json, write_text
-from kpipe.names import shell_quoted
+from kpipe.names import shell_quoted, short_endings
 from kpipe.search.coverage import count_rare_values, searched_keys
 from kpipe.search.directory import SUMMARY
 from kpipe.search.hparams import remove_unfinished, write_session, write_space
@@ -58,7 +58,7 @@ class Report:
         self._total = total
         self._epochs = experiment.training.epochs
         self._screen = screen
-        self._names = _short_names(self._keys)
+        self._names = short_endings(self._keys)
         self._live: Live | None = None
         self._records: dict[int, Record] = {}
         self._current = ""
@@ -285,14 +285,3 @@ def _times(order: Sequence[Record], records: Mapping[int, Record]) -> list[float
 def _have_repetitions(keys: Sequence[str], records: Iterable[Record]) -> bool:
     """Return whether some trainings differ only in their seed."""
     return "seed" in keys or any(len(record.scores) > 1 for record in records)
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the shortest unique end of each dotted key, of at least two words."""
-    names = {}
-    for key in keys:
-        words = key.split(".")
-        lengths = range(min(2, len(words)), len(words) + 1)
-        ends = (".".join(words[-length:]) for length in lengths)
-        names[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
-    return names
