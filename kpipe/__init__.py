@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "build_model": "kpipe.models",
+    "evaluate": "kpipe.commands.evaluate",
     "export": "kpipe.commands.export",
     "load_dataset": "kpipe.data",
     "load_experiment": "kpipe.config",
