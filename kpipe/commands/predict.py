@@ -95,10 +95,11 @@ def load_network(run: str | Path, **options: str | int | None) -> Trained:
     trained = load_trained(run, **options)
     height, width, channels = trained.image_shape
     source = getattr(trained.data, trained.data.source.partition(":")[0], None)
-    if height != width or channels not in (1, 3) or (source and source.native.has_fixed_channels):
+    kind = f" ({source.kind})" if source and source.native.has_fixed_channels else ""
+    if height != width or channels not in (1, 3) or kind:
         raise ConfigError(
             f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
-            f"{height}x{width}x{channels}{f' ({source.kind})' if source else ''}. kpipe predict takes image files only"
+            f"{height}x{width}x{channels}{kind}. kpipe predict takes image files only"
         )
     return trained
 

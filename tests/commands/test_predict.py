@@ -273,7 +273,10 @@ def test_networks_of_other_things_than_pictures_are_refused(run, tmp_path, monke
     said = r"a.keras: expected a network of square images in gray or color, got one of 128x1x27. kpipe predict takes "
     with pytest.raises(ConfigError, match=said):
         predict(tmp_path / "a.keras", "photos")
-    boards = replace(load_network(run), data=DataConfig(source="synthetic", synthetic={"kind": "board"}))
-    monkeypatch.setattr("kpipe.commands.predict.load_trained", lambda run: boards)
-    with pytest.raises(ConfigError, match=r", got one of 16x16x3 \(board\). kpipe predict takes image files only$"):
-        load_network(run)
+    trained = load_network(run)
+    boards = replace(trained, data=DataConfig(source="synthetic", synthetic={"kind": "board"}))
+    own = replace(trained, data=DataConfig(source="python:own.py:read", python={"bands": 5}), image_shape=(16, 16, 5))
+    for other, got in ((boards, r"16x16x3 \(board\)"), (own, "16x16x5")):
+        monkeypatch.setattr("kpipe.commands.predict.load_trained", lambda run, other=other: other)
+        with pytest.raises(ConfigError, match=rf", got one of {got}. kpipe predict takes image files only$"):
+            load_network(run)
