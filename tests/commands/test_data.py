@@ -77,6 +77,7 @@ def test_show_keeps_an_image_in_its_row(kpipe, photos, experiment, drawn):
             assert caption == ""
 
 
+@pytest.mark.slow
 def test_show_says_what_was_mixed(kpipe, experiment, drawn, tmp_path):
     code, _, err = kpipe(
         "data", "show", experiment, "data.source=digits", "data.stored_size=12", "data.augment=[mixup]",
@@ -142,6 +143,7 @@ def test_the_list_has_a_line_for_a_name_of_any_kind(kpipe, photos, experiment, t
     assert sorted(found) == sorted(map(str, broken))
 
 
+@pytest.mark.slow
 def test_show_has_captions_for_names_of_any_kind(kpipe, photos, experiment, drawn):
     for old, new in (("cat", "caf\udce9\nx"), ("dog", "$x^$[b]\u202e")):
         (photos / old).rename(photos / new)

@@ -125,6 +125,7 @@ def test_ten_crops_of_other_weights(kpipe, finished, tmp_path, without_figures):
     assert result["accuracy"] == np.mean(probabilities.argmax(1) == labels)
 
 
+@pytest.mark.slow
 def test_dense_sees_the_whole_of_each_file(finished, quiet, without_figures):
     result = evaluate(finished, protocol="dense", scales=(20,), screen=quiet)
     trained = load_trained(finished)

@@ -94,7 +94,7 @@ def test_features_end_where_the_head_begins(name, options, input_shape, classes,
     [
         ("lenet5", {"variant": "original"}, (28, 28, 3)),
         ("vgg11", {"head": "gap"}, (32, 32, 3)),
-        ("googlenet", {"auxiliary_heads": True}, (32, 32, 3)),
+        pytest.param("googlenet", {"auxiliary_heads": True}, (32, 32, 3), marks=pytest.mark.slow),
     ],
 )
 def test_a_model_from_a_file_is_divided_in_the_same_way(tmp_path, name, options, input_shape, normalization):

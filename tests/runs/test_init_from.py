@@ -167,6 +167,7 @@ def test_weights_that_do_not_say_their_normalization_need_one(kpipe, fine_tuning
     assert kpipe(*options, "data.normalize=unit")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_whose_constants_are_damaged_is_not_given_others(kpipe, unfinished_from_weights):
     run, file = unfinished_from_weights
     (run / "normalization.npz").write_bytes(b"")

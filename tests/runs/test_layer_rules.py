@@ -45,7 +45,8 @@ def whole(tmp_path_factory):
     return only_run(folder / "logs")
 
 
-@pytest.mark.parametrize("cache", [pytest.param("none", marks=pytest.mark.slow), "disk"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "disk"])
 def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, whole, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_CACHE", str(tmp_path / "cache"))
     code, out, err = kpipe("run", frozen, f"data.cache={cache}")
@@ -69,6 +70,7 @@ def test_a_killed_run_is_resumed_exactly_before_and_after_the_thaw(start, frozen
     assert_same_run(only_run(logs), whole)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_weights_are_kept(whole):
     """The preferred one in model.keras, which scores what summary.json says."""
     summary = json.loads((whole / "summary.json").read_text())
@@ -130,6 +132,7 @@ def test_weights_without_a_score_are_not_preferred_to_others():
         assert RunState(best=best).preferred == preferred
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_kept_are_named(kpipe, frozen, logs):
     """An average over nearly all steps is worse than the weights; without a validation it is preferred."""
     code, out, _ = kpipe("run", frozen, "training.epochs=1", "training.layers=[]", "data.split.validation=0")

@@ -156,6 +156,7 @@ def test_another_config_starts_a_new_run_and_says_so(kpipe, start, experiment, l
 # --- resuming by hand -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(kpipe, experiment, logs, tmp_path, monkeypatch):
     options = (*PLATEAU, "training.learning_rate.peak=0.003")
     kpipe("run", experiment, *options)
@@ -337,6 +338,7 @@ def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_finished_as_it_stands_and_resumed_later(kpipe, experiment, logs, made_once, monkeypatch):
     def interrupt(screen, step, metrics):
         if step == 12:
