@@ -56,7 +56,7 @@ def read_run(path: Path) -> RunRecord:
     summary, environment = read_json(path / _SUMMARY), read_json(path / "environment.json")
     damage = _find_damage(path, config, summary)
     status, validation, test = summary.get("status"), summary.get("validation"), summary.get("test")
-    epochs = summary.get("epochs")
+    epochs = _number_in(summary, "epochs")
     if status != "finished":
         # The summary was written when the run was stopped last, and has no validation.
         status = "running" if is_taken(path) else status if status in _STATES else "interrupted"
@@ -96,7 +96,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1000)
 def _parse_section(text: str) -> dict[str, Any]:
     """Return the values of a section by dotted key. Most runs share most sections, and parsing them takes longest."""
-    return _flatten(parse_yaml(text) or {})
+    plain = json.dumps(parse_yaml(text) or {}, skipkeys=True, default=str)  # YAML has dates as well
+    return _flatten(json.loads(plain))
 
 
 def _flatten(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -146,7 +147,9 @@ def _read_epochs(metrics: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             if '"span": "epoch"' in line:
                 with suppress(ValueError, RecursionError):
-                    yield json.loads(line)
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record
 
 
 def _number_in(section: Any, name: str) -> float | None:
@@ -158,7 +161,9 @@ def _number_in(section: Any, name: str) -> float | None:
 def _describe_commit(git: Any) -> str | None:
     """Return the commit of the code, with `-dirty` at the end as git writes it where the code was changed since."""
     commit = git.get("commit") if isinstance(git, dict) else None
-    return f"{commit}-dirty" if commit and git.get("dirty") else commit
+    if not isinstance(commit, str):
+        return None
+    return f"{commit}-dirty" if git.get("dirty") else commit
 
 
 def find_date(path: Path) -> str | None:

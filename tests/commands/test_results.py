@@ -127,6 +127,7 @@ EPOCHS = [
     {"step": 12, "epoch": 1, "split": "validation", "span": "epoch", "loss": 0.3, "accuracy": 0.6},
     {"step": 24, "epoch": 2, "split": "validation", "span": "epoch", "loss": 0.4, "accuracy": 0.7},
     {"step": 28, "epoch": 3, "split": "train", "span": "steps", "loss": 1.0, "accuracy": 0.9},
+    [{"span": "epoch"}],
 ]
 
 
@@ -175,12 +176,15 @@ def test_a_damaged_run_is_shown_as_such(make_run, kpipe, listed, file, content, 
 
 def test_values_that_kpipe_does_not_write_are_left_out(make_run, kpipe, listed):
     path = make_run()
-    damage = {"validation": [], "test": {"accuracy": "high"}, "seconds": None, "parameters": True}
+    damage = {"validation": [], "test": {"accuracy": "high"}, "seconds": None, "parameters": True, "epochs": "two"}
     write_json(path / "summary.json", read_json(path / "summary.json") | damage)
-    write_json(path / "environment.json", {"git": "unknown"})
+    write_json(path / "environment.json", {"git": {"commit": 7}})
+    with open(path / "config.yaml", "a") as config:
+        config.write("other: {since: 2026-11-29, 2026-11-30: 1}\n")
+    unknown = ("val_accuracy", "test_accuracy", "time", "parameters", "epochs", "commit")
     [row] = listed()["runs"]
-    assert {row[name] for name in ("val_accuracy", "test_accuracy", "time", "parameters", "commit")} == {None}
-    assert kpipe("results")[0] == 0
+    assert {row[name] for name in unknown} == {None}
+    assert kpipe("results")[0] == kpipe("results", "--filter", "since=2026*")[0] == 0
 
 
 # --- keys and seeds -------------------------------------------------------------------------------------------------
