@@ -455,7 +455,8 @@ def form_name(index):
 @pytest.mark.parametrize("form", range(len(FORMS)), ids=form_name)
 def test_one_step_saved_and_loaded_in_a_fresh_process(one_step, form):
     ours, fresh = one_step[form]
-    np.testing.assert_allclose(fresh, ours, rtol=1e-6, atol=1e-6 * np.abs(ours).max())
+    # The saved network subtracts and divides in another order.
+    np.testing.assert_allclose(fresh, ours, rtol=1e-6, atol=5e-6 * np.abs(ours).max())
 
 
 @pytest.mark.slow
