@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kpipe import __version__
-from kpipe.catalog.evaluation import PROTOCOLS
+from kpipe.catalog.evaluation import PROTOCOLS, WEIGHTS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
@@ -29,7 +29,7 @@ _experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _weights = click.option(
     "--weights",
-    type=click.Choice(["best", "raw", "averaged"]),
+    type=click.Choice(WEIGHTS),
     default="best",
     show_default=True,
     help="Which weights of a run that has averaged them.",

@@ -5,7 +5,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -215,6 +215,27 @@ class Screen:
         seconds = time.monotonic() - start
         if seconds > LONG:
             self.line(f"{task}: {counted(seen, 'image')} in {seconds:.0f} s")
+
+    def fitting_table(
+        self, columns: Mapping[str, Sequence[str]], *make_tables: Callable[[Mapping[str, Sequence[str]]], Table]
+    ) -> None:
+        """Print a table that fits the screen, without its last columns where it is too narrow for them.
+
+        Args:
+            columns: cells by the name of their column, the most important columns first.
+            make_tables: ways to make a table of columns, the widest first.
+        """
+        columns, left_out = dict(columns), []
+        while True:
+            tables = [make_table(columns) for make_table in make_tables]
+            fitting = [table for table in tables if width_of(table, self.console) <= self.console.width]
+            if fitting or len(columns) <= 2:
+                break
+            left_out.insert(0, columns.popitem()[0])
+        self.console.print((fitting or tables[-1:])[0])
+        if left_out:
+            names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
+            self.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
 
     def result(self, splits: Mapping[str, Mapping[str, float]]) -> None:
         """Print the last table: one row for each split, and top-5 accuracy where it was measured."""

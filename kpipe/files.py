@@ -185,6 +185,16 @@ def _missing_in(folder: Path, error: Exception) -> Path | None:
     return next(path for path in (Path(name), *Path(name).parents) if path.parent.exists())
 
 
+def check_output_folder(folder: Path) -> Path:
+    """Return a folder that can be made and written; raise ConfigError where it cannot, before any work."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} is a file")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"output: expected a folder in which you may write, got {path_shown(folder)}")
+    return folder
+
+
 def cannot_write(path: Path, code: int) -> EnvironmentFault:
     """Return the error for a number of `errno`; its message has the bytes that are free there."""
     folder = path.absolute()

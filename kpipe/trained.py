@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from kpipe.catalog.evaluation import WEIGHTS
 from kpipe.catalog.weights import check_weights_file
 from kpipe.catalog.wording import show
 from kpipe.config.loading import load_experiment
@@ -23,12 +24,9 @@ from kpipe.models.preprocessing import load_normalization
 from kpipe.names import from_here, path_shown, shell_quoted
 from kpipe.runs.directory import Run, read_status, saved_step
 from kpipe.runs.machine import resolve_auto
-from kpipe.runs.state import AVERAGED, RAW
 from kpipe.training.losses import CrossEntropy, make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.precision import precision_scope
-
-WEIGHTS = ("best", RAW, AVERAGED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import signal
 import keras
 import pytest
 from processes import Started
-from tiny_runs import TINY, only_run, refuse_to_write, touch
+from tiny_runs import TINY, only_run, refuse_to_write, touch, train_once
 
 from kpipe import cli
 from kpipe.models.building import deferred_initialization, discard_variables
@@ -112,14 +112,13 @@ def first_epoch_is_best(monkeypatch):
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """A run that is trained to its end and has not written its model, since the disk was full."""
+    scores = itertools.count(0, -1)  # the first epoch is the best
+    replaced = [
+        ("kpipe.experiment.save_portable", refuse_to_write),
+        ("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)]),
+    ]
     folder = tmp_path_factory.mktemp("made_once")
-    (folder / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        scores = itertools.count(0, -1)  # the first epoch is the best
-        patched.setattr("kpipe.runs.recorder.score_epoch", lambda monitor, validation: [next(scores)])
-        assert cli.main(["run", str(folder / "tiny.yaml")]) == 5
+    train_once(folder, TINY, code=5, replaced=replaced)
     return folder / "logs"
 
 

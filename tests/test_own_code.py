@@ -1,11 +1,12 @@
 """Networks in a file of the user's own: checked, planned, trained, searched, resumed and used like ours."""
 
 import json
+import signal
 
 import keras
 import numpy as np
 import pytest
-from tiny_runs import only_run
+from tiny_runs import assert_same_run, only_run
 
 from kpipe import cli
 from kpipe.assembly import load_splits, make_augmentations
@@ -90,6 +91,19 @@ def test_it_is_trained_and_used_and_a_changed_file_is_said(kpipe, own, logs):
     assert code == 0, err
     said = f"note: {own.parent}/nets.py has changed since the run began; the network may be another"
     assert said in " ".join(out.split())
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_it_is_resumed_exactly_by_another_process(start, own, tmp_path):
+    """Its layers have no names of their own, and Keras counts them over the life of a process."""
+    often = ("run", str(own), "training.checkpoint.every.steps=2")
+    whole = start(*often, KPIPE_LOGS=str(tmp_path / "whole"))
+    assert whole.wait() == 0, whole.err
+    killed = start(*often, blow=("kpipe.training.checkpoints", "Checkpoints", "commit", 2, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
+    resumed = start(*often)
+    assert resumed.wait() == 0, resumed.err
+    assert_same_run(only_run(tmp_path / "logs", "own"), only_run(tmp_path / "whole", "own"))
 
 
 @pytest.mark.slow

@@ -6,9 +6,8 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from tiny_runs import only_run
+from tiny_runs import train_once
 
-from kpipe import cli
 from kpipe.assembly import load_splits
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.errors import ConfigError, DataError
@@ -24,12 +23,7 @@ training: {epochs: 1, precision: mixed_bfloat16, average: {decay: 0.5}, loss: {l
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run in half precision."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(AVERAGED)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        assert cli.main(["run", str(folder / "tiny.yaml")]) == 0
-    return only_run(folder / "logs")
+    return train_once(tmp_path_factory.mktemp("trained"), AVERAGED)
 
 
 @pytest.fixture

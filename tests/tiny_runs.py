@@ -5,13 +5,35 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
+
+from kpipe import cli
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2, images: 200}}
 model: {name: lenet5}
 training: {epochs: 2, precision: float32, log_every: {steps: 4}}
 """
+
+
+def train_once(folder, text, *overrides, code=0, replaced=()):
+    """Train an experiment in a folder, for all tests of a module; return its run directory.
+
+    Args:
+        folder: holds the experiment file and `logs`.
+        text: the experiment.
+        overrides: of the command line.
+        code: exit code that is expected.
+        replaced: (target, value) of what is replaced meanwhile.
+    """
+    (folder / "tiny.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
+        for target, value in replaced:
+            patched.setattr(target, value)
+        assert cli.main(["run", str(folder / "tiny.yaml"), *overrides]) == code
+    return only_run(folder / "logs")
 
 
 def only_run(logs, name="tiny"):

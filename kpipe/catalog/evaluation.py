@@ -1,4 +1,7 @@
-"""Protocols of evaluation by name: what of an image the network sees."""
+"""What a trained network is evaluated with: its weights, and protocols by name, which say what of an image it sees."""
+
+WEIGHTS = ("best", "raw", "averaged")
+"""Weights of a run that has averaged them: `best` are the better of the two."""
 
 PROTOCOLS = {
     "center": "the center of the kept image, as at the end of a run",

@@ -29,7 +29,7 @@ from kpipe.evaluation.views import Protocol, see_all_places, see_center, see_man
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.image_grids import draw_predictions
 from kpipe.figures.style import label, noting_failures, save_figure
-from kpipe.files import expand_path, translate_write_errors, write_json
+from kpipe.files import check_output_folder, expand_path, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
 from kpipe.signals import stop_signals
@@ -111,9 +111,9 @@ def evaluate(
     _check_protocol(trained, protocol, scales)
     check_source(data or trained.data.source)
     if output is not None:
-        output = _checked_folder(expand_path(str(output), "output"))
+        output = check_output_folder(expand_path(str(output), "output"))
     chosen = _choose(trained, data, split, protocol, screen)
-    folder = output or _checked_folder(_default_folder(trained, chosen.name, protocol, data))
+    folder = output or check_output_folder(_default_folder(trained, chosen.name, protocol, data))
     scales = list(scales or [_kept_side(trained)]) if protocol == "dense" else []
     with translate_reading_errors(chosen.splits.by_name.values()):
         outcomes = _score(_make_protocol(protocol, trained, chosen.split, scales), chosen, trained, screen)
@@ -310,16 +310,6 @@ def _default_folder(trained: Trained, split: str, protocol: str, data: str | Non
     if data:
         parts.append(re.sub(r"[^\w.-]+", "-", data)[-_LONGEST_NAME:].strip("-."))
     return trained.file.parent / "evaluation" / "_".join(parts)
-
-
-def _checked_folder(folder: Path) -> Path:
-    """Return a folder that can be written; raise ConfigError where it cannot, before any work."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(there)} is a file")
-    if not os.access(there, os.W_OK):
-        raise ConfigError(f"output: expected a folder that you may write, got {path_shown(folder)}. Give another one")
-    return folder
 
 
 def _write(

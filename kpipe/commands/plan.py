@@ -190,8 +190,6 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
         "disk": asdict(estimate_disk(model, kept, checkpoint.keep, keep_last=checkpoint.keep_last)),
         "schedule": training.learning_rate.schedule,
         "learning_rate": _learning_rate(model.optimizer, steps) if steps else None,
-        "features": None,
-        "note": None,
         "time": None,
     }
 

@@ -1,6 +1,6 @@
 """The screen of `kpipe plan`: a table of the layers, what the training needs, and the curve of the learning rate."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -49,19 +49,13 @@ def _show_layers(layers: list[dict[str, Any]], screen: Screen) -> None:
     columns = _columns(rows, "{:,}".format)
     if width_of(_table(columns), screen.console) > screen.console.width:
         columns = _columns(rows, describe_count)
-    left_out: list[str] = []
-    while width_of(_table(columns), screen.console) > screen.console.width and len(columns) > 2:
-        left_out.insert(0, columns.popitem()[0])
-    screen.console.print(_table(columns))
+    screen.fitting_table(columns, _table)
     if any(layer["is_in_branch"] for layer in layers):
         begin, follow, join = (mark.strip() for mark in marks.values())
         screen.prose(
             f"{begin} begins a branch after the last layer without a mark or with {join}, {follow} continues it, and "
             f"{join} joins the branches."
         )
-    if left_out:
-        names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
-        screen.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
 
 
 def _rows(layers: list[dict[str, Any]], marks: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -117,7 +111,7 @@ def _describe_rule(rule: dict[str, Any] | None) -> str:
     return " ".join(words)
 
 
-def _table(columns: dict[str, list[str]]) -> Table:
+def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in columns:
         two_lines = name.replace("/", "/\n").replace("-", "-\n").replace(" ", "\n")

@@ -40,7 +40,7 @@ class Prediction:
     classes: tuple[str, ...] = ()
     """Names of the most probable classes, the most probable first; none where the file cannot be read."""
     probabilities: tuple[float, ...] = ()
-    """Of these classes, 0..1."""
+    """Probabilities of these classes, 0..1."""
     problem: str | None = None
     """Why the file cannot be read; None: it was read."""
 

@@ -1,11 +1,11 @@
 """The screen of `kpipe results`: what is the same in all runs in one line, and a table of what is not."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -143,24 +143,7 @@ def _show_table(columns: dict[str, list[str]], screen: Screen) -> None:
         console.width = max(console.width, width_of(table, console))
         console.print(table)
         return
-    table, left_out = _fit(columns, console)
-    console.print(table)
-    if left_out:
-        names = " and ".join([", ".join(left_out[:-1]), left_out[-1]] if left_out[1:] else left_out)
-        screen.prose(f"Not shown: {names}. Take a wider terminal, or --json.")
-
-
-def _fit(columns: Mapping[str, Sequence[str]], console: Console) -> tuple[Table, list[str]]:
-    """Make a table that fits, with shortened names and without the last columns if need be; return their names, too."""
-    columns, left_out = dict(columns), []
-    while True:
-        for width in _WIDTHS:
-            table = _make_table(columns, width)
-            if width_of(table, console) <= console.width:
-                return table, left_out
-        if len(columns) <= 2:
-            return table, left_out
-        left_out.insert(0, columns.popitem()[0])
+    screen.fitting_table(columns, *(partial(_make_table, width=width) for width in _WIDTHS))
 
 
 def _make_table(columns: Mapping[str, Sequence[str]], width: int | None) -> Table:

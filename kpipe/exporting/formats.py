@@ -1,7 +1,6 @@
 """The formats, what each needs, and the line of Python that uses it. Nothing here imports TensorFlow."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.files import expand_path
+from kpipe.files import check_output_folder, expand_path
 from kpipe.names import path_shown
 
 CARD = "model_card.json"
@@ -108,7 +107,7 @@ def check_arguments(
         folder = (given if given.is_dir() else given.parent) / "export"
     else:
         folder = expand_path(str(output), "output")
-    _check_folder(folder)
+    check_output_folder(folder)
     for path in (folder / name for name in names):
         if path.exists() and not (path / CARD).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise ConfigError(
@@ -116,11 +115,3 @@ def check_arguments(
                 "neither. Move it, or give another --output"
             )
     return names, folder
-
-
-def _check_folder(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"output: expected a folder, got the file {path_shown(existing)}")
-    if not os.access(existing, os.W_OK):
-        raise ConfigError(f"output: expected a folder in which you may write, got {path_shown(folder)}")

@@ -13,14 +13,13 @@ from statistics import mean
 from typing import Any
 
 import keras
-from rich.console import Console
 
 from kpipe import data
 from kpipe.assembly import load_splits, reads_whole_images
 from kpipe.catalog.search import SearchOptions
 from kpipe.config.loading import Loaded
 from kpipe.config.schema import DataConfig, Experiment
-from kpipe.console import Screen
+from kpipe.console import Screen, quiet_console
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
 from kpipe.experiment import train
 from kpipe.files import read_json
@@ -168,7 +167,7 @@ class TrialRunner:
             keep_last=True,  # hyperband may resume from it
             callbacks=callbacks,
         )
-        return train(experiment, options, splits=splits, screen=Screen(Console(quiet=True))).summary
+        return train(experiment, options, splits=splits, screen=Screen(quiet_console())).summary
 
     def _constants_path(self, config: DataConfig) -> Path:
         """Return where the first layer's constants are kept for all trials of this process with the same data."""

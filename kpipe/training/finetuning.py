@@ -76,14 +76,7 @@ def make_layer_rules(
             keep their weights, a layer would thaw after the end of the training, or no layer is trained from the first
             step on.
     """
-    for index, entry in enumerate(entries):
-        for option, message in entry.conflicts():
-            raise ConfigError(f"{_WHERE}.{index}.{option}: {message}")
-        if not any(re.fullmatch(entry.match, name) for name in layers):
-            raise ConfigError(
-                f"{_WHERE}.{index}.match: expected a pattern that matches the name of a layer, got {show(entry.match)}"
-                f"{did_you_mean(entry.match, layers)}"
-            )
+    _check_entries(entries, layers)
 
     def thaw_of(where: str, frozen: str | OneOf) -> float:
         if isinstance(frozen, str):
@@ -96,30 +89,50 @@ def make_layer_rules(
             )
         return steps
 
-    rules = {}
-    for name in layers:
-        rate, decay, thaws = 1.0, None, 0.0
+    def rule_of(name: str) -> LayerRule:
+        rule = LayerRule()
         if reused_layers and name in reused:
-            rate, thaws = reused_layers.rate, thaw_of("training.reused_layers", reused_layers.frozen)
+            rule = LayerRule(reused_layers.rate, thaws=thaw_of("training.reused_layers", reused_layers.frozen))
         for index, entry in enumerate(entries):
             if re.fullmatch(entry.match, name):
-                rate = rate if entry.rate is None else entry.rate
-                if entry.frozen is not None:
-                    thaws = thaw_of(f"{_WHERE}.{index}", entry.frozen)
-                elif thaws == math.inf:
-                    raise ConfigError(
-                        f"{_WHERE}.{index}: says how {name} is trained, but training.reused_layers keeps its weights "
-                        "(frozen: all). Add frozen: none, or a length such as {epochs: 3}"
-                    )
-                decay = entry.weight_decay
-                break
-        rules[name] = LayerRule(rate, decay, thaws)
+                return _override(rule, entry, name, f"{_WHERE}.{index}", thaw_of)
+        return rule
+
+    rules = {name: rule_of(name) for name in layers}
     if all(rule.thaws > 0 for rule in rules.values()):
         problem = "expected a layer that is trained from the first step on, but all are frozen"
-        if not entries:  # the weights are of the same network and the same classes
-            problem += (
-                " and none is new. Leave frozen out, or train the last layer: training.layers="
-                f"[{{match: {layers[-1]}, frozen: none}}]"
-            )
-        raise ConfigError(f"{'training' if entries else 'training.reused_layers'}: {problem}")
+        if entries:
+            raise ConfigError(f"training: {problem}")
+        # The weights are of the same network and the same classes.
+        raise ConfigError(
+            f"training.reused_layers: {problem} and none is new. Leave frozen out, or train the last layer: "
+            f"training.layers=[{{match: {layers[-1]}, frozen: none}}]"
+        )
     return rules
+
+
+def _check_entries(entries: Sequence[LayerOptions], layers: Sequence[str]) -> None:
+    for index, entry in enumerate(entries):
+        for option, message in entry.conflicts():
+            raise ConfigError(f"{_WHERE}.{index}.{option}: {message}")
+        if not any(re.fullmatch(entry.match, name) for name in layers):
+            raise ConfigError(
+                f"{_WHERE}.{index}.match: expected a pattern that matches the name of a layer, got {show(entry.match)}"
+                f"{did_you_mean(entry.match, layers)}"
+            )
+
+
+def _override(
+    rule: LayerRule, entry: LayerOptions, name: str, where: str, thaw_of: Callable[[str, str | OneOf], float]
+) -> LayerRule:
+    """Return the rule of a layer that an entry of `training.layers` matches, from that of `reused_layers`."""
+    if entry.frozen is None and rule.thaws == math.inf:
+        raise ConfigError(
+            f"{where}: says how {name} is trained, but training.reused_layers keeps its weights (frozen: all). Add "
+            "frozen: none, or a length such as {epochs: 3}"
+        )
+    return LayerRule(
+        rate=rule.rate if entry.rate is None else entry.rate,
+        weight_decay=entry.weight_decay,
+        thaws=rule.thaws if entry.frozen is None else thaw_of(where, entry.frozen),
+    )

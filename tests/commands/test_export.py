@@ -8,10 +8,9 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from tiny_runs import only_run
+from tiny_runs import train_once
 
 import kpipe as api
-from kpipe import cli
 from kpipe.errors import ConfigError, DataError, EnvironmentFault
 from kpipe.exporting.card import describe_images
 from kpipe.exporting.formats import FORMATS
@@ -30,12 +29,7 @@ training: {epochs: 1, precision: float32}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    (folder / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        assert cli.main(["run", str(folder / "tiny.yaml")]) == 0
-    return only_run(folder / "logs")
+    return train_once(tmp_path_factory.mktemp("export"), TINY)
 
 
 @pytest.fixture
@@ -250,7 +244,7 @@ def test_layers_in_half_precision_are_refused(tmp_path):
     [
         (["--to", "onx"], "to: expected one of keras, saved_model, onnx, litert, got 'onx', did you mean 'onnx'?"),
         (["--to", "keras", "--int8"], "int8: expected the format litert, which alone is quantized, got keras"),
-        (["--to", "keras", "--output", "a_file"], "output: expected a folder, got the file "),
+        (["--to", "keras", "--output", "a_file"], "output: expected a folder, got "),
         (
             ["--to", "keras", "--output", "taken"],
             "output: expected an empty folder or an earlier export to replace, got",
@@ -268,7 +262,7 @@ def test_mistakes_in_arguments(kpipe, finished, tmp_path, monkeypatch, arguments
 
 
 def test_a_folder_that_may_not_be_written(kpipe, finished, monkeypatch):
-    monkeypatch.setattr("kpipe.exporting.formats.os.access", lambda path, mode: False)
+    monkeypatch.setattr("kpipe.files.os.access", lambda path, mode: False)
     code, _, err = kpipe("export", str(finished), "--to", "keras")
     assert (code, err) == (2, f"output: expected a folder in which you may write, got {finished}/export\n")
 

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import only_run, refuse_to_write
+from tiny_runs import only_run, refuse_to_write, train_once
 
-from kpipe import cli
 from kpipe.errors import DataError
 from kpipe.runs.dataset import record_data, record_search_data
 from kpipe.runs.directory import Run
@@ -47,11 +46,8 @@ def made_once(tmp_path_factory):
     """The folder with a run that can be resumed, of such photographs in `photos` beside it."""
     folder = tmp_path_factory.mktemp("dataset")
     photos = write_photos(folder / "photos")
-    (folder / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        patched.setattr("kpipe.experiment.save_portable", refuse_to_write)
-        assert cli.main(["run", str(folder / "tiny.yaml"), f"data.source=folder:{photos}"]) == 5
+    replaced = [("kpipe.experiment.save_portable", refuse_to_write)]
+    train_once(folder, TINY, f"data.source=folder:{photos}", code=5, replaced=replaced)
     return folder / "logs"
 
 

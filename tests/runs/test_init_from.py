@@ -7,9 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_runs import TINY, assert_same_run, only_run
-
-from kpipe import cli
+from tiny_runs import TINY, assert_same_run, only_run, train_once
 
 FINE = (
     "training: {epochs: 2, precision: float32, log_every: {steps: 4}, reused_layers: {rate: 0.1, frozen: {epochs: 1}}}"
@@ -20,12 +18,7 @@ GIVEN = "data.normalize: expected {mean: "
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A finished run."""
-    folder = tmp_path_factory.mktemp("source")
-    (folder / "source.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        assert cli.main(["run", str(folder / "source.yaml")]) == 0
-    return only_run(folder / "logs", "source")
+    return train_once(tmp_path_factory.mktemp("source"), TINY)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_runs import assert_same_run, only_run, records_of, timeless
+from tiny_runs import assert_same_run, only_run, records_of, timeless, train_once
 
 from kpipe.runs.state import Best, RunState
 
@@ -35,14 +35,7 @@ def frozen(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that was never interrupted."""
-    from kpipe import cli
-
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "tiny.yaml").write_text(FROZEN)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("KPIPE_LOGS", str(folder / "logs"))
-        assert cli.main(["run", str(folder / "tiny.yaml")]) == 0
-    return only_run(folder / "logs")
+    return train_once(tmp_path_factory.mktemp("whole"), FROZEN)
 
 
 @pytest.mark.slow
@@ -56,6 +49,18 @@ def test_features_that_are_computed_once_change_no_number(kpipe, frozen, logs, w
     assert ("run " not in before.split("compiling")[1], " left" in after) == (True, True)  # when it ends is known now
     for ours, expected in zip(timeless(only_run(logs)), timeless(whole), strict=True):
         assert {**ours, "span": 0, "split": 0} == pytest.approx({**expected, "span": 0, "split": 0}, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_features_on_the_disk(start, frozen, tmp_path):
+    kept = {}
+    for logs in ("first", "second"):
+        run = start(
+            "run", frozen, "data.cache=disk", KPIPE_LOGS=str(tmp_path / logs), KPIPE_CACHE=str(tmp_path / "cache")
+        )
+        assert run.wait() == 0, run.err
+        kept[logs] = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.npy")}
+    assert kept["first"] == kept["second"] != {}
 
 
 @pytest.mark.slow
