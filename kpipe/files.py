@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from kpipe.errors import ConfigError, EnvironmentFault, KpipeError
-from kpipe.names import as_line, from_line, path_shown
+from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, nearest_name
+from kpipe.names import as_line, from_line, path_shown, quoted
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -183,6 +183,19 @@ def _missing_in(folder: Path, error: Exception) -> Path | None:
     if not isinstance(name, str | Path) or not Path(name).is_relative_to(folder):
         return None
     return next(path for path in (Path(name), *Path(name).parents) if path.parent.exists())
+
+
+def nearest_file(path: Path, *others: str, pattern: str = "*") -> str:
+    """Return `, did you mean 'vgg16.keras'?` for the nearest name beside a file that is not there; empty without one.
+
+    Args:
+        path: the file.
+        others: names that are meant as well.
+        pattern: of the names that are looked at.
+    """
+    names = [found.name for found in path.parent.glob(pattern)] if path.parent.is_dir() else []
+    nearest = nearest_name(path.name, [*names, *others])
+    return f", did you mean {quoted(nearest)}?" if nearest else ""
 
 
 def check_output_folder(folder: Path) -> Path:

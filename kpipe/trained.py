@@ -16,7 +16,7 @@ from kpipe.config.loading import load_experiment
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import counted
 from kpipe.errors import ConfigError, DataError, some
-from kpipe.files import expand_path, read_json, read_names
+from kpipe.files import expand_path, nearest_file, read_json, read_names
 from kpipe.models.building import build_model
 from kpipe.models.keras_files import load_keras_file
 from kpipe.models.portable import copy_weights
@@ -130,7 +130,7 @@ def _load_run(run: Run, file: Path) -> Trained:
 def _load_file(file: Path, image_size: int | None, resize: str | None) -> Trained:
     if file.is_dir() or file.suffix != ".keras":
         what = "a folder without config.yaml" if file.is_dir() else "a file of another kind"
-        what = what if file.exists() else "no such file or directory"
+        what = what if file.exists() else f"no such file or directory{nearest_file(file)}"
         raise ConfigError(f"{path_shown(file)}: expected a run directory or a .keras file, got {what}")
     check_weights_file(str(file), "")
     model = load_keras_file(file)

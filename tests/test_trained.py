@@ -108,6 +108,11 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
     ("path", "options", "message"),
     [
         ("nowhere", {}, "nowhere: expected a run directory or a .keras file, got no such file or directory$"),
+        (
+            "rum",
+            {},
+            "rum: expected a run directory or a .keras file, got no such file or directory, did you mean 'run'.$",
+        ),
         (".", {}, "expected a run directory or a .keras file, got a folder without config.yaml$"),
         (
             "text.keras",

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import create_model
 
 from kpipe.catalog.rows import Section, whole_number
-from kpipe.errors import ConfigError, did_you_mean, first_line, nearest_name
-from kpipe.files import expand_path
+from kpipe.errors import ConfigError, did_you_mean, first_line
+from kpipe.files import expand_path, nearest_file
 from kpipe.names import path_shown, quoted
 
 _NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
@@ -117,9 +117,7 @@ def describe(error: Exception, file: Path | None) -> str:
 
 def _import_file(path: Path, where: str) -> ModuleType:
     if not path.is_file():
-        names = [found.name for found in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        nearest = nearest_name(path.name, names)
-        meant = f", did you mean {quoted(nearest)}?" if nearest else ""
+        meant = nearest_file(path, pattern="*.py")
         raise ConfigError(f"{where}: {path_shown(path)}: expected a Python file, got no such file{meant}")
     changed = path.stat().st_mtime_ns
     if path in _loaded and _loaded[path][0] == changed:

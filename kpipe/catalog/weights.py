@@ -6,9 +6,9 @@ from typing import Any
 
 from kpipe.catalog.networks import NetworkOptions
 from kpipe.catalog.wording import show
-from kpipe.errors import ConfigError, nearest_name
-from kpipe.files import expand_path
-from kpipe.names import from_here, path_shown, quoted, shell_quoted
+from kpipe.errors import ConfigError
+from kpipe.files import expand_path, nearest_file
+from kpipe.names import from_here, path_shown, shell_quoted
 
 IMAGENET = "imagenet"
 """Keras's own weights, downloaded by Keras. A folder of this name is written `./imagenet`."""
@@ -94,7 +94,9 @@ def check_weights_file(source: str, where: str = _KEY) -> None:
         with open(path, "rb") as file:
             start = file.read(64)
     except FileNotFoundError:
-        raise unusable(source, f"expected weights, got no such file or directory{_meant(path)}", where) from None
+        raise unusable(
+            source, f"expected weights, got no such file or directory{nearest_file(path, IMAGENET)}", where
+        ) from None
     except OSError as error:
         raise unusable(source, f"expected a file that can be read, got '{error.strerror}'", where) from None
     if path.suffix not in _FILES:
@@ -141,13 +143,6 @@ def _describe_other(start: bytes, beginnings: tuple[bytes, ...]) -> str | None:
     if beginnings and not start.startswith(beginnings):
         return "a file of another kind. Check its name, or download it again"
     return None
-
-
-def _meant(path: Path) -> str:
-    folder = path.parent
-    names = [found.name for found in folder.iterdir()] if folder.is_dir() else []
-    nearest = nearest_name(path.name, [*names, IMAGENET])
-    return f". Did you mean {quoted(nearest)}?" if nearest else ""
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kpipe.console import counted, describe_size
+from kpipe.console import counted, describe_counts, describe_size
 from kpipe.exporting.formats import FORMATS, IMAGES, LOGITS
 from kpipe.models.keras_files import find_normalization
 from kpipe.names import as_line
@@ -101,7 +101,7 @@ def write_markdown(card: dict[str, Any]) -> str:
     }
     if card["data"]:
         counts = {name: sum(count for count, _ in split.values()) for name, split in card["data"]["splits"].items()}
-        rows["data"] = f"{card['data']['source']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        rows["data"] = ": ".join(filter(None, (card["data"]["source"], describe_counts(counts))))
     if kind := card["weights"]["kind"]:
         rows["weights"] = f"{kind}, of {card['weights']['file']}"
     for title, versions in card["versions"].items():

@@ -839,7 +839,7 @@ def test_weights_that_are_not_there_are_said_with_the_nearest_name(tmp_path):
     assert problem_of(tmp_path / "vgg16.keras") == "expected weights, got no such file or directory."
     (tmp_path / "vgg16.keras").touch()
     assert problem_of(tmp_path / "vg16.keras") == (
-        "expected weights, got no such file or directory. Did you mean 'vgg16.keras'?"
+        "expected weights, got no such file or directory, did you mean 'vgg16.keras'?"
     )
     with pytest.raises(ConfigError, match=r"a\.keras/b: expected a file that can be read, got 'Not a directory'\.$"):
         (tmp_path / "a.keras").touch()
