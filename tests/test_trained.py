@@ -109,9 +109,9 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
     [
         ("nowhere", {}, "nowhere: expected a run directory or a .keras file, got no such file or directory$"),
         (
-            "rum",
+            "text.kera",
             {},
-            "rum: expected a run directory or a .keras file, got no such file or directory, did you mean 'run'.$",
+            "text.kera: expected .* got no such file or directory, did you mean 'text.keras'.$",
         ),
         (".", {}, "expected a run directory or a .keras file, got a folder without config.yaml$"),
         (
