@@ -120,9 +120,9 @@ def print_profile(work: str, run: Callable[[], object]) -> None:
 
 def make_trial(loaded: Loaded, folder: Path) -> Callable[[], None]:
     """Return a function that runs one whole trial; the runs are written to `folder`."""
-    from kpipe.search.records import Record
-    from kpipe.search.trials import TrialRunner
     from kpipe.signals import Stop
+    from kpipe.tuning.records import Record
+    from kpipe.tuning.trials import TrialRunner
 
     (folder / "trials").mkdir(parents=True)
     runner = TrialRunner(loaded, folder, loaded.experiment.training.monitor, Stop(), screen=Quiet())
@@ -186,13 +186,13 @@ def measure_memory(trials: int) -> Rows:
     import psutil
 
     with hold_back_libraries(), tempfile.TemporaryDirectory() as folder:
-        from kpipe.search.tuner import run_search
+        from kpipe.tuning.tuner import search
 
         memory: list[int] = []
         path = Path(folder) / "memory.yaml"
         path.write_text(MANY_TRIALS)
         loaded = load_search(path, [f"search.trials={trials}", f"logs={folder}/logs"])
-        result = run_search(loaded, screen=Quiet(lambda: memory.append(psutil.Process().memory_info().rss)))
+        result = search(loaded, screen=Quiet(lambda: memory.append(psutil.Process().memory_info().rss)))
         disk = sum(file.stat().st_size for file in result.path.rglob("*") if file.is_file())
     return [{"work": "memory", "variant": "kpipe", "trials": trials, "rss_bytes": memory, "disk_bytes": disk}]
 
@@ -223,8 +223,8 @@ def show_memory(console: Console, rows: Rows) -> None:
 def measure_curves(file: Path, seeds: int, trials: int) -> Rows:
     """Search with each seed by both methods; return a row with the scores of each search in the order of its trials."""
     with hold_back_libraries(), tempfile.TemporaryDirectory() as folder:
-        from kpipe.search.records import read_records
-        from kpipe.search.tuner import run_search
+        from kpipe.tuning.records import read_records
+        from kpipe.tuning.tuner import search
 
         os.environ["KPIPE_LOGS"] = f"{folder}/logs"  # searches are written beside it
         rows = []
@@ -232,7 +232,7 @@ def measure_curves(file: Path, seeds: int, trials: int) -> Rows:
             for method in ("random", "bayesian"):
                 overrides = [f"search.method={method}", f"search.trials={trials}", f"search.seed={seed}"]
                 start = time.perf_counter()
-                result = run_search(load_search(file, overrides), screen=Quiet())
+                result = search(load_search(file, overrides), screen=Quiet())
                 records = sorted(read_records(result.path).items())
                 scores = [record.score if record.has_score else None for _, record in records]
                 objective = result.summary["objective"]

@@ -7,15 +7,17 @@ from kpipe.quiet_import import quiet_tensorflow
 __version__ = "0.1.0"
 
 _PLACES = {
+    "RunOptions": "kpipe.runs.options",
     "build_model": "kpipe.models",
     "evaluate": "kpipe.commands.evaluate",
     "export": "kpipe.commands.export",
     "load_dataset": "kpipe.data",
     "load_experiment": "kpipe.config",
+    "load_trained": "kpipe.trained",
     "make_evaluation_pipeline": "kpipe.data",
     "make_pipeline": "kpipe.data",
     "predict": "kpipe.commands.predict",
-    "run_search": "kpipe.search.tuner",
+    "search": "kpipe.tuning.tuner",
     "train": "kpipe.experiment",
 }
 

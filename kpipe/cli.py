@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kpipe import __version__
+from kpipe.caller import on_command_line
 from kpipe.catalog.evaluation import PROTOCOLS, WEIGHTS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
@@ -154,9 +155,9 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     _check_folders(loaded)
     _check_source(loaded)
     with _quietly():
-        from kpipe.search.tuner import run_search
+        from kpipe.tuning.tuner import search
 
-        run_search(loaded, new=new, workers=workers)
+        search(loaded, new=new, workers=workers)
 
 
 @cli.command(short_help="Write a trained network for ONNX, LiteRT, ...")
@@ -494,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A standard output that fails ends no verb. Where it was what the user wanted, the exit code says that it is lost.
     """
-    with stop_signals() as stop, quiet_streams() as output:
+    with on_command_line(), stop_signals() as stop, quiet_streams() as output:
         return _run_verb(arguments, stop, output) or _code_of_lost_output(output)
 
 

@@ -4,14 +4,18 @@ import os
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.jupyter import JupyterMixin
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -66,6 +70,8 @@ def width_of(table: Table, console: Console) -> int:
 
 LONG = 5  # seconds after which a user wonders what is happening
 _WIDEST = 60  # characters in front of a progress bar
+_OF_A_CELL = 100  # characters of a line below a cell of a notebook
+_NOTEBOOK_PAUSE = 0.5  # seconds between two states of a bar in a notebook, each of which is a message to the browser
 
 
 class _Speed(ProgressColumn):
@@ -77,17 +83,57 @@ def _console_of_standard_output() -> Console:
     """Return a console bound to what is standard output now: a search keeps keras-tuner's prints off it."""
     if sys.stdout is None:
         return quiet_console()
-    # Piped output is not cut at 80 columns: its reader has no terminal.
-    is_terminal = sys.stdout.isatty()
-    width = None if is_terminal else shutil.get_terminal_size((160, 24)).columns
+    # Piped output is not cut at 80 columns: its reader has no terminal. A notebook shows bold text as a terminal does.
+    is_terminal = sys.stdout.isatty() or _notebook() is not None
+    width = None if sys.stdout.isatty() else shutil.get_terminal_size((160, 24)).columns
+    width = _OF_A_CELL if _notebook() else width
     return Console(
         file=going_quiet(sys.stdout),
         highlight=False,
         soft_wrap=not is_terminal,
         width=width,
-        force_terminal=is_terminal,  # FORCE_COLOR makes no terminal of a notebook or of a log file
+        force_terminal=is_terminal,  # FORCE_COLOR makes no terminal of a log file
         force_jupyter=False,
     )
+
+
+def _notebook() -> Any | None:
+    """Return IPython's shell of a notebook; None: this is none, or an IPython in a terminal."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    shell = get_ipython()
+    return shell if hasattr(shell, "kernel") else None
+
+
+class _Cell(JupyterMixin):
+    """What rich draws, as an output of a cell: HTML, and plain text for frontends without it."""
+
+    def __init__(self, renderable: RenderableType):
+        self._renderable = renderable
+
+    def __rich__(self) -> RenderableType:
+        return self._renderable
+
+
+@contextmanager
+def _showing_in_notebook(renderable: RenderableType) -> Iterator[None]:
+    """Show below the cell what is changing, until the `with` ends. It needs no extension of Jupyter, as widgets do."""
+    from IPython.display import display
+
+    cell, done = _Cell(renderable), threading.Event()
+    handle = display(cell, display_id=True)
+
+    def update() -> None:
+        while not done.wait(_NOTEBOOK_PAUSE):
+            handle.update(cell)
+
+    thread = threading.Thread(target=update, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        handle.update({"text/plain": ""}, raw=True)
 
 
 @contextmanager
@@ -116,6 +162,7 @@ class Screen:
 
     def __init__(self, console: Console | None = None):
         self.console = console or _console_of_standard_output()
+        self._is_in_notebook = console is None and _notebook() is not None
         self._log_file: TextIO | None = None
 
     @contextmanager
@@ -174,15 +221,36 @@ class Screen:
             self.prose(f"  note: {note}", indent=8)
 
     @contextmanager
+    def showing(self, renderable: RenderableType, per_second: int = 10) -> Iterator[bool]:
+        """Show what is changing, such as a bar, for as long as the `with` lasts.
+
+        Args:
+            renderable: what rich draws anew each time.
+            per_second: times on a terminal. A notebook gets it less often.
+
+        Yields:
+            Whether it is shown: on a terminal and in a notebook.
+        """
+        if not self.console.is_terminal:
+            yield False
+        elif self._is_in_notebook:
+            with _showing_in_notebook(renderable):
+                yield True
+        else:
+            with Live(renderable, console=self.console, transient=True, refresh_per_second=per_second):
+                yield True
+
+    @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Say what is done inside the `with`, for as long as it lasts; without a terminal, in a line."""
+        text = f"{text} ..."
         if not self.console.is_terminal:
-            self.line(f"{text} ...")
+            self.line(text)
             yield
             return
         announce("")
-        self.log(f"{text} ...")
-        with self.console.status(f"{text} ..."):
+        self.log(text)
+        with self.showing(Spinner("dots", Text(text))):
             yield
 
     @contextmanager
@@ -203,8 +271,9 @@ class Screen:
         task = shorten(printable(task), _WIDEST)
         text = TextColumn("{task.description}", markup=False)
         columns = (text, BarColumn(bar_width=20), _Speed(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            bar_task = bar.add_task(task, total=images)
+        bar = Progress(*columns, console=self.console)
+        bar_task = bar.add_task(task, total=images)
+        with self.showing(bar):
 
             def advance(more: int) -> None:
                 nonlocal seen

@@ -19,6 +19,10 @@ class KpipeError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        # IPython prints this instead of a traceback: a notebook shows the message alone, too.
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(KpipeError, ValueError):
     """A mistake in an experiment file, an override or an argument."""

@@ -22,7 +22,9 @@ from kpipe.assembly import (
     make_watchers,
     prepare,
 )
+from kpipe.caller import about_an_experiment
 from kpipe.catalog.data import check_source
+from kpipe.config.loading import Loaded, experiment_of
 from kpipe.config.schema import Experiment
 from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
@@ -57,8 +59,9 @@ from kpipe.training_screen import training_screen
 _INIT_FROM = "init_from.json"  # what a run has taken from `model.init_from`
 
 
+@about_an_experiment()
 def train(
-    experiment: Experiment,
+    experiment: Experiment | Loaded,
     options: RunOptions | None = None,
     *,
     splits: Splits | None = None,
@@ -67,7 +70,7 @@ def train(
     """Train, evaluate and save; resume the unfinished run of the same experiment.
 
     Args:
-        experiment: what to train.
+        experiment: what to train: what `load_experiment` returned, or its `experiment`.
         options: how to run it.
         splits: the data, where it is loaded already.
         screen: where progress is printed; default: standard output.
@@ -79,7 +82,7 @@ def train(
         Stuck: the loss stays at that of guessing, and training.when_stuck is stop.
         Interrupted: by SIGINT, SIGTERM or SIGHUP; the same command resumes the run.
     """
-    options, screen = options or RunOptions(), screen or Screen()
+    experiment, options, screen = experiment_of(experiment), options or RunOptions(), screen or Screen()
     if splits is None:
         check_source(experiment.data.source)  # before there is a run directory
     resume = options.resume and expand_path(str(options.resume), "resume").resolve()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kpipe.caller import flag
 from kpipe.catalog.wording import show
 from kpipe.config.rules import normalize_conflicts
 from kpipe.config.schema import DataConfig, MeanStd, Projection
@@ -105,7 +106,7 @@ def make_normalization(
     if normalize == "auto":
         raise ConfigError(
             f"{file}: expected the constants with which this run began, got a file that is damaged or gone. Restore "
-            "it, or start another run with --new"
+            f"it, or start another run with {flag('new')}"
         )
     if made is None:
         is_projection = isinstance(normalize, Projection)

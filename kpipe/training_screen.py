@@ -21,10 +21,6 @@ def training_screen(
     screen: Screen, *, epochs: int, steps_per_epoch: int, last_thaw: float = 0
 ) -> Iterator["TrainingScreen"]:
     """Show a training inside the `with`; its bars are gone afterwards. The arguments are those of `TrainingScreen`."""
-    length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "last_thaw": last_thaw}
-    if not screen.console.is_terminal:
-        yield TrainingScreen(screen, **length)
-        return
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -32,10 +28,12 @@ def training_screen(
         TextColumn("{task.fields[left]}", justify="right"),
         TextColumn("{task.fields[values]}"),
     ]
-    with Progress(*columns, console=screen.console, transient=True) as progress:
-        for name, total in (("preparing", steps_per_epoch), ("run", epochs * steps_per_epoch)):
-            progress.add_task(name, total=total, left="", values="")
-        yield TrainingScreen(screen, **length, progress=progress)
+    progress = Progress(*columns, console=screen.console)
+    for name, total in (("preparing", steps_per_epoch), ("run", epochs * steps_per_epoch)):
+        progress.add_task(name, total=total, left="", values="")
+    length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "last_thaw": last_thaw}
+    with screen.showing(progress) as is_shown:
+        yield TrainingScreen(screen, **length, progress=progress if is_shown else None)
 
 
 class TrainingScreen:

@@ -356,8 +356,13 @@ class ImageFacts:
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield combinations that cannot work, as (key of the section `data`, message)."""
-        for key, value in (("image_size", self.size), ("stored_size", self.stored_size)):
-            if value is not None and value < 1:
+        sizes = {"image_size": self.size, "stored_size": self.stored_size}
+        given = {key: value for key, value in sizes.items() if value is not None}
+        if wrong := [key for key, value in given.items() if not isinstance(value, int)]:
+            yield from ((key, f"expected a whole number of pixels, got {given[key]!r}") for key in wrong)
+            return
+        for key, value in given.items():
+            if value < 1:
                 yield key, f"expected at least 1, got {value}"
         if self.stored_size and (self.size is None or self.stored_size < self.size):
             least = self.size or "which is missing"

@@ -121,20 +121,20 @@ class BayesianOptions(RandomSearchOptions):
 
 SEARCH_METHODS = {
     "random": Row(
-        "kpipe.search.oracles:RandomOracle",
+        "kpipe.tuning.oracles:RandomOracle",
         RandomSearchOptions,
         "draws that cover the space evenly",
         paper=papers.RANDOM_SEARCH,
     ),
-    "grid": Row("kpipe.search.oracles:GridOracle", GridOptions, "every combination, in order"),
+    "grid": Row("kpipe.tuning.oracles:GridOracle", GridOptions, "every combination, in order"),
     "hyperband": Row(
-        "kpipe.search.oracles:HyperbandOracle",
+        "kpipe.tuning.oracles:HyperbandOracle",
         HyperbandOptions,
         "many short trials, the best continue, Li et al. 2018",
         paper=papers.HYPERBAND,
     ),
     "bayesian": Row(
-        "kpipe.search.oracles:BayesianOracle",
+        "kpipe.tuning.oracles:BayesianOracle",
         BayesianOptions,
         "a Gaussian process guesses which values are best",
         paper=papers.BAYESIAN_SEARCH,

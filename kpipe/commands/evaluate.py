@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kpipe.assembly import load_splits
+from kpipe.caller import about_an_experiment
 from kpipe.catalog.data import absolute_source, check_source
 from kpipe.catalog.evaluation import PROTOCOLS
 from kpipe.catalog.wording import show
@@ -62,8 +63,9 @@ class _Chosen:
     notes: tuple[str, ...]
 
 
+@about_an_experiment()
 def evaluate(
-    path: str | Path,
+    run: str | Path,
     *,
     protocol: str = "center",
     split: str | None = None,
@@ -78,7 +80,7 @@ def evaluate(
     """Score a trained network on a whole split, and write what comes out.
 
     Args:
-        path: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
+        run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
         protocol: what of each image the network sees: `center`, `ten_crop`, `multi_crop` or `dense`.
         split: train, validation or test. Default: test if there is one, else validation.
         data: another source with the same classes. Nothing is cut off it: a set without splits is scored whole.
@@ -103,7 +105,7 @@ def evaluate(
     if scales and protocol != "dense":
         raise ConfigError(f"scales: expected them with the protocol dense alone, got {protocol}")
     data = data and _absolute(data)
-    trained = load_trained(path, weights=weights, image_size=image_size, resize=resize)
+    trained = load_trained(run, weights=weights, image_size=image_size, resize=resize)
     if trained.run is None and data is None:
         raise ConfigError(
             f"data: expected a source of images for {path_shown(trained.file)}, which names none, got none"

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kpipe.assembly import load_splits
+from kpipe.caller import about_an_experiment
 from kpipe.console import Screen, counted, describe_size
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
 from kpipe.data.reading import translate_reading_errors
@@ -64,8 +65,9 @@ class Exported:
         return sum(file.stat().st_size for file in files)
 
 
+@about_an_experiment()
 def export(
-    trained: str | Path,
+    run: str | Path,
     to: str | Sequence[str],
     *,
     output: str | Path | None = None,
@@ -79,7 +81,7 @@ def export(
     logits of real images in a process of its own, and they must be those of the network. Otherwise nothing is written.
 
     Args:
-        trained: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
+        run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
         to: `keras`, `saved_model`, `onnx`, `litert`, or several of them.
         output: the folder to which each format adds its own; default: `export` beside the model.
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
@@ -92,9 +94,9 @@ def export(
         DataError: `int8`, and the images of the run cannot be read.
         EnvironmentFault: a runtime computes something else than the network, or the folder cannot be written.
     """
-    names, folder = check_arguments(trained, to, output, int8)
+    names, folder = check_arguments(run, to, output, int8)
     screen = screen or Screen()
-    loaded = load_trained(trained, weights=weights)
+    loaded = load_trained(run, weights=weights)
     with hold_back_libraries():
         model = load_keras_file(loaded.file)
         _check_float32(loaded.file, model)

@@ -17,6 +17,7 @@ from rich.cells import cell_len, set_cell_size
 
 from kpipe import data, figures
 from kpipe.assembly import make_form
+from kpipe.caller import about_an_experiment
 from kpipe.console import Screen, counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.errors import ConfigError, DataError
@@ -49,6 +50,7 @@ Write = Callable[[Prediction], None]
 """Takes the predictions one after the other."""
 
 
+@about_an_experiment()
 def predict(
     run: str | Path,
     paths: str | Path | Iterable[str | Path],

@@ -20,8 +20,8 @@ from kpipe.files import expand_path, finite_or_null, read_json
 from kpipe.names import from_here, in_quotes, path_shown, short_endings
 from kpipe.runs.directory import logs_folder
 from kpipe.runs.results import COLUMNS, RunRecord, find_date, is_run, read_run
-from kpipe.search.directory import CONFIG, SUMMARY, is_running, is_search, searches_folder
-from kpipe.search.records import Record, rank, read_records, show_value, to_scalar
+from kpipe.tuning.directory import CONFIG, SUMMARY, is_running, is_search, searches_folder
+from kpipe.tuning.records import Record, rank, read_records, show_value, to_scalar
 
 SEARCH_COLUMNS = (
     "name", "search", "status", "trials", "of", "failed", "objective", "best_score", "best_trial", "best_values",
@@ -190,7 +190,7 @@ def _read_plan(path: Path) -> tuple[str, int]:
         ConfigError: search.yaml is gone or damaged.
     """
     from kpipe.config.loading import load_search  # takes half a second, for the defaults that the file leaves out
-    from kpipe.search.records import objective_of
+    from kpipe.tuning.records import objective_of
 
     experiment = load_search(path / CONFIG).experiment
     return objective_of(experiment), experiment.search.trials

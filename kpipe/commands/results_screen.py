@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kpipe.console import Screen, counted, describe_count, describe_time, width_of
 from kpipe.names import from_here, printable, shell_quoted, short_endings, shorten
-from kpipe.search.records import show_value
+from kpipe.tuning.records import show_value
 
 _FIRST = ("name", "run", "status", "test_accuracy", "val_accuracy")
 _LAST = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from kpipe.caller import for_caller
 from kpipe.catalog.wording import show
 from kpipe.config.syntax import find_mistake
 from kpipe.errors import ConfigError, did_you_mean
@@ -33,6 +34,10 @@ DEEPEST = 20
 """Most levels of nesting that are accepted."""
 
 
+COMMAND_LINE = "command line"
+"""Where a value comes from that overrides the file's."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where it stands (`file:line` or `command line`), its key, and what is wrong."""
@@ -42,7 +47,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(text for text in (self.where, dotted(self.keys), self.message) if text)
+        where = for_caller(COMMAND_LINE, "overrides") if self.where == COMMAND_LINE else self.where
+        return ": ".join(text for text in (where, dotted(self.keys), self.message) if text)
 
 
 @dataclass

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from kpipe.catalog.networks import MODELS
 from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.search import SearchOptions
 from kpipe.catalog.wording import show
-from kpipe.config.document import Document, Keys, Problem, dotted, read_document
+from kpipe.config.document import COMMAND_LINE, Document, Keys, Problem, dotted, read_document
 from kpipe.config.messages import annotated_lines, by_line, misspelt_key, origin_of, problem_of
-from kpipe.config.overrides import WHERE, apply_overrides, override, rename, sections_at, split_keys
+from kpipe.config.overrides import apply_overrides, override, rename, sections_at, split_keys
 from kpipe.config.remedies import full_key
 from kpipe.config.rules import conflicts, lacks_validation
 from kpipe.config.schema import Experiment
@@ -40,6 +40,7 @@ class Loaded:
     overrides: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """Notes for the user about what a search will try."""
+    is_checked_for_search: bool = False
 
     @property
     def origins(self) -> dict[Keys, str]:
@@ -63,29 +64,65 @@ class Loaded:
         return "\n".join(f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines)
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_experiment(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Loaded:
     """Read an experiment file, apply overrides, and check the result.
 
     Args:
         path: the YAML file.
-        overrides: `training.epochs=5` each, with the dotted key.
+        overrides: values by their dotted key, `{"training.epochs": 5}`; or texts, `["training.epochs=5"]`.
 
     Raises:
         ConfigError: one line for each mistake, `file:line: key: what was expected, what was given, nearest name`.
     """
-    return _check(_read(path), overrides)
+    return _check(_read(path), _as_texts(overrides))
 
 
-def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_search(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Loaded:
     """Load an experiment for a search. Without a section `search`, learning rate and optimizer are tried at random.
 
     Raises:
         ConfigError: as `load_experiment`, or something cannot be searched.
     """
-    document = _read(path)
+    return _check(_with_search(_read(path)), _as_texts(overrides), for_search=True)
+
+
+def check_search(loaded: Loaded) -> Loaded:
+    """Return what `load_experiment` returned as `load_search` would have.
+
+    Raises:
+        ConfigError: something cannot be searched, or it is not what `load_experiment` returned.
+    """
+    experiment_of(loaded)
+    if loaded.is_checked_for_search:
+        return loaded
+    checked = _check(_with_search(copy.deepcopy(loaded.document)), (), for_search=True)
+    return replace(checked, dropped=loaded.dropped, overrides=loaded.overrides)
+
+
+def experiment_of(loaded: Experiment | Loaded) -> Experiment:
+    """Return the experiment of what `load_experiment` returned; an experiment alone as it is.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not isinstance(loaded, Experiment | Loaded):
+        raise ConfigError(f"experiment: expected what kpipe.load_experiment returns, got {show(loaded)}")
+    return loaded.experiment if isinstance(loaded, Loaded) else loaded
+
+
+def _as_texts(overrides: Sequence[str] | Mapping[str, Any]) -> Sequence[str]:
+    if isinstance(overrides, str):
+        example = '{"training.epochs": 5} or ["training.epochs=5"]'
+        raise ConfigError(f"overrides: expected {example}, got {show(overrides)}")
+    if not isinstance(overrides, Mapping):
+        return overrides
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+
+
+def _with_search(document: Document) -> Document:
     if document.data.get("search") is None:
         document.data["search"] = {}
-    return _check(document, overrides, for_search=True)
+    return document
 
 
 def load_network(name: str, image_size: int | None = None, overrides: Sequence[str] = ()) -> Loaded:
@@ -107,7 +144,9 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
         )
     # A source whose images may have any size and number of channels.
     data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
-    document = Document({"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): WHERE})
+    document = Document(
+        {"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): COMMAND_LINE}
+    )
     return _check(document, overrides)
 
 
@@ -150,7 +189,7 @@ def _check(document: Document, overrides: Sequence[str], *, for_search: bool = F
         lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=by_line)))
         more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise ConfigError("\n".join(lines[:_SHOWN] + more))
-    return Loaded(experiment, document, tuple(dropped), tuple(overrides), tuple(notes))
+    return Loaded(experiment, document, tuple(dropped), tuple(overrides), tuple(notes), for_search)
 
 
 def _validated(document: Document) -> tuple[Experiment | None, list[Problem]]:
@@ -234,7 +273,7 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
         wrong, notes = try_values(search, try_)
     found = [(("search", "space", key) if key else ("search", "space"), message) for key, message in wrong]
     for key in keys_of(search):
-        if document.origins.get(split_keys(key)) == WHERE:
+        if document.origins.get(split_keys(key)) == COMMAND_LINE:
             found.append((split_keys(key), f"is searched; to fix it, give search.space.{key}=[...] with one value"))
     if lacks_validation(document.data):
         found.append((("data", "split", "validation"), "a search needs a validation split, got 0"))

@@ -5,8 +5,8 @@ from typing import Any
 
 from kpipe.catalog.rows import Section
 from kpipe.catalog.wording import describe_error, show
-from kpipe.config.document import Document, Keys, Problem, keys_of_error, one_line
-from kpipe.config.overrides import WHERE, sections_at
+from kpipe.config.document import COMMAND_LINE, Document, Keys, Problem, keys_of_error, one_line
+from kpipe.config.overrides import sections_at
 from kpipe.config.remedies import as_list, as_section, full_key, section_with
 from kpipe.errors import did_you_mean, nearest_name
 from kpipe.names import in_quotes
@@ -15,15 +15,15 @@ from kpipe.names import in_quotes
 def by_line(problem: Problem) -> tuple[bool, int]:
     """Return the sorting key by which mistakes stand in the order of the file, those of the command line last."""
     line = problem.where.rpartition(":")[2]
-    return problem.where == WHERE, int(line) if line.isdigit() else 0
+    return problem.where == COMMAND_LINE, int(line) if line.isdigit() else 0
 
 
 def origin_of(document: Document, keys: Keys) -> str:
     """Return where the value at `keys` stands, a value below it that an override gave, or the section above it."""
     below = [origin for k, origin in document.origins.items() if len(k) > len(keys) and k[: len(keys)] == keys]
     # In a file, every section above a value has a line of its own. The kind of a search's values is given below it.
-    if below and keys not in document.origins or keys[:2] == ("search", "space") and WHERE in below:
-        return WHERE
+    if below and keys not in document.origins or keys[:2] == ("search", "space") and COMMAND_LINE in below:
+        return COMMAND_LINE
     while keys and keys not in document.origins:
         keys = keys[:-1]
     return document.origins.get(keys, f"{document.name}:1")
@@ -33,7 +33,7 @@ def problem_of(document: Document, details: dict[str, Any]) -> Problem:
     """Convert one entry of `pydantic.ValidationError.errors()`."""
     keys = keys_of_error(document.data, details)
     where = origin_of(document, keys)
-    message = _describe(keys, details, in_file=where != WHERE)
+    message = _describe(keys, details, in_file=where != COMMAND_LINE)
     if keys == ("name",) and keys not in document.origins:
         message += ", the name of the file. Set another with name: NAME in the file, or name=NAME on the command line"
     return Problem(where, keys, message)

@@ -13,6 +13,7 @@ from kpipe.catalog.search import VALUE_KINDS
 from kpipe.catalog.tables import KINDS
 from kpipe.catalog.wording import show
 from kpipe.config.document import (
+    COMMAND_LINE,
     DEEPEST,
     Document,
     Keys,
@@ -26,7 +27,6 @@ from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError
 from kpipe.names import shorten
 
-WHERE = "command line"
 _SPACE = "search.space."
 
 
@@ -45,7 +45,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[str]:
         try:
             keys, value = _parse(text)
         except ConfigError as error:
-            document.problems.append(Problem(WHERE, (), str(error)))
+            document.problems.append(Problem(COMMAND_LINE, (), str(error)))
             continue
         given[keys] = value
     return override(document, given)
@@ -105,9 +105,9 @@ def _parse(text: str) -> tuple[Keys, Any]:
         return split_keys(left), parse_scalar(right.strip())
     shown = shorten(left, 100)
     try:
-        document = parse_document(right, WHERE)
+        document = parse_document(right, COMMAND_LINE)
     except ConfigError as error:
-        raise ConfigError(f"{shown}: {str(error).removeprefix(f'{WHERE}:1: ')}") from None
+        raise ConfigError(f"{shown}: {str(error).removeprefix(f'{COMMAND_LINE}:1: ')}") from None
     if isinstance(document.data, dict):
         raise ConfigError(f"{shown}: expected a value or a list, got a mapping; name its keys: {shown}.<key>=...")
     if document.problems:
@@ -145,7 +145,7 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
             if not isinstance(key, int) or key >= len(node):
                 numbers = f"the number of an entry, 0 to {len(node) - 1}" if node else "no key: the list is empty"
                 message = f"expected {numbers}, got {show(key)}"
-                document.problems.append(Problem(WHERE, keys[: depth + 1], message))
+                document.problems.append(Problem(COMMAND_LINE, keys[: depth + 1], message))
                 return
         else:
             key = str(key)
@@ -157,7 +157,7 @@ def _write(document: Document, keys: Keys, value: Any) -> None:
             node[key] = {}
         node = node[key]
     _forget_origins(document, keys)
-    document.origins[keys] = WHERE
+    document.origins[keys] = COMMAND_LINE
 
 
 def _forget_origins(document: Document, keys: Keys) -> None:

@@ -17,6 +17,7 @@ import PIL
 import tensorflow as tf
 from filelock import FileLock
 
+from kpipe.caller import setting
 from kpipe.console import describe_size
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.pixels import allocate, check_memory
@@ -53,9 +54,12 @@ def cache_in_memory(split: Split, progress: ProgressReporter = no_progress, *, m
         if most is not None and np.prod(shape) > most:
             raise DataError(
                 f"{split.unreadable.where}: {shape[0]:,} images of {shape[1]}x{shape[2]} do not fit into "
-                "data.cache_gigabytes, and to be decoded each time they need a data.image_size. Set one of them"
+                f"{setting('cache_gigabytes')}, and to be decoded each time they need a {setting('image_size')}. Set "
+                "one of them"
             )
-        remedy = "Set data.cache=none or data.cache=disk, or take a smaller data.image_size"
+        remedy = (
+            f"Set {setting('cache', 'none')} or {setting('cache', 'disk')}, or take a smaller {setting('image_size')}"
+        )
         check_memory(shape, split.unreadable.where, remedy)
         return allocate(shape)
 
@@ -160,7 +164,9 @@ def _decode(split: Split, make: Callable[[tuple[int, ...]], np.ndarray], progres
             images = make((len(split), *batch.shape[1:]))
         if batch.shape[1:] != images.shape[1:]:
             sizes = " and ".join(f"{array.shape[1]}x{array.shape[2]}" for array in (images, batch))
-            raise DataError(f"{split.unreadable.where}: expected images of one size, got {sizes}. Set data.image_size")
+            raise DataError(
+                f"{split.unreadable.where}: expected images of one size, got {sizes}. Set {setting('image_size')}"
+            )
         images[numbers], labels[numbers] = batch, batch_labels
     if images is None:
         raise DataError(f"{split.unreadable.where}: expected images, got none that can be read")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.catalog.data import ImageFacts, parse_background, parse_source
 from kpipe.catalog.rows import check_options
 from kpipe.console import counted
@@ -74,7 +75,7 @@ def load_dataset(
     """
     _check_fractions({"split.validation": validation, "split.test": test, "skip_limit": skip_limit})
     for key, message in ImageFacts(image_size, stored_size).conflicts():
-        raise ConfigError(f"data.{key}: {message}")
+        raise ConfigError(f"{setting(key)}: {message}")
     form = Form(stored_size or image_size, resize, channels, parse_background(background))
     limit = skip_limit if on_error == "skip" else None
     found = find_source(source, form, skip_limit=limit, download=download, progress=progress, **options)
@@ -118,8 +119,8 @@ def find_source(
     """
     row, argument = parse_source(source)
     if form.channels is not None and form.channels < 1:
-        raise ConfigError(f"data.channels: expected at least 1, got {form.channels}")
-    checked = check_options(f"data.{source.partition(':')[0]}", row.options, **options)
+        raise ConfigError(f"{setting('channels')}: expected at least 1, got {form.channels}")
+    checked = check_options(setting(source.partition(":")[0]), row.options, **options)
     return row.load()(SourceRequest(argument, form, skip_limit, download, progress), **checked.model_dump())
 
 
@@ -140,7 +141,7 @@ def _refuse_lost_classes(splits: Splits) -> None:
 def _check_fractions(fractions: dict[str, float | None]) -> None:
     for name, fraction in fractions.items():
         if fraction is not None and not 0 <= fraction < 1:
-            raise ConfigError(f"data.{name}: expected a fraction of at least 0 and below 1, got {fraction}")
+            raise ConfigError(f"{setting(name)}: expected a fraction of at least 0 and below 1, got {fraction}")
 
 
 class _Cacher:
@@ -174,8 +175,8 @@ class _Cacher:
         size = count_bytes(split)
         if size is None and self.cache in ("none", "disk"):
             raise DataError(
-                f"{split.unreadable.where}: its images may differ in size. Set data.image_size, or data.cache=memory "
-                "if all have one size"
+                f"{split.unreadable.where}: its images may differ in size. Set {setting('image_size')}, or "
+                f"{setting('cache', 'memory')} if all have one size"
             )
         if self.cache == "disk":
             return cache_on_disk(split, cache_folder(), self.progress)

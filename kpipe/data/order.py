@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
+from kpipe.caller import setting
 from kpipe.errors import ConfigError
 
 EPOCHS_KEPT = 2  # a batch may read over the end of an epoch
@@ -45,7 +46,9 @@ class Drawing:
         unreadable: Iterable[int] = (),
     ):
         if batch_size % workers:
-            raise ConfigError(f"data.batch_size: expected a multiple of the {workers} workers, got {batch_size}")
+            raise ConfigError(
+                f"{setting('batch_size')}: expected a multiple of the {workers} workers, got {batch_size}"
+            )
         self.images, self.batch_size, self.steps_per_epoch, self.seed = images, batch_size, steps_per_epoch, seed
         self.uniforms = max(1, uniforms)  # TensorFlow 2.21 crashes where a batch of empty tensors is taken apart
         self.count = batch_size // workers

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from kpipe.caller import setting
 from kpipe.console import counted
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
@@ -202,7 +203,7 @@ def count_steps_per_epoch(split: Split, batch_size: int) -> int:
     images = split.images_per_epoch
     if batch_size > images:
         raise ConfigError(
-            f"data.batch_size: expected at most the {counted(images, 'image')} of the training split, got "
+            f"{setting('batch_size')}: expected at most the {counted(images, 'image')} of the training split, got "
             f"{batch_size:,}"
         )
     return images // batch_size
@@ -216,7 +217,7 @@ def _check_split(function: str, split: Split, example: str) -> None:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ConfigError(f"data.batch_size: expected at least 1, got {batch_size}")
+        raise ConfigError(f"{setting('batch_size')}: expected at least 1, got {batch_size}")
 
 
 def _separate_crop(augment: Sequence) -> tuple[Crop | None, list[Augmentation | Mix]]:
@@ -239,8 +240,8 @@ def _crop_size(split: Split, crop: Crop | None, image_size: int | None) -> int |
         return height if crop else None
     if height and not (crop and crop.resamples) and image_size > min(height, width):
         raise ConfigError(
-            f"data.image_size: expected at most the {counted(min(height, width), 'pixel')} of the kept images, got "
-            f"{image_size}"
+            f"{setting('image_size')}: expected at most the {counted(min(height, width), 'pixel')} of the kept "
+            f"images, got {image_size}"
         )
     return image_size
 

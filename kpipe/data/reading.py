@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
+from kpipe.caller import setting
 from kpipe.data.augmentations.crops import Crop
 from kpipe.data.splits import ProgressReporter, Split, no_progress
 from kpipe.errors import DataError
@@ -123,7 +124,7 @@ def translate_reading_errors(splits: Iterable[Split]) -> Iterator[None]:
         if streams and "IteratorGetNext" in str(error):  # it comes out of a pipeline
             raise DataError(
                 f"{streams[0].unreadable.where}: expected {len(streams[0]):,} records that can be read, got an error "
-                f"({_reason(error)}). kpipe data check finds them; data.on_error=skip leaves them out"
+                f"({_reason(error)}). kpipe data check finds them; {setting('on_error', 'skip')} leaves them out"
             ) from None
         raise
 

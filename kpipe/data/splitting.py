@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.data.splits import Source, Split, Splits
 from kpipe.errors import some
 
@@ -21,11 +22,11 @@ def split_source(source: Source, validation: float, test: float | None) -> Split
     has_splits = len(splits) > 1
     if "test" in splits:
         if test is not None:
-            notes.append("data.split.test is not used: the data has a test split of its own")
+            notes.append(f"{setting('split.test')} is not used: the data has a test split of its own")
     elif test is None and has_splits:
         notes.append(
-            "there is no test split: the data has train and validation only. data.split.test=0.2 takes one from the "
-            "training split"
+            f"there is no test split: the data has train and validation only. "
+            f"{setting('split.test', 0.2)} takes one from the training split"
         )
     else:
         fractions["test"] = _TEST_FRACTION if test is None else test
@@ -34,7 +35,8 @@ def split_source(source: Source, validation: float, test: float | None) -> Split
     fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0}
     for name in fractions if has_splits else ():
         notes.append(
-            f"the {name} split is taken from the training split (data.split.{name}): the data has none of its own"
+            f"the {name} split is taken from the training split ({setting(f'split.{name}')}): the data has "
+            "none of its own"
         )
     if fractions:
         divided, small, note = splits["train"].divide(fractions)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.console import counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.errors import DataError, some
@@ -133,10 +134,10 @@ class Unreadable:
         if self.limit is None:
             return (
                 f"{self.where}: expected images, got {counted(len(numbers), 'file')} that cannot be decoded: {shown}. "
-                f"Replace or remove {them}, or leave such files out with data.on_error=skip"
+                f"Replace or remove {them}, or leave such files out with {setting('on_error', 'skip')}"
             )
         return (
             f"{self.where}: expected at most {100 * self.limit:.3g} % of {counted(self.total, 'file')} to be "
-            f"unreadable (data.skip_limit), got {len(numbers):,}: {shown}. Replace or remove {them}, or "
-            "raise data.skip_limit"
+            f"unreadable ({setting('skip_limit')}), got {len(numbers):,}: {shown}. Replace or remove {them}, or "
+            f"raise {setting('skip_limit')}"
         )

@@ -112,6 +112,6 @@ def check_arguments(
         if path.exists() and not (path / CARD).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise ConfigError(
                 f"output: expected an empty folder or an earlier export to replace, got {path_shown(path)}, which is "
-                "neither. Move it, or give another --output"
+                "neither. Move it, or give another output folder"
             )
     return names, folder

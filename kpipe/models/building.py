@@ -1,7 +1,7 @@
 """Building a network by its name, if need be without the memory that its weights take."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _NUMBERS = "object_name_uids"
 
 def build_model(
     name: str,
-    options: dict[str, Any],
+    options: Mapping[str, Any] | None = None,
     *,
     input_shape: InputShape,
     classes: int,
@@ -30,7 +30,7 @@ def build_model(
 
     Args:
         name: a name in `kpipe.catalog.networks.MODELS`.
-        options: arguments of the network's builder besides the input, the classes and the preprocessing.
+        options: options of the network, such as {"batch_norm": True}; see `kpipe list models vgg16`.
         input_shape: (H, W, C).
         classes: K.
         normalization: how the first layer normalizes the raw images, and its constants.
@@ -38,7 +38,7 @@ def build_model(
     Raises:
         ConfigError: an unknown name, or arguments from which this network cannot be built.
     """
-    return build_network(name, options, input_shape, classes, make_preprocessing(normalization))
+    return build_network(name, options or {}, input_shape, classes, make_preprocessing(normalization))
 
 
 @contextmanager
@@ -72,12 +72,13 @@ def discard_variables() -> None:
 
 
 def build_network(
-    name: str, options: dict[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
+    name: str, options: Mapping[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
 ) -> keras.Model:
     """Build the network called `name` with this layer for the raw images; otherwise as `build_model`."""
     row = find_network(name)
     if isinstance(row, OwnModelRow):
         return _build_own(row, options, input_shape, classes, preprocessing)
+    check_options(name, row.options, **options)
     return row.load()(input_shape, classes, preprocessing=preprocessing, **options)
 
 
@@ -96,7 +97,7 @@ def _numbering_layers_anew() -> Iterator[None]:
 
 
 def _build_own(
-    row: OwnModelRow, options: dict[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
+    row: OwnModelRow, options: Mapping[str, Any], input_shape: InputShape, classes: int, preprocessing: Preprocessing
 ) -> keras.Model:
     """Build a network of the user's own, and check what comes out of it."""
     checked = check_options("model", row.options, **options)

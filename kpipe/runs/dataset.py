@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
+from kpipe.caller import flag
 from kpipe.catalog.wording import show
 from kpipe.console import counted
 from kpipe.errors import SHOWN, DataError
@@ -90,7 +91,7 @@ def _refuse_differences(then: Record, now: Record, path: Path, noun: str) -> Non
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise DataError(
             f"{path_shown(path)}: the data are not those that the {noun} began with: "
-            f"{'; '.join(differences[:SHOWN])}{more}. Restore them, or start another {noun} with --new"
+            f"{'; '.join(differences[:SHOWN])}{more}. Restore them, or start another {noun} with {flag('new')}"
         )
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kpipe.caller import for_caller
 from kpipe.errors import Interrupted
 from kpipe.names import shell_quoted
 from kpipe.runs.directory import Run, saved_step
@@ -22,16 +23,23 @@ def translate_interruption(run: Run, stop: Stop) -> Iterator[None]:
             raise
         step = saved_step(run.path)
         if step is None:
-            said = (
-                f"{stop.word} before the first step was saved: there is nothing to keep. The same command starts again"
-            )
+            said, again = f"{stop.word} before the first step was saved: there is nothing to keep", "starts again"
         else:
-            said = f"{stop.word}; the training is saved up to step {step:,}. The same command resumes it"
-        raise Interrupted(f"{said}:\n  {command_again(resumes=step is not None)}", stop.exit_code) from None
+            said, again = f"{stop.word}; the training is saved up to step {step:,}", "resumes it"
+        raise Interrupted(f"{said}. {how_again(again, resumes=step is not None)}", stop.exit_code) from None
 
 
-def command_again(*, resumes: bool) -> str:
-    """Return the command line of this process, to be pasted; one that resumes must not ask for a new run."""
+def how_again(what: str, *, resumes: bool) -> str:
+    """Return `The same command resumes it:` and the command line of this process; from Python, `The same call ...`.
+
+    Args:
+        what: what the same command does.
+        resumes: whether it resumes; it must not ask for a new run then.
+    """
+    return for_caller(f"The same command {what}:\n  {_command_again(resumes)}", f"The same call {what}.")
+
+
+def _command_again(resumes: bool) -> str:
     script = os.path.basename(sys.argv[0])
     modules = {"run.py": "kpipe.run", "__main__.py": "kpipe"}
     program = [_typed(sys.executable, "python"), "-m", modules[script]] if script in modules else [_typed(sys.argv[0])]

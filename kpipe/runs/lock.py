@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kpipe.caller import flag
 from kpipe.errors import EnvironmentFault
 from kpipe.files import read_json, write_text
 from kpipe.names import path_shown
@@ -64,7 +65,7 @@ def take(path: Path, what: str = "run", name: str = LOCK) -> FileLock:
         owner = read_json(path / OWNER)
         raise EnvironmentFault(
             f"{path}: this {what} is still running (process {owner.get('pid', '?')} on {owner.get('host', '?')}). "
-            "Wait for it, or start another beside it with --new."
+            f"Wait for it, or start another beside it with {flag('new')}."
         ) from None
     write_text(path / OWNER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     return lock

@@ -3,6 +3,7 @@
 import tensorflow as tf
 from pydantic import ValidationError
 
+from kpipe.caller import flag
 from kpipe.config.schema import Experiment, Resolved
 from kpipe.errors import ConfigError
 from kpipe.runs.directory import Run
@@ -42,5 +43,5 @@ def _read_resolved(run: Run | None) -> Resolved | None:
     except ValidationError:
         raise ConfigError(
             f"{run.path / 'config.yaml'}: chosen: expected precision and deterministic as kpipe has written them, got "
-            f"{run.resolved}; start another run with --new"
+            f"{run.resolved}; start another run with {flag('new')}"
         ) from None

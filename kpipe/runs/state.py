@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from kpipe.caller import flag
 from kpipe.console import describe_counts
 from kpipe.errors import DataError
 from kpipe.runs.directory import Run
@@ -129,7 +130,7 @@ def restore_state(
     if state.images != images:
         raise DataError(
             f"{run.path}: the data are not those that the run began with: {describe_counts(state.images)} then, "
-            f"{describe_counts(images)} now. Bring them back, or start another run with --new."
+            f"{describe_counts(images)} now. Bring them back, or start another run with {flag('new')}."
         )
     for kind, best in state.best.items():
         # A finished run that is extended has its best weights in model files alone.

@@ -31,6 +31,7 @@ import keras
 import numpy as np
 from pydantic import BaseModel
 
+from kpipe.caller import flag
 from kpipe.errors import Diverged, EnvironmentFault
 from kpipe.files import remedy
 from kpipe.training.variables import AVERAGES, NETWORK, assign_all, named_variables
@@ -194,7 +195,7 @@ class Checkpoints:
             return Restored(manifest.step, state, manifest.logs, tuple(skipped.values()))
         found = "\n  ".join(skipped.values()) or "there is none"
         raise EnvironmentFault(
-            f"{self._folder}: no whole checkpoint to resume from; --new starts another run:\n  {found}"
+            f"{self._folder}: no whole checkpoint to resume from; {flag('new')} starts another run:\n  {found}"
         )
 
     def has(self, step: int) -> bool:
@@ -368,7 +369,7 @@ def _read_manifest(path: Path) -> _Manifest:
         if content["format"] != FORMAT:
             raise EnvironmentFault(
                 f"{path}: expected a checkpoint of format {FORMAT}, got format {content['format']}: another version "
-                "of kpipe wrote it; resume with that one, or start another run with --new"
+                f"of kpipe wrote it; resume with that one, or start another run with {flag('new')}"
             )
         manifest = _Manifest.model_validate(content)
     except OSError as error:

@@ -17,7 +17,7 @@ from kpipe.commands.results import collect_results
 from kpipe.commands.results_screen import show_results
 from kpipe.console import Screen
 from kpipe.files import read_json, read_yaml, write_json, write_yaml
-from kpipe.search.records import Record, write_record
+from kpipe.tuning.records import Record, write_record
 
 REMEDY = "Give the folder in which your runs are saved, or train a first one: kpipe run EXPERIMENT.yaml"
 

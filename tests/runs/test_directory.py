@@ -13,7 +13,7 @@ from filelock import FileLock
 from kpipe.errors import EnvironmentFault
 from kpipe.runs import lock
 from kpipe.runs.directory import open_run, saved_step
-from kpipe.search.directory import find_search, open_search, searches_folder, unfinished_searches
+from kpipe.tuning.directory import find_search, open_search, searches_folder, unfinished_searches
 
 IDENTITY = {"name": "x", "seed": 0}
 

@@ -5,6 +5,7 @@ N images, H height, W width, C channels.
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.data.arrays import ArraySplit, fit_images
 from kpipe.data.pixels import check_memory
 from kpipe.data.sources.request import SourceRequest, check_channels
@@ -23,7 +24,7 @@ def read_digits(request: SourceRequest) -> Source:
     digits = load_digits()
     if size := request.form.size:
         shape = (len(digits.images), size, size, request.form.channels or 1)
-        check_memory(shape, "digits", "Take a smaller data.image_size")
+        check_memory(shape, "digits", f"Take a smaller {setting('image_size')}")
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     train = ArraySplit(fit_images(images, request.form), digits.target.astype(np.int32))
     return Source({"train": train}, tuple(map(str, digits.target_names)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.catalog.own_code import describe, find_file, load_function, make_options
 from kpipe.catalog.rows import Section, check_options
 from kpipe.console import counted
@@ -37,8 +38,8 @@ def read_python(request: SourceRequest, **options) -> Source:
         DataError: it fails, or returns something else.
     """
     name = request.argument
-    function = load_function(name, "data.source")
-    checked = check_options("data.python", make_options(function, Section, ()), **options)
+    function = load_function(name, setting("source"))
+    checked = check_options(setting("python"), make_options(function, Section, ()), **options)
     try:
         returned = function(**dict(checked))
     except Exception as error:
@@ -89,7 +90,7 @@ def _in_form(where: str, images: np.ndarray, form: Form) -> np.ndarray:
         check_channels(images.shape[-1], form.channels, where)
     side = form.size or images.shape[1]
     shape = (len(images), side, side, form.channels or images.shape[-1])
-    check_memory(shape, where, "Take a smaller data.image_size")
+    check_memory(shape, where, f"Take a smaller {setting('image_size')}")
     return fit_images(images, form)
 
 

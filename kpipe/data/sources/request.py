@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kpipe.caller import setting
 from kpipe.data.images import Form
 from kpipe.data.splits import ProgressReporter, no_progress
 from kpipe.errors import DataError
@@ -44,4 +45,4 @@ def check_channels(present: int, channels: int | None, where: str) -> None:
     possible = (1, 3) if present in (1, 3) else (present,)
     if channels not in (None, *possible):
         known = " or ".join(map(str, possible))
-        raise DataError(f"{where}: expected {known} for data.channels, got {channels}. Leave it out")
+        raise DataError(f"{where}: expected {known} for {setting('channels')}, got {channels}. Leave it out")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kpipe.caller import setting
 from kpipe.catalog.data import SyntheticOptions
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.pixels import check_memory
@@ -50,10 +51,10 @@ def read_synthetic(request: SourceRequest, *, kind: str, classes: int | None, im
     row, size = KINDS[kind], request.form.size or SyntheticOptions(kind=kind).native.size
     classes = size * size if kind == "board" else classes or 10
     if kind != "board" and images < classes:
-        raise ConfigError(f"data.synthetic.images: expected at least {classes}, one a class, got {images}")
+        raise ConfigError(f"{setting('synthetic.images')}: expected at least {classes}, one a class, got {images}")
     height, width, depth = row.shape(size)
     shape = (images, height, width, channels or depth)
-    check_memory(shape, "synthetic", "Take a smaller data.image_size or fewer data.synthetic.images")
+    check_memory(shape, "synthetic", f"Take a smaller {setting('image_size')} or fewer {setting('synthetic.images')}")
     pixels = np.empty(shape, np.uint8)
     random = np.random.default_rng(20)
     labels = random.permutation(np.arange(images, dtype=np.int32) % classes)
@@ -65,12 +66,14 @@ def read_synthetic(request: SourceRequest, *, kind: str, classes: int | None, im
 
 def _check_arguments(kind: str, image_size: int | None, channels: int | None, classes: int | None) -> None:
     if kind != "images" and channels is not None:
-        raise ConfigError(f"data.channels: expected none with kind: {kind}, whose planes are fixed, got {channels}")
+        raise ConfigError(
+            f"{setting('channels')}: expected none with kind: {kind}, whose planes are fixed, got {channels}"
+        )
     if kind == "board" and image_size is not None and not 2 <= image_size <= len(COLUMNS):
-        raise ConfigError(f"data.image_size: expected 2 to {len(COLUMNS)} with kind: board, got {image_size}")
+        raise ConfigError(f"{setting('image_size')}: expected 2 to {len(COLUMNS)} with kind: board, got {image_size}")
     if kind == "spectrogram" and classes is not None and classes > len(_words()):
         raise ConfigError(
-            f"data.synthetic.classes: expected at most {len(_words())} with kind: spectrogram, got {classes}"
+            f"{setting('synthetic.classes')}: expected at most {len(_words())} with kind: spectrogram, got {classes}"
         )
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
+from kpipe.caller import setting
 from kpipe.data.images import Form
 from kpipe.data.records import RecordSplit, Shard
 from kpipe.data.sources.request import SPLIT_NAMES, SourceRequest, check_channels
@@ -119,8 +120,12 @@ def _without_lost(split: RecordSplit, folder, skip_limit: float | None) -> Recor
     lost = declared - sum(shard.count for shard in shards)
     if lost > (skip_limit or 0) * declared:
         cut = [shard.path for shard, now in zip(split.shards, shards, strict=True) if now.count < shard.count]
-        allowed = "" if skip_limit is None else f" and at most {100 * skip_limit:.3g} % of them lost (data.skip_limit)"
-        hint = ", or train on what is left with data.on_error=skip" if skip_limit is None else ""
+        allowed = (
+            ""
+            if skip_limit is None
+            else f" and at most {100 * skip_limit:.3g} % of them lost ({setting('skip_limit')})"
+        )
+        hint = f", or train on what is left with {setting('on_error', 'skip')}" if skip_limit is None else ""
         raise DataError(
             f"{split.unreadable.where}: expected {declared:,} records{allowed}, got {declared - lost:,}: {some(cut)} "
             f"cannot be read to the end. Remove {folder} and prepare the set again{hint}"

@@ -9,8 +9,8 @@ import pytest
 
 from kpipe.config.schema import Experiment
 from kpipe.config.space import make_dimensions
-from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_generator, make_oracle, number_of
-from kpipe.search.records import Record
+from kpipe.tuning.oracles import EPOCHS, PARENT, codes_of, make_generator, make_oracle, number_of
+from kpipe.tuning.records import Record
 
 NAME, PEAK = "training.optimizer.name", "training.learning_rate.peak"
 GRID = {

@@ -6,8 +6,8 @@ import pytest
 from tiny_searches import rows_of
 
 from kpipe.config.space import Dimension
-from kpipe.search.hparams import write_session, write_space
-from kpipe.search.records import Record, read_records, write_record, write_trials
+from kpipe.tuning.hparams import write_session, write_space
+from kpipe.tuning.records import Record, read_records, write_record, write_trials
 
 METHODS = (["search.trials=5"], ["search.method=hyperband", "search.factor=2", "training.epochs=4"])
 

@@ -8,18 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from image_sets import write_classes
+from kpipe.search import trials
 from tiny_searches import PEAK, PEAKS, rows_of, score
 
 from kpipe.catalog.search import RandomSearchOptions
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
-from kpipe.search import trials
-from kpipe.search.records import Record, read_records
+from kpipe.tuning.records import Record, read_records
 
 
 def test_data_are_read_once_for_trials_that_read_the_same(kpipe, experiment, trained, monkeypatch):
     reads = []
     real = trials.load_splits
-    monkeypatch.setattr("kpipe.search.trials.load_splits", lambda *a, **o: reads.append(1) or real(*a, **o))
+    monkeypatch.setattr("kpipe.tuning.trials.load_splits", lambda *a, **o: reads.append(1) or real(*a, **o))
     grid = ("search.method=grid", "search.space.data.batch_size=[8,16]", "search.space.data.augment=[[],[translate]]")
     assert kpipe("search", experiment, *grid)[0] == 0
     assert (len(trained), len(reads)) == (4, 1)
@@ -171,7 +171,7 @@ def test_data_without_a_validation_split(kpipe, experiment, trained, monkeypatch
     def without(*arguments, **options):
         return replace(real(*arguments, **options), validation=None)
 
-    monkeypatch.setattr("kpipe.search.trials.load_splits", without)
+    monkeypatch.setattr("kpipe.tuning.trials.load_splits", without)
     code, _, err = kpipe("search", experiment)
     assert (code, err) == (
         3,
@@ -198,7 +198,7 @@ def test_a_search_that_is_deleted_ends_with_a_sentence(kpipe, experiment, search
         shutil.rmtree(search().parent)
 
     if moment == "its data are read":
-        monkeypatch.setattr("kpipe.search.trials.load_splits", lambda *a, **o: delete() or real(*a, **o))
+        monkeypatch.setattr("kpipe.tuning.trials.load_splits", lambda *a, **o: delete() or real(*a, **o))
     trained.errors[2 if moment == "another has ended" else 1] = delete
     code, _, err = kpipe("search", experiment, "search.trials=3")
     said = "this folder has been deleted or moved while kpipe was writing to it, so nothing can be saved any more. "

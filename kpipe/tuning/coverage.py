@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kpipe.config.space import Dimension, count_combinations
 from kpipe.figures import SearchedKey
-from kpipe.search.records import Record, show_value
+from kpipe.tuning.records import Record, show_value
 
 
 def count_rare_values(dimensions: Sequence[Dimension], records: Iterable[Record]) -> dict[tuple[str, str], int]:

@@ -73,5 +73,5 @@ class Trained(list):
 def trained(monkeypatch):
     """The calls of `train`, which trains nothing."""
     trained = Trained()
-    monkeypatch.setattr("kpipe.search.trials.train", trained.train)
+    monkeypatch.setattr("kpipe.tuning.trials.train", trained.train)
     return trained

@@ -20,9 +20,9 @@ from keras_tuner.engine import trial as engine_trial
 
 from kpipe.catalog.search import SEARCH_METHODS, SearchOptions
 from kpipe.config.space import Dimension, combinations, count_combinations, make_dimensions
-from kpipe.search.draws import draw
-from kpipe.search.gaussian import suggest
-from kpipe.search.records import Record
+from kpipe.tuning.draws import draw
+from kpipe.tuning.gaussian import suggest
+from kpipe.tuning.records import Record
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"
 """Hyperband's names for how long a trial trains, and which trial it resumes."""

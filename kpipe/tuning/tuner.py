@@ -18,22 +18,24 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine import base_tuner
 
+from kpipe.caller import about_an_experiment, flag
 from kpipe.catalog.data import check_source
 from kpipe.catalog.weights import check_weights_file
-from kpipe.config.loading import Loaded
+from kpipe.config.loading import Loaded, check_search
 from kpipe.config.schema import Experiment
 from kpipe.config.space import decode, keys_of
 from kpipe.console import Screen, counted
 from kpipe.errors import ConfigError, Diverged, EnvironmentFault, Interrupted
 from kpipe.files import translate_deletion, translate_write_errors
 from kpipe.runs.directory import logs_folder
-from kpipe.runs.interruption import command_again
-from kpipe.search.directory import find_search, identity_of, open_search, searches_folder, unfinished_searches
-from kpipe.search.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
-from kpipe.search.records import Record, objective_of, read_records, recover_records
-from kpipe.search.report import Report
-from kpipe.search.trials import TrialRunner, prune_weights
-from kpipe.search.workers import (
+from kpipe.runs.interruption import how_again
+from kpipe.signals import Stop, stop_signals
+from kpipe.tuning.directory import find_search, identity_of, open_search, searches_folder, unfinished_searches
+from kpipe.tuning.oracles import EPOCHS, PARENT, codes_of, make_oracle, number_of
+from kpipe.tuning.records import Record, objective_of, read_records, recover_records
+from kpipe.tuning.report import Report
+from kpipe.tuning.trials import TrialRunner, prune_weights
+from kpipe.tuning.workers import (
     FOLDER,
     Server,
     Workers,
@@ -43,7 +45,6 @@ from kpipe.search.workers import (
     read_role,
     translate_protocol_errors,
 )
-from kpipe.signals import Stop, stop_signals
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ class SearchResult:
     summary: dict[str, Any]
 
 
-def run_search(
-    loaded: Loaded, *, new: bool = False, workers: int = 1, screen: Screen | None = None
+@about_an_experiment()
+def search(
+    experiment: Loaded, *, new: bool = False, workers: int = 1, screen: Screen | None = None
 ) -> SearchResult | None:
     """Search, resume the same search where it stopped, or report a finished one.
 
     Args:
-        loaded: the experiment and its section `search`, see `kpipe.config.load_search`.
+        experiment: what `load_experiment` returned. Without a section `search`, learning rate and optimizer are tried.
         new: start another search in any case.
         workers: processes of this machine that train trials at once.
         screen: where the user sees it; default standard output.
@@ -77,10 +79,11 @@ def run_search(
     role = read_role()
     if role is not None and (workers > 1 or (new and role == "worker")):
         raise ConfigError(
-            "--workers, --new: expected neither where KERASTUNER_TUNER_ID says what this process is; only the chief "
-            "may have --new"
+            "workers, new: expected neither where KERASTUNER_TUNER_ID says what this process is; only the chief may "
+            f"have {flag('new')}"
         )
-    experiment, screen = loaded.experiment, screen or Screen()
+    loaded, screen = check_search(experiment), screen or Screen()
+    experiment = loaded.experiment
     if role == "worker":
         _work(loaded, screen)
         return None
@@ -148,7 +151,7 @@ def _finish(
     summary = report.finish(records, is_exhausted=oracle.total < (oracle.requested or 0))
     if before and sum(record.has_ended for record in before.values()) == len(records):
         extended = ", a larger search.trials extends it" if hasattr(experiment.search, "trials") else ""
-        screen.prose(f"This search was finished before{extended}; --new starts another")
+        screen.prose(f"This search was finished before{extended}; {flag('new')} starts another")
     if summary["best"] is None:
         raise Diverged(
             f"{path}: expected a trial with a score, got none in {counted(summary['trials'], 'trial')}; see the "
@@ -293,7 +296,6 @@ def _translate_interruption(path: Path, stop: Stop) -> Iterator[None]:
             raise
         done = sum(record.has_ended for record in read_records(path).values())
         raise Interrupted(
-            f"{stop.word}; {counted(done, 'trial')} done. The same command resumes the search:\n"
-            f"  {command_again(resumes=True)}",
+            f"{stop.word}; {counted(done, 'trial')} done. {how_again('resumes the search', resumes=True)}",
             stop.exit_code,
         ) from None

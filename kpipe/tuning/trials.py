@@ -27,9 +27,9 @@ from kpipe.names import printable
 from kpipe.runs.dataset import record_search_data
 from kpipe.runs.directory import is_run_of
 from kpipe.runs.options import RunOptions
-from kpipe.search.records import Record, rank, read_records, write_record
-from kpipe.search.stopping import StopBelowMedian
 from kpipe.signals import Stop
+from kpipe.tuning.records import Record, rank, read_records, write_record
+from kpipe.tuning.stopping import StopBelowMedian
 
 _AFTER_READING = {"batch_size", "augment", "class_weights"}  # keys of `data` that apply to data that has been read
 

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as session_summary
 
 from kpipe.config.space import Dimension
-from kpipe.search.records import Record, to_scalar
+from kpipe.tuning.records import Record, to_scalar
 
 _STAGING = ".events"  # where TensorBoard's files are written; what a kill leaves there is removed later
 

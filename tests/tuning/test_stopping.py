@@ -8,8 +8,8 @@ from tiny_searches import PEAKS, rows_of
 
 from kpipe.catalog.search import MedianStopping
 from kpipe.errors import Stuck
-from kpipe.search.records import read_records
-from kpipe.search.stopping import StopBelowMedian
+from kpipe.tuning.records import read_records
+from kpipe.tuning.stopping import StopBelowMedian
 
 
 def test_the_median_rule_by_hand():

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kpipe.files import finite_or_null, read_json, write_text
 from kpipe.names import printable
-from kpipe.search.directory import TRIALS
+from kpipe.tuning.directory import TRIALS
 
 if TYPE_CHECKING:
     from kpipe.config.schema import Experiment

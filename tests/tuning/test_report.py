@@ -10,8 +10,8 @@ from tiny_searches import NAME, PEAK, PEAKS, rows_of
 
 from kpipe.config.loading import load_search
 from kpipe.console import Screen
-from kpipe.search.records import Record
-from kpipe.search.report import Report
+from kpipe.tuning.records import Record
+from kpipe.tuning.report import Report
 
 MESSAGE = "the loss became nan at step 3; likely causes: ..."
 FAILED = Record(3, {}, {PEAK: 3e30}, "failed", seconds=0.5, message=MESSAGE, ended=2.0)
@@ -40,7 +40,7 @@ def finished(number, values, score):
 def test_the_table_on_a_terminal(make_report, monkeypatch):
     """60 seconds after the search began."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("kpipe.search.report.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("kpipe.tuning.report.time", SimpleNamespace(monotonic=lambda: clock.now))
     report, console = make_report("search.space.data.augment=[[],[translate]]", f"{PEAKS}.log=[0.001,0.1]")
     values = {"data.augment": ["translate"], PEAK: 0.0123456}
     records = {n: finished(n, values, n / 10) for n in (1, 2)} | {3: FAILED}

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -19,11 +18,11 @@ from kpipe.console import Screen, counted, describe_time
 from kpipe.errors import some
 from kpipe.files import write_json, write_text
 from kpipe.names import shell_quoted, short_endings
-from kpipe.search.coverage import count_rare_values, searched_keys
-from kpipe.search.directory import SUMMARY
-from kpipe.search.hparams import remove_unfinished, write_session, write_space
-from kpipe.search.oracles import EPOCHS
-from kpipe.search.records import (
+from kpipe.tuning.coverage import count_rare_values, searched_keys
+from kpipe.tuning.directory import SUMMARY
+from kpipe.tuning.hparams import remove_unfinished, write_session, write_space
+from kpipe.tuning.oracles import EPOCHS
+from kpipe.tuning.records import (
     Record,
     group_over_seeds,
     objective_of,
@@ -32,7 +31,7 @@ from kpipe.search.records import (
     write_groups,
     write_trials,
 )
-from kpipe.search.tables import first_sentence, groups_table, trials_table
+from kpipe.tuning.tables import first_sentence, groups_table, trials_table
 
 _MOST_VALUES = 8  # that are listed as rarely tried
 _ENDINGS = ("finished", "stopped", "failed")
@@ -59,7 +58,7 @@ class Report:
         self._epochs = experiment.training.epochs
         self._screen = screen
         self._names = short_endings(self._keys)
-        self._live: Live | None = None
+        self._is_shown = False
         self._records: dict[int, Record] = {}
         self._current = ""
         self._began = time.monotonic()
@@ -70,14 +69,9 @@ class Report:
         """Show the table on the screen inside the `with`, where that is a terminal."""
         self._records = dict(records)
         self._done_before = self._done
-        if not self._screen.console.is_terminal:
+        with self._screen.showing(self, per_second=2) as self._is_shown:
             yield
-            return
-        with Live(self, console=self._screen.console, refresh_per_second=2, transient=True) as self._live:
-            try:
-                yield
-            finally:
-                self._live = None
+        self._is_shown = False
 
     def __rich__(self) -> RenderableType:
         # Where the terminal is too low for the table, its end is left out.
@@ -93,7 +87,7 @@ class Report:
         known = {record.number for record in self._records.values() if record.has_ended}
         ended = [record for record in records.values() if record.has_ended and record.number not in known]
         self._records, self._current = dict(records), ""
-        if self._live is None:
+        if not self._is_shown:
             for record in ended:
                 self._screen.line(self._line(record))
         self.write(records)

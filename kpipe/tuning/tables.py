@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kpipe.console import width_of
 from kpipe.names import printable
-from kpipe.search.records import Group, Record, rank, show_value
+from kpipe.tuning.records import Group, Record, rank, show_value
 
 _SHOWN, _SHOWN_FAILED = 10, 5
 _WIDTHS = 40, 24, 14  # characters of the column that says why a trial has failed, the widest first

@@ -89,7 +89,7 @@ def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
 
 def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkeypatch):
     """It is reported neither as the worker's nor as one of the protocol."""
-    monkeypatch.setattr("kpipe.search.tuner.Tuner.search", lambda tuner: 1 / 0)
+    monkeypatch.setattr("kpipe.tuning.tuner.Tuner.search", lambda tuner: 1 / 0)
     worker_says("sleep 60")
     with pytest.raises(ZeroDivisionError):
         kpipe("search", experiment, "--workers", "2")
@@ -97,7 +97,7 @@ def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkey
 
 def test_a_worker_that_comes_too_late_is_not_waited_for(kpipe, experiment, worker_says, monkeypatch, tmp_path):
     """keras-tuner's chief has told all that it knew to stop; another would wait for it an hour."""
-    monkeypatch.setattr("kpipe.search.tuner.Tuner.search", lambda tuner: None)
+    monkeypatch.setattr("kpipe.tuning.tuner.Tuner.search", lambda tuner: None)
     worker_says(f"sleep 60; touch {tmp_path}/waited_for")
     code, _, err = kpipe("search", experiment, "--workers", "2")
     assert (code, "expected a trial with a score, got none in 0 trials" in err) == (4, True)

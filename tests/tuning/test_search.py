@@ -19,8 +19,8 @@ from tiny_searches import NAME, PEAK, PEAKS, rows_of, searches_of
 
 from kpipe.config.loading import load_search
 from kpipe.errors import DataError
-from kpipe.search.directory import identity_of, open_search
-from kpipe.search.records import read_records
+from kpipe.tuning.directory import identity_of, open_search
+from kpipe.tuning.records import read_records
 
 # --- real trainings ---------------------------------------------------------------------------------------------
 
@@ -100,8 +100,8 @@ def check_tensorboard(path, rows):
 
 
 KILLED = [
-    (("kpipe.search.trials", None, "inherit_run", 1), "while a trial resumes another"),
-    (("kpipe.search.trials", None, "write_record", 2), "while it ends a trial"),
+    (("kpipe.tuning.trials", None, "inherit_run", 1), "while a trial resumes another"),
+    (("kpipe.tuning.trials", None, "write_record", 2), "while it ends a trial"),
     (("kpipe.training.checkpoints", "Checkpoints", "commit", 2), "in the middle of one"),
 ]
 
