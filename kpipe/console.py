@@ -115,7 +115,7 @@ class _Cell(JupyterMixin):
 
 
 @contextmanager
-def _showing_in_notebook(renderable: RenderableType) -> Iterator[None]:
+def _showing_in_notebook(renderable: RenderableType) -> Iterator[Callable[[], None]]:
     """Show below the cell what is changing, until the `with` ends. It needs no extension of Jupyter, as widgets do."""
     from IPython.display import display
 
@@ -129,7 +129,7 @@ def _showing_in_notebook(renderable: RenderableType) -> Iterator[None]:
     thread = threading.Thread(target=update, daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: handle.update(cell)
     finally:
         done.set()
         thread.join()
@@ -221,7 +221,7 @@ class Screen:
             self.prose(f"  note: {note}", indent=8)
 
     @contextmanager
-    def showing(self, renderable: RenderableType, per_second: int = 10) -> Iterator[bool]:
+    def showing(self, renderable: RenderableType, per_second: int = 10) -> Iterator[Callable[[], None] | None]:
         """Show what is changing, such as a bar, for as long as the `with` lasts.
 
         Args:
@@ -229,16 +229,16 @@ class Screen:
             per_second: times on a terminal. A notebook gets it less often.
 
         Yields:
-            Whether it is shown: on a terminal and in a notebook.
+            A function that draws it at once; None where it is not shown, without a terminal or a notebook.
         """
         if not self.console.is_terminal:
-            yield False
+            yield None
         elif self._is_in_notebook:
-            with _showing_in_notebook(renderable):
-                yield True
+            with _showing_in_notebook(renderable) as refresh:
+                yield refresh
         else:
-            with Live(renderable, console=self.console, transient=True, refresh_per_second=per_second):
-                yield True
+            with Live(renderable, console=self.console, transient=True, refresh_per_second=per_second) as live:
+                yield live.refresh
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:

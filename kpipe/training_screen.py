@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,8 +32,9 @@ def training_screen(
     for name, total in (("preparing", steps_per_epoch), ("run", epochs * steps_per_epoch)):
         progress.add_task(name, total=total, left="", values="")
     length = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "last_thaw": last_thaw}
-    with screen.showing(progress) as is_shown:
-        yield TrainingScreen(screen, **length, progress=progress if is_shown else None)
+    with screen.showing(progress) as refresh:
+        shown = {"progress": progress, "refresh": refresh} if refresh else {}
+        yield TrainingScreen(screen, **length, **shown)
 
 
 class TrainingScreen:
@@ -45,6 +46,7 @@ class TrainingScreen:
         last_thaw: the step from which all layers are trained that are to be trained. How long the training takes is
             not known before.
         progress: one bar for the epoch and one for the whole run; None: there is no terminal.
+        refresh: draws the bars at once.
     """
 
     def __init__(
@@ -55,18 +57,20 @@ class TrainingScreen:
         steps_per_epoch: int,
         last_thaw: float = 0,
         progress: Progress | None = None,
+        refresh: Callable[[], None] = lambda: None,
     ):
         self._screen = screen
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._clock = _Clock(steps_per_epoch, epochs * steps_per_epoch, last_thaw)
-        self._progress = progress
+        self._progress, self._refresh = progress, refresh
         self._has_column_names = False
 
     def activity(self, text: str) -> None:
         """Say what is done instead of training steps: `compiling` or `validating`."""
         if self._progress is not None:
             self._progress.reset(self._progress.tasks[0].id, total=None, description=text, left="", values="")
+            self._refresh()
         elif text == "compiling":  # which may take a minute
             self._screen.line("compiling the training step ...")
 

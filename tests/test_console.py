@@ -121,17 +121,17 @@ def test_a_training_on_a_terminal_of_80_columns(clock):
     screen = Screen(Console(file=stream, force_terminal=True, width=80, highlight=False, color_system=None))
     with training_screen(screen, epochs=300, steps_per_epoch=10) as shown:
         shown.activity("compiling")
-        shown._progress.refresh()
+        shown._refresh()
         shown.begin()
         clock[0] = 100.0  # a first chunk of one step, which fills buffers
         shown.step(1, METRICS | {"images_per_second": 1.0})
         clock[0] = 103.5
         shown.step(8, METRICS | {"images_per_second": 12345.6})
         shown.log_line({"step": 8, "epoch": 1, "images_per_second": 1.0, **METRICS})
-        shown._progress.refresh()
+        shown._refresh()
         clock[0] = 104.5
         shown.activity("validating")
-        shown._progress.refresh()
+        shown._refresh()
         validation = {"val_loss": 0.25, "val_accuracy": 0.875}
         shown.epoch(1, 10, METRICS | validation, best=True)
         clock[0] = 109.5

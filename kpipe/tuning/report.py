@@ -69,9 +69,9 @@ class Report:
         """Show the table on the screen inside the `with`, where that is a terminal."""
         self._records = dict(records)
         self._done_before = self._done
-        with self._screen.showing(self, per_second=2) as self._is_shown:
+        with self._screen.showing(self, per_second=2) as refresh:
+            self._is_shown = refresh is not None
             yield
-        self._is_shown = False
 
     def __rich__(self) -> RenderableType:
         # Where the terminal is too low for the table, its end is left out.

@@ -123,7 +123,7 @@ def test_memory_that_is_not_there_is_not_filled(root, monkeypatch):
         load(root, "memory")
     assert re.fullmatch(
         rf"folder:{root}: its 12 images of \d+x\d+x3 take \S+ kB of memory, 100 bytes are free\. "
-        r"Set data\.cache=none or data\.cache=disk, or take a smaller data\.image_size",
+        r"Set cache='none' or cache='disk', or take a smaller image_size",
         str(caught.value),
     )
     assert load(root, "none").train.where_kept == "decoded each time"
@@ -154,7 +154,7 @@ def test_images_of_many_sizes_cannot_stay_in_their_files(tmp_path, kept, cache):
     write_image(tmp_path / "set" / "b" / "0.png", size=(6, 9))
     with pytest.raises(
         DataError,
-        match=r"set: its images may differ in size\. Set data\.image_size, or data\.cache=memory if all have one size",
+        match=r"set: its images may differ in size\. Set image_size, or cache='memory' if all have one size",
     ):
         load(tmp_path / "set", cache, image_size=None)
     assert not sets_in(kept)

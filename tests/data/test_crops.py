@@ -286,9 +286,9 @@ def test_ranges_are_refused(make, message):
         ),
         (
             {"augment": [random_crop()], "image_size": 9},
-            r"data\.image_size: expected at most the 8 pixels of the kept images, got 9",
+            r"image_size: expected at most the 8 pixels of the kept images, got 9",
         ),
-        ({"image_size": 9}, r"data\.image_size: expected at most the 8 pixels of the kept images, got 9"),
+        ({"image_size": 9}, r"image_size: expected at most the 8 pixels of the kept images, got 9"),
     ],
 )
 def test_crops_that_do_not_fit_the_pipeline(options, message):

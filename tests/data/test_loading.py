@@ -20,10 +20,7 @@ from kpipe.data.statistics import channel_statistics, mean_image, whitening
 from kpipe.errors import ConfigError, DataError, OutOfMemory
 
 RANDOM = np.random.default_rng(0)
-NO_TEST = (
-    "there is no test split: the data has train and validation only. data.split.test=0.2 takes one from the training "
-    "split"
-)
+NO_TEST = "there is no test split: the data has train and validation only. test=0.2 takes one from the training split"
 
 
 def counts(split, classes):
@@ -80,11 +77,11 @@ def test_a_fraction_of_nothing_leaves_the_split_out(validation, test, sizes):
         ({"source": "digits:8"}, "expected 'digits' alone, got 'digits:8'"),
         ({"source": "folder"}, "expected folder:<path>, got 'folder'"),
         ({"source": "tfds:"}, "expected tfds:<name>, got 'tfds:'"),
-        ({"image_size": 0}, "data.image_size: expected at least 1, got 0"),
-        ({"image_size": 8, "stored_size": 0}, "data.stored_size: expected at least 1, got 0"),
-        ({"channels": 0}, "data.channels: expected at least 1, got 0"),
-        ({"validation": 1.0}, "data.split.validation: expected a fraction of at least 0 and below 1, got 1.0"),
-        ({"test": -0.1}, "data.split.test: expected a fraction of at least 0 and below 1, got -0.1"),
+        ({"image_size": 0}, "image_size: expected at least 1, got 0"),
+        ({"image_size": 8, "stored_size": 0}, "stored_size: expected at least 1, got 0"),
+        ({"channels": 0}, "channels: expected at least 1, got 0"),
+        ({"validation": 1.0}, "validation: expected a fraction of at least 0 and below 1, got 1.0"),
+        ({"test": -0.1}, "test: expected a fraction of at least 0 and below 1, got -0.1"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
@@ -98,13 +95,12 @@ def test_arguments_are_checked(arguments, message):
     [
         (
             {"source": "digits", "image_size": 20_000},
-            "digits: its 1,797 images of 20000x20000x1 take 719 GB of memory, 5 GB are free. "
-            "Take a smaller data.image_size",
+            "digits: its 1,797 images of 20000x20000x1 take 719 GB of memory, 5 GB are free. Take a smaller image_size",
         ),
         (
             {"source": "synthetic", "image_size": 16, "images": 10**12},
             "synthetic: its 1,000,000,000,000 images of 16x16x3 take 768,000 GB of memory, 5 GB are free. "
-            "Take a smaller data.image_size or fewer data.synthetic.images",
+            "Take a smaller image_size or fewer images",
         ),
     ],
 )
@@ -116,7 +112,7 @@ def test_images_that_do_not_fit_into_the_memory_are_not_made(monkeypatch, argume
 
 
 def test_channels_that_cannot_be_made():
-    with pytest.raises(DataError, match=r"digits: expected 1 or 3 for data\.channels, got 2\. Leave it out"):
+    with pytest.raises(DataError, match=r"digits: expected 1 or 3 for channels, got 2\. Leave it out"):
         load_dataset("digits", channels=2)
 
 
@@ -168,14 +164,12 @@ def test_a_missing_test_split_is_carved_out_where_it_is_asked_for(tmp_path):
     write_classes(tmp_path / "val", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}", test=0.25)
     assert [counts(split, 2) for split in splits.by_name.values()] == [[6, 3], [1, 1], [2, 1]]
-    assert splits.notes == (
-        "the test split is taken from the training split (data.split.test): the data has none of its own",
-    )
+    assert splits.notes == ("the test split is taken from the training split (test): the data has none of its own",)
     assert load_dataset(f"folder:{tmp_path}", test=0).notes == ()
     write_classes(tmp_path / "test", {"cat": 1, "dog": 1})
     splits = load_dataset(f"folder:{tmp_path}", test=0.25)
     assert splits.counts == {"train": 12, "validation": 2, "test": 2}
-    assert splits.notes == ("data.split.test is not used: the data has a test split of its own",)
+    assert splits.notes == ("test is not used: the data has a test split of its own",)
 
 
 def test_small_class_goes_whole_to_train(tmp_path):
@@ -287,7 +281,7 @@ def test_gray_from_color_is_the_luminance(tmp_path):
 def test_images_of_different_sizes_need_a_size(tmp_path):
     write_classes(tmp_path, {"a": 1}, size=(8, 8))
     write_classes(tmp_path, {"b": 1}, size=(6, 9))
-    with pytest.raises(DataError, match=r"images of one size, got 8x8 and 6x9\. Set data\.image_size"):
+    with pytest.raises(DataError, match=r"images of one size, got 8x8 and 6x9\. Set image_size"):
         load_dataset(f"folder:{tmp_path}")
 
 
@@ -300,7 +294,7 @@ def test_broken_files_are_named(tmp_path, image_size):
         load_dataset(f"folder:{tmp_path}", image_size=image_size)
     assert re.fullmatch(
         rf"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: \S*{broken}\S* \(cut off\)\. "
-        r"Replace or remove it, or leave such files out with data\.on_error=skip",
+        r"Replace or remove it, or leave such files out with on_error='skip'",
         str(caught.value),
     )
 
@@ -460,7 +454,7 @@ def test_tfds_with_images_of_many_sizes(tfds_data):
         (1, 6, 6, 1),
         (2, 6, 6, 1),
     ]
-    with pytest.raises(DataError, match=r"tfds:tiny_sizes, train: expected images of one size, got .*Set data"):
+    with pytest.raises(DataError, match=r"tfds:tiny_sizes, train: expected images of one size, got .*Set image_size"):
         load_dataset("tfds:tiny_sizes")
 
 
@@ -473,7 +467,7 @@ def test_tfds_with_damaged_files(tfds_data, tmp_path, lost, seen):
     records.write_bytes(records.read_bytes()[:-lost])
     message = (
         rf"tfds:{name}, train: expected 10 records, got {seen}: '{re.escape(str(records))}' cannot be read to the end"
-        r"\. Remove .* and prepare the set again, or train on what is left with data\.on_error=skip"
+        r"\. Remove .* and prepare the set again, or train on what is left with on_error='skip'"
     )
     with pytest.raises(DataError, match=message):
         load_dataset(f"tfds:{name}")

@@ -100,14 +100,14 @@ def test_batch_may_be_the_whole_split():
 
 
 def test_batch_larger_than_the_split():
-    message = r"data\.batch_size: expected at most the 23 images of the training split, got 24"
+    message = r"batch_size: expected at most the 23 images of the training split, got 24"
     with pytest.raises(ConfigError, match=message):
         make_pipeline(SPLIT, 24)
 
 
 @pytest.mark.parametrize("make", [make_pipeline, make_evaluation_pipeline])
 def test_batch_of_nothing(make):
-    with pytest.raises(ConfigError, match=r"data\.batch_size: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"batch_size: expected at least 1, got 0"):
         make(SPLIT, 0)
 
 
@@ -310,7 +310,7 @@ def test_mixing_without_the_number_of_classes():
 
 
 def test_a_batch_that_the_workers_cannot_divide(split):
-    with pytest.raises(ConfigError, match=r"data\.batch_size: expected a multiple of the 3 workers, got 4"):
+    with pytest.raises(ConfigError, match=r"batch_size: expected a multiple of the 3 workers, got 4"):
         make_pipeline(split, 4, workers=3)
 
 

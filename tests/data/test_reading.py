@@ -132,7 +132,7 @@ def test_all_broken_files_are_named_where_images_are_kept(tmp_path):
         load_dataset(f"folder:{tmp_path}", **WHOLE)
     message = (
         f"folder:{tmp_path}: expected images, got 3 files that cannot be decoded: {', '.join(paths)}. "
-        "Replace or remove them, or leave such files out with data.on_error=skip"
+        "Replace or remove them, or leave such files out with on_error='skip'"
     )
     assert matches(message, str(caught.value))
 
@@ -145,7 +145,7 @@ def test_a_training_from_files_ends_at_a_broken_one(tmp_path, number, augment):
         list(make_pipeline(split, 20, augment=augment, image_size=8, last_step=1).as_numpy_iterator())
     message = (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
-        "Replace or remove it, or leave such files out with data.on_error=skip"
+        "Replace or remove it, or leave such files out with on_error='skip'"
     )
     assert matches(message, str(split.unreadable.error))
 
@@ -158,7 +158,7 @@ def test_an_evaluation_from_files_ends_at_a_broken_one(tmp_path, number):
         list(make_evaluation_pipeline(split, 20).as_numpy_iterator())
     message = (
         f"folder:{tmp_path}: expected images, got 1 file that cannot be decoded: {path}. "
-        "Replace or remove it, or leave such files out with data.on_error=skip"
+        "Replace or remove it, or leave such files out with on_error='skip'"
     )
     assert matches(message, str(split.unreadable.error))
 
@@ -251,8 +251,8 @@ def test_a_worker_replaces_by_the_next_of_its_own_and_names_those_that_it_met(sk
 def test_broken_files_beyond_the_limit_end_the_training(tmp_path):
     paths = write_broken(tmp_path)
     message = (
-        f"folder:{tmp_path}: expected at most 10 % of 20 files to be unreadable (data.skip_limit), "
-        f"got 3: {', '.join(paths)}. Replace or remove them, or raise data.skip_limit"
+        f"folder:{tmp_path}: expected at most 10 % of 20 files to be unreadable (skip_limit), "
+        f"got 3: {', '.join(paths)}. Replace or remove them, or raise skip_limit"
     )
     with pytest.raises(DataError) as caught:
         load_dataset(f"folder:{tmp_path}", **WHOLE, on_error="skip", skip_limit=0.1)

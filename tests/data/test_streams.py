@@ -116,7 +116,7 @@ def test_a_damaged_stream_is_refused(damaged):
         message = (
             f"{stream.source}, train: expected 12 records, got {12 - lost}: '{stream.files[1]}' cannot be read to the "
             f"end. Remove {stream.files[1].parent} and prepare the set again, or train on what is left with "
-            "data.on_error=skip"
+            "on_error='skip'"
         )
     else:
         message = f"{stream.source}, train: expected images, got {lost} files that cannot be decoded: {names}. "
@@ -139,11 +139,9 @@ def test_a_stream_damaged_beyond_the_limit(damaged):
     stream, is_seen = damaged
     lost = 12 - len(stream.readable)
     if is_seen:
-        message = f"expected 12 records and at most 5 % of them lost (data.skip_limit), got {12 - lost}: "
+        message = f"expected 12 records and at most 5 % of them lost (skip_limit), got {12 - lost}: "
     else:
-        message = (
-            f"expected at most 5 % of 12 files to be unreadable (data.skip_limit), got {lost}: '{stream.names[0]}', "
-        )
+        message = f"expected at most 5 % of 12 files to be unreadable (skip_limit), got {lost}: '{stream.names[0]}', "
     for cache in ("memory", "none"):
         with pytest.raises(DataError, match=re.escape(message)):
             stream.load(cache, on_error="skip", skip_limit=0.05)

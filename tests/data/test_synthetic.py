@@ -37,7 +37,7 @@ def test_synthetic_can_be_learned(channels):
 
 
 def test_synthetic_needs_an_image_for_each_class():
-    with pytest.raises(ConfigError, match=r"data\.synthetic\.images: expected at least 10, one a class, got 9"):
+    with pytest.raises(ConfigError, match=r"images: expected at least 10, one a class, got 9"):
         load_dataset("synthetic", images=9)
 
 
@@ -177,15 +177,15 @@ def test_text_and_speech_can_be_learned(kind, least):
     [
         (
             {"kind": "text", "channels": 3},
-            "data.channels: expected none with kind: text, whose planes are fixed, got 3",
+            "channels: expected none with kind: text, whose planes are fixed, got 3",
         ),
-        ({"kind": "board", "classes": 9}, "data.synthetic.classes: a board has one class for each point; leave it out"),
-        ({"kind": "board", "image_size": 26}, "data.image_size: expected 2 to 25 with kind: board, got 26"),
+        ({"kind": "board", "classes": 9}, "synthetic.classes: a board has one class for each point; leave it out"),
+        ({"kind": "board", "image_size": 26}, "image_size: expected 2 to 25 with kind: board, got 26"),
         (
             {"kind": "spectrogram", "classes": 1000, "images": 2000},
-            "data.synthetic.classes: expected at most 648 with kind: spectrogram, got 1000",
+            "classes: expected at most 648 with kind: spectrogram, got 1000",
         ),
-        ({"kind": "text", "images": 9}, "data.synthetic.images: expected at least 10, one a class, got 9"),
+        ({"kind": "text", "images": 9}, "images: expected at least 10, one a class, got 9"),
     ],
 )
 def test_arguments_that_a_kind_does_not_have(options, message):

@@ -18,9 +18,10 @@ import pytest
 import yaml
 from tiny_runs import assert_same_run, only_run, records_of, timeless
 
+from kpipe.caller import on_command_line
 from kpipe.config.loading import load_experiment
 from kpipe.errors import ConfigError
-from kpipe.runs.interruption import command_again
+from kpipe.runs.interruption import how_again
 from kpipe.runs.resume import check_resume, command_to_train_longer
 from kpipe.training.trainer import Trainer
 
@@ -569,16 +570,23 @@ def test_native_code_may_turn_an_interruption_into_another_error(kpipe, experime
 
 
 def test_the_command_that_resumes_can_be_pasted(monkeypatch):
+    def said(resumes):
+        with on_command_line():
+            said, command = how_again("resumes it", resumes=resumes).split(":\n  ")
+        assert said == "The same command resumes it"
+        return command
+
+    assert how_again("resumes it", resumes=True) == "The same call resumes it."
     augment = "data.augment=[{pad_crop: {padding: 2}}]"
     monkeypatch.setattr(sys, "executable", "/x/bin/python3.11")
     monkeypatch.setattr(shutil, "which", lambda name: f"/x/bin/{name}")
     monkeypatch.setattr(sys, "argv", ["/x/kpipe/run.py", "a b.yaml", "--new", augment])
-    assert command_again(resumes=True) == f"python -m kpipe.run 'a b.yaml' '{augment}'"
+    assert said(resumes=True) == f"python -m kpipe.run 'a b.yaml' '{augment}'"
     # Without --new, an older run would be resumed where this one has left nothing.
-    assert command_again(resumes=False) == f"python -m kpipe.run 'a b.yaml' --new '{augment}'"
+    assert said(resumes=False) == f"python -m kpipe.run 'a b.yaml' --new '{augment}'"
     monkeypatch.setattr(sys, "argv", ["/x/bin/kpipe", "run", "a.yaml"])
-    assert command_again(resumes=True) == "kpipe run a.yaml"
+    assert said(resumes=True) == "kpipe run a.yaml"
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert command_again(resumes=True) == "/x/bin/kpipe run a.yaml"
+    assert said(resumes=True) == "/x/bin/kpipe run a.yaml"
     monkeypatch.setattr(sys, "argv", ["/x/kpipe/__main__.py", "run", "a.yaml"])
-    assert command_again(resumes=True) == "/x/bin/python3.11 -m kpipe run a.yaml"
+    assert said(resumes=True) == "/x/bin/python3.11 -m kpipe run a.yaml"

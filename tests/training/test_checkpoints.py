@@ -241,10 +241,10 @@ def test_when_nothing_is_whole_everything_is_named(model, folder):
     with pytest.raises(EnvironmentFault) as caught:
         Checkpoints(folder).restore(model)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{folder}: no whole checkpoint to resume from; --new starts another run:"
+    assert lines[0] == f"{folder}: no whole checkpoint to resume from; new=True starts another run:"
     assert [line.split()[0] for line in lines[1:]] == [f"{folder}/step-00000020", f"{folder}/step-00000010"]
     assert filled_with(model) == {99}
-    with pytest.raises(EnvironmentFault, match="--new starts another run:\n  there is none"):
+    with pytest.raises(EnvironmentFault, match="new=True starts another run:\n  there is none"):
         Checkpoints(folder / "nowhere").restore(model)
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from image_sets import write_classes
-from kpipe.search import trials
 from tiny_searches import PEAK, PEAKS, rows_of, score
 
 from kpipe.catalog.search import RandomSearchOptions
 from kpipe.errors import ConfigError, DataError, Diverged, OutOfMemory
+from kpipe.tuning import trials
 from kpipe.tuning.records import Record, read_records
 
 

@@ -84,7 +84,7 @@ def test_an_option_that_is_not_for_workers(kpipe, experiment, as_worker):
     as_worker(lambda client: None)
     for option in (("--workers", "2"), ("--new",)):
         code, _, err = kpipe("search", experiment, *option)
-        assert (code, err.startswith("--workers, --new: expected neither where KERASTUNER_TUNER_ID says")) == (2, True)
+        assert (code, err.startswith("workers, new: expected neither where KERASTUNER_TUNER_ID says")) == (2, True)
 
 
 def test_an_error_of_the_chief_is_its_own(kpipe, experiment, worker_says, monkeypatch):
