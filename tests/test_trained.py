@@ -56,7 +56,7 @@ def test_a_model_file_alone_needs_its_classes_and_a_size(tmp_path):
     images = keras.Input((None, None, 3))
     logits = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(images))
     keras.Model(images, logits).save(tmp_path / "net.keras")
-    said = rf"^{tmp_path}/classes.txt: expected the 2 classes of the network, one name a line in the order of the "
+    said = rf"^{tmp_path}/classes.txt: expected the classes of the network, one name a line in the order of "
     with pytest.raises(DataError, match=said):
         load_trained(tmp_path / "net.keras")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
@@ -87,7 +87,15 @@ def test_a_file_of_one_size_says_it(tmp_path):
         ),
         (lambda run: (run / "model.keras").write_bytes(b"PK"), "one that is damaged or cut short.* The run also has "),
         (lambda run: (run / "normalization.npz").unlink(), "normalization.npz: expected the constants of the first la"),
-        (lambda run: (run / "classes.txt").unlink(), "classes.txt: expected the 6 classes of the network, one name a "),
+        (
+            lambda run: (run / "classes.txt").unlink(),
+            "classes.txt: expected the classes of the network, one name a lin",
+        ),
+        (lambda run: (run / "classes.txt").write_bytes(b"\xff"), "logits, got a file without names, or a damaged one$"),
+        (
+            lambda run: (run / "classes.txt").write_text("cat\n"),
+            "classes.txt: expected the 6 classes of the network, got 1",
+        ),
         (
             lambda run: (run / "summary.json").unlink(),
             "expected a finished run, got one that is not finished. `kpipe f",
@@ -95,6 +103,10 @@ def test_a_file_of_one_size_says_it(tmp_path):
         (
             lambda run: (run / "summary.json").write_text('{"status": "diverged"}'),
             "expected a finished run, got one that is diverged. `kpipe finish .*` finishes it as it stands.$",
+        ),
+        (
+            lambda run: ((run / "summary.json").unlink(), shutil.rmtree(run / "checkpoints")),
+            "got one that is not finished, and it has no checkpoint to finish from. Train it again$",
         ),
     ],
 )
@@ -107,13 +119,35 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
-        ("nowhere", {}, "nowhere: expected a run directory or a .keras file, got no such file or directory$"),
+        (
+            "nowhere",
+            {},
+            "nowhere: expected .* got no such file or directory, did you mean /.*/run.$",
+        ),
+        (
+            "rnu",
+            {},
+            "rnu: expected .* got no such file or directory, did you mean 'run'.$",
+        ),
+        (
+            "run/model_avreaged.keras",
+            {},
+            "model_avreaged.keras: expected a run directory or a .keras file, got no such file or directory, did you "
+            "mean 'model_averaged.keras'.$",
+        ),
+        ("run/config.yaml", {}, "config.yaml: expected a run .* got a file of another kind, did you mean /.*/run.$"),
+        ("run/checkpoints", {}, "checkpoints: expected .* got a folder without config.yaml, did you mean /.*/run.$"),
         (
             "text.kera",
             {},
             "text.kera: expected .* got no such file or directory, did you mean 'text.keras'.$",
         ),
-        (".", {}, "expected a run directory or a .keras file, got a folder without config.yaml$"),
+        (
+            ".",
+            {},
+            "expected a run directory or a .keras file, got a folder without config.yaml, did you mean /.*/run.$",
+        ),
+        ("empty", {}, "empty: expected a run directory or a .keras file, got a folder without config.yaml$"),
         (
             "text.keras",
             {},
@@ -121,10 +155,19 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
         ),
         ("run", {"weights": "all"}, "^weights: expected one of best, raw, averaged, got 'all'$"),
         ("run", {"image_size": 32}, "^image_size, resize: expected neither with a run, whose config.yaml says both: "),
+        ("run", {"image_size": -5}, "^image_size: expected at least 1 pixel, got -5$"),
+        ("run", {"resize": "squeeze"}, "^resize: expected one of crop, pad, squash, got 'squeeze'$"),
+        (
+            "run/model_averaged.keras",
+            {"weights": "raw"},
+            "^weights: expected a choice with a run directory alone, got raw and the file /.*_averaged.keras. Give /",
+        ),
     ],
 )
 def test_what_is_not_trained_is_refused(copied, tmp_path, path, options, message):
     (tmp_path / "text.keras").write_text("a model")
+    (tmp_path / "empty" / "one").mkdir(parents=True)
+    shutil.copy(copied / "model.keras", copied / "model_averaged.keras")
     with pytest.raises(ConfigError, match=message):
         load_trained(tmp_path / path, **options)
 
