@@ -4,11 +4,13 @@
 in the same precision, from the same layers. Only a user's own network is always computed in float32.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 
+from kpipe.catalog.networks import find_network
 from kpipe.catalog.own_code import is_own
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import counted
@@ -77,7 +79,7 @@ def _load_run(found: TrainedFile) -> Trained:
     run, file = found.run, found.file
     experiment = resolve_auto(found.experiment)
     try:
-        saved = load_keras_file(file)
+        saved = _load_saved(found)
     except ConfigError as error:
         others = [path for path in (*run.path.glob("model*.keras"), *run.checkpoints.glob("step-*")) if path != file]
         kept = f" The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
@@ -99,6 +101,19 @@ def _load_run(found: TrainedFile) -> Trained:
     return Trained(file, run, experiment, model, found.class_names, shape, experiment.data, notes)
 
 
+def _load_saved(found: TrainedFile) -> keras.Model:
+    """Load the model file of a run. The user's own code is run only where a layer stands in it."""
+    try:
+        return load_keras_file(found.file)
+    except ConfigError:
+        if not is_own(found.experiment.model.name):
+            raise
+        names = find_network(found.experiment.model.name).function.__globals__
+        classes = {name: value for name, value in names.items() if inspect.isclass(value)}
+        with keras.saving.custom_object_scope(classes):
+            return load_keras_file(found.file)
+
+
 def _build(
     found: TrainedFile, experiment: Experiment, shape: tuple[int, int, int], normalization: Normalization
 ) -> keras.Model:
@@ -115,7 +130,7 @@ def _build(
 def _restore_first_layer(saved: keras.Model, normalization: Normalization) -> keras.Model:
     """Return a saved network with the first layer that it was trained with, which rounds otherwise.
 
-    The code of a user's own network is not run: it may have changed since, or be gone.
+    The function of a user's own network is not called: it may have changed since, or be gone.
     """
 
     def restore(layer: keras.Layer) -> keras.Layer:

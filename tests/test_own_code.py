@@ -118,6 +118,19 @@ def test_a_run_is_evaluated_as_it_was_trained_after_its_code_has_changed(kpipe, 
 
 
 @pytest.mark.slow
+def test_layers_of_its_own_are_loaded(kpipe, own, logs):
+    layer = "class Twice(layers.Layer):\n    def call(self, x):\n        return 2 * x\n"
+    code = NETS.replace("x = preprocessing(images)", "x = Twice()(preprocessing(images))")
+    (own.parent / "nets.py").write_text(f"{code}\n{layer}")
+    assert kpipe("run", str(own), "training.epochs=1")[0] == 0
+    run = only_run(logs, "own")
+    code, out, err = kpipe("evaluate", str(run), "--json")
+    assert code == 0, err
+    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
+    assert {name: result[name] for name in of_the_run} == of_the_run
+
+
+@pytest.mark.slow
 def test_a_killed_run_of_it_is_resumed_exactly_by_another_process(start, own, tmp_path):
     """Its layers have no names of their own, and Keras counts them over the life of a process."""
     often = ("run", str(own), "training.checkpoint.every.steps=2")
