@@ -200,13 +200,13 @@ def nearest_file(path: Path, *others: str, pattern: str = "*") -> str:
 
 def check_output_folder(folder: Path) -> Path:
     """Return a folder that can be made and written; raise ConfigError where it cannot, before any work."""
-    try:
-        existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        folder.exists()  # a name that is too long is no error to `lexists`
-    except OSError as error:
-        raise ConfigError(
-            f"output: expected a folder that can be made, got {path_shown(folder)} ({error.strerror})"
-        ) from None
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    for part in folder.relative_to(existing).parts:
+        try:
+            os.lstat(existing / part)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ConfigError(f"output: expected shorter names, got {path_shown(folder)}") from None
     if not existing.is_dir():
         what = "is a file" if existing.exists() else "is a link to what is not there"
         raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} {what}")

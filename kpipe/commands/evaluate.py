@@ -48,6 +48,7 @@ FILES = (
     "mistakes.png",
 )
 _LONGEST_NAME = 150  # bytes of the name of a folder; file systems take 255
+_MOST_SKIPPED = 0.99  # fraction of the images that `on_error` skips: of some images there must be numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ def evaluate(
     trained = load_trained(run, **how)
     _check_protocol(trained, protocol, scales)
     config = trained.data if data is None else _config_of(trained, source)
-    config = config if on_error is None else config.model_copy(update={"on_error": on_error, "skip_limit": 1.0})
+    config = (
+        config if on_error is None else config.model_copy(update={"on_error": on_error, "skip_limit": _MOST_SKIPPED})
+    )
     scored = _find_scored_split(trained, config, split, protocol, screen, is_other=data is not None)
     name = _name_evaluation(trained, scored.name, protocol, scales, image_size, resize, data and source)
     folder = output or _check_target(trained.file.parent / "evaluation" / name)

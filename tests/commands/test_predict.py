@@ -212,6 +212,17 @@ def test_the_grid_shows_the_truth_where_folders_tell_it(kpipe, run, tmp_path, mo
     assert grid.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("grid", [(), ("--grid", "grid.png")])
+def test_nothing_is_predicted_that_nobody_reads(run, monkeypatch, tmp_path, grid):
+    """As after `| head`; but a picture is drawn of all files."""
+    predicted = []
+    monkeypatch.setattr("kpipe.streams.Output.is_read", lambda self: len(predicted) < 5)
+    monkeypatch.setattr("kpipe.commands.predict_screen.csv_writer", lambda: predicted.append)
+    options = [str(tmp_path / each) if each == "grid.png" else each for each in grid]
+    assert cli.main(["predict", run, "photos/test", "--csv", *options]) == 0
+    assert len(predicted) == (9 if grid else 8)  # in batches of 4
+
+
 def test_a_large_folder_is_drawn_in_part(kpipe, run, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr("kpipe.figures.draw_predictions", lambda **columns: drawn.update(columns))
