@@ -1,11 +1,8 @@
 """`kpipe evaluate`: the numbers of a trained network on a whole split. `evaluate_screen` prints them."""
 
 import csv
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +27,9 @@ from kpipe.evaluation.views import Protocol, see_all_places, see_center, see_man
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.image_grids import draw_predictions
 from kpipe.figures.style import label, noting_failures, save_figure
-from kpipe.files import check_output_folder, expand_path, translate_write_errors, write_json
+from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
-from kpipe.signals import stop_signals
 from kpipe.trained import Trained, load_trained
 
 FILES = (
@@ -328,7 +324,7 @@ def _write(
     style = {"class_names": class_names, "caption": caption}
     surest = outcomes.surest_mistakes[:MOST_MISTAKES]
     counts = count_pairs(outcomes, len(class_names))
-    with _filling(folder) as new:
+    with filling(folder, FILES) as new:
         with noting_failures(result["notes"], new, "confusion_matrix.png"):
             figure = draw_confusion_matrix(outcomes.labels, outcomes.predictions, **style)
             save_figure(figure, new / "confusion_matrix.png")
@@ -352,23 +348,3 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-@contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, whose files are moved to `folder` at the end; after an error nothing of it is left.
-
-    Of `FILES`, those that were not written are removed: they would be of an earlier evaluation.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary, stop_signals() as stop:
-        new = Path(temporary)
-        yield new
-        stop.defer()  # the rest takes milliseconds
-        folder.mkdir(exist_ok=True)
-        for name in FILES:
-            if (new / name).exists():
-                os.replace(new / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        stop.obey()
