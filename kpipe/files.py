@@ -247,9 +247,16 @@ def nearest_file(path: Path, *others: str, pattern: str = "*") -> str:
 
 def check_output_folder(folder: Path) -> Path:
     """Return a folder that can be made and written; raise ConfigError where it cannot, before any work."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        folder.exists()  # a name that is too long is no error to `lexists`
+    except OSError as error:
+        raise ConfigError(
+            f"output: expected a folder that can be made, got {path_shown(folder)} ({error.strerror})"
+        ) from None
     if not existing.is_dir():
-        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} is a file")
+        what = "is a file" if existing.exists() else "is a link to what is not there"
+        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} {what}")
     if not os.access(existing, os.W_OK):
         raise ConfigError(f"output: expected a folder in which you may write, got {path_shown(folder)}")
     return folder

@@ -91,7 +91,7 @@ def export(
         _check_float32(trained)
         splits, why_not = _find_images(trained, needed=int8)
         if int8:
-            _leave_out_unreadable(splits.by_name[_held_out(splits)], screen.progress)
+            _leave_out_unreadable(splits.by_name[splits.held_out or "train"], screen.progress)
         images, described = _choose_images(trained, splits, why_not)
         sample = _Sample(images, described, compute_logits(trained.model, images))
         cards = {}
@@ -131,7 +131,7 @@ def _quantize(file: Path, model: keras.Model, splits: Splits, sample: _Sample) -
     calibration = _read_images(splits, "train", _CALIBRATING).astype("float32")
     write_format("litert", model, file, calibration=calibration[:, np.newaxis])
     difference = verify("litert", file, sample.images, sample.logits, bound=INT8_BOUND)
-    split = _held_out(splits)
+    split = splits.held_out or "train"
     with translate_reading_errors(splits.by_name.values()):
         accuracy, float32_accuracy, count = _compare_accuracies(file, model, evaluation_batches(splits, split, 32))
     return {
@@ -175,7 +175,7 @@ def _find_images(trained: Trained, needed: bool) -> tuple[Splits | None, str]:
 def _choose_images(trained: Trained, splits: Splits | None, why_not: str) -> tuple[np.ndarray, str]:
     """Return images uint8 [B, H, W, C] to check with, and which they are."""
     if splits is not None:
-        split = _held_out(splits)
+        split = splits.held_out or "train"
         try:
             images = _read_images(splits, split, _CHECKED)
             return images, f"{counted(len(images), 'image')} of the {split} split"
@@ -208,11 +208,6 @@ def _leave_out_unreadable(split: Split, progress: ProgressReporter = no_progress
     """Note the images that cannot be read, where the experiment allows that there are some."""
     if split.unreadable.limit is not None and not split.kept_pixels:
         note_unreadable(split, progress)
-
-
-def _held_out(splits: Splits) -> str:
-    """Return the name of the split that says most about a network."""
-    return next(name for name in ("test", "validation", "train") if splits.by_name.get(name))
 
 
 def _check_float32(trained: Trained) -> None:
