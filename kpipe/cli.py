@@ -15,6 +15,7 @@ import click
 from kpipe import __version__
 from kpipe.caller import on_command_line
 from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS, RESIZES, WEIGHTS
+from kpipe.catalog.formats import FORMATS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import from_here, path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
@@ -167,13 +168,17 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     metavar="FORMAT",
     multiple=True,
     required=True,
-    help="keras, saved_model, onnx or litert. May be given several times.",
+    help=f"One of {', '.join(FORMATS)}. May be given several times.",
 )
 @click.option("--output", metavar="FOLDER", help="Folder to which each format adds its own. Default: RUN/export.")
 @_weights
+@_image_size
+@_resize
 @click.option("--int8", is_flag=True, help="Quantize LiteRT's file as well, and measure its accuracy.")
 @click.pass_obj
-def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | None, weights: str, int8: bool) -> None:
+def export(
+    shown: Output, trained: str, formats: tuple[str, ...], output: str | None, int8: bool, **how_loaded: Any
+) -> None:
     """Write a trained network in the format of another runtime, with a model card.
 
     RUN is the directory of a finished run, or a .keras file with a classes.txt beside it. What is written takes raw
@@ -182,16 +187,19 @@ def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | 
     For two of them: kpipe export RUN --to onnx --to litert
     """
     announce(_LOADING)
-    from kpipe.exporting.formats import check_arguments
+    from kpipe.exporting.arguments import check_arguments
     from kpipe.runs.model_files import find_trained
 
-    find_trained(trained, weights=weights)
-    _, folder = check_arguments(trained, formats, output, int8)
+    find_trained(trained, **how_loaded)
+    check_arguments(trained, formats, output, int8)
     shown.is_needed = False
-    with _quietly(writes=folder):
+    with _quietly():
         from kpipe.commands.export import export
+        from kpipe.commands.export_screen import show_exports
+        from kpipe.console import Screen
 
-        export(trained, formats, output=output, weights=weights, int8=int8)
+        screen = Screen()
+        show_exports(export(trained, formats, output=output, int8=int8, screen=screen, **how_loaded), screen)
 
 
 @cli.command(short_help="Show layers, parameters, memory and steps.")

@@ -4,9 +4,7 @@ import csv
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,10 @@ from kpipe.evaluation.scoring import score
 from kpipe.evaluation.views import make_protocol
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.style import label, noting_failures, save_figure
-from kpipe.files import check_output_folder, expand_path, translate_write_errors, write_json
+from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
 from kpipe.runs.model_files import find_source, find_trained
-from kpipe.signals import stop_signals
 from kpipe.trained import Trained, load_trained
 from kpipe.training.losses import CrossEntropy
 
@@ -370,7 +367,7 @@ def _write(
     caption = label(f"{Path(result['model']).parent.name} · {result['split']}, {count} · {result['protocol']}", 100)
     style = {"class_names": class_names, "caption": caption}
     counts = make_confusion_matrix(outcomes, len(class_names))
-    with _filling(folder) as new:
+    with filling(folder, FILES) as new:
         with noting_failures(result["notes"], new, "confusion_matrix.png"):
             save_figure(draw_confusion_matrix(counts, **style), new / "confusion_matrix.png")
         with noting_failures(result["notes"], new, "mistakes.png"):
@@ -393,23 +390,3 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-@contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, whose files are moved to `folder` at the end; after an error nothing of it is left.
-
-    Of `FILES`, those that were not written are removed: they would be of an earlier evaluation.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".evaluation-") as temporary, stop_signals() as stop:
-        new = Path(temporary)
-        yield new
-        stop.defer()  # the rest takes milliseconds
-        folder.mkdir(exist_ok=True)
-        for name in FILES:
-            if (new / name).exists():
-                os.replace(new / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        stop.obey()
