@@ -14,7 +14,7 @@ import click
 
 from kpipe import __version__
 from kpipe.caller import on_command_line
-from kpipe.catalog.evaluation import PROTOCOLS, WEIGHTS
+from kpipe.catalog.evaluation import PROTOCOLS, RESIZES, WEIGHTS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
@@ -38,9 +38,8 @@ _weights = click.option(
 _image_size = click.option(
     "--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a model file that takes any."
 )
-_resize = click.option(
-    "--resize", type=click.Choice(["crop", "pad", "squash"]), help="How an image becomes square, for a model file."
-)
+_resize = click.option("--resize", type=click.Choice(RESIZES), help="How an image becomes square, for a model file.")
+_HOW_LOADED = ("weights", "image_size", "resize")  # options of `load_trained`
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -184,7 +183,9 @@ def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | 
     """
     announce(_LOADING)
     from kpipe.exporting.formats import check_arguments
+    from kpipe.runs.model_files import find_trained
 
+    find_trained(trained, weights=weights)
     _, folder = check_arguments(trained, formats, output, int8)
     shown.is_needed = False
     with _quietly(writes=folder):
@@ -269,11 +270,10 @@ def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: 
     """
     if not as_json:
         announce(_LOADING)
-    if data is not None:
-        from kpipe.catalog.data import absolute_source, check_source
+    from kpipe.runs.model_files import find_source, find_trained
 
-        check_source(absolute_source(data))
     sides = _parse_scales(scales) if scales else ()
+    find_source(find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED}), data)
     with _quietly():
         from kpipe.commands.evaluate import evaluate
         from kpipe.commands.evaluate_screen import show_evaluation
@@ -322,14 +322,17 @@ def predict(
     from kpipe.console import Screen, screen_on_standard_error
     from kpipe.files import expand_path
     from kpipe.layout import find_images
+    from kpipe.runs.model_files import find_trained
 
     files = find_images(itertools.chain.from_iterable(_paths_in(image) for image in images))
     picture = grid and _check_output(expand_path(grid, "--grid"), "--grid", "predictions.png")
+    how = {"weights": weights, "image_size": image_size, "resize": resize}
+    find_trained(path, **how)
     with screen_on_standard_error() as errors, _quietly(writes=picture):
         from kpipe.commands.predict import csv_writer, jsonl_writer, load_network, print_predictions, table_writer
         from kpipe.data import no_progress
 
-        trained = load_network(path, weights=weights, image_size=image_size, resize=resize)
+        trained = load_network(path, **how)
         screen = Screen()
         if as_csv or as_jsonl:
             write = csv_writer() if as_csv else jsonl_writer()

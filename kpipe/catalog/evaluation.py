@@ -1,4 +1,10 @@
-"""What a trained network is evaluated with: its weights, and protocols by name, which say what of an image it sees."""
+"""What a trained network is used with: its weights, protocols by name, and how its images become square.
+
+The command line imports it for its help, so it imports nothing.
+"""
+
+RESIZES = ("crop", "pad", "squash")
+"""Values of `data.resize`, see `kpipe.data.images.Form`."""
 
 WEIGHTS = ("best", "raw", "averaged")
 """Weights of a run that has averaged them: `best` are the better of the two."""

@@ -191,7 +191,7 @@ def _choose(trained: Trained, data: str | None, name: str | None, protocol: str,
         expected, got = ("x".join(map(str, shape)) for shape in (trained.image_shape, splits.image_shape))
         raise DataError(f"{config.source}: expected images of {expected}, which the network sees, got {got}")
     kept = split = splits.by_name[name]
-    notes = []
+    notes = list(trained.notes)
     if split.unreadable.limit is not None and not split.kept_pixels:
         note_unreadable(split, screen.progress)
     if protocol in ("multi_crop", "dense"):
