@@ -89,8 +89,14 @@ class Scale(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("nets")
-class Known(Scale):
+class Nameless(Scale):
     pass
+
+
+@keras.saving.register_keras_serializable("nets")
+class Known(Scale):
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
 
 
 def _scaled(input_shape, classes, preprocessing, layer):
@@ -105,6 +111,10 @@ def known(input_shape, classes, *, preprocessing, factor=2.0):
 
 def unknown(input_shape, classes, *, preprocessing):
     return _scaled(input_shape, classes, preprocessing, keras.Sequential([Scale(2.0, name="twice")]))
+
+
+def nameless(input_shape, classes, *, preprocessing):
+    return _scaled(input_shape, classes, preprocessing, Nameless(2.0))
 
 
 def lambdas(input_shape, classes, *, preprocessing):
@@ -219,19 +229,6 @@ def test_a_run_is_evaluated_as_it_was_trained_after_its_code_has_changed(kpipe, 
 
 
 @pytest.mark.slow
-def test_layers_of_its_own_are_loaded(kpipe, own, logs):
-    layer = "class Twice(layers.Layer):\n    def call(self, x):\n        return 2 * x\n"
-    code = NETS.replace("x = preprocessing(images)", "x = Twice()(preprocessing(images))")
-    (own.parent / "nets.py").write_text(f"{code}\n{layer}")
-    assert kpipe("run", str(own), "training.epochs=1")[0] == 0
-    run = only_run(logs, "own")
-    code, out, err = kpipe("evaluate", str(run), "--json")
-    assert code == 0, err
-    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
-    assert {name: result[name] for name in of_the_run} == of_the_run
-
-
-@pytest.mark.slow
 def test_a_killed_run_of_it_is_resumed_exactly_by_another_process(start, own, tmp_path):
     """Its layers have no names of their own, and Keras counts them over the life of a process."""
     often = ("run", str(own), "training.checkpoint.every.steps=2")
@@ -322,6 +319,11 @@ def test_mistakes(own, override, message):
         ("two_inputs", "expected one input of images, (None, 8, 8, 3), got (None, 8, 8, 3), (None, 2)"),
         ("unknown", f"expected {LOADABLE}, got Scale 'twice'. {REGISTER}"),
         (
+            "nameless",
+            f"expected {LOADABLE}, got Nameless 'nameless', whose name would be lost. Give its class a get_config() "
+            "that returns {**super().get_config(), ...} with what the class is made with",
+        ),
+        (
             "lambdas",
             f"expected {LOADABLE}, got Lambda 'same', whose code is not run. Make a class of it, a keras.Layer",
         ),
@@ -370,14 +372,19 @@ def test_it_may_import_the_file_beside_it(own):
     del sys.modules["beside_nets"]
 
 
+@pytest.mark.slow
 def test_layers_of_its_own_are_known_wherever_it_is_used(kpipe, own, logs, forget):
     own.write_text(EXPERIMENT.replace("tiny", "known").replace("width: 3", "factor: 3.0"))
-    assert kpipe("run", str(own), "training.epochs=1")[0] == 0
+    constant = "training.learning_rate.schedule=constant"
+    assert kpipe("run", str(own), "training.epochs=1", constant)[0] == 0
     run = only_run(logs, "own")
+    forget()
+    code, out, err = kpipe("evaluate", str(run), "--json")
+    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
+    assert {name: result[name] for name in of_the_run} == of_the_run
     for verb in (
-        ("evaluate", str(run)),
         ("run", str(own), f"model.init_from={run}", "name=finer"),
-        ("run", "--resume", str(run), "training.epochs=2", "training.learning_rate.schedule=constant"),
+        ("run", "--resume", str(run), "training.epochs=2", constant),
     ):
         forget()
         code, out, err = kpipe(*verb)

@@ -169,3 +169,8 @@ def _check_layers_load(where: str, model: keras.Model) -> None:
                 f"{problem}. Write @keras.saving.register_keras_serializable() before classes and functions of your "
                 "own, let get_config() return what a class is made with, and use no lambda"
             ) from error
+        if config["config"].get("name") != layer.name:  # by which its weights are found
+            raise ConfigError(
+                f"{problem}, whose name would be lost. Give its class a get_config() that returns "
+                "{**super().get_config(), ...} with what the class is made with"
+            )
