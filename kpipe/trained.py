@@ -81,8 +81,10 @@ def _load_run(found: TrainedFile) -> Trained:
         saved = _load_saved(found)
     except ConfigError as error:
         others = [path for path in (*run.path.glob("model*.keras"), *run.checkpoints.glob("step-*")) if path != file]
-        kept = f" The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
-        raise ConfigError(f"{error}{kept}") from None
+        kept = (
+            f". The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
+        )
+        raise ConfigError(f"{str(error).removesuffix('.')}{kept}") from None
     _check_class_names(found, saved)
     shape = tuple(run.read_json("summary.json").get("image") or saved.input_shape[1:])
     normalization = load_normalization(run.constants, shape)

@@ -14,7 +14,7 @@ from kpipe import cli
 from kpipe.assembly import load_splits, make_augmentations
 from kpipe.catalog.data import LOADING
 from kpipe.catalog.own_code import load_function
-from kpipe.config.loading import load_experiment
+from kpipe.config.loading import load_experiment, load_search
 from kpipe.data import Augmentation, make_pipeline
 from kpipe.data.loading import find_source, load_dataset
 from kpipe.errors import ConfigError
@@ -508,6 +508,17 @@ def test_functions_that_are_no_augmentations(augmented, entry, problem):
     assert str(caught.value) == problem.replace("{folder}", str(augmented.parent))
 
 
+def test_options_of_an_augmentation_are_not_searched_one_by_one(augmented):
+    key = "data.augment.1.augs.py:invert.fraction"
+    augmented.write_text(augmented.read_text().replace("model.width: [2, 5]", f'"{key}": [0.1, 0.2]'))
+    with pytest.raises(ConfigError) as caught:
+        load_search(augmented)
+    assert str(caught.value) == (
+        f"{augmented}:4: search.space.{key}: options of an augmentation of your own are not searched one by one; give "
+        "whole lists to data.augment"
+    )
+
+
 SOURCE = """\
 import numpy as np
 
@@ -678,6 +689,11 @@ def test_mistakes_in_the_options_of_a_source(kpipe, sourced):
     code, _, err = kpipe("run", str(sourced), "data.source=python:exp/images")
     said = "command line: data.source: expected python:<FILE.py:function> or python:<module:function>, got "
     assert (code, err) == (2, f"{said}'python:exp/images'\n")
+
+
+def test_options_of_a_source_are_searched(sourced):
+    sourced.write_text(sourced.read_text().replace("model.width: [2, 5]", "data.python.number: [20, 30]"))
+    assert load_search(sourced).experiment.search.space["data.python.number"].choice == [20, 30]
 
 
 def test_an_option_of_a_source_cannot_have_the_name_of_an_argument(kpipe, sourced):
