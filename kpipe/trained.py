@@ -74,9 +74,25 @@ def load_trained(
     return _load_run(found) if found.run else _load_file(found, image_size, resize)
 
 
-def _load_run(found: TrainedFile) -> Trained:
+def load_as_saved(
+    path: str | Path, *, weights: str = "best", image_size: int | None = None, resize: str | None = None
+) -> Trained:
+    """Load a trained network as its file has it: in float32, and of the layers that Keras's own format can hold.
+
+    The arguments, the result and the errors are those of `load_trained`.
+    """
+    found = find_trained(path, weights=weights, image_size=image_size, resize=resize)
+    if found.run is None:
+        return _load_file(found, image_size, resize)
+    model, experiment = _load_of_run(found), found.experiment
+    return Trained(
+        found.file, found.run, experiment, model, found.class_names, _find_shape(found, model), experiment.data
+    )
+
+
+def _load_of_run(found: TrainedFile) -> keras.Model:
+    """Load the model file of a run, and check it; an error names the run's other files."""
     run, file = found.run, found.file
-    experiment = resolve_auto(found.experiment)
     try:
         saved = _load_saved(found)
     except ConfigError as error:
@@ -86,7 +102,18 @@ def _load_run(found: TrainedFile) -> Trained:
         )
         raise ConfigError(f"{str(error).removesuffix('.')}{kept}") from None
     _check_class_names(found, saved)
-    shape = tuple(run.read_json("summary.json").get("image") or saved.input_shape[1:])
+    return saved
+
+
+def _find_shape(found: TrainedFile, saved: keras.Model) -> tuple[int, int, int]:
+    """Return (H, W, C) of the images of a run, whose file may take any size."""
+    return tuple(found.run.read_json("summary.json").get("image") or saved.input_shape[1:])
+
+
+def _load_run(found: TrainedFile) -> Trained:
+    run, file, experiment = found.run, found.file, resolve_auto(found.experiment)
+    saved = _load_of_run(found)
+    shape = _find_shape(found, saved)
     normalization = load_normalization(run.constants, shape)
     if normalization is None:
         raise ConfigError(

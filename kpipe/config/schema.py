@@ -27,7 +27,7 @@ from kpipe.catalog.data import (
     absolute_source,
     parse_background,
 )
-from kpipe.catalog.evaluation import RESIZES
+from kpipe.catalog.evaluation import ON_ERROR, RESIZES
 from kpipe.catalog.networks import MODELS, OwnNetworkOptions
 from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.rows import (
@@ -198,7 +198,7 @@ class _DataConfig(Section):
     default ~/.cache/kpipe. `none`: nowhere, so that images are decoded in each epoch."""
     cache_gigabytes: Positive = 2.0
     """Memory that `cache: auto` may fill, in 10^9 bytes."""
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: Literal[*ON_ERROR] = "fail"
     """What happens when an image cannot be read. `fail`: the run ends. `skip`: training takes the next image instead,
     and evaluation leaves it out."""
     skip_limit: Fraction = 0.01

@@ -20,7 +20,7 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import make_evaluation_pipeline
 from kpipe.errors import ConfigError
 from kpipe.experiment import train
-from kpipe.models.dense import build_dense
+from kpipe.models.fully_convolutional import build_fully_convolutional
 from kpipe.runs.options import RunOptions
 from kpipe.trained import load_trained
 
@@ -96,14 +96,16 @@ def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
     assert [row["images"] for row in per_class] == ["2", "2", "1", "2", "2", "2"]
     matrix = rows_of(folder / "confusion_matrix.csv")
     assert sum(int(row[row["label"]]) for row in matrix) / 11 == pytest.approx(result["accuracy"])
-    surest = max((row for row in predictions if row["label"] != row["prediction"]), key=lambda row: row["probability"])
-    assert {name: str(value) for name, value in result["mistakes"][0].items()} == surest
+    most_confident = max(
+        (row for row in predictions if row["label"] != row["prediction"]), key=lambda row: row["probability"]
+    )
+    assert {name: str(value) for name, value in result["mistakes"][0].items()} == most_confident
 
     assert f"  data       folder:{photographs}, test: 11 images, all but 1 that cannot be read: '{photographs}/t" in out
     assert "  protocol   center: the center of the kept image, as at the end of a run\n" in out
-    assert f"The surest of {result['num_mistakes']} mistakes:\n" in out
+    assert f"The most confident of {result['num_mistakes']} mistakes:\n" in out
     assert " test/" in out  # the files of the mistakes, without the folder of all
-    assert out.endswith(f"All of it is in {folder}\n")
+    assert out.endswith(f"Results are in {folder}\n")
 
 
 @pytest.mark.slow
@@ -133,7 +135,7 @@ def test_dense_sees_the_whole_of_each_file(finished, quiet, without_figures):
     split.unreadable.add([5])
     images, labels = zip(*split.read(), strict=True)
     assert images[0].shape == (20, 30, 3)
-    dense = build_dense(trained.model)
+    dense = build_fully_convolutional(trained.model)
     sides = [
         softmax(np.float64(dense.predict_on_batch(np.float32(side))), axis=-1) for side in (images, flipped(images))
     ]
@@ -152,7 +154,7 @@ def test_many_crops_of_the_training_split(kpipe, finished, tmp_path, without_fig
     code, out, err = kpipe("evaluate", str(finished), *options)
     assert (code, err) == (0, "")
     assert ", train: all 16 images\n" in out
-    assert out.endswith(f"All of it is in {tmp_path}/new/folder\n")
+    assert out.endswith(f"Results are in {tmp_path}/new/folder\n")
 
 
 def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, model_file, tmp_path, without_figures):
@@ -165,7 +167,7 @@ def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, mo
     assert f"  data       folder:{tmp_path}/set, train: all 10 images\n" in out
     assert "  note: the data has no class 'ant'\n" in out
     [folder] = (tmp_path / "evaluation").iterdir()
-    assert folder.name == "train_center_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
+    assert folder.name == "train_center_14px_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
     labels = [row["label"] for row in rows_of(folder / "predictions.csv")]
     assert labels == [name for name in CLASSES[1:] for _ in range(2)]
     [absent, *others] = rows_of(folder / "per_class.csv")
@@ -246,7 +248,7 @@ def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kpipe.commands.evaluate.draw_predictions", interrupt)
+    monkeypatch.setattr("kpipe.commands.evaluate.draw_mistakes", interrupt)
     code, _, err = kpipe("evaluate", str(finished), "--output", str(tmp_path / "new"))
     assert (code, err.strip()) == (130, "interrupted; what was saved before is still there")
     assert list(tmp_path.iterdir()) == []
@@ -291,6 +293,6 @@ def test_many_classes_fit_the_screen(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if "│" in line) <= 80
     assert next(line for line in lines if "3" in line and "│" in line and "50.00 %" in line).startswith("│ [red] ")
-    assert "These are the worst classes; 10 more are in per_class.csv." in lines
-    assert "The surest of 45 mistakes:" in lines
-    assert any("(VGG, section 3.2); shorter side 256, 384" in line for line in lines)
+    assert "The 20 classes with the lowest F1; the other 10 are in per_class.csv:" in lines
+    assert "The most confident of 45 mistakes:" in lines
+    assert any("(VGG); shorter side 256, 384" in line for line in lines)

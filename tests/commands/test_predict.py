@@ -16,11 +16,13 @@ from tiny_runs import only_run
 
 from kpipe import cli, figures, predict
 from kpipe.assembly import load_splits
-from kpipe.commands.predict import Prediction, load_network, table_writer
+from kpipe.commands.predict import load_network
+from kpipe.commands.predict_screen import table_writer
 from kpipe.config.schema import DataConfig
 from kpipe.console import Screen
 from kpipe.data import evaluation_batches
 from kpipe.errors import ConfigError, DataError
+from kpipe.evaluation.predictions import Prediction
 from kpipe.trained import load_trained
 
 PHOTOS = """\
