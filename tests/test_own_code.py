@@ -200,7 +200,10 @@ def test_it_is_trained_and_used_and_a_changed_file_is_said(kpipe, own, logs):
     (own.parent / "nets.py").write_text(NETS + "\n# a comment\n")
     code, out, err = kpipe("run", "--resume", str(run), "training.epochs=3")
     assert code == 0, err
-    said = f"note: {own.parent}/nets.py has changed since the run began; the network may be another"
+    said = (
+        f"note: {own.parent}/nets.py has changed since the run began; the rest of the training may differ from its "
+        "beginning"
+    )
     assert said in " ".join(out.split())
 
 
@@ -410,9 +413,13 @@ def test_a_mistake_is_a_sentence_on_the_command_line(kpipe, own):
 
 
 def test_verbs_that_do_not_need_the_code_do_not_run_it(kpipe, own):
-    (own.parent / "nets.py").write_text("raise SystemExit('was run')\n")
-    code, out, _ = kpipe("run", str(own), "--print-config")
-    assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
+    for name in ("nets", "augs", "images"):
+        (own.parent / f"{name}.py").write_text("raise SystemExit('was run')\n")
+    others = ("data.augment=[exp/augs.py:invert]", "data.source=python:exp/images.py:read", "data.python.number=3")
+    for arguments in ([], others):
+        code, out, _ = kpipe("run", str(own), *arguments, "--print-config")
+        assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
+    assert f"source: python:{own.parent}/images.py:read" in out
     for arguments in (["list"], ["schema"], ["data", "check", str(own)]):
         assert cli.main(arguments) == 0
 
