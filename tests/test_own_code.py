@@ -22,6 +22,10 @@ from kpipe.models import build_model
 from kpipe.trained import load_trained
 
 NETS = """\
+from __future__ import annotations
+
+import functools
+
 import keras
 import numpy as np
 from keras import layers
@@ -127,6 +131,9 @@ def sizes(input_shape, classes, *, preprocessing, sizes: tuple[int, ...] = (4,),
     for size in sizes:
         x = layers.Conv2D(size, kernel, padding="same")(x)
     return keras.Model(images, layers.Dense(classes, dtype="float32")(layers.Flatten()(x)))
+
+
+wide = functools.partial(tiny, width=9)
 
 
 def array(input_shape, classes, *, preprocessing, weights: np.ndarray = None):
@@ -304,7 +311,7 @@ def test_mistakes(own, override, message):
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("fails", "expected a network, got ZeroDivisionError: division by zero in line 16"),
+        ("fails", "expected a network, got ZeroDivisionError: division by zero in line 20"),
         ("text", "expected a keras.Model, got str"),
         ("other_shape", "expected one output of 2 logits for each image, (None, 2), got (None, 3)"),
         ("half", 'expected logits in float32, got bfloat16. Give the last layer dtype="float32"'),
@@ -365,9 +372,16 @@ def test_lists_for_tuples(own, overrides, message):
     assert str(caught.value) == message
 
 
+def test_a_partial_function_has_the_options_that_are_left(own):
+    own.write_text(EXPERIMENT.replace("tiny", "wide").replace("width: 3", "depth: 2"))
+    assert [layer.filters for layer in build(own).layers if isinstance(layer, keras.layers.Conv2D)] == [9, 9]
+
+
 def test_it_may_import_the_file_beside_it(own):
     (own.parent / "beside_nets.py").write_text("WIDTH = 7\n")
-    (own.parent / "nets.py").write_text("import beside_nets\n" + NETS.replace("width=4", "width=beside_nets.WIDTH"))
+    (own.parent / "nets.py").write_text(
+        NETS.replace("import functools", "import beside_nets, functools").replace("width=4", "width=beside_nets.WIDTH")
+    )
     own.write_text(EXPERIMENT.replace(", width: 3", ""))
     before = list(sys.path)
     assert next(layer.filters for layer in build(own).layers if isinstance(layer, keras.layers.Conv2D)) == 7

@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -104,7 +104,8 @@ def running(name: str, expected: str, kind: type[KpipeError] = ConfigError) -> I
         raise kind(f"{expected}, got {_describe(error, path)}") from error
     finally:
         for folder in folders:
-            sys.path.remove(folder)
+            with suppress(ValueError):  # the code may have removed it
+                sys.path.remove(folder)
 
 
 def make_options(
@@ -151,7 +152,8 @@ def make_options(
                 "numbers and make it of them"
             ) from None
     # The class has no source file to read docstrings from.
-    return create_model(function.__name__, __base__=base, __cls_kwargs__={"use_attribute_docstrings": False}, **fields)
+    no_docstrings = {"use_attribute_docstrings": False}
+    return create_model(name.rpartition(":")[2], __base__=base, __cls_kwargs__=no_docstrings, **fields)
 
 
 def find_parameters(function: Callable, name: str, where: str) -> dict[str, inspect.Parameter]:
@@ -160,19 +162,11 @@ def find_parameters(function: Callable, name: str, where: str) -> dict[str, insp
     Raises:
         ConfigError: the function does not say which it has.
     """
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{where}: {name}: expected a function written in Python, got one whose parameters are not known"
-        ) from None
-    try:
-        signature = inspect.signature(
-            function, eval_str=True
-        )  # `from __future__ import annotations` makes text of them
-    except Exception:  # whatever the text computes; a type that is imported for type checkers alone
-        pass
-    return dict(signature.parameters)
+    # `from __future__ import annotations` makes text of them, which may name what only type checkers import.
+    for eval_str in (True, False):
+        with suppress(Exception):
+            return dict(inspect.signature(function, eval_str=eval_str).parameters)
+    raise ConfigError(f"{where}: {name}: expected a function written in Python, got one whose parameters are not known")
 
 
 def _from_yaml(annotation: Any) -> Any:
