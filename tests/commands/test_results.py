@@ -230,7 +230,7 @@ def test_seeds_become_one_row_on_the_screen(make_run, kpipe):
         ["2026-11-29_12-02-00", "50.00", "%", "100.00", "%"],
     ]
     assert lines[5].startswith(
-        "The same in all: name tiny, status finished, network lenet5, data synthetic, epochs 2, "
+        "The same in all: name tiny, status finished, network lenet5, data synthetic, parameters 21 k, epochs 2, "
     )
     assert len([line for line in kpipe("results", "--runs")[1].splitlines() if line.startswith("2026-")]) == 3
 
@@ -292,6 +292,7 @@ def test_sorted_by_any_column_with_what_is_unknown_at_the_end(three, listed, col
         (["status=finished"], [8, 16]),
         (["status!=finished"], [128]),
         (["status=f*d"], [8, 16]),
+        (["status=Finished", "network=LeNet*"], [8, 16]),
         (["batch_size=16.0"], [16]),
         (["data.batch_size >= 16"], [16, 128]),
         (["test_accuracy>80%"], [16]),
@@ -312,7 +313,13 @@ def test_filtered_by_any_column(three, listed, filters, batch_sizes):
 
 def test_the_screen_says_of_how_many(three, kpipe, logs):
     assert kpipe("results", "--filter", "batch_size=16")[1].startswith(f"1 of 3 runs in {logs}\n")
-    assert kpipe("results", "--filter", "batch_size=17")[1] == f"0 of 3 runs in {logs}\n"
+    said = "note: --filter batch_size=17: no run has this value; there are 8, 16, 128\n"
+    assert kpipe("results", "--filter", "batch_size=17")[1] == f"0 of 3 runs in {logs}\n{said}"
+    assert kpipe("results", "--filter", "seed=0,1", "--csv")[
+        2
+    ] == "note: --filter seed=0,1: no run has this value; " + ("there are 0\n")
+    none = "note: --filter max_minutes=3: no run has this value\n"
+    assert kpipe("results", "--filter", "max_minutes=3")[1].endswith(none)
 
 
 COLUMN = "expected a column, got"
@@ -440,7 +447,7 @@ def test_a_search_is_one_line(search, make_run, kpipe):
         "name", "search", "status", "trials", "best_score", "best_values", "objective", "best_trial", "failed", "date",
     ]  # fmt: skip
     assert lines[place + 3].split() == [
-        "tiny", search.name, "finished", "3", "0.8000", "learning_rate.peak=0.1", "val_accuracy", "1", "1",
+        "tiny", search.name, "finished", "3", "80.00", "%", "learning_rate.peak=0.1", "val_accuracy", "1", "1",
         "2026-11-29", "11:00",
     ]  # fmt: skip
     assert lines[place + 4 :] == ["The trials of the last one:", f"  kpipe results {search}"]
