@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import re
 import signal
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -509,6 +511,20 @@ def test_an_augmentation_changes_what_training_sees(augmented):
     kept = np.array([(one == other).all() for one, other in zip(images, plain, strict=True)])
     assert (inverted != kept).all()
     assert 4 <= inverted.sum() <= 30  # a quarter of 64, within four standard deviations
+
+
+def test_the_examples_of_the_readme_work(own):
+    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    for number, name in enumerate(("tiny", "invert")):
+        [example] = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {name}(" in code]
+        (own.parent / f"example{number}.py").write_text(example)
+    example = own.parent / "example"
+    network = build_model(f"{example}0.py:tiny", {"width": 3}, input_shape=(8, 8, 3), classes=2)
+    assert network.count_params() == (9 * 3 + 1) * 3 + (3 + 1) * 2
+    experiment = load_experiment(own, [f"data.augment=[{{{example}1.py:invert: {{fraction: 0.3}}}}]"]).experiment
+    [invert] = make_augmentations(experiment.data, (8, 8, 3))
+    images = np.full((2, 8, 8, 3), 55, np.uint8)
+    assert [image.numpy()[0, 0, 0] for image in invert.apply(images, np.array([[0.2], [0.4]], "float32"))] == [200, 55]
 
 
 @pytest.mark.parametrize(

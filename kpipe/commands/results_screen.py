@@ -1,6 +1,5 @@
 """The screen of `kpipe results`: what is the same in all runs in one line, and a table of what is not."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -150,8 +149,7 @@ def _short_commit(commit: str) -> str:
 
 def _show_table(columns: dict[str, list[str]], screen: Screen) -> None:
     console = screen.console
-    # The reader of a pipe or a file has a screen of another width, or none, unless COLUMNS says which.
-    if not console.is_terminal and not os.environ.get("COLUMNS"):
+    if not screen.has_width:
         table = _make_table(columns, None)
         console.width = max(console.width, width_of(table, console))
         console.print(table)
