@@ -231,7 +231,8 @@ def _leave_out_unreadable(split: Split, progress: ProgressReporter = no_progress
 
 def _check_float32(trained: Trained) -> None:
     for layer in list_leaves(trained.model):
-        if layer.compute_dtype not in ("float32", None):
+        computes = not isinstance(layer, keras.layers.InputLayer)  # which takes over the policy of the process
+        if computes and layer.compute_dtype not in ("float32", None):
             raise ConfigError(
                 f"{path_shown(trained.file)}: expected layers that compute in float32, got {layer.name} in "
                 f"{layer.compute_dtype}. Build the network in float32, load these weights and save it"

@@ -167,8 +167,8 @@ def _list_code(card: dict[str, Any]) -> list[str]:
     parts = {}
     if "code" in card["images"]:
         parts[
-            "Read image files as in training. Images of 8 bits get the values of the run, within 2 of 255; Pillow and "
-            "TensorFlow decode a small JPEG up to 4 apart."
+            "Read image files as in training. Values differ from the run's by at most 2 of 255, in a small JPEG by 4: "
+            "Pillow and TensorFlow round differently. Convert images of 16 bits to 8 bits first."
         ] = card["images"]["code"]
     parts["Compute the logits."] = card["code"]
     if "int8_code" in card:

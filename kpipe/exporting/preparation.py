@@ -56,8 +56,9 @@ def describe_method(images: dict[str, Any]) -> str:
     """Return in words how images are scaled; needs `METHOD`."""
     filtered = "with" if images["antialias"] else "without"
     return (
-        f"{images['interpolation']}, {filtered} antialiasing, after the EXIF orientation; values are rounded "
-        f"({images['rounding']}); the rest of an odd difference is cropped or filled at the bottom and the right"
+        f"{images['interpolation']}, {filtered} antialiasing (always so in Pillow, `antialias` in TensorFlow and "
+        f"torchvision), after the EXIF orientation; values are rounded ({images['rounding']}); where what is cropped or "
+        "filled is odd, the bottom and the right get the odd pixel"
     )
 
 

@@ -407,6 +407,12 @@ def test_layers_in_half_precision_are_refused(tmp_path):
         api.export(path, "keras")
 
 
+def test_a_policy_of_the_process_changes_nothing(network, runtime):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    [exported] = api.export(network, "keras")
+    assert exported.card["checks"]["difference"] == 0
+
+
 def test_a_mistake_is_said_before_tensorflow_is_imported(kpipe, network):
     code, out, err = kpipe("export", str(network), "--to", "onx")
     message = "to: expected one of keras, saved_model, onnx, litert, got 'onx', did you mean 'onnx'?\n"
