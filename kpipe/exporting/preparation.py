@@ -57,8 +57,8 @@ def describe_method(images: dict[str, Any]) -> str:
     filtered = "with" if images["antialias"] else "without"
     return (
         f"{images['interpolation']}, {filtered} antialiasing (always so in Pillow, `antialias` in TensorFlow and "
-        f"torchvision), after the EXIF orientation; values are rounded ({images['rounding']}); where what is cropped or "
-        "filled is odd, the bottom and the right get the odd pixel"
+        f"torchvision), after the EXIF orientation; values are rounded ({images['rounding']}); where what is cropped "
+        "or filled is odd, the bottom and the right get the odd pixel"
     )
 
 
