@@ -101,6 +101,6 @@ def test_lines_of_python_for_all_that_was_written():
     assert "\n\nThe int8 file takes and returns the same.\n\n```python\nimport int8\n```\n" in shown
     assert (
         "| scaling | bilinear, with antialiasing (always so in Pillow, `antialias` in TensorFlow and torchvision), "
-        "after the EXIF orientation; values are rounded (nearest, half to even); where what is cropped or filled is odd, the "
-        "bottom and the right get the odd pixel |\n" in shown
+        "after the EXIF orientation; values are rounded (nearest, half to even); where what is cropped or filled is "
+        "odd, the bottom and the right get the odd pixel |\n" in shown
     )
