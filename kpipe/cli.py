@@ -190,8 +190,7 @@ def export(
     from kpipe.exporting.arguments import check_arguments
     from kpipe.runs.model_files import find_trained
 
-    find_trained(trained, **how_loaded)
-    check_arguments(trained, formats, output, int8)
+    check_arguments(find_trained(trained, **how_loaded).file, formats, output, int8)
     shown.is_needed = False
     with _quietly():
         from kpipe.commands.export import export
