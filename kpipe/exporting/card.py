@@ -62,7 +62,7 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         "file": how.file,
         "network": trained.experiment.model.model_dump() if trained.experiment else {"name": model.name},
         "parameters": model.count_params(),
-        "weights": {"file": trained.file.name, "kind": _kind_of_weights(trained, summary)},
+        "weights": {"file": trained.file.name, "kind": trained.weights},
         **_describe_ends(trained, model),
         "classes": list(trained.class_names),
         "images": _describe_preparation(trained),
@@ -75,12 +75,6 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         "code": [*filter(None, [needs]), how.imports, *how.code(how.file)],
         "versions": _describe_versions(trained, how.runtime),
     }
-
-
-def _kind_of_weights(trained: Trained, summary: dict[str, Any]) -> str | None:
-    if trained.run and trained.file == trained.run.model:
-        return summary.get("weights")
-    return trained.file.stem.removeprefix("model_") if trained.run else None
 
 
 def _describe_ends(trained: Trained, model: keras.Model) -> dict[str, Any]:
