@@ -50,6 +50,14 @@ def flag(name: str) -> str:
     return for_caller(f"--{name}", f"{name}=True")
 
 
+def option(name: str, value: object = None) -> str:
+    """Return an option of a verb, or the option with a value: `--image-size 32`, or `image_size=32` in Python."""
+    if _is_on_command_line:
+        typed = f"--{name.replace('_', '-')}"
+        return typed if value is None else f"{typed} {value}"
+    return name if value is None else f"{name}={value!r}"
+
+
 def setting(key: str, value: object = None) -> str:
     """Return the name of a setting of the data, or the setting with a value.
 
@@ -61,11 +69,6 @@ def setting(key: str, value: object = None) -> str:
         `data.cache` or `data.cache=disk`; where there is no experiment, `cache` or `cache='disk'`. As an option of the
         verb, `--cache disk`, or `cache='disk'` in Python.
     """
-    is_option = key in _options
-    if is_option and _is_on_command_line:
-        option = f"--{key.replace('_', '-')}"
-        return option if value is None else f"{option} {value}"
-    if not is_option and (_is_on_command_line or _is_about_an_experiment):
+    if key not in _options and (_is_on_command_line or _is_about_an_experiment):
         return f"data.{key}" if value is None else f"data.{key}={value}"
-    argument = key.rpartition(".")[2]
-    return argument if value is None else f"{argument}={value!r}"
+    return option(key.rpartition(".")[2], value)

@@ -17,7 +17,7 @@ from kpipe.caller import on_command_line
 from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS, RESIZES, WEIGHTS
 from kpipe.catalog.formats import FORMATS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import from_here, path_shown, printable, quoted, shell_quoted
+from kpipe.names import path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, announce, hold_back_libraries, quiet_streams
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kpipe.config.loading import Loaded
 
 _LOADING = "loading TensorFlow ..."
+_SAVING = ("run", "finish", "search")  # verbs that save their work on the way
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _experiment = click.argument("experiment", metavar="EXPERIMENT.yaml")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -270,7 +271,7 @@ _PROTOCOLS = "\n".join(["\b", "Protocols:", *(f"  {name:<10}  {views}" for name,
 )
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Default: test, else validation.")
 @click.option("--data", metavar="SOURCE", help="Another set with the same classes, such as folder:photos.")
-@click.option("--scales", metavar="PIXELS,...", help="For dense: shorter sides. Default: that of the kept images.")
+@click.option("--scales", metavar="PIXELS,...", help="For dense: shorter sides. Default: that of the stored images.")
 @_weights
 @_image_size
 @_resize
@@ -291,10 +292,12 @@ def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: 
     """
     if not as_json:
         announce(_LOADING)
-    from kpipe.runs.model_files import find_source, find_trained
+    from kpipe.runs.model_files import check_split, find_source, find_trained
 
     sides = _parse_scales(scales) if scales else ()
-    find_source(find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED}), data)
+    found = find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
+    find_source(found, data)
+    check_split(found, options["split"], data)
     with _quietly():
         from kpipe.commands.evaluate import evaluate
         from kpipe.commands.evaluate_screen import show_evaluation
@@ -358,23 +361,31 @@ def predict(
 
         trained = load_network(path, **how)
         screen = Screen()
+        for note in trained.notes:
+            click.echo(f"note: {note}", errors.console.file)  # also where that is no terminal
         if as_csv or as_jsonl:
             write = csv_writer() if as_csv else jsonl_writer()
             progress = no_progress if screen.console.is_terminal else errors.progress
         else:
             write = table_writer(screen, files, trained.class_names, top)
             progress = screen.progress if screen.console.is_terminal else errors.progress
-        print_predictions(trained, files, write, top=top, grid=picture, progress=progress, is_read=output.is_read)
-        if picture:
-            (errors if as_csv or as_jsonl else screen).line(f"The grid is in {path_shown(from_here(picture))}")
+        drawing = {"grid": picture, "tell": (errors if as_csv or as_jsonl else screen).line}
+        print_predictions(trained, files, write, top=top, **drawing, progress=progress, is_read=output.is_read)
 
 
 def _paths_in(argument: str) -> list[str]:
-    """Return the paths that an argument means: itself, or for `-` those on standard input, a line or a NUL between."""
+    """Return the paths that an argument means: itself, or for `-` those on standard input, a line or a NUL between.
+
+    Of a line, the end that other programs write is no part of the path: CR, and blanks unless such a file exists.
+    """
     if argument != "-":
         return [argument]
     text = b"" if sys.stdin is None else sys.stdin.buffer.read()
-    paths = [os.fsdecode(path) for path in text.split(b"\0" if b"\0" in text else b"\n") if path.strip()]
+    if b"\0" in text:
+        paths = list(map(os.fsdecode, filter(None, text.split(b"\0"))))
+    else:
+        lines = (os.fsdecode(line.removesuffix(b"\r")) for line in text.split(b"\n") if line.strip())
+        paths = [line if os.path.lexists(line) else line.rstrip() for line in lines]
     if not paths:
         raise DataError("-: expected paths of images on standard input, one a line, got none")
     return paths
@@ -556,7 +567,9 @@ def _run_verb(arguments: Sequence[str] | None, stop: Stop, output: Output) -> in
         if not (isinstance(error, KeyboardInterrupt | click.Abort) or stop.raised):
             raise
         ignore_repetitions()
-        click.echo(f"{stop.word}; what was saved before is still there", err=True)
+        verb = (sys.argv[1:] if given is None else given)[:1]
+        kept = "; what was saved before is still there" if verb and verb[0] in _SAVING else ""
+        click.echo(f"{stop.word}{kept}", err=True)
         return stop.exit_code
 
 
@@ -652,6 +665,8 @@ def _check_output(path: Path, option: str, example: str) -> Path:
         option: its name, for messages.
         example: a name for such a file. A picture must have its ending, which says what is written.
     """
+    from kpipe.files import can_write_in
+
     if path.is_dir():
         raise ConfigError(
             f"{option}: expected a file, got the folder {path_shown(path)}. Write {path_shown(path / example)}"
@@ -663,7 +678,7 @@ def _check_output(path: Path, option: str, example: str) -> Path:
         raise ConfigError(
             f"{option}: expected a name that ends with .png, got {path_shown(path)}. Write {path_shown(png)}"
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not (os.access(path, os.W_OK) if path.exists() else can_write_in(path.parent)):
         raise ConfigError(f"{option}: expected a file that you may write, got {path_shown(path)}")
     return path
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kpipe.caller import option
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, nearest_name
 from kpipe.names import as_line, from_line, path_shown, quoted
 from kpipe.signals import stop_signals
@@ -249,29 +251,41 @@ def nearest_file(path: Path, *others: str, pattern: str = "*") -> str:
 
 def check_output_folder(folder: Path) -> Path:
     """Return a folder that can be made and written; raise ConfigError where it cannot, before any work."""
+    where = option("output")
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     for part in folder.relative_to(existing).parts:
         try:
             os.lstat(existing / part)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                raise ConfigError(f"output: expected shorter names, got {path_shown(folder)}") from None
+                raise ConfigError(f"{where}: expected shorter names, got {path_shown(folder)}") from None
     if not existing.is_dir():
         what = "is a file" if existing.exists() else "is a link to what is not there"
-        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} {what}")
-    if not os.access(existing, os.W_OK):
-        raise ConfigError(f"output: expected a folder in which you may write, got {path_shown(folder)}")
+        raise ConfigError(f"{where}: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} {what}")
+    if not can_write_in(existing):
+        raise ConfigError(f"{where}: expected a folder in which you may write, got {path_shown(folder)}")
     return folder
 
 
+def can_write_in(folder: Path) -> bool:
+    """Return whether a file can be made in a folder, by making one: what /proc says of its permissions is not true."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def cannot_write(path: Path, code: int) -> EnvironmentFault:
-    """Return the error for a number of `errno`; its message has the bytes that are free there."""
+    """Return the error for a number of `errno`; where the disk is full, its message has the bytes that are free."""
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
+    is_full = code in (errno.ENOSPC, errno.EDQUOT)
+    free = f"; {shutil.disk_usage(folder).free:,} bytes are free there" if is_full else ""
     return EnvironmentFault(
-        f"{path_shown(path)}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are "
-        f"free there. What was saved before is still there: {remedy(code)} and give the same command again."
+        f"{path_shown(path)}: cannot be written ({os.strerror(code)}){free}. What was saved before is kept. To go on, "
+        f"{remedy(code)} and give the same command again."
     )
 
 
@@ -284,7 +298,7 @@ def refusal_in(error: Exception) -> int | None:
 
 def remedy(code: int | None) -> str:
     """Return what to do about a number of `errno`."""
-    return _REMEDIES.get(code, "let it be written")
+    return _REMEDIES.get(code, "make sure that you may write there")
 
 
 def write_yaml(path: Path, value: dict[str, Any]) -> None:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+from pydantic import ValidationError
 
+from kpipe.caller import option
+from kpipe.catalog.formats import CARD
 from kpipe.catalog.networks import find_network
 from kpipe.catalog.own_code import is_own
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import counted
-from kpipe.errors import ConfigError, DataError, first_line, some
+from kpipe.errors import ConfigError, DataError, first_line
 from kpipe.models.building import build_model
 from kpipe.models.keras_files import load_keras_file
 from kpipe.models.portable import copy_weights
@@ -23,7 +26,7 @@ from kpipe.names import path_shown
 from kpipe.runs.dataset import NAMES
 from kpipe.runs.directory import Run
 from kpipe.runs.machine import resolve_auto
-from kpipe.runs.model_files import TrainedFile, find_trained
+from kpipe.runs.model_files import TrainedFile, find_trained, remedy_for_damage
 from kpipe.training.losses import CrossEntropy, make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.precision import precision_scope
@@ -46,9 +49,19 @@ class Trained:
     image_shape: tuple[int, int, int]
     """(H, W, C) of what the network sees."""
     data: DataConfig
-    """How its images are read: as in the run. For a model file alone the defaults, and its folder as their source."""
+    """How its images are read: as in the run. For a model file alone as its model card says, else the defaults; its
+    folder is their source."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
+
+    @property
+    def weights(self) -> str | None:
+        """Kind of the weights, `raw` or `averaged`; None: not known."""
+        if self.run is None:
+            return None
+        if self.file == self.run.model:
+            return self.run.read_json("summary.json").get("weights")
+        return self.file.stem.removeprefix("model_")
 
 
 def load_trained(
@@ -58,10 +71,11 @@ def load_trained(
 
     Args:
         path: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
-            Such a file takes raw images, 0..255, and returns logits.
+            Such a file takes raw images, 0..255, and returns logits. A model_card.json beside it, as `kpipe.export`
+            writes it, says how its images are read.
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
         image_size: side of the images in pixels, for a model file outside a run that takes images of any size.
-        resize: how an image becomes square, for a model file outside a run; default: `crop`.
+        resize: how an image becomes square, for a model file outside a run; default: as the card says, else `crop`.
 
     Returns:
         The network and what its use needs to know.
@@ -92,16 +106,8 @@ def load_as_saved(
 
 
 def _load_of_run(found: TrainedFile) -> keras.Model:
-    """Load the model file of a run, and check it; an error names the run's other files."""
-    run, file = found.run, found.file
-    try:
-        saved = _load_saved(found)
-    except ConfigError as error:
-        others = [path for path in (*run.path.glob("model*.keras"), *run.checkpoints.glob("step-*")) if path != file]
-        kept = (
-            f". The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
-        )
-        raise ConfigError(f"{str(error).removesuffix('.')}{kept}") from None
+    """Load the model file of a run, and check it."""
+    saved = _load_saved(found)
     _check_class_names(found, saved)
     return saved
 
@@ -132,13 +138,14 @@ def _load_run(found: TrainedFile) -> Trained:
 
 def _load_saved(found: TrainedFile) -> keras.Model:
     """Load the model file of a run. The user's own code is run only where a layer is defined in it."""
+    remedy = remedy_for_damage(found.run, found.file)
     try:
-        return load_keras_file(found.file)
+        return load_keras_file(found.file, remedy=remedy)
     except ConfigError:
         if not is_own(found.experiment.model.name):
             raise
         find_network(found.experiment.model.name)  # it registers its layers
-        return load_keras_file(found.file)
+        return load_keras_file(found.file, remedy=remedy)
 
 
 def _build(
@@ -200,15 +207,40 @@ def _load_file(found: TrainedFile, image_size: int | None, resize: str | None) -
     _check_class_names(found, model)
     height, width, channels = model.input_shape[1:]
     if height and image_size not in (None, height):
-        raise ConfigError(f"image_size: expected the {height} pixels of {path_shown(file)}, got {image_size}")
-    if not (height or image_size):
         raise ConfigError(
-            f"image_size: expected the side of the images in pixels, since {path_shown(file)} takes any, got none"
+            f"{option('image_size')}: expected the {height} pixels of {path_shown(file)}, got {image_size}"
         )
-    shape = (height or image_size, width or image_size, channels)
+    card = found.images
+    sides = (height or image_size, width or image_size)
+    try:
+        if not all(sides):
+            sides = tuple(card.get("image_size", sides))
+        if not all(sides):
+            raise ConfigError(
+                f"{option('image_size')}: expected the side of the images in pixels, since {path_shown(file)} takes "
+                "any, got none"
+            )
+        written = {name: card[name] for name in ("stored_size", "resize", "background") if name in card}
+        if list(sides) != card.get("image_size"):
+            written.pop("stored_size", None)  # that of another size
+        written |= {"resize": resize} if resize else {}
+        data = DataConfig(source=f"folder:{file.parent}", image_size=sides[0], channels=channels, **written)
+    except (ValidationError, TypeError):
+        raise DataError(
+            f"{path_shown(file.parent / CARD)}: expected how images are read, as kpipe export writes it, got "
+            "something else. Restore the file, or remove it"
+        ) from None
     _compile(model, CrossEntropy(), len(found.class_names))
-    data = DataConfig(source=f"folder:{file.parent}", image_size=shape[0], resize=resize or "crop", channels=channels)
-    return Trained(file, None, None, model, found.class_names, shape, data)
+    notes = () if card or sides[0] != sides[1] else (_describe_reading(data, sides[0]),)
+    return Trained(file, None, None, model, found.class_names, (*sides, channels), data, notes)
+
+
+def _describe_reading(data: DataConfig, side: int) -> str:
+    """Return how images are read for a file that does not say how those of its training were."""
+    return (
+        f"no {CARD} says how the images of its training were read; here they become {side}x{side} pixels by "
+        f"{option('resize', data.resize)}, and transparent pixels {data.background}"
+    )
 
 
 def _check_form(file: Path, model: keras.Model) -> None:

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
     longest = (
         "runs/test_resume",
         "models/test_models",
-        "search/test_search",
+        "tuning/test_search",
         "runs/test_input",
         "runs/test_run",
         "data/test_pipeline",
@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "logs"))
+
+
+@pytest.fixture(autouse=True)
+def screen_without_a_width(monkeypatch):
+    """A worker of pytest-xdist sets COLUMNS."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import train_once
 
+from kpipe import cli
 from kpipe.assembly import load_splits
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.errors import ConfigError, DataError
@@ -157,23 +158,44 @@ def test_a_file_of_one_size_says_it(tmp_path):
         load_trained(tmp_path / "a.keras", image_size=9)
 
 
+def drop_other(run):
+    for file in run.glob("model_*.keras"):
+        file.unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (
             lambda run: (run / "model.keras").unlink(),
-            "expected a finished run, got one without its model.keras. `kpipe ",
+            r"got one without its model.keras. weights='\w+' takes model_\w+.keras; `kpipe finish .*` writes it again, "
+            "from the last checkpoint of the run$",
         ),
-        (lambda run: (run / "model.keras").write_bytes(b"PK"), "one that is damaged or cut short.* The run also has "),
+        (
+            lambda run: (run / "model.keras").write_bytes(b"PK"),
+            r"got one that is damaged or cut short. weights='\w+' takes .*; `rm .*/model.keras && kpipe finish .*` ",
+        ),
+        (
+            lambda run: ((run / "model.keras").write_bytes(b"PK"), shutil.rmtree(run / "checkpoints"), drop_other(run)),
+            "cut short. The run has no checkpoint either: train it again, or restore the file.$",
+        ),
+        (
+            lambda run: (run / "classes.txt").write_text("class_0\nclass_2\nclass_1\nclass_3\nclass_4\nclass_5\n"),
+            r"classes.txt: expected the classes with which the run was trained \(data.json\), got 'class_2' in line 2 "
+            "instead of 'class_1'. Restore classes.txt$",
+        ),
         (lambda run: (run / "normalization.npz").unlink(), "normalization.npz: expected the constants of the first la"),
         (
             lambda run: (run / "classes.txt").unlink(),
             "classes.txt: expected the classes of the network, one name a lin",
         ),
-        (lambda run: (run / "classes.txt").write_bytes(b"\xff"), "logits, got a file without names, or a damaged one$"),
+        (
+            lambda run: (run / "classes.txt").write_bytes(b"\xff"),
+            "logits, got an empty file, or one that is not UTF-8$",
+        ),
         (
             lambda run: (run / "classes.txt").write_text("cat\n"),
-            "classes.txt: expected the 6 classes of the network, got 1",
+            r"\(data.json\), 6 in all, got 1. Restore classes.txt$",
         ),
         (
             lambda run: (run / "summary.json").unlink(),
@@ -239,7 +261,7 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
         (
             "run/model_averaged.keras",
             {"weights": "raw"},
-            "^weights: expected a choice with a run directory alone, got raw and the file /.*_averaged.keras. Give /",
+            "^weights: expected a run directory to choose weights of, got raw and the file /.*_averaged.keras. Give /",
         ),
     ],
 )
@@ -256,8 +278,79 @@ def test_a_run_without_averages_has_one_kind_of_weights(copied):
     (copied / "model_averaged.keras").unlink(missing_ok=True)
     preferred = json.loads((copied / "summary.json").read_text())["weights"]
     [other] = {"raw", "averaged"} - {preferred}
-    with pytest.raises(ConfigError, match=f"expected a run with {other} weights of its own, got one that did not"):
+    with pytest.raises(
+        ConfigError, match=f"^weights: expected a run with {other} weights of its own, got /.*/run, which has no "
+    ):
         load_trained(copied, weights=other)
+
+
+def test_other_weights_are_used_without_the_best(copied):
+    [other] = {"raw", "averaged"} - {json.loads((copied / "summary.json").read_text())["weights"]}
+    (copied / "model.keras").unlink()
+    assert load_trained(copied, weights=other).weights == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [("finish",), ("run", "--resume")])
+def test_a_lost_model_file_is_written_again(copied, verb):
+    before, summary = load_trained(copied).model.get_weights(), (copied / "summary.json").read_text()
+    (copied / "model.keras").unlink()
+    assert cli.main([*verb, str(copied)]) == 0
+    for array, again in zip(before, load_trained(copied).model.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, again)
+    old, new = (json.loads(text) for text in (summary, (copied / "summary.json").read_text()))
+    assert {key: new[key] for key in old if "seconds" not in key and "per_second" not in key} == {
+        key: value for key, value in old.items() if "seconds" not in key and "per_second" not in key
+    }
+
+
+def test_a_lost_record_of_the_classes_is_no_error(copied):
+    (copied / "data.json").unlink()
+    assert len(load_trained(copied).class_names) == 6
+
+
+def test_a_card_says_how_the_images_of_a_file_are_read(tmp_path):
+    images = keras.Input((None, None, 3))
+    logits = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(images))
+    keras.Model(images, logits).save(tmp_path / "net.keras")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    how = {"image_size": [16, 16], "stored_size": 20, "resize": "pad", "background": [1, 2, 3]}
+    card = {"file": "net.keras", "classes": ["cat", "dog"], "images": how}
+    (tmp_path / "model_card.json").write_text(json.dumps(card))
+
+    def read(**options):
+        trained = load_trained(tmp_path / "net.keras", **options)
+        data = trained.data
+        return trained.image_shape[:2], data.image_size, data.stored_size, data.resize, data.background, trained.notes
+
+    assert read() == ((16, 16), 16, 20, "pad", [1, 2, 3], ())
+    assert read(image_size=16, resize="crop") == ((16, 16), 16, 20, "crop", [1, 2, 3], ())
+    assert read(image_size=24) == ((24, 24), 24, None, "pad", [1, 2, 3], ())
+    note = (
+        "no model_card.json says how the images of its training were read; here they become 24x24 pixels by "
+        "resize='crop', and transparent pixels white"
+    )
+    for other in ({"file": "model.onnx"}, {"classes": ["dog", "cat"]}, {"images": []}):
+        (tmp_path / "model_card.json").write_text(json.dumps(card | other))
+        assert read(image_size=24) == ((24, 24), 24, None, "crop", "white", (note,))
+    (tmp_path / "model_card.json").write_text(json.dumps(card | {"images": how | {"resize": "melt"}}))
+    with pytest.raises(DataError, match="model_card.json: expected how images are read, .*. Restore the file, or remo"):
+        read()
+
+
+@pytest.mark.parametrize("name", ["a Lambda layer", "'Unknown'"])
+def test_layers_that_need_code_are_refused_with_a_way_out(tmp_path, name):
+    class Unknown(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    network(keras.layers.Lambda(lambda x: 2 * x) if name == "a Lambda layer" else Unknown()).save(tmp_path / "a.keras")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    said = (
+        rf"a.keras: expected layers of Keras and kpipe, got {name}, .*\. Build the network of Keras's own layers alone"
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_trained(tmp_path / "a.keras")
 
 
 def test_the_file_of_another_network_is_named(copied):

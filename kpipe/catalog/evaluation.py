@@ -13,7 +13,7 @@ WEIGHTS = ("best", "raw", "averaged")
 """Weights of a run that has averaged them: `best` are the better of the two."""
 
 PROTOCOLS = {
-    "center": "the center of the kept image, as at the end of a run",
+    "center": "the center of the stored image, as at the end of a run",
     "ten_crop": "four corners and center, and their mirror images (AlexNet)",
     "multi_crop": "144 crops at four scales of the whole image (GoogLeNet)",
     "dense": "all positions of the whole image and its mirror image (VGG)",

@@ -1,18 +1,20 @@
 """`kpipe evaluate`: the numbers of a trained network on a whole split. `evaluate_screen` prints them."""
 
 import csv
+import datetime
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kpipe.assembly import load_splits
-from kpipe.caller import about_an_experiment, with_options
+from kpipe.caller import about_an_experiment, option, with_options
 from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS
 from kpipe.catalog.wording import show
 from kpipe.config.schema import DataConfig, SplitConfig
@@ -32,7 +34,7 @@ from kpipe.figures.style import label, noting_failures, save_figure
 from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
-from kpipe.runs.model_files import find_source, find_trained
+from kpipe.runs.model_files import check_split, find_source, find_trained, no_held_out_split
 from kpipe.trained import Trained, load_trained
 from kpipe.training.losses import CrossEntropy
 
@@ -54,10 +56,11 @@ class ScoredSplit:
 
     splits: Splits
     name: str
+    """`all` of another set without splits."""
     kept: Split
-    """Its images as the run keeps them."""
+    """Its images as the run stores them."""
     split: Split
-    """Its images as the protocol needs them: whole, or as the run keeps them."""
+    """Its images as the protocol needs them: whole, or as the run stores them."""
     label_order: np.ndarray | None
     """The network's class for each class of the data, int [K]; None: they are the same."""
     notes: tuple[str, ...]
@@ -87,10 +90,11 @@ def evaluate(
         split: train, validation or test. Default: test if there is one, else validation.
         data: another source with the same classes. Nothing is cut off it: a set without splits is scored whole.
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
-        scales: for `dense`, pixels of the shorter side, one scale after the other. Default: that of the kept images.
+        scales: for `dense`, pixels of the shorter side, one scale after the other. Default: that of the stored images.
         image_size, resize: as for `load_trained`, for a model file outside a run.
         on_error: `fail` at an image that cannot be read, or `skip` all of them. Default: as in the run, else `fail`.
-        output: folder to write. Default: evaluation/<split>_<protocol> in the run, or beside the model file.
+        output: folder to write. Default: evaluation/<split>_<protocol> in the run, or beside the model file; just
+            <protocol> and the source for another set without splits.
         screen: shows the progress; default: standard output.
 
     Returns:
@@ -105,15 +109,22 @@ def evaluate(
     """
     screen = screen or Screen()
     if protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol: expected a known name, got {show(protocol)}{did_you_mean(protocol, PROTOCOLS)}")
+        raise ConfigError(
+            f"{option('protocol')}: expected a known name, got {show(protocol)}{did_you_mean(protocol, PROTOCOLS)}"
+        )
     if scales and protocol != "dense":
-        raise ConfigError(f"scales: expected them with the protocol dense alone, got {protocol}")
+        raise ConfigError(
+            f"{option('scales')}: expected the protocol dense, which alone has scales, got {protocol}. Give "
+            f"{option('protocol', 'dense')}, or leave {option('scales')} out"
+        )
     if on_error not in (None, *ON_ERROR):
-        raise ConfigError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {show(on_error)}")
+        raise ConfigError(f"{option('on_error')}: expected one of {', '.join(ON_ERROR)}, got {show(on_error)}")
     how = {"weights": weights, "image_size": image_size, "resize": resize}
-    source = find_source(find_trained(run, **how), data)
+    found = find_trained(run, **how)
+    source = find_source(found, data)
+    check_split(found, split, data)
     if output is not None:
-        output = _check_target(expand_path(str(output), "output"))
+        output = _check_target(expand_path(str(output), option("output")))
     trained = load_trained(run, **how)
     _check_protocol(trained, protocol, scales)
     config = trained.data if data is None else _config_of(trained, source)
@@ -144,16 +155,19 @@ def _check_protocol(trained: Trained, protocol: str, scales: Sequence[int]) -> N
         return
     if height != width:
         raise ConfigError(
-            f"protocol: expected center for images of {height}x{width}, which are not square, got {protocol}"
+            f"{option('protocol')}: expected center for images of {height}x{width}, which are not square, got "
+            f"{protocol}"
         )
     if protocol == "ten_crop" and _kept_side(trained) <= height:
         raise ConfigError(
-            "protocol: expected for ten_crop images that are kept larger (data.stored_size) than the network sees them "
-            f"(data.image_size), got {height} pixels for both. multi_crop and dense see the whole image"
+            f"{option('protocol')}: ten_crop needs stored images that are larger than what the network sees, got "
+            f"{height} pixels for both (data.stored_size and data.image_size). Give multi_crop or dense, which see the "
+            "whole image"
         )
     if too_small := [scale for scale in scales if scale < height]:
         raise ConfigError(
-            f"scales: expected at least the {height} pixels that the network sees, got {', '.join(map(str, too_small))}"
+            f"{option('scales')}: expected at least the {height} pixels that the network sees, got "
+            f"{', '.join(map(str, too_small))}"
         )
 
 
@@ -175,16 +189,21 @@ def _find_scored_split(
         is_other: the images are others than those of the run, and a set without splits is all in `train`.
     """
     splits = load_splits(config, ahead=False, progress=screen.progress)
+    is_whole = is_other and not (name or splits.held_out)
     name = name or splits.held_out or ("train" if is_other else None)
+    if name is None:
+        raise no_held_out_split()
     if name not in splits.by_name:
-        raise ConfigError(f"split: expected one of {', '.join(splits.by_name)}, got {name or 'no held-out split'}")
+        raise ConfigError(
+            f"{option('split')}: expected one of {', '.join(splits.by_name)}, which {config.source} has, got {name}"
+        )
     if splits.by_name[name].is_stream and name not in splits.contents:
         splits = load_splits(config, progress=screen.progress)  # a stream that is decoded in advance is cut by class
     if splits.image_shape != trained.image_shape:
         expected, got = ("x".join(map(str, shape)) for shape in (trained.image_shape, splits.image_shape))
         raise DataError(f"{config.source}: expected images of {expected}, which the network sees, got {got}")
     kept = split = splits.by_name[name]
-    notes = list(trained.notes)
+    notes = [*trained.notes, *_describe_mirroring(trained, protocol)]
     if split.unreadable.limit is not None and not split.kept_pixels:
         note_unreadable(split, screen.progress)
     if protocol in ("multi_crop", "dense"):
@@ -192,13 +211,22 @@ def _find_scored_split(
             split = split.as_stored()
         else:
             height, width, _ = split.shape
-            notes.append(f"the whole images are those that are kept, {height}x{width}: the source has no files of them")
+            notes.append(f"the whole images are the stored ones, {height}x{width}: the source has no files of them")
     order = _match_classes(config.source, splits.class_names, trained.class_names)
     if absent := [each for each in trained.class_names if each not in splits.class_names]:
         notes.append(f"the data has no class {some(absent)}")
     if not is_other:
         notes += [f"the data has changed since the run: {change}" for change in describe_changes(trained.run, splits)]
-    return ScoredSplit(splits, name, kept, split, order, tuple(notes))
+    return ScoredSplit(splits, "all" if is_whole else name, kept, split, order, tuple(notes))
+
+
+def _describe_mirroring(trained: Trained, protocol: str) -> list[str]:
+    """Return a note where a protocol shows mirror images to a network that has not been trained on any."""
+    if protocol == "center" or trained.run is None:
+        return []
+    if any(entry.chosen[0] == "flip_horizontal" for entry in trained.data.augment):
+        return []
+    return [f"half of the views of {protocol} are mirror images; the run was trained without flip_horizontal"]
 
 
 def _config_of(trained: Trained, source: str) -> DataConfig:
@@ -233,7 +261,7 @@ def _score(protocol: str, scored: ScoredSplit, trained: Trained, scales: Sequenc
     number = len(scored.split.readable_numbers())
     smoothing = getattr(trained.model.loss, "label_smoothing", 0.0)
     views = make_protocol(protocol, trained.model, scored.split, trained.image_shape, trained.data.batch_size, scales)
-    with screen.progress(f"evaluating {counted(number, 'image')}", number) as advance:
+    with screen.progress("evaluating", number) as advance:
         outcomes = score(views, label_order=scored.label_order, label_smoothing=smoothing, advance=advance)
     if len(outcomes) != number:
         raise DataError(f"{scored.split.unreadable.where}: expected {number:,} images, got {len(outcomes):,}")
@@ -255,6 +283,7 @@ def _describe(
     class_names = trained.class_names
     return {
         "model": str(trained.file),
+        "weights": trained.weights,
         "network": trained.experiment.model.name if trained.experiment else trained.model.name,
         "protocol": protocol,
         **({"scales": scales} if scales else {}),
@@ -270,6 +299,8 @@ def _describe(
             for name, numbers in zip(class_names, compute_class_metrics(outcomes, len(class_names)), strict=True)
         ],
         "notes": list(scored.notes),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in ("kpipe", "keras", "tensorflow")},
     }
 
 
@@ -320,8 +351,11 @@ def _name_evaluation(
     resize: str | None,
     data: str | None,
 ) -> str:
-    """Return <split>_<protocol>, with all else that was chosen: each choice has a folder of its own."""
-    parts = [split, protocol, *map(str, scales)]
+    """Return <split>_<protocol>, or <protocol> of a set without splits, with all else that was chosen.
+
+    Each choice has a folder of its own.
+    """
+    parts = [*([] if split == "all" else [split]), protocol, *map(str, scales)]
     if trained.file.stem != "model":
         parts.append(trained.file.stem)
     parts += [f"{image_size}px"] if image_size else []
@@ -339,8 +373,8 @@ def _check_target(folder: Path) -> Path:
     check_output_folder(folder)
     if occupied := [folder / name for name in FILES if (folder / name).is_dir()]:
         raise ConfigError(
-            f"output: expected a folder for {', '.join(FILES)}, got one with a folder of such a name: "
-            f"{path_shown(occupied[0])}. Move it, or give another output folder"
+            f"{option('output')}: expected a folder for {', '.join(FILES)}, got one with a folder of such a name: "
+            f"{path_shown(occupied[0])}. Move it, or give another folder"
         )
     return folder
 
@@ -364,7 +398,8 @@ def _write(
         images: those of the mistakes that are drawn, uint8 [n, H, W, C].
     """
     count = counted(len(outcomes), "image")
-    caption = label(f"{Path(result['model']).parent.name} · {result['split']}, {count} · {result['protocol']}", 100)
+    split = "" if result["split"] == "all" else f"{result['split']}, "
+    caption = label(f"{Path(result['model']).parent.name} · {split}{count} · {result['protocol']}", 100)
     style = {"class_names": class_names, "caption": caption}
     counts = make_confusion_matrix(outcomes, len(class_names))
     with filling(folder, FILES) as new:
@@ -373,7 +408,8 @@ def _write(
         with noting_failures(result["notes"], new, "mistakes.png"):
             shown = outcomes.mistakes[:NUM_EXAMPLES]
             columns = (outcomes.labels[shown], outcomes.predictions[shown], outcomes.confidences[shown])
-            figure = draw_mistakes(Examples(images, *columns), len(outcomes.mistakes), **style)
+            files = [os.path.basename(names[number]) for number in shown]
+            figure = draw_mistakes(Examples(images, *columns), len(outcomes.mistakes), files=files, **style)
             save_figure(figure, new / "mistakes.png")
         _write_rows(new / "per_class.csv", list(result["per_class"][0]), (row.values() for row in result["per_class"]))
         described = (_describe_image(number, names, outcomes, class_names) for number in range(len(outcomes)))

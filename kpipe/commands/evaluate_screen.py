@@ -20,12 +20,16 @@ def show_evaluation(result: dict[str, Any], screen: Screen | None = None) -> Non
     """Print what `evaluate` returns."""
     screen = screen or Screen()
     model, folder = Path(result["model"]), Path(result["folder"])
+    split = "" if result["split"] == "all" else f"{result['split']}: "
     rows = {
         "model": f"{result['network']}, {from_here(model)}",
-        "data": f"{result['data']}, {result['split']}: {_describe_images(result)}",
+        "data": f"{result['data']}, {split}{_describe_images(result)}",
         "protocol": f"{result['protocol']}: {_describe_protocol(result)}",
     }
-    screen.header(f"evaluation of {model.parent.name if model.stem == 'model' else model.name}", rows, result["notes"])
+    subject = model.parent.name if model.name == "model.keras" else model.name
+    if result["weights"] and model.name != "model.keras":
+        subject = f"{model.parent.name}, {result['weights']} weights"
+    screen.header(f"evaluation of {subject}", rows, result["notes"])
     screen.console.print(_table_of_numbers(result))
     _show_classes(result["per_class"], screen)
     _show_mistakes(result, screen)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from kpipe.assembly import load_splits
-from kpipe.caller import about_an_experiment
+from kpipe.caller import about_an_experiment, option
 from kpipe.catalog.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, NEEDS_KPIPE, PAGE
 from kpipe.console import Screen, counted
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
@@ -187,7 +187,9 @@ def _find_images(trained: Trained, needed: bool) -> tuple[Splits | None, str]:
         return load_splits(trained.data, ahead=False), ""
     except (ConfigError, DataError, EnvironmentFault) as error:
         if needed:
-            raise DataError(f"int8: expected the images of the run, to calibrate with, got: {error}") from None
+            raise DataError(
+                f"{option('int8')}: expected the images of the run, to calibrate with, got: {error}"
+            ) from None
         return None, first_line(error)
 
 

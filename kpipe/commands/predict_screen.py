@@ -64,7 +64,11 @@ def table_writer(screen: Screen, files: Sequence[str], class_names: Sequence[str
         file_width, fitting = _columns(screen, _widest(files), top, len("  100.0 % ") + name_width)
         if fitting > 1:
             break
-    heading = "most probable classes" if fitting == top else f"{fitting} most probable of {counted(top, 'class')}"
+    heading = (
+        "most probable classes"
+        if fitting == top
+        else f"{fitting} most probable of {counted(len(class_names), 'class')}"
+    )
     is_first = True
 
     def write(prediction: Prediction) -> None:

@@ -35,6 +35,7 @@ from kpipe.data.pipeline import (
     iterate_readable,
     make_evaluation_pipeline,
     make_pipeline,
+    resize_for_evaluation,
 )
 from kpipe.data.reading import note_unreadable, translate_reading_errors
 from kpipe.data.records import RecordSplit
@@ -84,6 +85,7 @@ __all__ = [
     "rand_augment",
     "random_crop",
     "random_resized_crop",
+    "resize_for_evaluation",
     "rotate",
     "scale_jitter",
     "ten_crop",

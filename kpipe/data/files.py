@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from kpipe.console import counted
 from kpipe.data.arrays import spread_over_classes
 from kpipe.data.conversions import Conversions
 from kpipe.data.file_names import FileNames
@@ -171,7 +170,7 @@ def unlabeled_files(paths: Sequence[str], form: Form) -> FileSplit:
         labels=np.zeros(len(names), np.int32),
         form=form,
         shape=(form.size, form.size, form.channels),
-        unreadable=Unreadable(counted(len(paths), "file"), len(paths), paths.__getitem__, 1.0, are_files=True),
+        unreadable=Unreadable("the files", len(paths), paths.__getitem__, 1.0, are_files=True),
         conversions=Conversions(form.background),
     )
 

@@ -147,7 +147,7 @@ def why_unreadable(path: str | PathLike) -> str:
         decode_upright(contents, BLACK)
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError) and not is_image:
-            return "not an image of a kind that is read"
+            return "not an image, or of a format that kpipe does not read"
         if is_image and not isinstance(error, _Refused):
             return "cut off" if "truncated" in str(error) else "cut off or damaged"
         return str(error)

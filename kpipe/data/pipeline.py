@@ -11,6 +11,7 @@ images of the split, n uniforms an image.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,7 @@ from kpipe.caller import setting
 from kpipe.console import counted
 from kpipe.data.augmentations.base import Augmentation, Mix
 from kpipe.data.augmentations.crops import Crop, center_crop, take_crops, ten_crop
+from kpipe.data.images import Form, to_form
 from kpipe.data.order import Drawing
 from kpipe.data.reading import read_what_can_be_read
 from kpipe.data.splits import ProgressReporter, Split, Splits, no_progress
@@ -186,6 +188,19 @@ def iterate_readable(
     """
     for numbers, images, _ in read_what_can_be_read(split, batch_size, what, progress):
         yield numbers, _center(images, image_size)
+
+
+def resize_for_evaluation(images: np.ndarray, form: Form, image_size: int) -> tf.Tensor:
+    """Return what evaluation sees of images in memory, uint8 [B, H, W, C] -> [B, I, I, C].
+
+    Args:
+        images: of one size. Images of I x I are taken as they are, but for their channels.
+        form: as images are kept.
+        image_size: I.
+    """
+    if images.shape[1:3] == (image_size, image_size):
+        form = replace(form, size=None)
+    return _center(tf.stack([to_form(tf.constant(image), form) for image in images]), image_size)
 
 
 def is_sampled(split: Split, most: int) -> bool:

@@ -70,7 +70,9 @@ def write_figures(
     return failures
 
 
-def draw_mistakes(mistakes: Examples, total: int, *, class_names: Sequence[str], caption: str) -> Figure:
+def draw_mistakes(
+    mistakes: Examples, total: int, *, class_names: Sequence[str], caption: str, files: Sequence[str] = ()
+) -> Figure:
     """Draw the most confident mistakes.
 
     Args:
@@ -78,9 +80,10 @@ def draw_mistakes(mistakes: Examples, total: int, *, class_names: Sequence[str],
         total: number of all mistakes.
         class_names: K names.
         caption: the line below the figure.
+        files: names of the images, which stand below them; none where they have none.
     """
     title = f"Mistakes: {len(mistakes.labels)} of {total:,}, the most confident first" if total else "No mistakes"
-    return draw_predictions(**vars(mistakes), class_names=class_names, caption=caption, title=title)
+    return draw_predictions(**vars(mistakes), class_names=class_names, files=files, caption=caption, title=title)
 
 
 def _describe_training_accuracy(experiment: Experiment, model: keras.Model) -> list[str]:

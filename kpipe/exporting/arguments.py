@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from kpipe.caller import option
 from kpipe.catalog.formats import CARD, FORMATS
 from kpipe.catalog.wording import show
 from kpipe.errors import ConfigError, did_you_mean
@@ -31,25 +32,27 @@ def check_arguments(
     """
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
     if not names:
-        raise ConfigError(f"to: expected one or more of {', '.join(FORMATS)}, got none")
+        raise ConfigError(f"{option('to')}: expected one or more of {', '.join(FORMATS)}, got none")
     for name in names:
         if name not in FORMATS:
             raise ConfigError(
-                f"to: expected one of {', '.join(FORMATS)}, got {show(name)}{did_you_mean(name, FORMATS)}"
+                f"{option('to')}: expected one of {', '.join(FORMATS)}, got {show(name)}{did_you_mean(name, FORMATS)}"
             )
     if int8 and "litert" not in names:
-        raise ConfigError(f"int8: expected the format litert, which alone is quantized, got {', '.join(names)}")
+        raise ConfigError(
+            f"{option('int8')}: expected the format litert, which alone is quantized, got {', '.join(names)}"
+        )
     for name in names:
         if missing := [module for module in FORMATS[name].modules if find_spec(module) is None]:
             raise ConfigError(
-                f"to: {name} needs {', '.join(each.replace('_', '-') for each in missing)}, which cannot be imported. "
-                'Install with: pip install -e ".[export]"'
+                f"{option('to')}: {name} needs {', '.join(each.replace('_', '-') for each in missing)}, which cannot "
+                'be imported. Install with: pip install -e ".[export]"'
             )
-    folder = file.parent / "export" if output is None else expand_path(str(output), "output")
+    folder = file.parent / "export" if output is None else expand_path(str(output), option("output"))
     if not is_utf8(str(folder)):
         raise ConfigError(
-            f"output: expected a folder whose path is UTF-8, which the runtimes need, got {path_shown(folder)}. Give "
-            "another output folder"
+            f"{option('output')}: expected a folder whose path is UTF-8, which the runtimes need, got "
+            f"{path_shown(folder)}. Give another output folder"
         )
     check_output_folder(folder)
     kind = file.stem.removeprefix("model_")
@@ -57,7 +60,7 @@ def check_arguments(
     for path in (folder / name for name in folders.values()):
         if path.exists() and not (path / CARD).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise ConfigError(
-                f"output: expected an empty folder or an earlier export to replace, got {path_shown(path)}, which is "
-                "neither. Move it, or give another output folder"
+                f"{option('output')}: expected an empty folder or an earlier export to replace, got "
+                f"{path_shown(path)}, which is neither. Move it, or give another output folder"
             )
     return folder, folders

@@ -78,7 +78,7 @@ def make_card(
         "weights": {
             "run": run.path.name if run else None,
             "file": trained.file.name,
-            "kind": _kind_of_weights(trained, summary),
+            "kind": trained.weights,
         },
         **_describe_ends(trained, model),
         "classes": list(trained.class_names),
@@ -93,12 +93,6 @@ def make_card(
         **({"int8_code": how.code(checks["int8"]["file"])} if "int8" in checks else {}),
         "versions": _describe_versions(trained, how.runtime) | ({"file format": written} if written else {}),
     }
-
-
-def _kind_of_weights(trained: Trained, summary: dict[str, Any]) -> str | None:
-    if trained.run and trained.file == trained.run.model:
-        return summary.get("weights")
-    return trained.file.stem.removeprefix("model_") if trained.run else None
 
 
 def _describe_data(source: str, splits: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.caller import option
 from kpipe.catalog.formats import FORMATS, IMAGES, LOGITS
 from kpipe.errors import ConfigError, OutOfMemory, first_line
 from kpipe.files import cannot_write, refusal_in
@@ -144,7 +145,9 @@ def _refuse(name: str, operations: set[str]) -> None:
 
 def _cannot_hold(name: str, expected: str, got: str) -> ConfigError:
     others = ", ".join(other for other in FORMATS if other != name)
-    return ConfigError(f"to: expected {expected}, got {got}. Nothing was written; other formats are {others}")
+    return ConfigError(
+        f"{option('to')}: expected {expected}, got {got}. Nothing was written; other formats are {others}"
+    )
 
 
 def _name_ends(model: keras.Model) -> tuple[keras.Model, keras.InputSpec]:

@@ -33,6 +33,7 @@ def draw_predictions(
     class_names: Sequence[str],
     *,
     title: str,
+    files: Sequence[str] = (),
     caption: str = "",
     most: int = 25,
 ) -> Figure:
@@ -46,6 +47,7 @@ def draw_predictions(
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
         title: of the whole figure.
+        files: N names of files, which stand below the images; none of them where it is empty.
         caption: the line below the figure.
         most: how many images are drawn, the first ones. Without any image the figure says "none".
 
@@ -77,6 +79,8 @@ def draw_predictions(
         text = f"{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
         text = f"true: {true}\n{text}" if is_known[index] else text
         axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
+        if files:
+            axes.set_xlabel(label(files[index], 30), fontsize=7, color=INK, parse_math=False)
     return figure
 
 

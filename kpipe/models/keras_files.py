@@ -86,17 +86,18 @@ def _choose_network(source: str, network: str, alike: list[str]) -> str:
     )
 
 
-def load_keras_file(path: Path, where: str = "") -> keras.Model:
+def load_keras_file(path: Path, where: str = "", *, remedy: str = "Download or copy it again") -> keras.Model:
     """Load a .keras file, and run no code that is in it.
 
     Args:
         path: the file.
-        where: what named it, as for `unusable`.
+        where: what named it, as for `unusable`; empty: it is to be used as it is, not for its weights alone.
+        remedy: what to do about a file that is damaged.
 
     Raises:
         ConfigError: the file is damaged, or has layers that are neither Keras's nor kpipe's.
     """
-    with translate_damage(path, where):
+    with translate_damage(path, where, remedy):
         try:
             return keras.models.load_model(path, compile=False, safe_mode=True)
         except (ValueError, TypeError) as error:
@@ -124,12 +125,14 @@ def _refuse_code(path: Path, error: Exception, where: str) -> None:
     unknown = re.search(r"Could not locate (?:class|function) '(\w+)'", str(error))
     if unknown or "`Lambda`" in str(error):
         what = f"'{unknown[1]}', which Keras does not know" if unknown else "a Lambda layer, whose code is not run"
-        raise unusable(
-            str(path),
-            f"expected layers of Keras and kpipe, got {what}. Where it was trained, save the weights alone with "
-            "model.save_weights('model.weights.h5'), and give that file",
-            where,
-        ) from None
+        advice = (
+            "Where it was trained, save the weights alone with model.save_weights('model.weights.h5'), and give that "
+            "file"
+            if where
+            else "Build the network of Keras's own layers alone, such as Rescaling in place of a Lambda, load its "
+            "weights with model.load_weights, and save it again with model.save"
+        )
+        raise unusable(str(path), f"expected layers of Keras and kpipe, got {what}. {advice}", where) from None
 
 
 def list_leaves(model: keras.Model) -> Iterator[keras.Layer]:

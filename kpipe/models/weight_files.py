@@ -29,8 +29,16 @@ class NamedWeights(NamedTuple):
 
 
 @contextmanager
-def translate_damage(path: Path, where: str = "model.init_from: ") -> Iterator[None]:
-    """Convert whatever a library raises about a file that it cannot read to a ConfigError; see `unusable`."""
+def translate_damage(
+    path: Path, where: str = "model.init_from: ", remedy: str = "Download or copy it again"
+) -> Iterator[None]:
+    """Convert whatever a library raises about a file that it cannot read to a ConfigError; see `unusable`.
+
+    Args:
+        path: the file.
+        where: what named it.
+        remedy: what to do about a file that is damaged.
+    """
     try:
         yield
     except (KpipeError, MemoryError):
@@ -40,6 +48,6 @@ def translate_damage(path: Path, where: str = "model.init_from: ") -> Iterator[N
         reason = "" if isinstance(error, FileNotFoundError | ValueError) else f" ({first_line(error).rstrip('.')})"
         raise unusable(
             str(path),
-            f"expected a whole file, got one that is damaged or cut short{reason}. Download or copy it again",
+            f"expected a whole file, got one that is damaged or cut short{reason}. {remedy}",
             where,
         ) from None

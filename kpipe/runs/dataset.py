@@ -79,6 +79,14 @@ def record_search_data(file: Path, data: Described) -> None:
         write_json(file, now.model_dump())
 
 
+def read_recorded_classes(run: Run) -> list[Any] | None:
+    """Return the names of the classes in the order of the logits; None where data.json is gone or damaged."""
+    try:
+        return Record.model_validate(run.read_json(RECORD)).classes
+    except ValidationError:
+        return None
+
+
 def describe_changes(run: Run, data: Described) -> list[str]:
     """Return in words how the data differ from those that a run began with."""
     now = Record(classes=data.class_names, splits=data.contents)

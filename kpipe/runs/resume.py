@@ -13,7 +13,7 @@ from kpipe.console import counted
 from kpipe.errors import ConfigError
 from kpipe.files import read_json
 from kpipe.names import from_here, path_shown, shell_quoted
-from kpipe.runs.directory import nearest_run, read_status, saved_step
+from kpipe.runs.directory import Run, nearest_run, read_status, saved_step
 
 
 def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
@@ -42,9 +42,9 @@ def load_unfinished(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """Load the experiment of a run that is to be finished as it stands.
 
     Raises:
-        ConfigError: as `load_resumed`, or the run is finished.
+        ConfigError: as `load_resumed`, or the run is finished and has its model.keras.
     """
-    if read_status(Path(run)) == "finished":
+    if _is_finished(Path(run)):
         raise ConfigError(f"{path_shown(run)}: expected a run that is not finished, got one that is")
     return load_resumed(run, overrides=overrides)
 
@@ -80,8 +80,13 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
             f"  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
             f"{_or_from_its_weights(Path(run), before, *values) if changed == [('training', 'epochs')] else ''}"
         )
-    if read_status(Path(run)) == "finished":
+    if _is_finished(Path(run)):
         _check_extension(Path(run), before, experiment)
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether a run is finished and has its model.keras; where somebody has deleted that, it is written again."""
+    return read_status(run) == "finished" and Run.reading(run).model.exists()
 
 
 def _check_extension(run: Path, before: Experiment, now: Experiment) -> None:

@@ -99,7 +99,7 @@ def test_show_leaves_out_what_the_training_would(kpipe, photos, experiment, draw
     assert (code, err) == (0, "")
     code, _, err = kpipe("data", "show", experiment, "--images", "8")
     assert code == 3
-    assert "0.png' (not an image of a kind that is read). Replace or remove it, or leave such files out with " in err
+    assert "0.png' (not an image, or of a format that kpipe does not read). Replace or remove it, or leave su" in err
 
 
 def test_check_finds_nothing(kpipe, photos, experiment, tmp_path):
@@ -113,7 +113,7 @@ def test_check_writes_the_names(kpipe, photos, experiment, tmp_path):
     broken[0].write_bytes(broken[0].read_bytes()[:100])
     broken[1].write_text("no image")
     code, out, err = kpipe("data", "check", experiment, "--output", "list.txt")
-    reasons = "  1: cut off\n  1: not an image of a kind that is read\n"
+    reasons = "  1: cut off\n  1: not an image, or of a format that kpipe does not read\n"
     assert (code, out) == (3, f"train: 12 images, 2 of them unreadable\n{reasons}")
     assert err == (
         f"folder:{photos}: 2 images cannot be read. Replace or remove them, or leave them out with data.on_error=skip. "
@@ -135,7 +135,7 @@ def test_the_list_has_a_line_for_a_name_of_any_kind(kpipe, photos, experiment, t
         path.write_text("no image")
     code, out, err = kpipe("data", "check", experiment)
     assert (code, err.count("\n")) == (3, 2)
-    assert out.endswith("unreadable\n  6: not an image of a kind that is read\n")
+    assert out.endswith("unreadable\n  6: not an image, or of a format that kpipe does not read\n")
     lines = (tmp_path / "tiny_unreadable.txt").read_text("utf-8").splitlines()
     assert all(line.isprintable() for line in lines)
     assert f"{photos}/cat/plain.png" in lines and f"{photos}/cat/with space.png" in lines
@@ -196,7 +196,7 @@ def test_a_picture_of_another_kind_is_refused_before_the_work(kpipe, experiment,
 def test_a_file_that_may_not_be_written_is_refused_before_the_work(
     kpipe, experiment, tmp_path, nothing_is_read, monkeypatch
 ):
-    monkeypatch.setattr("kpipe.cli.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("kpipe.files.can_write_in", lambda folder: False)  # root may write everywhere
     code, _, err = kpipe("data", "check", experiment, "--output", str(tmp_path / "x.txt"))
     assert (code, err) == (2, f"--output: expected a file that you may write, got {tmp_path}/x.txt\n")
 

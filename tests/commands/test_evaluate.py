@@ -1,6 +1,7 @@
 """`kpipe evaluate`: numbers of a whole split, the files that it writes, and what it refuses."""
 
 import csv
+import datetime
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from tiny_runs import only_run, train_once
 from kpipe.assembly import load_splits
 from kpipe.commands.evaluate import FILES, evaluate
 from kpipe.commands.evaluate_screen import show_evaluation
+from kpipe.commands.export import export
 from kpipe.config.loading import load_experiment
 from kpipe.console import Screen
 from kpipe.data.pipeline import make_evaluation_pipeline
@@ -91,6 +93,9 @@ def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
     result = json.loads((folder / "evaluation.json").read_text())
     of_the_run = json.loads((finished / "summary.json").read_text())["test"]
     assert {name: result[name] for name in of_the_run} == of_the_run  # to the last digit
+    assert result["weights"] == json.loads((finished / "summary.json").read_text())["weights"]
+    assert result["versions"].keys() == {"kpipe", "keras", "tensorflow"}
+    assert datetime.datetime.fromisoformat(result["date"]).tzinfo
     assert result["left_out"] == [str(photographs / "test" / "cow" / "1.png")]
 
     predictions = rows_of(folder / "predictions.csv")
@@ -108,7 +113,7 @@ def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
     assert {name: str(value) for name, value in result["mistakes"][0].items()} == most_confident
 
     assert f"  data       folder:{photographs}, test: 11 images, all but 1 that cannot be read: '{photographs}/t" in out
-    assert "  protocol   center: the center of the kept image, as at the end of a run\n" in out
+    assert "  protocol   center: the center of the stored image, as at the end of a run\n" in out
     assert f"The most confident of {result['num_mistakes']} mistakes:\n" in out
     assert " test/" in out  # the files of the mistakes, without the folder of all
     assert out.endswith(f"Results are in {folder}\n")
@@ -180,15 +185,31 @@ def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, mo
         write_image(tmp_path / "set" / name / "1.png", size=(14, 14))
     code, out, err = kpipe("evaluate", str(model_file), "--data", f"folder:{tmp_path / 'set'}", "--image-size", "14")
     assert (code, err) == (0, "")
-    assert f"  data       folder:{tmp_path}/set, train: all 10 images\n" in out
+    assert f"  data       folder:{tmp_path}/set, all 10 images\n" in out
     assert "  note: the data has no class 'ant'\n" in out
     [folder] = (tmp_path / "evaluation").iterdir()
-    assert folder.name == "train_center_14px_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
+    assert folder.name == "center_14px_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
     labels = [row["label"] for row in rows_of(folder / "predictions.csv")]
     assert labels == [name for name in CLASSES[1:] for _ in range(2)]
     [absent, *others] = rows_of(folder / "per_class.csv")
     assert (absent["images"], absent["recall"]) == ("0", "")
     assert [row["images"] for row in others] == ["2"] * 5
+
+
+@pytest.mark.slow
+def test_an_exported_file_gives_the_numbers_of_its_run(finished, photographs, quiet, tmp_path, without_figures):
+    """Its card says that the images are stored larger than the network sees them."""
+    [exported] = export(finished, "keras", output=tmp_path / "to", screen=quiet)
+    of_the_run = evaluate(finished, output=tmp_path / "run", screen=quiet)
+    alone = evaluate(exported.path, data=f"folder:{photographs}", on_error="skip", screen=quiet)
+    assert alone["notes"] == []
+    for name in ("images", "accuracy", "calibration_error"):
+        assert alone[name] == pytest.approx(of_the_run[name], rel=1e-5)
+    probabilities = [
+        [float(row["probability"]) for row in rows_of(folder / "predictions.csv")]
+        for folder in (tmp_path / "run", exported.path.parent / "evaluation" / alone["folder"].rpartition("/")[2])
+    ]
+    np.testing.assert_allclose(*probabilities, rtol=1e-4)
 
 
 def test_other_classes_are_named(kpipe, finished, tmp_path):
@@ -208,12 +229,18 @@ def test_other_classes_are_named(kpipe, finished, tmp_path):
             {"protocol": "ten"},
             r"^protocol: expected a known name, got 'ten' \(known: center, ten_crop, multi_crop, dense",
         ),
-        ({"scales": [20]}, "^scales: expected them with the protocol dense alone, got center$"),
+        (
+            {"scales": [20]},
+            "^scales: expected the protocol dense, which alone has scales, got center. Give protocol=",
+        ),
         (
             {"protocol": "dense", "scales": [20, 13]},
             "^scales: expected at least the 14 pixels that the network sees, got 13$",
         ),
-        ({"split": "validation", "data": "folder"}, "^split: expected one of train, test, got validation$"),
+        (
+            {"split": "validation", "data": "folder"},
+            "^split: expected one of train, test, which folder:/.*/photographs0 has, got validation$",
+        ),
         ({"data": "photos:x"}, "^data: unknown source 'photos' "),
         ({"on_error": "ignore"}, "^on_error: expected one of fail, skip, got 'ignore'$"),
         (
@@ -237,16 +264,18 @@ def test_a_model_file_needs_data(model_file, quiet):
 
 def test_ten_crops_need_larger_images(model_file, photographs, quiet):
     said = (
-        r"^protocol: expected for ten_crop images that are kept larger .* got 14 pixels for both. multi_crop and dens"
+        r"^protocol: ten_crop needs stored images that are larger than what the network sees, got 14 pixels for both "
+        r"\(data.stored_size and data.image_size\). Give multi_crop or dense, which see the whole image$"
     )
     with pytest.raises(ConfigError, match=said):
         evaluate(model_file, protocol="ten_crop", data=f"folder:{photographs}", image_size=14, screen=quiet)
 
 
-def test_a_folder_that_cannot_be_written(finished, quiet, monkeypatch, tmp_path):
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match="^output: expected a folder in which you may write, got .*/new$"):
-        evaluate(finished, output=tmp_path / "new", screen=quiet)
+@pytest.mark.parametrize("folder", ["/proc/new", "/sys/kernel/new"])
+def test_a_folder_that_cannot_be_written(finished, quiet, folder):
+    """Their permissions say that root may write there."""
+    with pytest.raises(ConfigError, match=f"^output: expected a folder in which you may write, got {folder}$"):
+        evaluate(finished, output=folder, screen=quiet)
 
 
 def test_scales_are_numbers(kpipe, finished):
@@ -269,6 +298,7 @@ sys.exit(code if not {"tensorflow", "keras", "numpy"} & set(sys.modules) else f"
         (("evaluate", "RUN", "--data", "folder:nowhere"), 3, "/nowhere"),
         (("evaluate", "RUN", "--data", "photos:x"), 2, "--data: unknown source 'photos' "),
         (("evaluate", "MOVED"), 3, "\nIf you have moved the folder, say where it is: --data folder:PATH\n"),
+        (("evaluate", "RUN", "--image-size", "8"), 2, "--image-size, --resize: expected neither with a run, whose con"),
         (("evaluate", "FILE"), 2, "--data: expected a source of images for "),
         (("predict", "nowhere", "IMAGE"), 2, "nowhere: expected a run directory or a .keras file, got no such file"),
         (("export", "nowhere", "--to", "keras"), 2, "nowhere: expected a run directory or a .keras file, got no s"),
@@ -316,7 +346,10 @@ def test_another_loss_than_cross_entropy_has_its_own_name(synthetic, quiet, with
     assert "cross_entropy" not in center
     crops = evaluate(synthetic, protocol="multi_crop", screen=quiet)
     assert "loss" not in crops and 0 < crops["cross_entropy"] < 2
-    assert crops["notes"] == ["the whole images are those that are kept, 16x16: the source has no files of them"]
+    assert crops["notes"] == [
+        "half of the views of multi_crop are mirror images; the run was trained without flip_horizontal",
+        "the whole images are the stored ones, 16x16: the source has no files of them",
+    ]
     show_evaluation(crops, Screen(Console(width=80)))
     assert "cross entropy" in capsys.readouterr().out
 
@@ -330,8 +363,15 @@ def test_a_run_without_a_held_out_split_needs_a_choice(synthetic, quiet, tmp_pat
     run = shutil.copytree(synthetic, tmp_path / "run")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"(validation|test): (0\.1|null)\n", r"\1: 0\n", config))
-    with pytest.raises(ConfigError, match="^split: expected one of train, got no held-out split$"):
+    said = "^split: expected a test or validation split, the run has none. Give split='train'$"
+    with pytest.raises(ConfigError, match=said):
         evaluate(run, screen=quiet)
+    summary = json.loads((run / "summary.json").read_text())  # of a run that scored no other split
+    summary = {key: value for key, value in summary.items() if key not in ("validation", "test")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, "evaluate", run], capture_output=True, text=True)
+    said_there = "--split: expected a test or validation split, the run has none. Give --split train"
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (2, said_there)
 
 
 def test_images_of_another_size_are_refused(synthetic, quiet, tmp_path):
@@ -370,7 +410,7 @@ def test_records_of_a_stream_are_seen_whole(tmp_path, quiet, without_figures, pr
         define_set(tfds, name, {"train": [0, 1], "test": [0, 1, 1]}, size=(None, 12, 3))
         prepare_set(tfds, name)
         result = evaluate(tmp_path / "a.keras", protocol=protocol, data=f"tfds:{name}", screen=quiet)
-    assert (result["split"], result["images"], result["notes"]) == ("test", 3, [])
+    assert (result["split"], result["images"], len(result["notes"])) == ("test", 3, 1)  # how the images are read
     # Each image is of one gray: all views of it are the same.
     grays = 10 * np.arange(3)
     logits = model.predict_on_batch(np.ones((3, 8, 8, 3)) * grays[:, None, None, None])
@@ -410,7 +450,7 @@ def test_a_long_name_of_another_set_fits_the_file_system(synthetic, quiet, tmp_p
     write_classes(folder, {"class_0": 2, "class_1": 2}, size=(16, 16))
     result = evaluate(synthetic, data=f"folder:{folder}", screen=quiet)
     name = result["folder"].rpartition("/")[2]
-    assert re.fullmatch(r"train_center_folder-.*-[0-9a-f]{8}", name) and len(name.encode()) < 255
+    assert re.fullmatch(r"center_folder-.*-[0-9a-f]{8}", name) and len(name.encode()) < 255
 
 
 @pytest.mark.slow
@@ -420,7 +460,7 @@ def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr("kpipe.commands.evaluate.draw_mistakes", interrupt)
     code, _, err = kpipe("evaluate", str(finished), "--output", str(tmp_path / "new"))
-    assert (code, err.strip()) == (130, "interrupted; what was saved before is still there")
+    assert (code, err.strip()) == (130, "interrupted")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -440,7 +480,8 @@ def test_many_classes_fit_the_screen(capsys):
     numbers = {"images": 3, "precision": None, "recall": 0.5, "f1": 0.5}
     mistake = {"file": "x" * 99, "label": names[0], "prediction": names[1], "probability": 0.9}
     result = {
-        "model": "/runs/one/model.keras",
+        "model": "/runs/one/model_raw.keras",
+        "weights": "raw",
         "network": "vgg16",
         "protocol": "dense",
         "scales": [256, 384],
@@ -461,6 +502,7 @@ def test_many_classes_fit_the_screen(capsys):
     }
     show_evaluation(result, Screen(Console(width=80)))
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("evaluation of one, raw weights")
     assert max(len(line) for line in lines if "│" in line) <= 80
     assert next(line for line in lines if "3" in line and "│" in line and "50.00 %" in line).startswith("│ [red] ")
     assert "The 20 classes with the lowest F1; the other 10 are in per_class.csv:" in lines

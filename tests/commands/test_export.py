@@ -394,7 +394,7 @@ def test_all_formats_are_written_or_none(network, runtime, monkeypatch):
 def test_an_interruption_leaves_nothing(kpipe, network, runtime, monkeypatch):
     monkeypatch.setitem(WRITERS, "keras", lambda model, path: signal.raise_signal(signal.SIGINT))
     code, _, err = kpipe("export", str(network), "--to", "keras")
-    assert (code, err.strip()) == (130, "interrupted; what was saved before is still there")
+    assert (code, err.strip()) == (130, "interrupted")
     assert not (network.parent / "export").exists()
 
 
@@ -415,7 +415,7 @@ def test_a_policy_of_the_process_changes_nothing(network, runtime):
 
 def test_a_mistake_is_said_before_tensorflow_is_imported(kpipe, network):
     code, out, err = kpipe("export", str(network), "--to", "onx")
-    message = "to: expected one of keras, saved_model, onnx, litert, got 'onx', did you mean 'onnx'?\n"
+    message = "--to: expected one of keras, saved_model, onnx, litert, got 'onx', did you mean 'onnx'?\n"
     assert (code, out, err) == (2, "", message)
 
 
@@ -430,5 +430,5 @@ def test_a_full_disk_is_said(network, runtime, monkeypatch):
 
 
 def test_a_place_where_no_folder_can_be_made(network):
-    with pytest.raises(EnvironmentFault, match=r"^/proc/kpipe: cannot be written \(No such file or directory\); "):
+    with pytest.raises(ConfigError, match="^output: expected a folder in which you may write, got /proc/kpipe$"):
         api.export(network, "keras", output="/proc/kpipe")

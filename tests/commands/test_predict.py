@@ -135,12 +135,12 @@ def test_the_table_fits_the_terminal():
     screen = Screen(Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None))
     files = ["a" * 60 + "/1.png", "写真" * 30 + "/2.png", "3.png"]
     names = ["golden retriever", "cat", "wire-haired fox terrier of a longer name"]  # one would fit, if it were whole
-    write = table_writer(screen, files, names, 3)
+    write = table_writer(screen, files, [*names, "dog"], 3)
     for file in files:
         write(Prediction(file, tuple(names), (0.9, 0.07, 0.03)))
     heading, *rows = screen.console.file.getvalue().splitlines()
     classes = "   90.0 % golden…triever    7.0 % cat"
-    assert heading == f"{'file':<32}  2 most probable of 3 classes"
+    assert heading == f"{'file':<32}  2 most probable of 4 classes"
     assert rows == [
         f"{'a' * 16}…{'a' * 9}/1.png{classes}",
         f"写真写真写真写真写…真写真/2.png {classes}",
@@ -164,7 +164,7 @@ def broken(tmp_path):
     return [str(tmp_path / name) for name in ("text.jpg", "empty.png", "cut.png", "gone.jpg")]
 
 
-REASONS = ("not an image of a kind that is read", "0 bytes", "cut off", "No such file or directory")
+REASONS = ("not an image, or of a format that kpipe does not read", "0 bytes", "cut off", "No such file or directory")
 
 
 def test_broken_files_are_left_out_and_named_with_their_reasons(kpipe, run, broken):
@@ -175,7 +175,7 @@ def test_broken_files_are_left_out_and_named_with_their_reasons(kpipe, run, brok
     assert [line.split(",")[0] for line in out.splitlines()] == ["file", *good]
     assert err.splitlines() == [
         *(f"{file}: cannot be read ({reason})" for file, reason in zip(broken, REASONS, strict=True)),
-        "expected 6 images, got 2 that can be read. Replace or remove the others",
+        "4 of 6 files cannot be read. Replace or remove them",
     ]
     found = predict(run, files)
     assert [each.file for each in found] == files
@@ -186,15 +186,69 @@ def test_broken_files_are_left_out_and_named_with_their_reasons(kpipe, run, brok
 def test_without_one_file_that_can_be_read_there_is_nothing_to_say(kpipe, run, broken):
     code, out, err = kpipe("predict", run, broken[0])
     assert (code, out, err) == (3, "", f"{broken[0]}: cannot be read ({REASONS[0]})\n")
-    with pytest.raises(DataError, match="\nexpected 2 images, got not one that can be read. Replace or remove the ot"):
+    with pytest.raises(DataError, match="\nnone of 2 files can be read. Replace or remove them$"):
         predict(run, broken[:2])
 
 
-@pytest.mark.parametrize("between", [b"\n", b"\0"])
+@pytest.mark.parametrize("between", [b"\n", b"\0", b"\r\n", b" \n"])
 def test_paths_come_from_standard_input(kpipe, run, stdin, between):
     stdin(between.join([b"photos/test/dog/0.png", b"", b"photos/test/cat", b""]))
     code, out, _ = kpipe("predict", run, "-", "--csv", "--top", "1")
     assert (code, len(out.splitlines())) == (0, 1 + 1 + 3)
+
+
+def test_blanks_at_the_end_of_a_path_are_kept_where_the_file_has_them(kpipe, run, stdin, tmp_path):
+    write_image(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.png ")
+    stdin(f"{tmp_path}/a.png \n".encode())
+    code, out, err = kpipe("predict", run, "-", "--csv", "--top", "1")
+    assert (code, err) == (0, "") and f"{tmp_path}/a.png ,1," in out
+
+
+def test_an_array_is_predicted_as_its_files_are(run, tmp_path):
+    """Those of the network's size are taken as they are, others are resized and cropped."""
+    trained = load_network(run)
+    images, _ = next(evaluation_batches(load_splits(trained.data), "test", 9).as_numpy_iterator())
+    expected = predict(run, "photos/test")
+    found = predict(run, images)
+    assert [each.file for each in found] == [str(number) for number in range(9)]
+    assert [each.classes for each in found] == [each.classes for each in expected]
+    np.testing.assert_allclose(
+        [each.probabilities for each in found], [each.probabilities for each in expected], atol=1e-6
+    )
+    [first] = predict(run, keras.ops.cast(images[0], "float32"), top=1)
+    assert (first.file, first.classes) == ("0", expected[0].classes[:1])
+    write_image(tmp_path / "1.png", size=(33, 50))
+    [file] = predict(run, tmp_path / "1.png")
+    whole = keras.utils.img_to_array(keras.utils.load_img(tmp_path / "1.png"))
+    [other] = predict(run, whole)
+    np.testing.assert_allclose(other.probabilities, file.probabilities, atol=1e-6)
+    assert len(predict(run, whole[..., :1])) == 1  # gray
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((16, 16)), r"expected an array \[B, H, W, C\] or \[H, W, C\] with .*, got the shape \[16, 16\]$"),
+        (np.zeros((1, 3, 16, 16)), r"expected .* one or three channels, got the shape \[1, 3, 16, 16\]$"),
+        (np.zeros((0, 16, 16, 3)), r"expected .*, got the shape \[0, 16, 16, 3\]$"),
+        (np.full((16, 16, 3), "a"), "expected numbers 0..255, got <U1$"),
+        (np.full((16, 16, 3), 0.5), "expected values 0..255, got 0.5..0.5. Multiply the array by 255$"),
+        (np.full((16, 16, 3), -1.0), "expected values 0..255, got -1..-1. Give images that are not normalized$"),
+        (np.full((16, 16, 3), np.nan), "expected values 0..255, got nan..nan. "),
+        ([np.zeros((16, 16, 3))], r"expected paths, or one array of images \[B, H, W, C\], got list$"),
+        (3, "expected paths, or one array of images .*, got int$"),
+    ],
+)
+def test_what_is_no_array_of_images_is_a_sentence(run, images, message):
+    with pytest.raises(ConfigError, match=f"^images: {message}"):
+        predict(run, images)
+
+
+def test_what_decoders_print_is_held_back(run, broken, capfd):
+    with pytest.raises(DataError):
+        predict(run, broken[:2])
+    assert capfd.readouterr().err == ""
 
 
 def test_the_grid_shows_the_truth_where_folders_tell_it(kpipe, run, tmp_path, monkeypatch):
@@ -209,7 +263,16 @@ def test_the_grid_shows_the_truth_where_folders_tell_it(kpipe, run, tmp_path, mo
     expected = predict(run, ["photos/test/dog", tmp_path / "new"], top=1)
     assert [CLASSES[label] for label in drawn["predictions"]] == [each.classes[0] for each in expected]
     np.testing.assert_allclose(drawn["probabilities"], [each.probabilities[0] for each in expected], atol=1e-6)
+    assert drawn["files"] == ["0.png", "1.jpg", "2.jpg", "1.png"]
     assert grid.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_place_of_the_grid_is_said_where_files_are_broken(kpipe, run, broken, tmp_path, monkeypatch):
+    monkeypatch.setattr("kpipe.figures.save_figure", lambda *arguments: None)
+    grid = tmp_path / "grid.png"
+    code, out, err = kpipe("predict", run, "photos/test/dog", broken[0], "--grid", str(grid))
+    assert code == 3 and out.endswith(f"The grid is in {grid}\n")
+    assert err.endswith("1 of 4 files cannot be read. Replace or remove it\n")
 
 
 @pytest.mark.parametrize("grid", [(), ("--grid", "grid.png")])
@@ -242,6 +305,7 @@ def test_a_large_folder_is_drawn_in_part(kpipe, run, tmp_path, monkeypatch):
         (("nowhere", "-"), 3, "-: expected paths of images on standard input, one a line, got none\n"),
         ((*NO_NETWORK, "--grid", "no/a.png"), 2, "--grid: expected a file in a folder that exists, got /"),
         ((*NO_NETWORK, "--grid", "bare"), 2, "/bare. Write /"),
+        ((*NO_NETWORK, "--grid", "/proc/a.png"), 2, "--grid: expected a file that you may write, got /proc/a.png\n"),
         ((*NO_NETWORK, "--grid", "a.jpg"), 2, "--grid: expected a name that ends with .png, got /"),
         (NO_NETWORK, 2, "/nowhere: expected a run directory or a .keras file, got no such file or directory\n"),
     ],
@@ -259,7 +323,7 @@ def test_a_mistake_is_a_sentence(kpipe, tmp_path, monkeypatch, stdin, arguments,
 def test_a_mistake_in_python_is_a_sentence(run):
     with pytest.raises(ConfigError, match="^top: expected at least 1, got 0$"):
         predict(run, "photos", top=0)
-    with pytest.raises(ConfigError, match="^paths: expected image files or folders of images, got none$"):
+    with pytest.raises(ConfigError, match="^images: expected image files or folders of images, got none$"):
         predict(run, [])
 
 
@@ -271,7 +335,7 @@ def test_a_model_file_alone_reads_images_as_it_is_told(kpipe, run, tmp_path):
     (tmp_path / "classes.txt").write_text("dark\nbright\n")
     options = ("--image-size", "8", "--resize", "pad", "--jsonl")
     code, out, err = kpipe("predict", str(tmp_path / "a.keras"), "photos/test/dog/1.jpg", *options)
-    assert (code, err) == (0, "")
+    assert code == 0 and "here they become 8x8 pixels by --resize pad" in " ".join(err.split())
     [found] = predict(tmp_path / "a.keras", "photos/test/dog/1.jpg", image_size=8, resize="pad")
     [other] = predict(tmp_path / "a.keras", "photos/test/dog/1.jpg", image_size=8)
     said = [each["probability"] for each in json.loads(out)["predictions"]]

@@ -344,7 +344,7 @@ UNREADABLE = {
     "empty.jpg": (b"", "0 bytes"),
     "page.jpg": (b"<!DOCTYPE html><html>404</html>", "text, not an image"),
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; convert it to JPEG"),
-    "noise.png": (b"\x01\x02\x03" * 50, "not an image of a kind that is read"),
+    "noise.png": (b"\x01\x02\x03" * 50, "not an image, or of a format that kpipe does not read"),
     "float.tif": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "32-bit or signed pixels, whose .*"),
     "header.jpg": (saved(LARGE, "JPEG")[:100], DAMAGED),
     **{f"half.{kind.lower()}": (halved(saved(LARGE, kind)), reason) for kind, reason in HALVES.items()},

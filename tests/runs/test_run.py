@@ -177,7 +177,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_message(kpipe, experime
     monkeypatch.setattr("kpipe.experiment.save_portable", become_read_only)
     code, _, err = kpipe("run", experiment)
     assert (code, err.count("\n")) == (5, 1)
-    assert err.startswith("model.keras: cannot be written (Read-only file system); ")
+    assert err.startswith("model.keras: cannot be written (Read-only file system). What")
     assert err.endswith(" and give the same command again.\n")
 
 
