@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
 
 import itertools
 import shutil
@@ -40,12 +41,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "logs"))
-
-
-@pytest.fixture(autouse=True)
-def screen_without_a_width(monkeypatch):
-    """A worker of pytest-xdist sets COLUMNS."""
-    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -216,13 +216,12 @@ def test_a_file_that_cannot_be_written_asks_for_no_room(kpipe, experiment, monke
 def test_a_test_loss_that_is_not_finite_is_null(kpipe, experiment, logs, monkeypatch):
     from kpipe.training.trainer import Trainer
 
-    real = Trainer.evaluate
+    real = Trainer.evaluate_batches
 
-    def infinite(self, *arguments, **options):
-        found = real(self, *arguments, **options)
-        return found if "should_stop" in options else found | {"loss": math.inf}
+    def infinite(self, *arguments):
+        return real(self, *arguments) | {"loss": math.inf}
 
-    monkeypatch.setattr(Trainer, "evaluate", infinite)
+    monkeypatch.setattr(Trainer, "evaluate_batches", infinite)
     assert kpipe("run", experiment)[0] == 0
     run = only_run(logs)
     assert json.loads((run / "summary.json").read_text())["test"]["loss"] is None

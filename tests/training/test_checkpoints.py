@@ -366,7 +366,8 @@ def test_a_disk_that_refuses_costs_nothing(model, folder, monkeypatch, code, own
         rf"step-00000030: the checkpoint of [\d,]+ bytes cannot be written \({os.strerror(code)}\); [\d,]+ bytes are "
     )
     remedies = {errno.ENOSPC: "make room", errno.EFBIG: r"raise the limit for the size of a file \(ulimit -f\)"}
-    message += f"free there. The one before, step-00000020, is whole: {remedies.get(code, 'make sure that you may write there')} and give"
+    remedy = remedies.get(code, "make sure that you may write there")
+    message += f"free there. The one before, step-00000020, is whole: {remedy} and give"
     with pytest.raises(EnvironmentFault, match=message):
         checkpoints.commit(model, {}, step=30)
     monkeypatch.undo()
