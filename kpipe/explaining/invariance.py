@@ -5,12 +5,13 @@ M. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", EC
 H height, W width, C channels, n amounts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 from scipy import ndimage
+from scipy.special import softmax
 
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.explaining.feature_maps import find_layer, list_stages
@@ -41,7 +42,13 @@ AMOUNTS = {
 
 
 def measure_invariance(
-    model: keras.Model, image: np.ndarray, label: int, change: str, amounts: Sequence[float] | None = None
+    model: keras.Model,
+    image: np.ndarray,
+    label: int,
+    change: str,
+    amounts: Sequence[float] | None = None,
+    *,
+    batch_size: int = 32,
 ) -> Invariance:
     """Measure how far the features of a network move when an image is changed.
 
@@ -52,6 +59,7 @@ def measure_invariance(
         change: `shift` (pixels to the right), `scale` (a factor, about the center) or `rotation` (degrees against the
             clock). What comes in from outside is the pixel at the edge.
         amounts: default: those of AMOUNTS, shifts as fractions of the width.
+        batch_size: images that the network sees at a time.
 
     Raises:
         ConfigError: an unknown change.
@@ -65,10 +73,19 @@ def measure_invariance(
     outputs = [find_layer(model, stages[0]).output, find_layer(model, stages[-1]).output, model.outputs[0]]
     network = keras.Model(model.inputs[0], outputs)
     images = np.stack([transform(image, change, amount) for amount in amounts])
-    neutral = 1.0 if change == "scale" else 0.0
-    low, high, logits = network(np.concatenate([transform(image, change, neutral)[None], images]), training=False)
-    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(keras.ops.cast(logits, "float32")))
-    return Invariance(np.asarray(amounts), images, _distances(low), _distances(high), probabilities[1:, label])
+    low, high, probabilities = [], [], []
+    [whole] = _outputs(network, transform(image, change, 1.0 if change == "scale" else 0.0)[None], 1)
+    for maps, top, logits in _outputs(network, images, batch_size):
+        low.append(_distances(maps, whole[0]))
+        high.append(_distances(top, whole[1]))
+        probabilities.append(softmax(logits, axis=1)[:, label])
+    return Invariance(np.asarray(amounts), images, *(np.concatenate(each) for each in (low, high, probabilities)))
+
+
+def _outputs(network: keras.Model, images: np.ndarray, batch_size: int) -> Iterator[list[np.ndarray]]:
+    for start in range(0, len(images), batch_size):
+        outputs = network(images[start : start + batch_size], training=False)
+        yield [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
 
 
 def transform(image: np.ndarray, change: str, amount: float) -> np.ndarray:
@@ -91,7 +108,6 @@ def transform(image: np.ndarray, change: str, amount: float) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
 
-def _distances(maps) -> np.ndarray:
-    """Return the distance of each of [1 + n, ...] but the first to the first, float32 [n]."""
-    rows = keras.ops.convert_to_numpy(keras.ops.cast(maps, "float32")).reshape(len(maps), -1)
-    return np.linalg.norm(rows[1:] - rows[:1], axis=1)
+def _distances(maps: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return the Euclidean distance of each of [n, h, w, F] to [1, h, w, F], float32 [n]."""
+    return np.sqrt(((maps - whole) ** 2).sum(axis=(1, 2, 3)))
