@@ -2,12 +2,12 @@
 
 EXPLANATIONS = {
     "filters": "the filters of the first convolution",
-    "feature_maps": "what layers of low, middle and high depth compute of an image",
-    "deconvnet": "what excites a feature map most, projected back to the pixels",
-    "saliency": "where a pixel changes the score most, and Grad-CAM",
-    "occlusion": "the class's probability while a gray square covers one part after the other",
-    "class_models": "images that the network scores highest for a class, and such ones that fool it",
-    "invariance": "how far the features move while an image is shifted, scaled or rotated",
-    "receptive_fields": "how much of an image one position of each layer sees",
+    "feature_maps": "feature maps of low, middle and high depth",
+    "deconvnet": "what excites feature maps most, back in the pixels",
+    "saliency": "where pixels change the score most, and Grad-CAM",
+    "occlusion": "what a gray square takes away, part by part",
+    "class_models": "images with the highest score, and fooling ones",
+    "invariance": "features of a shifted, scaled, rotated image",
+    "receptive_fields": "how much of an image each layer sees",
 }
 """By name, in the order in which they are made."""

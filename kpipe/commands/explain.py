@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 from scipy.special import softmax
+from sklearn.datasets import load_digits, load_sample_image
 
 from kpipe import data
 from kpipe.assembly import load_splits, make_form
@@ -52,6 +53,7 @@ _CLASSES = 4  # classes whose model is drawn
 _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
 _STEPS = 100  # of a class model
 _L2 = 150  # its regularization, over the number of values of an image
+_KERNEL_SIDE = 256  # pixels of an image that fixed kernels are applied to
 _UNITS = {"shift": "shift (pixels)", "scale": "scale (factor)", "rotation": "rotation (degrees)"}
 
 
@@ -152,19 +154,43 @@ def explain(
     return done
 
 
-def draw_kernels(image: np.ndarray) -> Figure:
-    """Draw an image and its responses to fixed kernels: blur, sharpen, edges, the detector of a tail.
+def explain_kernels(images: Iterable[str | Path] = (), *, output: str | Path | None = None) -> list[Explanation]:
+    """Draw the responses of images to fixed kernels: blur, sharpen, edges, and the detector of a tail.
 
     Args:
-        image: [H, W, C], 0..255.
+        images: image files. Default: a photograph and a digit that come with scikit-learn.
+        output: folder to write. Default: the working directory.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: an image cannot be read.
+        EnvironmentFault: the folder cannot be written.
     """
-    pictures = [(image, "image")]
-    for name, kernel in KERNELS.items():
-        response = convolve(image, kernel)
-        if name not in ("blur", "sharpen"):  # responses of both signs, or far above the pixels
-            response = 255 * np.abs(response) / max(np.abs(response).max(), 1e-6)
-        pictures.append((response, name))
-    return drawing.draw_pictures([pictures[:4], pictures[4:]], ["", ""], title="Fixed kernels")
+    folder = check_output_folder(expand_path(str(output or "."), "output"))
+    files = find_images([os.fspath(path) for path in images])
+    pictures = _read(files, data.Form(_KERNEL_SIDE, channels=3), _KERNEL_SIDE) if files else _own_pictures()
+    rows = []
+    for image in pictures:
+        row = [(image, "image")]
+        for name, kernel in KERNELS.items():
+            response = convolve(image, kernel)
+            if name not in ("blur", "sharpen"):  # responses of both signs, or far above the pixels
+                response = np.abs(response).mean(-1, keepdims=True)
+                response = 255 * response / max(float(np.percentile(response, 99.5)), 1e-6)
+            row.append((response, name))
+        rows.append(row)
+    figure = drawing.draw_pictures(rows, [""] * len(rows), title="Fixed kernels")
+    path = folder / "kernels.png"
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path)
+    return [Explanation("kernels", path)]
+
+
+def _own_pictures() -> list[np.ndarray]:
+    digits = load_digits().images
+    digit = np.kron(digits[7] * 255 / 16, np.ones((2, 2)))
+    return [load_sample_image("flower.jpg")[60:360, 120:520], digit[..., None].astype(np.uint8)]
 
 
 # --- what is explained ----------------------------------------------------------------------------------------------
@@ -178,7 +204,10 @@ def _choose(
     seed = trained.experiment.seed if trained.experiment else 0
     split = _load_split(trained, needed=not files, notes=notes, screen=screen)
     if files:
-        images, names = _read(trained, files), [Path(file).name for file in files]
+        size, _, channels = trained.image_shape
+        form = make_form(trained.data)
+        images = _read(files, replace(form, size=form.size or size, channels=channels), size)
+        names = [Path(file).name for file in files]
     else:
         images, names = _draw_at_random(trained, split, seed)
     logits = np.asarray(trained.model.predict(images, batch_size=_BATCH, verbose=0), np.float64)
@@ -216,15 +245,13 @@ def _load_split(trained: Trained, *, needed: bool, notes: list[str], screen: Scr
     return next(splits.by_name[name] for name in ("test", "validation", "train") if name in splits.by_name)
 
 
-def _read(trained: Trained, files: Sequence[str]) -> np.ndarray:
-    """Return image files as the network sees them, uint8 [n, H, W, C].
+def _read(files: Sequence[str], form: data.Form, size: int) -> np.ndarray:
+    """Return the center of image files in their form, uint8 [n, size, size, C].
 
     Raises:
         DataError: one cannot be read.
     """
-    size, _, channels = trained.image_shape
-    form = make_form(trained.data)
-    split = data.unlabeled_files(files, replace(form, size=form.size or size, channels=channels))
+    split = data.unlabeled_files(files, form)
     found = dict.fromkeys(range(len(files)))
     for numbers, images in data.iterate_readable(split, _BATCH, size, "reading"):
         found |= dict(zip(numbers.tolist(), images, strict=True))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 KERNELS = {
-    "blur": np.full((3, 3), 1 / 9),
+    "blur": np.full((5, 5), 1 / 25),
     "sharpen": np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]]),
     "edges": np.array([[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]]),
     "vertical edges": np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]),
