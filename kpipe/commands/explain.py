@@ -48,7 +48,7 @@ from kpipe.trained import Trained, load_trained
 
 SHOWN = 3  # images of a split that are explained where the user gives none
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
-_MAPS = 9  # feature maps of the deconvolutional network
+_MAPS = 6  # feature maps of the deconvolutional network
 _CLASSES = 4  # classes whose model is drawn
 _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
 _STEPS = 100  # of a class model

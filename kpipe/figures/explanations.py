@@ -84,14 +84,13 @@ def draw_projections(
         title, caption: above and below.
     """
     side = math.ceil(math.sqrt(projections.shape[1]))
-    columns = min(3, len(maps))
+    columns = min(2, len(maps))
     rows = math.ceil(len(maps) / columns)
-    figure = _make_figure(columns * side * 0.95 * _INCH, rows * (side * 0.46 * _INCH + 0.35), title, caption)
+    figure = _make_figure(columns * side * 1.6 * _INCH, rows * (side * 0.8 * _INCH + 0.3), title, caption)
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if place < len(maps):
-            largest = np.abs(projections[place]).max() or 1.0
-            left = _tile(0.5 + 0.5 * projections[place] / largest, side)
+            left = _tile(_around_gray(projections[place]), side)
             right = _tile(patches[place].astype(np.float32) / 255, side)
             gap = np.ones((left.shape[0], max(2, left.shape[1] // 30), left.shape[2]))
             axes.imshow(_to_picture(np.concatenate([left, gap, right], axis=1)), cmap="gray", vmin=0, vmax=1)
@@ -234,6 +233,13 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     """Return values from 0 to 1."""
     smallest, largest = values.min(), values.max()
     return (values - smallest) / (largest - smallest or 1.0)
+
+
+def _around_gray(projections: np.ndarray) -> np.ndarray:
+    """Return projections [n, h, w, C] as pixels of 0..1, of which 0.5 is no signal; each has its own contrast."""
+    # A few pixels are far above all others.
+    largest = np.quantile(np.abs(projections), 0.995, axis=(1, 2, 3), keepdims=True)
+    return np.clip(0.5 + 0.5 * projections / np.maximum(largest, 1e-12), 0, 1)
 
 
 def _tile(images: np.ndarray, side: int) -> np.ndarray:
