@@ -5,7 +5,7 @@ The mathematics stands in `kpipe.explaining`, the drawing in `kpipe.figures.expl
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +82,10 @@ class _Subject:
     seed: int
     screen: Screen
     split: data.Split | None
-    """Where the strongest activations are looked for; None: there are no data."""
-    caption: str = ""
-    _notes: list[str] = field(default_factory=list)
+    """Where the strongest activations are looked for; None: among the images of the user, which are `searched`."""
+    searched: np.ndarray
+    """All images of the user, uint8 [m, H, W, C]; the first of them are `images`."""
+    caption: str
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,8 +150,6 @@ def explain(
                     picture = tf.io.decode_png(tf.io.read_file(str(done[-1].path)), channels=3)
                     tf.summary.image(f"explain/{name}", picture[None])
         writer.close()
-    for note in subject._notes:
-        screen.line(f"note: {note}")
     return done
 
 
@@ -200,9 +199,8 @@ def _choose(
     trained: Trained, files: Sequence[str], layer: str | None, class_name: str | None, screen: Screen
 ) -> _Subject:
     """Return the images, and the class that is explained for each."""
-    notes: list[str] = []
     seed = trained.experiment.seed if trained.experiment else 0
-    split = _load_split(trained, needed=not files, notes=notes, screen=screen)
+    split = None if files else _load_split(trained, screen)
     if files:
         size, _, channels = trained.image_shape
         form = make_form(trained.data)
@@ -210,6 +208,9 @@ def _choose(
         names = [Path(file).name for file in files]
     else:
         images, names = _draw_at_random(trained, split, seed)
+    searched, images = images, images[:SHOWN]
+    if len(searched) > len(images):
+        screen.line(f"note: of {counted(len(searched), 'image')}, the first {len(images)} are explained one by one")
     logits = np.asarray(trained.model.predict(images, batch_size=_BATCH, verbose=0), np.float64)
     probabilities = softmax(logits, axis=1)
     if class_name is None:
@@ -221,27 +222,19 @@ def _choose(
         labels = np.full(len(images), trained.class_names.index(class_name))
     shown = [
         f"{name}: {label(trained.class_names[each], 20)} {row[each]:.0%}"
-        for name, each, row in zip(names, labels, probabilities, strict=True)
+        for name, each, row in zip(names, labels, probabilities, strict=False)
     ]
     caption = label(f"{trained.file.parent.name} · {trained.file.name}", 100)
-    return _Subject(trained, images, shown, labels, layer, seed, screen, split, caption, notes)
+    return _Subject(trained, images, shown, labels, layer, seed, screen, split, searched, caption)
 
 
-def _load_split(trained: Trained, *, needed: bool, notes: list[str], screen: Screen) -> data.Split | None:
-    """Return the held-out split of the run; where the images of the user are enough, None if it cannot be read."""
+def _load_split(trained: Trained, screen: Screen) -> data.Split:
+    """Return the held-out split of the run."""
     if trained.run is None:
-        if needed:
-            raise ConfigError(
-                f"images: expected image files or folders for {path_shown(trained.file)}, which has no data of its own"
-            )
-        return None
-    try:
-        splits = load_splits(trained.data, ahead=False, progress=screen.progress)
-    except DataError as error:
-        if needed:
-            raise
-        notes.append(f"the strongest activations are those of the given images, since the data cannot be read: {error}")
-        return None
+        raise ConfigError(
+            f"images: expected image files or folders for {path_shown(trained.file)}, which has no data of its own"
+        )
+    splits = load_splits(trained.data, ahead=False, progress=screen.progress)
     return next(splits.by_name[name] for name in ("test", "validation", "train") if name in splits.by_name)
 
 
@@ -325,8 +318,9 @@ def _search(subject: _Subject, layer: str, maps: np.ndarray) -> tuple[Strongest,
     """Return the strongest activations, and among which images they were looked for."""
     trained, split = subject.trained, subject.split
     if split is None:
-        found = find_strongest(trained.model, [subject.images], layer, maps)
-        return found, counted(len(subject.images), "given image")
+        images = subject.searched
+        parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+        return find_strongest(trained.model, parts, layer, maps), counted(len(images), "image")
     numbers = split.readable_numbers()
     if len(numbers) > MOST_SEARCHED:
         numbers = np.sort(np.random.default_rng(subject.seed).choice(numbers, MOST_SEARCHED, replace=False))
