@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _is_on_command_line = _is_about_an_experiment = False
+_options: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -28,6 +29,17 @@ def about_an_experiment() -> Iterator[None]:
         _is_about_an_experiment = before
 
 
+@contextmanager
+def with_options(*keys: str) -> Iterator[None]:
+    """Let messages name these settings of the data as options of the verb inside the `with`; also a decorator."""
+    global _options
+    before, _options = _options, keys
+    try:
+        yield
+    finally:
+        _options = before
+
+
 def for_caller(command_line: str, python: str) -> str:
     """Return the words for the user of the command line, or those for the user of Python, whoever it is."""
     return command_line if _is_on_command_line else python
@@ -46,9 +58,14 @@ def setting(key: str, value: object = None) -> str:
         value: a word or a number.
 
     Returns:
-        `data.cache` or `data.cache=disk`; where there is no experiment, `cache` or `cache='disk'`.
+        `data.cache` or `data.cache=disk`; where there is no experiment, `cache` or `cache='disk'`. As an option of the
+        verb, `--cache disk`, or `cache='disk'` in Python.
     """
-    if _is_on_command_line or _is_about_an_experiment:
+    is_option = key in _options
+    if is_option and _is_on_command_line:
+        option = f"--{key.replace('_', '-')}"
+        return option if value is None else f"{option} {value}"
+    if not is_option and (_is_on_command_line or _is_about_an_experiment):
         return f"data.{key}" if value is None else f"data.{key}={value}"
     argument = key.rpartition(".")[2]
     return argument if value is None else f"{argument}={value!r}"

@@ -14,10 +14,11 @@ import click
 
 from kpipe import __version__
 from kpipe.caller import on_command_line
-from kpipe.catalog.evaluation import PROTOCOLS, WEIGHTS
+from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS, RESIZES, WEIGHTS
 from kpipe.catalog.explanations import EXPLANATIONS
+from kpipe.catalog.formats import FORMATS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
-from kpipe.names import path_shown, printable, quoted, shell_quoted
+from kpipe.names import from_here, path_shown, printable, quoted, shell_quoted
 from kpipe.quiet_import import LOG_LEVEL
 from kpipe.signals import Stop, ignore_repetitions, stop_signals
 from kpipe.streams import Output, announce, hold_back_libraries, quiet_streams
@@ -39,9 +40,8 @@ _weights = click.option(
 _image_size = click.option(
     "--image-size", type=click.IntRange(1), help="Side of the images in pixels, for a model file that takes any."
 )
-_resize = click.option(
-    "--resize", type=click.Choice(["crop", "pad", "squash"]), help="How an image becomes square, for a model file."
-)
+_resize = click.option("--resize", type=click.Choice(RESIZES), help="How an image becomes square, for a model file.")
+_HOW_LOADED = ("weights", "image_size", "resize")  # options of `load_trained`
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -169,13 +169,17 @@ def search(output: Output, experiment: str, overrides: tuple[str, ...], workers:
     metavar="FORMAT",
     multiple=True,
     required=True,
-    help="keras, saved_model, onnx or litert. May be given several times.",
+    help=f"One of {', '.join(FORMATS)}. May be given several times.",
 )
 @click.option("--output", metavar="FOLDER", help="Folder to which each format adds its own. Default: RUN/export.")
 @_weights
+@_image_size
+@_resize
 @click.option("--int8", is_flag=True, help="Quantize LiteRT's file as well, and measure its accuracy.")
 @click.pass_obj
-def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | None, weights: str, int8: bool) -> None:
+def export(
+    shown: Output, trained: str, formats: tuple[str, ...], output: str | None, int8: bool, **how_loaded: Any
+) -> None:
     """Write a trained network in the format of another runtime, with a model card.
 
     RUN is the directory of a finished run, or a .keras file with a classes.txt beside it. What is written takes raw
@@ -184,14 +188,19 @@ def export(shown: Output, trained: str, formats: tuple[str, ...], output: str | 
     For two of them: kpipe export RUN --to onnx --to litert
     """
     announce(_LOADING)
-    from kpipe.exporting.formats import check_arguments
+    from kpipe.exporting.arguments import check_arguments
+    from kpipe.runs.model_files import find_trained
 
-    _, folder = check_arguments(trained, formats, output, int8)
+    find_trained(trained, **how_loaded)
+    check_arguments(trained, formats, output, int8)
     shown.is_needed = False
-    with _quietly(writes=folder):
+    with _quietly():
         from kpipe.commands.export import export
+        from kpipe.commands.export_screen import show_exports
+        from kpipe.console import Screen
 
-        export(trained, formats, output=output, weights=weights, int8=int8)
+        screen = Screen()
+        show_exports(export(trained, formats, output=output, int8=int8, screen=screen, **how_loaded), screen)
 
 
 @cli.command(short_help="Show layers, parameters, memory and steps.")
@@ -242,10 +251,17 @@ def plan(
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
-@cli.command(short_help="Score a trained network on a whole split.")
+_PROTOCOLS = "\n".join(["\b", "Protocols:", *(f"  {name:<10}  {views}" for name, views in PROTOCOLS.items())])
+
+
+@cli.command(short_help="Score a trained network on a whole split.", epilog=_PROTOCOLS)
 @click.argument("run_directory", metavar="RUN")
 @click.option(
-    "--protocol", type=click.Choice(PROTOCOLS), default="center", show_default=True, help="What of an image is seen."
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="center",
+    show_default=True,
+    help="Which views of each image are scored.",
 )
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Default: test, else validation.")
 @click.option("--data", metavar="SOURCE", help="Another set with the same classes, such as folder:photos.")
@@ -253,28 +269,27 @@ def plan(
 @_weights
 @_image_size
 @_resize
+@click.option(
+    "--on-error",
+    type=click.Choice(ON_ERROR),
+    help="At an image that cannot be read. Default: as in the run, else fail.",
+)
 @click.option("--output", metavar="FOLDER", help="Default: RUN/evaluation/<split>_<protocol>.")
 @_as_json
 def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: bool, **options: Any) -> None:
-    """Score a trained network on a whole split: accuracy, calibration, each class, and the surest mistakes.
+    """Score a trained network on a whole split: accuracy, calibration, each class, and the most confident mistakes.
 
     RUN is the directory of a finished run, or a .keras file with its classes.txt beside it. A model file alone needs
     --data: kpipe evaluate vgg16.keras --data folder:photos
 
-    \b
-    Protocols:
-      center      the center of the kept image, as at the end of a run
-      ten_crop    four corners and center, and their mirror images (AlexNet)
-      multi_crop  144 crops at four scales of the whole image (GoogLeNet)
-      dense       all places of the whole image and its mirror image (VGG)
+    ECE is the expected calibration error: how far confidence and accuracy are apart, on average over the images.
     """
     if not as_json:
         announce(_LOADING)
-    if data is not None:
-        from kpipe.catalog.data import absolute_source, check_source
+    from kpipe.runs.model_files import find_source, find_trained
 
-        check_source(absolute_source(data))
     sides = _parse_scales(scales) if scales else ()
+    find_source(find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED}), data)
     with _quietly():
         from kpipe.commands.evaluate import evaluate
         from kpipe.commands.evaluate_screen import show_evaluation
@@ -295,7 +310,9 @@ def evaluate(run_directory: str, scales: str | None, data: str | None, as_json: 
 @_weights
 @_image_size
 @_resize
+@click.pass_obj
 def predict(
+    output: Output,
     path: str,
     images: tuple[str, ...],
     top: int,
@@ -323,14 +340,18 @@ def predict(
     from kpipe.console import Screen, screen_on_standard_error
     from kpipe.files import expand_path
     from kpipe.layout import find_images
+    from kpipe.runs.model_files import find_trained
 
     files = find_images(itertools.chain.from_iterable(_paths_in(image) for image in images))
     picture = grid and _check_output(expand_path(grid, "--grid"), "--grid", "predictions.png")
+    how = {"weights": weights, "image_size": image_size, "resize": resize}
+    find_trained(path, **how)
     with screen_on_standard_error() as errors, _quietly(writes=picture):
-        from kpipe.commands.predict import csv_writer, jsonl_writer, load_network, print_predictions, table_writer
+        from kpipe.commands.predict import load_network, print_predictions
+        from kpipe.commands.predict_screen import csv_writer, jsonl_writer, table_writer
         from kpipe.data import no_progress
 
-        trained = load_network(path, weights=weights, image_size=image_size, resize=resize)
+        trained = load_network(path, **how)
         screen = Screen()
         if as_csv or as_jsonl:
             write = csv_writer() if as_csv else jsonl_writer()
@@ -338,7 +359,9 @@ def predict(
         else:
             write = table_writer(screen, files, trained.class_names, top)
             progress = screen.progress if screen.console.is_terminal else errors.progress
-        print_predictions(trained, files, write, top=top, grid=picture, progress=progress)
+        print_predictions(trained, files, write, top=top, grid=picture, progress=progress, is_read=output.is_read)
+        if picture:
+            (errors if as_csv or as_jsonl else screen).line(f"The grid is in {path_shown(from_here(picture))}")
 
 
 _KINDS = "\n".join(f"  {name:<17} {text}" for name, text in EXPLANATIONS.items())

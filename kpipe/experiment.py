@@ -5,12 +5,9 @@
 """
 
 import shutil
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-
-import tensorflow as tf
 
 from kpipe.assembly import (
     Prepared,
@@ -30,6 +27,7 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
+from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features, plan_features
@@ -182,14 +180,13 @@ def train(
 
             # Save the best weights, and evaluate them on every held-out split.
             _save_models(recorder, prepared)
-            held_out = {name: evaluation_batches(splits, name, config.batch_size) for name in options.evaluate}
-            scores = _evaluate(trainer, held_out, screen)
+            scores, predictions = _evaluate(trainer, splits, experiment, options, screen)
 
             # Write: figures, summary.json; and say where they are.
             undrawn = []
             if options.draw:
                 with screen.status("drawing figures"):
-                    undrawn = write_figures(run.path, experiment, state, model, held_out, splits.class_names)
+                    undrawn = write_figures(run.path, experiment, state, model, predictions, splits.class_names)
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores)
@@ -209,12 +206,21 @@ def _save_models(recorder: Recorder, prepared: Prepared) -> None:
 
 
 def _evaluate(
-    trainer: Trainer, held_out: Mapping[str, tf.data.Dataset | None], screen: Screen
-) -> dict[str, dict[str, float]]:
-    """Return loss, metrics and number of images of each split that is there."""
-    scores = {}
-    for name, batches in held_out.items():
-        if batches:
-            with screen.status(f"evaluating the {name} split"):
+    trainer: Trainer, splits: Splits, experiment: Experiment, options: RunOptions, screen: Screen
+) -> tuple[dict[str, dict[str, float]], Predictions | None]:
+    """Return loss, metrics and number of images of each held-out split, and the predictions of which figures are drawn.
+
+    The test split is drawn if it is there, else the validation split.
+    """
+    scores, predictions = {}, None
+    for name in options.evaluate:
+        batches = evaluation_batches(splits, name, experiment.data.batch_size)
+        if batches is None:
+            continue
+        with screen.status(f"evaluating the {name} split"):
+            if options.draw and name == splits.held_out:
+                predictions = Predictions(name, seed=experiment.seed)
+                scores[name] = trainer.evaluate_batches(batches, predictions.add)
+            else:
                 scores[name] = trainer.evaluate(batches)
-    return scores
+    return scores, predictions

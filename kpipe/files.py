@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from kpipe.errors import ConfigError, EnvironmentFault, KpipeError, nearest_name
 from kpipe.names import as_line, from_line, path_shown, quoted
+from kpipe.signals import stop_signals
 
 LARGEST_CONFIG = 100_000  # bytes; an experiment is one page, and reading ten times this takes seconds
 
@@ -128,6 +129,52 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def filling(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Replace files and folders in a folder: all of them or none.
+
+    Args:
+        folder: is made where it is not there. What else lies in it stays.
+        names: of all that may be written. What was not written is removed, as it would be of an earlier time.
+
+    Yields:
+        An empty folder to write to, in `folder`. Its name is always the same, so that what a kill leaves behind is
+        overwritten. After an error it is removed, and `folder` stays as it was.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made.
+    """
+    part = folder / f".{names[0]}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir()
+    except OSError as error:
+        raise cannot_write(folder, error.errno) from None
+    try:
+        with stop_signals() as stop:
+            yield part
+            stop.defer()  # the rest takes milliseconds
+            for name in names:
+                _replace(folder / name, part)
+            stop.obey()
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _replace(target: Path, part: Path) -> None:
+    """Put what is in `part` in the place of a file or a folder, or nothing, where there is nothing."""
+    if target.is_dir():
+        target.rename(part / f".{target.name}")  # a folder that is not empty cannot be overwritten
+    elif not (part / target.name).exists():
+        target.unlink(missing_ok=True)
+    if (part / target.name).exists():
+        os.replace(part / target.name, target)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step."""
     with replacing(path) as beside:
@@ -200,9 +247,16 @@ def nearest_file(path: Path, *others: str, pattern: str = "*") -> str:
 
 def check_output_folder(folder: Path) -> Path:
     """Return a folder that can be made and written; raise ConfigError where it cannot, before any work."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    for part in folder.relative_to(existing).parts:
+        try:
+            os.lstat(existing / part)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ConfigError(f"output: expected shorter names, got {path_shown(folder)}") from None
     if not existing.is_dir():
-        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} is a file")
+        what = "is a file" if existing.exists() else "is a link to what is not there"
+        raise ConfigError(f"output: expected a folder, got {path_shown(folder)}, and {path_shown(existing)} {what}")
     if not os.access(existing, os.W_OK):
         raise ConfigError(f"output: expected a folder in which you may write, got {path_shown(folder)}")
     return folder
@@ -217,6 +271,13 @@ def cannot_write(path: Path, code: int) -> EnvironmentFault:
         f"{path_shown(path)}: cannot be written ({os.strerror(code)}); {shutil.disk_usage(folder).free:,} bytes are "
         f"free there. What was saved before is still there: {remedy(code)} and give the same command again."
     )
+
+
+def refusal_in(error: Exception) -> int | None:
+    """Return the number of `errno` with which a file system refused, also out of another library's words; else None."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return error.errno
+    return next((code for code in REFUSALS if os.strerror(code) in str(error)), None)
 
 
 def remedy(code: int | None) -> str:

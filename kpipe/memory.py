@@ -1,7 +1,6 @@
 """Warns when a training may not fit into memory, and words the error when it did not."""
 
 import math
-import os
 from pathlib import Path
 
 import keras
@@ -9,7 +8,7 @@ import tensorflow as tf
 
 from kpipe.console import describe_size
 from kpipe.errors import OutOfMemory
-from kpipe.files import REFUSALS, cannot_write
+from kpipe.files import cannot_write, refusal_in
 from kpipe.models.geometry import TrainingMemory, estimate_training_memory, fitting_batch_size
 from kpipe.training.device import free_memory
 from kpipe.training.variables import count_kept
@@ -54,7 +53,7 @@ class MemoryGuard:
         if not isinstance(error, MemoryError | tf.errors.OpError):
             return
         # TensorFlow's writer of events reports a full disk as it reports too little memory.
-        if code := next((code for code in REFUSALS if os.strerror(code) in str(error)), None):
+        if code := refusal_in(error):
             raise cannot_write(self._run, code) from None
         if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
             raise OutOfMemory(self._describe()) from None

@@ -31,6 +31,10 @@ class Output:
         self._stream.flush()
         return self._error or getattr(_raw(self._stream), "error", None)
 
+    def is_read(self) -> bool:
+        """Return whether what is printed may still reach somebody."""
+        return self.error is None
+
 
 @contextmanager
 def quiet_streams() -> Iterator[Output]:

@@ -1,29 +1,29 @@
 """A trained network on disk, ready for use: a finished run, or a model file with its classes.txt.
 
 `evaluate`, `predict` and `export` begin here. A run's network computes exactly what it computed at the end of the run:
-in the same precision, from the same layers.
+in the same precision, from the same layers. Only a user's own network is always computed in float32.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 
-from kpipe.catalog.evaluation import WEIGHTS
-from kpipe.catalog.weights import check_weights_file
-from kpipe.catalog.wording import show
-from kpipe.config.loading import load_experiment
+from kpipe.catalog.networks import find_network
+from kpipe.catalog.own_code import is_own
 from kpipe.config.schema import DataConfig, Experiment
 from kpipe.console import counted
-from kpipe.errors import ConfigError, DataError, some
-from kpipe.files import expand_path, nearest_file, read_json, read_names
+from kpipe.errors import ConfigError, DataError, first_line, some
 from kpipe.models.building import build_model
 from kpipe.models.keras_files import load_keras_file
 from kpipe.models.portable import copy_weights
-from kpipe.models.preprocessing import load_normalization
-from kpipe.names import from_here, path_shown, shell_quoted
-from kpipe.runs.directory import Run, read_status, saved_step
+from kpipe.models.preprocessing import STANDARDIZE, Normalization, Standardize, load_normalization
+from kpipe.names import path_shown
+from kpipe.runs.dataset import NAMES
+from kpipe.runs.directory import Run
 from kpipe.runs.machine import resolve_auto
+from kpipe.runs.model_files import TrainedFile, find_trained
 from kpipe.training.losses import CrossEntropy, make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.precision import precision_scope
@@ -47,6 +47,8 @@ class Trained:
     """(H, W, C) of what the network sees."""
     data: DataConfig
     """How its images are read: as in the run. For a model file alone the defaults, and its folder as their source."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
 
 
 def load_trained(
@@ -56,85 +58,146 @@ def load_trained(
 
     Args:
         path: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
+            Such a file takes raw images, 0..255, and returns logits.
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
         image_size: side of the images in pixels, for a model file outside a run that takes images of any size.
         resize: how an image becomes square, for a model file outside a run; default: `crop`.
 
+    Returns:
+        The network and what its use needs to know.
+
     Raises:
-        ConfigError: there is no finished run or model, the file is damaged or has code of its own, the run has no such
-            weights, or an argument does not belong to what was given.
+        ConfigError: there is no finished run or model, the file is damaged or has code of its own, it does not
+            turn images into logits, the run has no such weights, or an argument does not belong to what was given.
         DataError: classes.txt is missing, damaged, or has other classes than the network.
     """
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights: expected one of {', '.join(WEIGHTS)}, got {show(weights)}")
-    given = expand_path(str(path))
-    folder = given if given.is_dir() else given.parent
-    if not (folder / "config.yaml").is_file():
-        return _load_file(given, image_size, resize)
-    if image_size or resize:
-        raise ConfigError(f"image_size, resize: expected neither with a run, whose config.yaml says both: {given}")
-    run = Run(folder, True, None, read_status(folder))
-    file = given if given.is_file() else _find_file(run, weights)
-    return _load_run(run, file)
+    found = find_trained(path, weights=weights, image_size=image_size, resize=resize)
+    return _load_run(found) if found.run else _load_file(found, image_size, resize)
 
 
-def _find_file(run: Run, weights: str) -> Path:
-    """Return the model file of a finished run that has these weights."""
-    if run.status != "finished" or not run.model.exists():
-        command = f"kpipe finish {shell_quoted(from_here(run.path))}"
-        has_checkpoint = saved_step(run.path) is not None
-        remedy = f". `{command}` finishes it as it stands" if has_checkpoint else ", and has no checkpoint either"
-        is_lost = run.status == "finished"
-        what = "one without its model.keras" if is_lost else f"one that is {run.status or 'not finished'}"
-        raise ConfigError(f"{path_shown(run.path)}: expected a finished run, got {what}{remedy}.")
-    if weights == "best":
-        return run.model
-    if file := run.find_model(weights):
-        return file
-    raise ConfigError(
-        f"{path_shown(run.path)}: expected a run with {weights} weights of its own, got one that did not average its "
-        "weights (training.average). Leave the choice of weights out"
+def load_as_saved(
+    path: str | Path, *, weights: str = "best", image_size: int | None = None, resize: str | None = None
+) -> Trained:
+    """Load a trained network as its file has it: in float32, and of the layers that Keras's own format can hold.
+
+    The arguments, the result and the errors are those of `load_trained`.
+    """
+    found = find_trained(path, weights=weights, image_size=image_size, resize=resize)
+    if found.run is None:
+        return _load_file(found, image_size, resize)
+    model, experiment = _load_of_run(found), found.experiment
+    return Trained(
+        found.file, found.run, experiment, model, found.class_names, _find_shape(found, model), experiment.data
     )
 
 
-def _load_run(run: Run, file: Path) -> Trained:
-    experiment = resolve_auto(load_experiment(run.path / "config.yaml").experiment)
+def _load_of_run(found: TrainedFile) -> keras.Model:
+    """Load the model file of a run, and check it; an error names the run's other files."""
+    run, file = found.run, found.file
     try:
-        saved = load_keras_file(file)
+        saved = _load_saved(found)
     except ConfigError as error:
         others = [path for path in (*run.path.glob("model*.keras"), *run.checkpoints.glob("step-*")) if path != file]
         kept = f" The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
         raise ConfigError(f"{error}{kept}") from None
-    class_names = _read_class_names(run.path, saved)
-    shape = tuple(read_json(run.path / "summary.json").get("image") or saved.input_shape[1:])
+    _check_class_names(found, saved)
+    return saved
+
+
+def _find_shape(found: TrainedFile, saved: keras.Model) -> tuple[int, int, int]:
+    """Return (H, W, C) of the images of a run, whose file may take any size."""
+    return tuple(found.run.read_json("summary.json").get("image") or saved.input_shape[1:])
+
+
+def _load_run(found: TrainedFile) -> Trained:
+    run, file, experiment = found.run, found.file, resolve_auto(found.experiment)
+    saved = _load_of_run(found)
+    shape = _find_shape(found, saved)
     normalization = load_normalization(run.constants, shape)
     if normalization is None:
         raise ConfigError(
             f"{path_shown(run.constants)}: expected the constants of the first layer, got a file that is damaged or "
-            f"gone. Restore it, or give the model file outside the run, with {path_shown(run.path / 'classes.txt')} "
-            "beside it"
+            f"gone. Restore it, or give the model file outside the run, with {path_shown(run.path / NAMES)} beside it"
         )
+    if is_own(experiment.model.name):
+        model, notes = _restore_first_layer(saved, normalization), _describe_precision(experiment)
+    else:
+        model, notes = _build(found, experiment, shape, normalization), ()
+        _copy_weights(file, saved, model)
+    _compile(model, make_loss(*experiment.loss), len(found.class_names))
+    return Trained(file, run, experiment, model, found.class_names, shape, experiment.data, notes)
+
+
+def _load_saved(found: TrainedFile) -> keras.Model:
+    """Load the model file of a run. The user's own code is run only where a layer stands in it."""
+    try:
+        return load_keras_file(found.file)
+    except ConfigError:
+        if not is_own(found.experiment.model.name):
+            raise
+        names = find_network(found.experiment.model.name).function.__globals__
+        classes = {name: value for name, value in names.items() if inspect.isclass(value)}
+        with keras.saving.custom_object_scope(classes):
+            return load_keras_file(found.file)
+
+
+def _build(
+    found: TrainedFile, experiment: Experiment, shape: tuple[int, int, int], normalization: Normalization
+) -> keras.Model:
     with precision_scope(experiment.chosen.precision):
-        model = build_model(
+        return build_model(
             experiment.model.name,
             experiment.network_options,
             input_shape=shape,
-            classes=len(class_names),
+            classes=len(found.class_names),
             normalization=normalization,
         )
-    copy_weights(saved, model)
-    _compile(model, make_loss(*experiment.loss), len(class_names))
-    return Trained(file, run, experiment, model, class_names, shape, experiment.data)
 
 
-def _load_file(file: Path, image_size: int | None, resize: str | None) -> Trained:
-    if file.is_dir() or file.suffix != ".keras":
-        what = "a folder without config.yaml" if file.is_dir() else "a file of another kind"
-        what = what if file.exists() else f"no such file or directory{nearest_file(file)}"
-        raise ConfigError(f"{path_shown(file)}: expected a run directory or a .keras file, got {what}")
-    check_weights_file(str(file), "")
+def _restore_first_layer(saved: keras.Model, normalization: Normalization) -> keras.Model:
+    """Return a saved network with the first layer that it was trained with, which rounds otherwise.
+
+    The function of a user's own network is not called: it may have changed since, or be gone.
+    """
+
+    def restore(layer: keras.Layer) -> keras.Layer:
+        is_saved_form = isinstance(layer, keras.layers.Rescaling) and layer.name == STANDARDIZE
+        return Standardize(normalization.mean, normalization.std, name=layer.name) if is_saved_form else layer
+
+    return keras.models.clone_model(saved, clone_function=restore)
+
+
+def _describe_precision(experiment: Experiment) -> tuple[str, ...]:
+    precision = experiment.chosen.precision
+    if precision == "float32":
+        return ()
+    return (
+        f"the network is computed in float32, as its file keeps it; the run computed in {precision}, so that its own "
+        "numbers may differ a little",
+    )
+
+
+def _copy_weights(file: Path, saved: keras.Model, model: keras.Model) -> None:
+    """Copy the weights of a file into the network that was built for them; raise ConfigError where they do not fit."""
+    needed = keras.Model(model.inputs, model.outputs[0]).layers  # without auxiliary heads, which are not saved
+    missing = {layer.name for layer in needed if layer.weights} - {layer.name for layer in saved.layers}
+    problem = f"none of the layer {min(missing)}" if missing else None
+    try:
+        copy_weights(saved, model)
+    except ValueError as error:
+        problem = problem or f"others: {first_line(error)}"
+    if problem:
+        raise ConfigError(
+            f"{path_shown(file)}: expected the weights of the network in config.yaml beside it, got {problem}. Is it "
+            "the file of another run?"
+        )
+
+
+def _load_file(found: TrainedFile, image_size: int | None, resize: str | None) -> Trained:
+    file = found.file
     model = load_keras_file(file)
-    class_names = _read_class_names(file.parent, model)
+    _check_form(file, model)
+    _check_class_names(found, model)
     height, width, channels = model.input_shape[1:]
     if height and image_size not in (None, height):
         raise ConfigError(f"image_size: expected the {height} pixels of {path_shown(file)}, got {image_size}")
@@ -143,22 +206,56 @@ def _load_file(file: Path, image_size: int | None, resize: str | None) -> Traine
             f"image_size: expected the side of the images in pixels, since {path_shown(file)} takes any, got none"
         )
     shape = (height or image_size, width or image_size, channels)
-    _compile(model, CrossEntropy(), len(class_names))
+    _compile(model, CrossEntropy(), len(found.class_names))
     data = DataConfig(source=f"folder:{file.parent}", image_size=shape[0], resize=resize or "crop", channels=channels)
-    return Trained(file, None, None, model, class_names, shape, data)
+    return Trained(file, None, None, model, found.class_names, shape, data)
 
 
-def _read_class_names(folder: Path, model: keras.Model) -> tuple[str, ...]:
-    file, expected = folder / "classes.txt", counted(model.outputs[0].shape[-1], "class")
-    names = tuple(read_names(file))
-    if not names:
-        raise DataError(
-            f"{path_shown(file)}: expected the {expected} of the network, one name a line in the order of the logits, "
-            "got no such file, or a damaged one"
+def _check_form(file: Path, model: keras.Model) -> None:
+    """Raise ConfigError for a network that does not turn a batch of images into logits."""
+    inputs, outputs = ([tuple(each.shape) for each in tensors or ()] for tensors in (model.inputs, model.outputs))
+    if len(inputs) != 1 or len(inputs[0]) != 4 or not inputs[0][3]:
+        got = " and ".join(map(str, inputs)) or "none"
+        raise ConfigError(f"{path_shown(file)}: expected a network of images [B, H, W, C], got input {got}")
+    if len(outputs) != 1 or len(outputs[0]) != 2 or (outputs[0][1] or 0) < 2:
+        got = " and ".join(map(str, outputs))
+        raise ConfigError(
+            f"{path_shown(file)}: expected one output, a logit for each of two classes or more, [B, K], got {got}"
         )
-    if len(names) != model.outputs[0].shape[-1]:
-        raise DataError(f"{path_shown(file)}: expected the {expected} of the network, got {len(names):,}")
-    return names
+    last = _find_last(model)
+    squashing = _name_squashing(last)
+    if squashing:
+        remedy = (
+            f"model.get_layer({last.name!r}).activation = keras.activations.linear"
+            if hasattr(last, "activation")
+            else f"model = keras.Model(model.inputs, model.get_layer({last.name!r}).input)"
+        )
+        raise ConfigError(
+            f"{path_shown(file)}: expected logits, got a network that ends in {squashing} (layer {last.name}). Save it "
+            f"again after {remedy}"
+        )
+
+
+def _find_last(model: keras.Model) -> keras.Operation:
+    """Return the layer or operation that the output of a model comes from, also where it is in a model within it."""
+    last = model.outputs[0]._keras_history.operation
+    return _find_last(last) if isinstance(last, keras.Model) else last
+
+
+def _name_squashing(last: keras.Operation) -> str | None:
+    """Return `softmax` or `sigmoid` where a layer or operation computes it."""
+    activation = getattr(last, "activation", None)
+    name = activation.__name__ if activation else type(last).__name__.lower()
+    return name if name in ("softmax", "sigmoid") else None
+
+
+def _check_class_names(found: TrainedFile, model: keras.Model) -> None:
+    classes, names = model.outputs[0].shape[-1], len(found.class_names)
+    if names != classes:
+        raise DataError(
+            f"{path_shown(found.file.parent / NAMES)}: expected the {counted(classes, 'class')} of the network, got "
+            f"{names:,}"
+        )
 
 
 def _compile(model: keras.Model, loss: keras.losses.Loss, classes: int) -> None:

@@ -3,11 +3,12 @@
 import getpass
 import os
 import pwd
+import signal
 
 import pytest
 
 from kpipe.errors import ConfigError
-from kpipe.files import expand_path, read_yaml, replacing, write_text, write_yaml
+from kpipe.files import expand_path, filling, read_yaml, replacing, write_text, write_yaml
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
@@ -39,6 +40,40 @@ def test_what_a_kill_has_left_is_overwritten(tmp_path):
     write_text(tmp_path / "notes.txt", "new")
     assert (tmp_path / "notes.txt").read_text() == "new"
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_folder_is_filled_with_all_or_nothing(tmp_path):
+    folder, names = tmp_path / "new" / "scores", ["a.txt", "b.txt", "c"]
+    for number in range(2):
+        with filling(folder, names) as part:
+            assert part.parent == folder and not any(part.iterdir())
+            (part / "c").mkdir()
+            (part / "c" / str(number)).touch()
+            (part / names[number]).touch()
+        (folder / "mine.txt").touch()
+        (folder / ".a.txt.part").mkdir()  # a kill has left it
+        (folder / ".a.txt.part" / "c").touch()
+    with pytest.raises(OSError), filling(folder, names) as part:
+        (part / "a.txt").touch()
+        raise OSError
+    assert sorted(os.listdir(folder)) == ["b.txt", "c", "mine.txt"]
+    assert os.listdir(folder / "c") == ["1"]
+    with pytest.raises(OSError), filling(tmp_path / "other", names):
+        raise OSError
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_signal_waits_until_a_folder_is_filled(tmp_path, monkeypatch):
+    def replace(old, new):
+        signal.raise_signal(signal.SIGTERM)
+        real(old, new)
+
+    real = os.replace
+    monkeypatch.setattr("kpipe.files.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt), filling(tmp_path, ["a", "b"]) as part:
+        for name in ("a", "b"):
+            (part / name).touch()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_a_path_is_expanded_as_by_a_shell(tmp_path, monkeypatch):

@@ -93,6 +93,43 @@ def test_it_is_trained_and_used_and_a_changed_file_is_said(kpipe, own, logs):
     assert said in " ".join(out.split())
 
 
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [
+        (lambda file: file.write_text(NETS.replace('activation="relu"', 'activation="tanh"')), "float32"),
+        (lambda file: file.unlink(), "mixed_bfloat16"),
+    ],
+)
+def test_a_run_is_evaluated_as_it_was_trained_after_its_code_has_changed(kpipe, own, logs, change, precision):
+    assert kpipe("run", str(own), f"training.precision={precision}", "training.epochs=1")[0] == 0
+    run = only_run(logs, "own")
+    change(own.parent / "nets.py")
+    code, out, err = kpipe("evaluate", str(run), "--json")
+    assert code == 0, err
+    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
+    if precision == "float32":
+        assert ({name: result[name] for name in of_the_run}, result["notes"]) == (of_the_run, [])  # to the last digit
+    else:
+        assert result["loss"] == pytest.approx(of_the_run["loss"], rel=0.05)
+        assert result["notes"] == [
+            "the network is computed in float32, as its file keeps it; the run computed in mixed_bfloat16, so that its "
+            "own numbers may differ a little"
+        ]
+
+
+@pytest.mark.slow
+def test_layers_of_its_own_are_loaded(kpipe, own, logs):
+    layer = "class Twice(layers.Layer):\n    def call(self, x):\n        return 2 * x\n"
+    code = NETS.replace("x = preprocessing(images)", "x = Twice()(preprocessing(images))")
+    (own.parent / "nets.py").write_text(f"{code}\n{layer}")
+    assert kpipe("run", str(own), "training.epochs=1")[0] == 0
+    run = only_run(logs, "own")
+    code, out, err = kpipe("evaluate", str(run), "--json")
+    assert code == 0, err
+    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
+    assert {name: result[name] for name in of_the_run} == of_the_run
+
+
 @pytest.mark.slow
 def test_a_killed_run_of_it_is_resumed_exactly_by_another_process(start, own, tmp_path):
     """Its layers have no names of their own, and Keras counts them over the life of a process."""

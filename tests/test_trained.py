@@ -56,7 +56,7 @@ def test_a_model_file_alone_needs_its_classes_and_a_size(tmp_path):
     images = keras.Input((None, None, 3))
     logits = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(images))
     keras.Model(images, logits).save(tmp_path / "net.keras")
-    said = rf"^{tmp_path}/classes.txt: expected the 2 classes of the network, one name a line in the order of the "
+    said = rf"^{tmp_path}/classes.txt: expected the classes of the network, one name a line in the order of "
     with pytest.raises(DataError, match=said):
         load_trained(tmp_path / "net.keras")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
@@ -68,6 +68,85 @@ def test_a_model_file_alone_needs_its_classes_and_a_size(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\n")
     with pytest.raises(DataError, match=r"classes.txt: expected the 2 classes of the network, got 1$"):
         load_trained(tmp_path / "net.keras", image_size=40)
+
+
+def network(*layers, shape=(8, 8, 3), classes=2):
+    """Return a network of Keras that ends in logits, with these layers after its input."""
+    images = x = keras.Input(shape)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(images, keras.layers.Dense(classes, name="logits")(keras.layers.Flatten()(x)))
+
+
+def branching(inputs=1, outputs=1):
+    """Return a network with several inputs or outputs."""
+    images = [keras.Input((8, 8, 3)) for _ in range(inputs)]
+    x = keras.layers.Flatten()(keras.layers.Add()(images) if inputs > 1 else images[0])
+    return keras.Model(images, [keras.layers.Dense(2)(x) for _ in range(outputs)])
+
+
+def ending_in(activation, inside=False):
+    """Return a network whose last layer computes an activation, if asked for in a model within the model."""
+    if not inside:
+        return keras.Sequential(
+            [network(), keras.layers.Softmax(name="end")]
+            if activation is None
+            else [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation, name="end")]
+        )
+    images = keras.Input((8, 8, 3))
+    return keras.Model(images, ending_in(activation)(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: keras.Sequential([keras.Input((784,)), keras.layers.Dense(2)]),
+            r"expected a network of images \[B, H, W, C\], got input \(None, 784\)$",
+        ),
+        (lambda: branching(inputs=2), r"got input \(None, 8, 8, 3\) and \(None, 8, 8, 3\)$"),
+        (
+            lambda: branching(outputs=2),
+            r"expected one output, a logit for each of two classes or more, \[B, K\], got \(None, 2\) and \(None, 2\)$",
+        ),
+        (lambda: network(classes=1), r"expected one output, .* got \(None, 1\)$"),
+        (
+            lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 1)]),
+            r"expected one output, .* got \(None, 8, 8, 2\)$",
+        ),
+        (
+            lambda: ending_in("softmax"),
+            r"expected logits, got a network that ends in softmax \(layer end\). Save it again after "
+            r"model.get_layer\('end'\).activation = keras.activations.linear$",
+        ),
+        (lambda: ending_in("sigmoid"), r"got a network that ends in sigmoid \(layer end\). "),
+        (lambda: ending_in("softmax", inside=True), r"got a network that ends in softmax \(layer end\). "),
+        (
+            lambda: ending_in(None),
+            r"Save it again after model = keras.Model\(model.inputs, model.get_layer\('end'\)",
+        ),
+        (network, None),
+        (lambda: network(keras.layers.RandomFlip()), None),
+        (lambda: network(adapted()), None),
+    ],
+)
+def test_files_of_others_are_used_or_refused_with_a_reason(tmp_path, make, message):
+    model = make()
+    model.save(tmp_path / "net.keras")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    if message:
+        with pytest.raises(ConfigError, match=rf"^{tmp_path}/net.keras: .*{message}"):
+            load_trained(tmp_path / "net.keras")
+        return
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    trained = load_trained(tmp_path / "net.keras")
+    np.testing.assert_array_equal(trained.model.predict_on_batch(images), model.predict_on_batch(images))
+
+
+def adapted():
+    layer = keras.layers.Normalization()
+    layer.adapt(np.arange(8 * 8 * 3, dtype="float32").reshape(1, 8, 8, 3))
+    return layer
 
 
 def test_a_file_of_one_size_says_it(tmp_path):
@@ -87,7 +166,15 @@ def test_a_file_of_one_size_says_it(tmp_path):
         ),
         (lambda run: (run / "model.keras").write_bytes(b"PK"), "one that is damaged or cut short.* The run also has "),
         (lambda run: (run / "normalization.npz").unlink(), "normalization.npz: expected the constants of the first la"),
-        (lambda run: (run / "classes.txt").unlink(), "classes.txt: expected the 6 classes of the network, one name a "),
+        (
+            lambda run: (run / "classes.txt").unlink(),
+            "classes.txt: expected the classes of the network, one name a lin",
+        ),
+        (lambda run: (run / "classes.txt").write_bytes(b"\xff"), "logits, got a file without names, or a damaged one$"),
+        (
+            lambda run: (run / "classes.txt").write_text("cat\n"),
+            "classes.txt: expected the 6 classes of the network, got 1",
+        ),
         (
             lambda run: (run / "summary.json").unlink(),
             "expected a finished run, got one that is not finished. `kpipe f",
@@ -95,6 +182,10 @@ def test_a_file_of_one_size_says_it(tmp_path):
         (
             lambda run: (run / "summary.json").write_text('{"status": "diverged"}'),
             "expected a finished run, got one that is diverged. `kpipe finish .*` finishes it as it stands.$",
+        ),
+        (
+            lambda run: ((run / "summary.json").unlink(), shutil.rmtree(run / "checkpoints")),
+            "got one that is not finished, and it has no checkpoint to finish from. Train it again$",
         ),
     ],
 )
@@ -107,13 +198,35 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
-        ("nowhere", {}, "nowhere: expected a run directory or a .keras file, got no such file or directory$"),
+        (
+            "nowhere",
+            {},
+            "nowhere: expected .* got no such file or directory, did you mean /.*/run.$",
+        ),
+        (
+            "rnu",
+            {},
+            "rnu: expected .* got no such file or directory, did you mean 'run'.$",
+        ),
+        (
+            "run/model_avreaged.keras",
+            {},
+            "model_avreaged.keras: expected a run directory or a .keras file, got no such file or directory, did you "
+            "mean 'model_averaged.keras'.$",
+        ),
+        ("run/config.yaml", {}, "config.yaml: expected a run .* got a file of another kind, did you mean /.*/run.$"),
+        ("run/checkpoints", {}, "checkpoints: expected .* got a folder without config.yaml, did you mean /.*/run.$"),
         (
             "text.kera",
             {},
             "text.kera: expected .* got no such file or directory, did you mean 'text.keras'.$",
         ),
-        (".", {}, "expected a run directory or a .keras file, got a folder without config.yaml$"),
+        (
+            ".",
+            {},
+            "expected a run directory or a .keras file, got a folder without config.yaml, did you mean /.*/run.$",
+        ),
+        ("empty", {}, "empty: expected a run directory or a .keras file, got a folder without config.yaml$"),
         (
             "text.keras",
             {},
@@ -121,10 +234,19 @@ def test_a_run_that_cannot_be_used_says_why(copied, damage, message):
         ),
         ("run", {"weights": "all"}, "^weights: expected one of best, raw, averaged, got 'all'$"),
         ("run", {"image_size": 32}, "^image_size, resize: expected neither with a run, whose config.yaml says both: "),
+        ("run", {"image_size": -5}, "^image_size: expected at least 1 pixel, got -5$"),
+        ("run", {"resize": "squeeze"}, "^resize: expected one of crop, pad, squash, got 'squeeze'$"),
+        (
+            "run/model_averaged.keras",
+            {"weights": "raw"},
+            "^weights: expected a choice with a run directory alone, got raw and the file /.*_averaged.keras. Give /",
+        ),
     ],
 )
 def test_what_is_not_trained_is_refused(copied, tmp_path, path, options, message):
     (tmp_path / "text.keras").write_text("a model")
+    (tmp_path / "empty" / "one").mkdir(parents=True)
+    shutil.copy(copied / "model.keras", copied / "model_averaged.keras")
     with pytest.raises(ConfigError, match=message):
         load_trained(tmp_path / path, **options)
 
@@ -136,3 +258,24 @@ def test_a_run_without_averages_has_one_kind_of_weights(copied):
     [other] = {"raw", "averaged"} - {preferred}
     with pytest.raises(ConfigError, match=f"expected a run with {other} weights of its own, got one that did not"):
         load_trained(copied, weights=other)
+
+
+def test_the_file_of_another_network_is_named(copied):
+    network(shape=(16, 16, 3), classes=6).save(copied / "model.keras")
+    said = (
+        rf"^{copied}/model.keras: expected the weights of the network in config.yaml beside it, got none of the layer "
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_trained(copied)
+
+
+def test_weights_of_other_shapes_are_named(copied):
+    model = keras.models.load_model(copied / "model.keras")
+    layers = [layer for layer in model.layers if layer.weights]
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["config"]["name"] == layers[0].name:
+            layer["config"]["use_bias"] = False
+    keras.Model.from_config(config).save(copied / "model.keras")
+    with pytest.raises(ConfigError, match=r"config.yaml beside it, got others: .* Is it the file of another run\?$"):
+        load_trained(copied)

@@ -1,11 +1,10 @@
 """`kpipe evaluate`: the numbers of a trained network on a whole split. `evaluate_screen` prints them."""
 
 import csv
+import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from kpipe.assembly import load_splits
-from kpipe.caller import about_an_experiment
-from kpipe.catalog.data import absolute_source, check_source
-from kpipe.catalog.evaluation import PROTOCOLS
+from kpipe.caller import about_an_experiment, with_options
+from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS
 from kpipe.catalog.wording import show
 from kpipe.config.schema import DataConfig, SplitConfig
 from kpipe.console import Screen, counted
@@ -24,17 +22,19 @@ from kpipe.data.reading import note_unreadable, translate_reading_errors
 from kpipe.data.records import RecordSplit
 from kpipe.data.splits import Split, Splits
 from kpipe.errors import ConfigError, DataError, did_you_mean, some
-from kpipe.evaluation.metrics import Outcomes, count_pairs, measure, measure_classes
+from kpipe.evaluation.metrics import Outcomes, compute_class_metrics, compute_metrics, make_confusion_matrix
+from kpipe.evaluation.predictions import NUM_EXAMPLES, Examples
+from kpipe.evaluation.report import draw_mistakes
 from kpipe.evaluation.scoring import score
-from kpipe.evaluation.views import Protocol, see_all_places, see_center, see_many_crops, see_ten_crops
+from kpipe.evaluation.views import make_protocol
 from kpipe.figures.confusion import draw_confusion_matrix
-from kpipe.figures.image_grids import draw_predictions
 from kpipe.figures.style import label, noting_failures, save_figure
-from kpipe.files import check_output_folder, expand_path, translate_write_errors, write_json
+from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
-from kpipe.signals import stop_signals
+from kpipe.runs.model_files import find_source, find_trained
 from kpipe.trained import Trained, load_trained
+from kpipe.training.losses import CrossEntropy
 
 FILES = (
     "evaluation.json",
@@ -44,12 +44,12 @@ FILES = (
     "confusion_matrix.png",
     "mistakes.png",
 )
-MOST_MISTAKES = 25  # in the figure and in evaluation.json
-_LONGEST_NAME = 100  # characters of a source in the name of a folder
+_LONGEST_NAME = 150  # bytes of the name of a folder; file systems take 255
+_MOST_SKIPPED = 0.99  # fraction of the images that `on_error` skips: of some images there must be numbers
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class ScoredSplit:
     """The split that is scored."""
 
     splits: Splits
@@ -64,6 +64,7 @@ class _Chosen:
 
 
 @about_an_experiment()
+@with_options("on_error")
 def evaluate(
     run: str | Path,
     *,
@@ -74,6 +75,7 @@ def evaluate(
     scales: Sequence[int] = (),
     image_size: int | None = None,
     resize: str | None = None,
+    on_error: str | None = None,
     output: str | Path | None = None,
     screen: Screen | None = None,
 ) -> dict[str, Any]:
@@ -81,18 +83,20 @@ def evaluate(
 
     Args:
         run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
-        protocol: what of each image the network sees: `center`, `ten_crop`, `multi_crop` or `dense`.
+        protocol: which views of each image are scored: `center`, `ten_crop`, `multi_crop` or `dense`.
         split: train, validation or test. Default: test if there is one, else validation.
         data: another source with the same classes. Nothing is cut off it: a set without splits is scored whole.
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
         scales: for `dense`, pixels of the shorter side, one scale after the other. Default: that of the kept images.
         image_size, resize: as for `load_trained`, for a model file outside a run.
+        on_error: `fail` at an image that cannot be read, or `skip` all of them. Default: as in the run, else `fail`.
         output: folder to write. Default: evaluation/<split>_<protocol> in the run, or beside the model file.
         screen: shows the progress; default: standard output.
 
     Returns:
-        What evaluation.json holds: `images` and the metrics of `kpipe.evaluation.metrics.measure`, `per_class`, the
-        surest `mistakes`, what was scored, and `folder`, which has the files.
+        What evaluation.json holds: `images` and the metrics of `kpipe.evaluation.metrics.compute_metrics`,
+        `per_class`, the most confident `mistakes`, what was scored, and `folder`, which has the files. `loss` is that
+        of the run. Where this is no cross entropy, protocols with several views have a `cross_entropy` instead.
 
     Raises:
         ConfigError: there is no such run, split or protocol, or the network or its images do not suit the protocol.
@@ -104,56 +108,33 @@ def evaluate(
         raise ConfigError(f"protocol: expected a known name, got {show(protocol)}{did_you_mean(protocol, PROTOCOLS)}")
     if scales and protocol != "dense":
         raise ConfigError(f"scales: expected them with the protocol dense alone, got {protocol}")
-    data = data and _absolute(data)
-    trained = load_trained(run, weights=weights, image_size=image_size, resize=resize)
-    if trained.run is None and data is None:
-        raise ConfigError(
-            f"data: expected a source of images for {path_shown(trained.file)}, which names none, got none"
-        )
-    _check_protocol(trained, protocol, scales)
-    check_source(data or trained.data.source)
+    if on_error not in (None, *ON_ERROR):
+        raise ConfigError(f"on_error: expected one of {', '.join(ON_ERROR)}, got {show(on_error)}")
+    how = {"weights": weights, "image_size": image_size, "resize": resize}
+    source = find_source(find_trained(run, **how), data)
     if output is not None:
-        output = check_output_folder(expand_path(str(output), "output"))
-    chosen = _choose(trained, data, split, protocol, screen)
-    folder = output or check_output_folder(_default_folder(trained, chosen.name, protocol, data))
+        output = _check_target(expand_path(str(output), "output"))
+    trained = load_trained(run, **how)
+    _check_protocol(trained, protocol, scales)
+    config = trained.data if data is None else _config_of(trained, source)
+    config = (
+        config if on_error is None else config.model_copy(update={"on_error": on_error, "skip_limit": _MOST_SKIPPED})
+    )
+    scored = _find_scored_split(trained, config, split, protocol, screen, is_other=data is not None)
+    name = _name_evaluation(trained, scored.name, protocol, scales, image_size, resize, data and source)
+    folder = output or _check_target(trained.file.parent / "evaluation" / name)
     scales = list(scales or [_kept_side(trained)]) if protocol == "dense" else []
-    with translate_reading_errors(chosen.splits.by_name.values()):
-        outcomes = _score(_make_protocol(protocol, trained, chosen.split, scales), chosen, trained, screen)
-        surest = outcomes.surest_mistakes[:MOST_MISTAKES]
-        mistakes = _read_images(chosen.kept, surest)
-    names, class_names = _name_images(chosen.split), trained.class_names
-    result = {
-        "model": str(trained.file),
-        "network": trained.experiment.model.name if trained.experiment else trained.model.name,
-        "protocol": protocol,
-        **({"scales": scales} if scales else {}),
-        "data": data or trained.data.source,
-        "split": chosen.name,
-        "left_out": chosen.split.unreadable.names(),
-        **measure(outcomes, len(class_names)),
-        **(_read_means(trained) if protocol == "center" else {}),
-        "num_mistakes": len(outcomes.surest_mistakes),
-        "mistakes": [_describe_image(place, names, outcomes, class_names) for place in surest],
-        "per_class": [
-            {"class": name, **numbers}
-            for name, numbers in zip(class_names, measure_classes(outcomes, len(class_names)), strict=True)
-        ],
-        "notes": list(chosen.notes),
-        "folder": str(folder),
-    }
+    with translate_reading_errors(scored.splits.by_name.values()):
+        outcomes = _score(protocol, scored, trained, scales, screen)
+        images = _read_images(scored.kept, outcomes.mistakes[:NUM_EXAMPLES])
+    names = _name_images(scored.split)
+    result = _describe(trained, scored, protocol, scales, outcomes, names) | {"data": source, "folder": str(folder)}
     with translate_write_errors(folder), screen.status("drawing figures"):
-        _write(folder, result, outcomes, names, class_names, mistakes)
+        _write(folder, result, outcomes, names, trained.class_names, images)
     return result
 
 
 # --- what is scored -------------------------------------------------------------------------------------------------
-
-
-def _absolute(source: str) -> str:
-    try:
-        return absolute_source(source)
-    except ConfigError as error:
-        raise ConfigError(f"data: {error}") from None
 
 
 def _check_protocol(trained: Trained, protocol: str, scales: Sequence[int]) -> None:
@@ -180,18 +161,30 @@ def _kept_side(trained: Trained) -> int:
     return trained.data.stored_size or trained.image_shape[0]
 
 
-def _choose(trained: Trained, data: str | None, name: str | None, protocol: str, screen: Screen) -> _Chosen:
-    """Load the images, and choose the split that is scored."""
-    config = _config_of(trained, data) if data else trained.data
+def _find_scored_split(
+    trained: Trained, config: DataConfig, name: str | None, protocol: str, screen: Screen, *, is_other: bool
+) -> ScoredSplit:
+    """Load the images, and find the split that is scored.
+
+    Args:
+        trained: the network.
+        config: how its images are read.
+        name: of the split, as the user gave it.
+        protocol: which views of an image are scored.
+        screen: shows the progress.
+        is_other: the images are others than those of the run, and a set without splits is all in `train`.
+    """
     splits = load_splits(config, ahead=False, progress=screen.progress)
-    name = _find_split(splits, name, is_whole=data is not None)
+    name = name or splits.held_out or ("train" if is_other else None)
+    if name not in splits.by_name:
+        raise ConfigError(f"split: expected one of {', '.join(splits.by_name)}, got {name or 'no held-out split'}")
     if splits.by_name[name].is_stream and name not in splits.contents:
         splits = load_splits(config, progress=screen.progress)  # a stream that is decoded in advance is cut by class
     if splits.image_shape != trained.image_shape:
         expected, got = ("x".join(map(str, shape)) for shape in (trained.image_shape, splits.image_shape))
         raise DataError(f"{config.source}: expected images of {expected}, which the network sees, got {got}")
     kept = split = splits.by_name[name]
-    notes = []
+    notes = list(trained.notes)
     if split.unreadable.limit is not None and not split.kept_pixels:
         note_unreadable(split, screen.progress)
     if protocol in ("multi_crop", "dense"):
@@ -203,9 +196,9 @@ def _choose(trained: Trained, data: str | None, name: str | None, protocol: str,
     order = _match_classes(config.source, splits.class_names, trained.class_names)
     if absent := [each for each in trained.class_names if each not in splits.class_names]:
         notes.append(f"the data has no class {some(absent)}")
-    if data is None and trained.run:
+    if not is_other:
         notes += [f"the data has changed since the run: {change}" for change in describe_changes(trained.run, splits)]
-    return _Chosen(splits, name, kept, split, order, tuple(notes))
+    return ScoredSplit(splits, name, kept, split, order, tuple(notes))
 
 
 def _config_of(trained: Trained, source: str) -> DataConfig:
@@ -213,22 +206,6 @@ def _config_of(trained: Trained, source: str) -> DataConfig:
     height, _, channels = trained.image_shape
     changes = {"source": source, "image_size": height, "channels": channels, "split": SplitConfig(validation=0, test=0)}
     return trained.data.model_copy(update=changes)
-
-
-def _find_split(splits: Splits, name: str | None, *, is_whole: bool) -> str:
-    """Return the name of the split that is scored.
-
-    Args:
-        splits: the data.
-        name: what the user chose.
-        is_whole: whether a set without splits is all in `train`.
-    """
-    order = ("test", "validation", "train") if is_whole else ("test", "validation")
-    wanted = (name,) if name else order
-    for each in wanted:
-        if each in splits.by_name:
-            return each
-    raise ConfigError(f"split: expected one of {', '.join(splits.by_name)}, got {name or 'no held-out split'}")
 
 
 def _match_classes(source: str, found: Sequence[str], known: Sequence[str]) -> np.ndarray | None:
@@ -246,34 +223,64 @@ def _match_classes(source: str, found: Sequence[str], known: Sequence[str]) -> n
     return np.array([known.index(name) for name in found])
 
 
-def _make_protocol(protocol: str, trained: Trained, split: Split, scales: Sequence[int]) -> Protocol:
-    model, size, batch_size = trained.model, trained.image_shape[0], trained.data.batch_size
-    if protocol == "dense":
-        return see_all_places(model, split, scales, batch_size)
-    if size != trained.image_shape[1]:
-        size = None  # such images are not cropped
-    see = {"center": see_center, "ten_crop": see_ten_crops, "multi_crop": see_many_crops}[protocol]
-    return see(model, split, size, batch_size)
-
-
-def _score(views: Protocol, chosen: _Chosen, trained: Trained, screen: Screen) -> Outcomes:
+def _score(protocol: str, scored: ScoredSplit, trained: Trained, scales: Sequence[int], screen: Screen) -> Outcomes:
     """Score the whole split, with a progress bar.
 
     Raises:
+        ConfigError: the network does not suit the protocol, or computes no numbers.
         DataError: there are not as many images as the split has.
     """
-    number = len(chosen.split.readable_numbers())
+    number = len(scored.split.readable_numbers())
     smoothing = getattr(trained.model.loss, "label_smoothing", 0.0)
+    views = make_protocol(protocol, trained.model, scored.split, trained.image_shape, trained.data.batch_size, scales)
     with screen.progress(f"evaluating {counted(number, 'image')}", number) as advance:
-        outcomes = score(views, label_order=chosen.label_order, label_smoothing=smoothing, advance=advance)
+        outcomes = score(views, label_order=scored.label_order, label_smoothing=smoothing, advance=advance)
     if len(outcomes) != number:
-        raise DataError(f"{chosen.split.unreadable.where}: expected {number:,} images, got {len(outcomes):,}")
+        raise DataError(f"{scored.split.unreadable.where}: expected {number:,} images, got {len(outcomes):,}")
     return outcomes
 
 
-def _read_means(trained: Trained) -> dict[str, float]:
-    """Return the loss and the metrics as a run reports them: the same code, over the same batches."""
-    return {name: float(value) for name, value in trained.model.get_metrics_result().items()}
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def _describe(
+    trained: Trained,
+    scored: ScoredSplit,
+    protocol: str,
+    scales: Sequence[int],
+    outcomes: Outcomes,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Return what evaluation.json holds, but for source and folder."""
+    class_names = trained.class_names
+    return {
+        "model": str(trained.file),
+        "network": trained.experiment.model.name if trained.experiment else trained.model.name,
+        "protocol": protocol,
+        **({"scales": scales} if scales else {}),
+        "split": scored.name,
+        "left_out": scored.split.unreadable.names(),
+        **_measure(trained, protocol, outcomes),
+        "num_mistakes": len(outcomes.mistakes),
+        "mistakes": [
+            _describe_image(number, names, outcomes, class_names) for number in outcomes.mistakes[:NUM_EXAMPLES]
+        ],
+        "per_class": [
+            {"class": name, **numbers}
+            for name, numbers in zip(class_names, compute_class_metrics(outcomes, len(class_names)), strict=True)
+        ],
+        "notes": list(scored.notes),
+    }
+
+
+def _measure(trained: Trained, protocol: str, outcomes: Outcomes) -> dict[str, Any]:
+    """Return the metrics of the split. The means of `center` are those of the run, by the same code."""
+    metrics = compute_metrics(outcomes, len(trained.class_names))
+    if protocol == "center":
+        return metrics | {name: float(value) for name, value in trained.model.get_metrics_result().items()}
+    if not isinstance(trained.model.loss, CrossEntropy):
+        metrics["cross_entropy"] = metrics.pop("loss")
+    return metrics
 
 
 def _name_images(split: Split) -> list[str]:
@@ -304,14 +311,38 @@ def _read_images(split: Split, places: np.ndarray) -> np.ndarray:
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
-def _default_folder(trained: Trained, split: str, protocol: str, data: str | None) -> Path:
-    """Return evaluation/<split>_<protocol> beside the model file; its name also tells other weights and other data."""
-    parts = [split, protocol]
+def _name_evaluation(
+    trained: Trained,
+    split: str,
+    protocol: str,
+    scales: Sequence[int],
+    image_size: int | None,
+    resize: str | None,
+    data: str | None,
+) -> str:
+    """Return <split>_<protocol>, with all else that was chosen: each choice has a folder of its own."""
+    parts = [split, protocol, *map(str, scales)]
     if trained.file.stem != "model":
         parts.append(trained.file.stem)
-    if data:
-        parts.append(re.sub(r"[^\w.-]+", "-", data)[-_LONGEST_NAME:].strip("-."))
-    return trained.file.parent / "evaluation" / "_".join(parts)
+    parts += [f"{image_size}px"] if image_size else []
+    parts += [resize] if resize else []
+    parts += [re.sub(r"[^\w.-]+", "-", data).strip("-.")] if data else []
+    name = "_".join(parts)
+    if len(encoded := os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[:_LONGEST_NAME].decode(errors='ignore')}-{digest}"
+
+
+def _check_target(folder: Path) -> Path:
+    """Return a folder to which all files can be written; raise ConfigError before any work."""
+    check_output_folder(folder)
+    if occupied := [folder / name for name in FILES if (folder / name).is_dir()]:
+        raise ConfigError(
+            f"output: expected a folder for {', '.join(FILES)}, got one with a folder of such a name: "
+            f"{path_shown(occupied[0])}. Move it, or give another output folder"
+        )
+    return folder
 
 
 def _write(
@@ -320,23 +351,30 @@ def _write(
     outcomes: Outcomes,
     names: Sequence[str],
     class_names: Sequence[str],
-    mistakes: np.ndarray,
+    images: np.ndarray,
 ) -> None:
-    """Write all files, or none of them; a figure that cannot be drawn becomes one of the notes."""
-    images = counted(len(outcomes), "image")
-    caption = label(f"{Path(result['model']).parent.name} · {result['split']}, {images} · {result['protocol']}", 100)
+    """Write all files, or none of them; a figure that cannot be drawn becomes one of the notes.
+
+    Args:
+        folder: to write.
+        result: what evaluation.json holds.
+        outcomes: of all images.
+        names: of all images.
+        class_names: K names.
+        images: those of the mistakes that are drawn, uint8 [n, H, W, C].
+    """
+    count = counted(len(outcomes), "image")
+    caption = label(f"{Path(result['model']).parent.name} · {result['split']}, {count} · {result['protocol']}", 100)
     style = {"class_names": class_names, "caption": caption}
-    surest = outcomes.surest_mistakes[:MOST_MISTAKES]
-    counts = count_pairs(outcomes, len(class_names))
-    with _filling(folder) as new:
+    counts = make_confusion_matrix(outcomes, len(class_names))
+    with filling(folder, FILES) as new:
         with noting_failures(result["notes"], new, "confusion_matrix.png"):
-            figure = draw_confusion_matrix(outcomes.labels, outcomes.predictions, **style)
-            save_figure(figure, new / "confusion_matrix.png")
+            save_figure(draw_confusion_matrix(counts, **style), new / "confusion_matrix.png")
         with noting_failures(result["notes"], new, "mistakes.png"):
-            wrong = result["num_mistakes"]
-            title = f"Mistakes: {len(surest)} of {wrong:,}, the highest probability first" if wrong else "No mistakes"
-            columns = (outcomes.labels[surest], outcomes.predictions[surest], outcomes.confidences[surest])
-            save_figure(draw_predictions(mistakes, *columns, **style, title=title), new / "mistakes.png")
+            shown = outcomes.mistakes[:NUM_EXAMPLES]
+            columns = (outcomes.labels[shown], outcomes.predictions[shown], outcomes.confidences[shown])
+            figure = draw_mistakes(Examples(images, *columns), len(outcomes.mistakes), **style)
+            save_figure(figure, new / "mistakes.png")
         _write_rows(new / "per_class.csv", list(result["per_class"][0]), (row.values() for row in result["per_class"]))
         described = (_describe_image(number, names, outcomes, class_names) for number in range(len(outcomes)))
         header = ["file", "label", "prediction", "probability"]
@@ -352,23 +390,3 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-@contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, whose files are moved to `folder` at the end; after an error nothing of it is left.
-
-    Of `FILES`, those that were not written are removed: they would be of an earlier evaluation.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary, stop_signals() as stop:
-        new = Path(temporary)
-        yield new
-        stop.defer()  # the rest takes milliseconds
-        folder.mkdir(exist_ok=True)
-        for name in FILES:
-            if (new / name).exists():
-                os.replace(new / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-        stop.obey()

@@ -1,4 +1,4 @@
-"""The screen of `kpipe evaluate`: the numbers of the split, of its worst classes, and the surest mistakes."""
+"""The screen of `kpipe evaluate`: the numbers of the split, of its worst classes, and the most confident mistakes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def show_evaluation(result: dict[str, Any], screen: Screen | None = None) -> Non
     screen.console.print(_table_of_numbers(result))
     _show_classes(result["per_class"], screen)
     _show_mistakes(result, screen)
-    screen.line(f"All of it is in {path_shown(from_here(folder))}")
+    screen.line(f"Results are in {path_shown(from_here(folder))}")
 
 
 def _describe_images(result: dict[str, Any]) -> str:
@@ -50,11 +50,11 @@ def _table_of_numbers(result: dict[str, Any]) -> Table:
     table = Table()
     columns = {
         "images": f"{result['images']:,}",
-        "loss": _number(result["loss"]),
+        **{name.replace("_", " "): _number(result[name]) for name in ("loss", "cross_entropy") if name in result},
         "accuracy": _percent(result["accuracy"]),
         "95 % interval": f"{100 * low:.2f} to {100 * high:.2f} %",
-        **({"top5": _percent(result["top5"])} if "top5" in result else {}),
-        "calibration error": _percent(result["calibration_error"]),
+        **({"top-5": _percent(result["top5"])} if "top5" in result else {}),
+        "ECE": _percent(result["calibration_error"]),
     }
     for name in columns:
         table.add_column(name, justify="right")
@@ -71,9 +71,9 @@ def _show_classes(per_class: Sequence[dict[str, Any]], screen: Screen) -> None:
     for row in ranked[:_MOST_CLASSES]:
         numbers = (_percent(row[key]) for key in ("precision", "recall", "f1"))
         table.add_row(_plain(row["class"], _NAME), f"{row['images']:,}", *numbers)
-    screen.console.print(table)
     if (more := len(ranked) - _MOST_CLASSES) > 0:
-        screen.prose(f"These are the worst classes; {more:,} more are in per_class.csv.")
+        screen.line(f"The {_MOST_CLASSES} classes with the lowest F1; the other {more:,} are in per_class.csv:")
+    screen.console.print(table)
 
 
 def _show_mistakes(result: dict[str, Any], screen: Screen) -> None:
@@ -81,7 +81,7 @@ def _show_mistakes(result: dict[str, Any], screen: Screen) -> None:
     if not shown:
         screen.line("No mistakes.")
         return
-    screen.line(f"The surest of {counted(total, 'mistake')}:")
+    screen.line(f"The most confident of {counted(total, 'mistake')}:")
     table = Table()
     for name in ("image", "true", "predicted", "probability"):
         table.add_column(name, justify="right" if name == "probability" else "left", no_wrap=True)

@@ -1,9 +1,10 @@
-"""`kpipe export`: write a trained network for other runtimes, check each file in its own, and describe it."""
+"""`kpipe export`: write a trained network for other runtimes, check each file in its own, and describe it.
+
+`export_screen` prints what was written.
+"""
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,24 +15,24 @@ import numpy as np
 
 from kpipe.assembly import load_splits
 from kpipe.caller import about_an_experiment
-from kpipe.console import Screen, counted, describe_size
+from kpipe.catalog.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, NEEDS_KPIPE
+from kpipe.console import Screen, counted
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
-from kpipe.data.reading import translate_reading_errors
-from kpipe.data.splits import Splits
+from kpipe.data.reading import note_unreadable, translate_reading_errors
+from kpipe.data.splits import ProgressReporter, Split, Splits, no_progress
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, first_line
-from kpipe.exporting.card import describe_int8, make_card, write_markdown
-from kpipe.exporting.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, check_arguments
+from kpipe.exporting.arguments import check_arguments
+from kpipe.exporting.card import Exported, make_card, write_markdown
 from kpipe.exporting.verification import BOUND, INT8_BOUND, compute_logits, verify
 from kpipe.exporting.writing import write_format
-from kpipe.files import cannot_write, write_json, write_names, write_text
-from kpipe.models.keras_files import load_keras_file
+from kpipe.files import filling, translate_write_errors, write_json, write_names, write_text
+from kpipe.models.keras_files import list_leaves
 from kpipe.models.portable import make_exportable
-from kpipe.names import from_here, path_shown
+from kpipe.names import path_shown
 from kpipe.runs.dataset import NAMES
 from kpipe.streams import hold_back_libraries
-from kpipe.trained import Trained, load_trained
+from kpipe.trained import Trained, load_as_saved
 
-_OWN = "import kpipe.models"  # without it, Keras does not find the layers that are kpipe's own
 _CHECKED = 16  # images on which a written file is compared with the network
 _CALIBRATING = 100  # images of the training split that give the ranges of int8
 
@@ -48,23 +49,6 @@ class _Sample:
     """What the network computes for them, float32 [B, K]."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A network that was written in a format."""
-
-    format: str
-    path: Path
-    """The file, or SavedModel's folder."""
-    card: dict[str, Any]
-    """What model_card.json says."""
-
-    @property
-    def size(self) -> int:
-        """Bytes on the disk."""
-        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
-        return sum(file.stat().st_size for file in files)
-
-
 @about_an_experiment()
 def export(
     run: str | Path,
@@ -73,6 +57,8 @@ def export(
     output: str | Path | None = None,
     weights: str = "best",
     int8: bool = False,
+    image_size: int | None = None,
+    resize: str | None = None,
     screen: Screen | None = None,
 ) -> list[Exported]:
     """Write a trained network in one or several formats, in float32 and with its preprocessing inside.
@@ -87,7 +73,11 @@ def export(
         weights: of a run that has averaged its weights: `raw`, `averaged`, or `best`, the better of the two.
         int8: write LiteRT's file quantized as well. Its ranges are those of 100 images of the training split, and its
             accuracy on the test split is measured.
-        screen: where the result is printed; default: standard output.
+        image_size, resize: as for `load_trained`, for a model file outside a run.
+        screen: shows the progress; default: standard output.
+
+    Returns:
+        What was written, a format each, with its `path` and its `card`.
 
     Raises:
         ConfigError: an argument, the network, or a format that cannot hold this network.
@@ -96,36 +86,31 @@ def export(
     """
     names, folder = check_arguments(run, to, output, int8)
     screen = screen or Screen()
-    loaded = load_trained(run, weights=weights)
-    with hold_back_libraries():
-        model = load_keras_file(loaded.file)
-        _check_float32(loaded.file, model)
-        splits, why_not = _find_images(loaded, needed=int8)
-        images, described = _choose_images(loaded, splits, why_not)
-        sample = _Sample(images, described, compute_logits(model, images))
-        with _staged(folder) as stage:
-            done = []
+    with hold_back_libraries(), translate_write_errors(folder):
+        trained = load_as_saved(run, weights=weights, image_size=image_size, resize=resize)
+        _check_float32(trained)
+        splits, why_not = _find_images(trained, needed=int8)
+        if int8:
+            _leave_out_unreadable(splits.by_name[splits.held_out or "train"], screen.progress)
+        images, described = _choose_images(trained, splits, why_not)
+        sample = _Sample(images, described, compute_logits(trained.model, images))
+        cards = {}
+        with filling(folder, names) as part:
             for name in names:
                 with screen.status(f"writing and checking {name}"):
-                    card = _write(stage / name, name, loaded, model, sample, splits if int8 else None)
-                done.append(Exported(name, folder / name / FORMATS[name].file, card))
-            for name in names:
-                _replace(folder / name, stage / name)
-    _show(screen, loaded, done)
-    return done
+                    cards[name] = _write(part / name, name, trained, sample, splits if int8 else None)
+    return [Exported(name, folder / name / FORMATS[name].file, trained.file, card) for name, card in cards.items()]
 
 
-def _write(
-    folder: Path, name: str, trained: Trained, model: keras.Model, sample: _Sample, splits: Splits | None
-) -> dict[str, Any]:
+def _write(folder: Path, name: str, trained: Trained, sample: _Sample, splits: Splits | None) -> dict[str, Any]:
     """Write the folder of a format, with int8 beside LiteRT's float32 where there are splits, and return its card."""
     how = FORMATS[name]
-    shape = model.input_shape[1:] if how.takes_any_size else trained.image_shape
-    written = make_exportable(model, shape)
+    shape = trained.model.input_shape[1:] if how.takes_any_size else trained.image_shape
+    written = make_exportable(trained.model, shape)
     folder.mkdir()
     file = folder / how.file
     write_format(name, written, file)
-    needs = _OWN if name == "keras" and _has_own_layers(written) else ""
+    needs = NEEDS_KPIPE if name == "keras" and _has_own_layers(written) else ""
     checks = {
         "difference": verify(name, file, sample.images, sample.logits, needs=needs),
         "bound": BOUND,
@@ -134,8 +119,7 @@ def _write(
     }
     if splits and name == "litert":
         checks["int8"] = _quantize(folder / INT8_FILE, written, splits, sample)
-    card = make_card(trained, written, name, checks)
-    card["code"][:0] = [needs] if needs else []
+    card = make_card(trained, written, name, checks, needs)
     write_json(folder / CARD, card)
     write_text(folder / "MODEL_CARD.md", write_markdown(card))
     write_names(folder / NAMES, trained.class_names)
@@ -147,7 +131,7 @@ def _quantize(file: Path, model: keras.Model, splits: Splits, sample: _Sample) -
     calibration = _read_images(splits, "train", _CALIBRATING).astype("float32")
     write_format("litert", model, file, calibration=calibration[:, np.newaxis])
     difference = verify("litert", file, sample.images, sample.logits, bound=INT8_BOUND)
-    split = _held_out(splits)
+    split = splits.held_out or "train"
     with translate_reading_errors(splits.by_name.values()):
         accuracy, float32_accuracy, count = _compare_accuracies(file, model, evaluation_batches(splits, split, 32))
     return {
@@ -191,7 +175,7 @@ def _find_images(trained: Trained, needed: bool) -> tuple[Splits | None, str]:
 def _choose_images(trained: Trained, splits: Splits | None, why_not: str) -> tuple[np.ndarray, str]:
     """Return images uint8 [B, H, W, C] to check with, and which they are."""
     if splits is not None:
-        split = _held_out(splits)
+        split = splits.held_out or "train"
         try:
             images = _read_images(splits, split, _CHECKED)
             return images, f"{counted(len(images), 'image')} of the {split} split"
@@ -202,70 +186,39 @@ def _choose_images(trained: Trained, splits: Splits | None, why_not: str) -> tup
 
 
 def _read_images(splits: Splits, name: str, most: int) -> np.ndarray:
-    """Return a few images of a split as the network sees them, of all classes where that is possible: uint8."""
+    """Return a few images of a split as the network sees them, of all classes where that is possible: uint8.
+
+    Raises:
+        DataError: more images than allowed cannot be read, or all of them.
+    """
     split = splits.by_name[name]
-    if not split.is_stream:
-        split = split.select(split.spread(min(most, len(split))))
-    batches = make_evaluation_pipeline(split, 1, image_size=splits.image_size).take(most)
+    split = split.select(split.spread(min(most, len(split))))
+    _leave_out_unreadable(split)
+    batches = make_evaluation_pipeline(split, 1, image_size=splits.image_size)
     with translate_reading_errors([split]):
-        return np.concatenate([images for images, _ in batches.as_numpy_iterator()])
-
-
-def _held_out(splits: Splits) -> str:
-    """Return the name of the split that says most about a network."""
-    return next(name for name in ("test", "validation", "train") if splits.by_name.get(name))
-
-
-def _check_float32(file: Path, model: keras.Model) -> None:
-    half = [layer.name for layer in model.layers if layer.compute_dtype not in ("float32", None)]
-    if half:
-        raise ConfigError(
-            f"{path_shown(file)}: expected layers that compute in float32, got {half[0]} in "
-            f"{model.get_layer(half[0]).compute_dtype}. Build the network in float32, load these weights and save it"
+        images = [images for images, _ in batches.as_numpy_iterator()]
+    if not images:
+        raise DataError(
+            f"{split.unreadable.where}: expected images that can be read, got none in {counted(len(split), 'image')}"
         )
+    return np.concatenate(images)
+
+
+def _leave_out_unreadable(split: Split, progress: ProgressReporter = no_progress) -> None:
+    """Note the images that cannot be read, where the experiment allows that there are some."""
+    if split.unreadable.limit is not None and not split.kept_pixels:
+        note_unreadable(split, progress)
+
+
+def _check_float32(trained: Trained) -> None:
+    for layer in list_leaves(trained.model):
+        if layer.compute_dtype not in ("float32", None):
+            raise ConfigError(
+                f"{path_shown(trained.file)}: expected layers that compute in float32, got {layer.name} in "
+                f"{layer.compute_dtype}. Build the network in float32, load these weights and save it"
+            )
 
 
 def _has_own_layers(model: keras.Model) -> bool:
     """Return whether Keras can load a model only where kpipe is installed."""
-    return any(type(layer).__module__.startswith("kpipe.") for layer in model.layers)
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder beside those that are to be written. Nothing is left of it, nor of `folder` where it is empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error.errno) from None
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as stage:
-            yield Path(stage)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _replace(target: Path, written: Path) -> None:
-    """Put a folder in the place of an earlier one."""
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as old:
-        if target.exists():
-            target.rename(Path(old) / target.name)
-        written.rename(target)
-
-
-def _show(screen: Screen, trained: Trained, done: Sequence[Exported]) -> None:
-    shape, classes = "x".join(map(str, trained.image_shape)), counted(len(trained.class_names), "class")
-    screen.line(f"{from_here(trained.file)}: images {shape}, {classes}", style="bold")
-    for each in done:
-        checks = each.card["checks"]
-        size, difference = describe_size(each.size), f"{checks['difference']:.1e}"
-        needs = ", loads where kpipe is installed" if _OWN in each.card["code"] else ""
-        screen.prose(f"  {each.format:<12} {size}, differs by {difference} ({checks['runtime']}){needs}", indent=15)
-        for line in FORMATS[each.format].code(from_here(each.path)):
-            screen.line(f"{'':<15}{line}")
-        if int8 := checks.get("int8"):
-            screen.prose(f"  {'int8':<12} {int8['file']}, {describe_int8(int8)}", indent=15)
-    screen.prose(
-        f"Checked on {checks['images']}, each file in its own runtime. The difference is the largest between the "
-        f"logits and the network's, relative to the largest logit; at most {BOUND:g} is accepted."
-    )
+    return '"registered_name": "kpipe>' in model.to_json()

@@ -3,47 +3,28 @@
 N files, b images of a batch, H height, W width, C channels, K classes.
 """
 
-import csv
-import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.cells import cell_len, set_cell_size
 
 from kpipe import data, figures
 from kpipe.assembly import make_form
 from kpipe.caller import about_an_experiment
-from kpipe.console import Screen, counted
+from kpipe.console import counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.errors import ConfigError, DataError
-from kpipe.evaluation.predictions import Examples, compute_probabilities
+from kpipe.evaluation.metrics import compute_probabilities, concatenate
+from kpipe.evaluation.predictions import Examples, Prediction
+from kpipe.evaluation.views import compile_forward
 from kpipe.layout import find_images, normalize_name
-from kpipe.names import path_shown, printable, shorten
+from kpipe.names import path_shown
 from kpipe.trained import Trained, load_trained
 
 MOST_DRAWN = 36
-_LONGEST_CLASS = (24, 14)  # characters of a class name in the table, and where only one class would fit
-_OF_FILES = 0.4  # fraction of the screen's width that long paths take from the classes
-_DIGITS = 7  # that are significant in float32
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says of one image file."""
-
-    file: str
-    """The path as it was given or found."""
-    classes: tuple[str, ...] = ()
-    """Names of the most probable classes, the most probable first; none where the file cannot be read."""
-    probabilities: tuple[float, ...] = ()
-    """Probabilities of these classes, 0..1."""
-    problem: str | None = None
-    """Why the file cannot be read; None: it was read."""
 
 
 Write = Callable[[Prediction], None]
@@ -88,7 +69,7 @@ def predict(
 
 
 def load_network(run: str | Path, **options: str | int | None) -> Trained:
-    """Call `load_trained`, for a network that takes pictures.
+    """Call `load_trained`, for a network for photographs.
 
     Raises:
         ConfigError: as `load_trained`; or the network takes boards, sounds or texts, which no image file can hold.
@@ -114,16 +95,19 @@ def print_predictions(
     top: int,
     grid: Path | None = None,
     progress: data.ProgressReporter = data.no_progress,
+    is_read: Callable[[], bool] = lambda: True,
 ) -> None:
     """Predict the classes of image files, and write the predictions while they come.
 
     Args:
         trained: what `load_network` returns.
         files: at least one.
-        write: what `table_writer`, `csv_writer` or `jsonl_writer` returns.
+        write: what a function of `kpipe.commands.predict_screen` returns.
         top: number of classes for each image.
         grid: PNG file in which some of the images are drawn with their predictions; None: none is.
         progress: shows how many images are done.
+        is_read: whether anybody reads what is written, asked once a batch. If not, and there is no grid to draw, the
+            rest is not predicted.
 
     Raises:
         DataError: files cannot be read. The predictions of all others are written.
@@ -131,7 +115,10 @@ def print_predictions(
     """
     sample = _Sample(trained.class_names, files) if grid else None
     unreadable = []
-    for prediction in _predict_files(trained, files, top=top, sample=sample, progress=progress):
+    found = _predict_files(trained, files, top=top, sample=sample, progress=progress)
+    for place, prediction in enumerate(found):
+        if not (grid or place % trained.data.batch_size or is_read()):
+            return
         if prediction.problem:
             unreadable.append(prediction)
         else:
@@ -167,9 +154,9 @@ def _predict_files(
     form = make_form(trained.data)
     split = data.unlabeled_files(files, replace(form, size=form.size or size, channels=channels))
     batches = data.iterate_readable(split, trained.data.batch_size, size, "predicting", progress)
-    done = 0
+    forward, done = compile_forward(trained.model), 0
     for numbers, images in batches:
-        probabilities = compute_probabilities(trained.model, images)
+        probabilities = compute_probabilities(forward(images))
         if sample:
             sample.add(numbers, images, probabilities)
         for number, row in zip(numbers, probabilities, strict=True):
@@ -204,7 +191,7 @@ class _Sample:
         rows = np.isin(numbers, self.wanted)
         labels = np.array([self._label(self.files[number]) for number in numbers[rows]], np.int32)
         found = Examples(images[rows], labels, probabilities[rows].argmax(-1), probabilities[rows].max(-1))
-        self.examples = self.examples.join(found) if self.examples else found
+        self.examples = concatenate([self.examples, found]) if self.examples else found
 
     def _label(self, file: str) -> int:
         folder = os.path.basename(os.path.dirname(os.path.abspath(file)))
@@ -216,93 +203,3 @@ class _Sample:
         return figures.draw_predictions(
             **vars(self.examples), class_names=self.class_names, title=title, most=MOST_DRAWN
         )
-
-
-# --- what is printed ------------------------------------------------------------------------------------------------
-
-
-def csv_writer() -> Write:
-    """Return a function that prints a line for each class of an image: its columns are the same whatever `top` is."""
-    rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(["file", "rank", "class", "probability"])
-
-    def write(prediction: Prediction) -> None:
-        for rank, (name, probability) in enumerate(_ranked(prediction), 1):
-            rows.writerow([prediction.file, rank, name, probability])
-
-    return write
-
-
-def jsonl_writer() -> Write:
-    """Return a function that prints one JSON object a line."""
-
-    def write(prediction: Prediction) -> None:
-        ranked = [{"class": name, "probability": probability} for name, probability in _ranked(prediction)]
-        print(json.dumps({"file": prediction.file, "predictions": ranked}))
-
-    return write
-
-
-def _ranked(prediction: Prediction) -> Iterator[tuple[str, float]]:
-    """Yield class names and probabilities, without digits that mean nothing."""
-    for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-        yield name, float(f"{probability:.{_DIGITS}g}")
-
-
-def table_writer(screen: Screen, files: Sequence[str], class_names: Sequence[str], top: int) -> Write:
-    """Return a function that prints an image in a row with as many classes as fit; a single image in a column.
-
-    Args:
-        screen: where to print.
-        files: all files, whose paths make the first column.
-        class_names: K names.
-        top: number of classes for each image.
-    """
-    if len(files) == 1:
-        return lambda prediction: _print_single(prediction, screen)
-    top = min(top, len(class_names))
-    for longest in _LONGEST_CLASS:
-        name_width = min(longest, _widest(class_names))
-        file_width, fitting = _columns(screen, _widest(files), top, len("  100.0 % ") + name_width)
-        if fitting > 1:
-            break
-    heading = "most probable classes" if fitting == top else f"{fitting} most probable of {counted(top, 'class')}"
-    is_first = True
-
-    def write(prediction: Prediction) -> None:
-        nonlocal is_first
-        if is_first:
-            screen.line(f"{_fit('file', file_width)}  {heading}", style="bold")
-            is_first = False
-        ranked = zip(prediction.probabilities[:fitting], prediction.classes, strict=False)
-        cells = [f"  {100 * probability:5.1f} % {_fit(name, name_width)}" for probability, name in ranked]
-        screen.line(f"{_fit(prediction.file, file_width)}{''.join(cells)}".rstrip())
-
-    return write
-
-
-def _columns(screen: Screen, longest: int, top: int, cell: int) -> tuple[int, int]:
-    """Return the width of the column of files, and how many cells of classes fit beside it: one at least."""
-    if not screen.console.is_terminal:
-        return longest, top
-    width = screen.console.width
-    file_width = min(longest, max(int(_OF_FILES * width), width - top * cell))
-    return file_width, max(1, min(top, (width - file_width) // cell))
-
-
-def _print_single(prediction: Prediction, screen: Screen) -> None:
-    screen.line(prediction.file, style="bold")
-    for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-        screen.line(f"  {100 * probability:6.2f} %  {name}")
-
-
-def _widest(texts: Iterable[str]) -> int:
-    return max(cell_len(printable(text)) for text in texts)
-
-
-def _fit(text: str, cells: int) -> str:
-    """Return text in exactly so many cells of a terminal, on which some letters take two."""
-    text = fitted = printable(text)
-    while (excess := cell_len(fitted) - cells) > 0:
-        fitted = shorten(text, len(fitted) - -(-excess // 2))
-    return set_cell_size(fitted, cells)

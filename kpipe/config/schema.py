@@ -27,6 +27,7 @@ from kpipe.catalog.data import (
     absolute_source,
     parse_background,
 )
+from kpipe.catalog.evaluation import ON_ERROR, RESIZES
 from kpipe.catalog.networks import MODELS, OwnNetworkOptions
 from kpipe.catalog.own_code import absolute_name, is_own
 from kpipe.catalog.rows import (
@@ -158,7 +159,7 @@ class _DataConfig(Section):
     """Source of the images: digits, synthetic, folder:<path> or tfds:<name>[/<config>]."""
     image_size: Count | None = None
     """Side of the square images that the network sees, in pixels. Default: the source's own size."""
-    resize: Literal["crop", "pad", "squash"] = "crop"
+    resize: Literal[*RESIZES] = "crop"
     """How an image becomes square. `crop`: scale the shorter side and crop the center. `pad`: scale the longer side and
     fill the rest with black. `squash`: scale each side by its own factor."""
     stored_size: Count | None = None
@@ -197,7 +198,7 @@ class _DataConfig(Section):
     default ~/.cache/kpipe. `none`: nowhere, so that images are decoded in each epoch."""
     cache_gigabytes: Positive = 2.0
     """Memory that `cache: auto` may fill, in 10^9 bytes."""
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: Literal[*ON_ERROR] = "fail"
     """What happens when an image cannot be read. `fail`: the run ends. `skip`: training takes the next image instead,
     and evaluation leaves it out."""
     skip_limit: Fraction = 0.01

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
+from kpipe.catalog.evaluation import RESIZES
 from kpipe.data.conversions import Conversions
 from kpipe.data.image_files import MOST_PIXELS, RATIOS, Color, Decoded, decode_upright, read_sides
 
@@ -34,7 +35,7 @@ class Form:
 
     size: int | None = None
     """Pixels a side; None: the images keep their size."""
-    resize: Literal["crop", "pad", "squash"] = "crop"
+    resize: Literal[*RESIZES] = "crop"
     """How an image becomes square. `crop`: scale the shorter side to `size`, keep the center. `pad`: scale the longer
     side, fill the rest with black. `squash`: scale both sides, each by its own factor."""
     channels: int | None = None

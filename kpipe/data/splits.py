@@ -191,6 +191,11 @@ class Splits:
         return {name: split for name, split in named.items() if split is not None}
 
     @property
+    def held_out(self) -> str | None:
+        """Name of the split that says most about a trained network: `test`, else `validation`; None: there is none."""
+        return next((name for name in ("test", "validation") if name in self.by_name), None)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of images of each split that exists."""
         return {name: len(split) for name, split in self.by_name.items()}

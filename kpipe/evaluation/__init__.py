@@ -1,1 +1,1 @@
-"""What a trained network says of a split: predictions, and the figures drawn from them."""
+"""What a trained network says of a split: views of its images, predictions, metrics, and figures."""

@@ -3,16 +3,20 @@
 B batch, N images of the split, K classes.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 _SMALLEST = np.finfo(np.float64).tiny
+
+Columns = TypeVar("Columns")
 
 
 @dataclass(frozen=True)
@@ -26,46 +30,57 @@ class Outcomes:
     confidences: np.ndarray
     """Probability of the predicted class, float64 [N]."""
     ranks: np.ndarray
-    """Number of classes before the true one, the most probable first: int64 [N]. Of equal classes the first counts."""
+    """Number of classes before the true one, the most probable first: int64 [N]. Ties go to the first class."""
     losses: np.ndarray
     """Cross entropy, float64 [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def surest_mistakes(self) -> np.ndarray:
+    @cached_property
+    def mistakes(self) -> np.ndarray:
         """Numbers of the images whose class was mistaken, the most confident mistake first: int64 [n]."""
         mistakes = np.flatnonzero(self.predictions != self.labels)
         return mistakes[np.argsort(-self.confidences[mistakes], kind="stable")]
 
 
-def compare(probabilities: np.ndarray, labels: np.ndarray, *, label_smoothing: float = 0.0) -> Outcomes:
-    """Compare probabilities, float [B, K], with the true classes, int [B].
+def compute_probabilities(logits: Any) -> np.ndarray:
+    """Return probabilities float64 [B, K] of logits [B, K].
+
+    In float32, several classes of a confident network would be level.
+    """
+    return softmax(np.asarray(logits, np.float64), axis=-1)
+
+
+def score_batch(probabilities: np.ndarray, labels: np.ndarray, *, label_smoothing: float = 0.0) -> Outcomes:
+    """Compare probabilities with the true classes.
 
     Args:
-        probabilities: of each class.
-        labels: 0..K-1.
+        probabilities: of each class, float [B, K].
+        labels: int [B], 0..K-1.
         label_smoothing: as in the loss that the network was trained with.
+
+    Returns:
+        The outcomes of B images.
     """
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels, np.int64)
     true = np.take_along_axis(probabilities, labels[:, None], axis=1)
     is_before = np.arange(probabilities.shape[1]) < labels[:, None]
     ranks = np.count_nonzero((probabilities > true) | ((probabilities == true) & is_before), axis=1)
-    surprises = -np.log(np.maximum(probabilities, _SMALLEST))
-    losses = np.take_along_axis(surprises, labels[:, None], axis=1)[:, 0]
+    negative_log_likelihoods = -np.log(np.maximum(probabilities, _SMALLEST))
+    losses = np.take_along_axis(negative_log_likelihoods, labels[:, None], axis=1)[:, 0]
     if label_smoothing:
-        losses = (1 - label_smoothing) * losses + label_smoothing * surprises.mean(axis=1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * negative_log_likelihoods.mean(axis=1)
     return Outcomes(labels, probabilities.argmax(1), probabilities.max(1), ranks, losses)
 
 
-def join(outcomes: Iterable[Outcomes]) -> Outcomes:
-    """Return the outcomes of several batches as one."""
-    columns = zip(*(vars(each).values() for each in outcomes), strict=True)
-    return Outcomes(*map(np.concatenate, columns))
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Return several objects of one dataclass, whose fields are arrays of as many rows, as one; at least one."""
+    names = [field.name for field in fields(parts[0])]
+    return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def measure(outcomes: Outcomes, classes: int) -> dict[str, Any]:
+def compute_metrics(outcomes: Outcomes, classes: int) -> dict[str, Any]:
     """Return the numbers of a whole split, as JSON types.
 
     Args:
@@ -73,24 +88,30 @@ def measure(outcomes: Outcomes, classes: int) -> dict[str, Any]:
         classes: K.
 
     Returns:
-        `images`; `accuracy`, and its `accuracy_interval` [low, high]; `top5` of more than five classes; `loss`;
-        `calibration_error`.
+        `images`; `accuracy`, and its `accuracy_interval` [low, high]; `top5` of more than five classes; `loss`, the
+        cross entropy; `calibration_error`.
     """
-    right = outcomes.ranks == 0
-    measured = {
+    correct = outcomes.ranks == 0
+    metrics = {
         "images": len(outcomes),
-        "accuracy": float(right.mean()),
-        "accuracy_interval": wilson_interval(int(right.sum()), len(outcomes)),
+        "accuracy": float(correct.mean()),
+        "accuracy_interval": wilson_interval(int(correct.sum()), len(outcomes)),
         "loss": float(outcomes.losses.mean()),
-        "calibration_error": calibration_error(outcomes.confidences, right),
+        "calibration_error": calibration_error(outcomes.confidences, correct),
     }
-    return measured | ({"top5": float((outcomes.ranks < 5).mean())} if classes > 5 else {})
+    return metrics | ({"top5": float((outcomes.ranks < 5).mean())} if classes > 5 else {})
 
 
-def measure_classes(outcomes: Outcomes, classes: int) -> list[dict[str, Any]]:
-    """Return `images`, `precision`, `recall` and `f1` of each of K classes; None where a number has no meaning.
+def compute_class_metrics(outcomes: Outcomes, classes: int) -> list[dict[str, Any]]:
+    """Return the numbers of each class, as JSON types. They are scikit-learn's.
 
-    They are scikit-learn's. A class without images has no recall, and one that is never predicted has no precision.
+    Args:
+        outcomes: of N images.
+        classes: K.
+
+    Returns:
+        `images`, `precision`, `recall` and `f1` of each of K classes; None where a number has no meaning: a class
+        without images has no recall, and one that is never predicted has no precision.
     """
     columns = precision_recall_fscore_support(
         outcomes.labels, outcomes.predictions, labels=range(classes), zero_division=np.nan
@@ -101,18 +122,18 @@ def measure_classes(outcomes: Outcomes, classes: int) -> list[dict[str, Any]]:
     ]
 
 
-def count_pairs(outcomes: Outcomes, classes: int) -> np.ndarray:
-    """Return the confusion matrix, int [K, K]: row = true class, column = predicted class."""
+def make_confusion_matrix(outcomes: Outcomes, classes: int) -> np.ndarray:
+    """Return how often each class was predicted for which, int [K, K]: row = true class, column = predicted class."""
     return confusion_matrix(outcomes.labels, outcomes.predictions, labels=range(classes))
 
 
-def wilson_interval(right: int, images: int) -> list[float]:
+def wilson_interval(correct: int, images: int) -> list[float]:
     """Return the 95 % confidence interval of an accuracy, [low, high]: Wilson 1927."""
-    interval = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
-def calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
+def calibration_error(confidences: np.ndarray, correct: np.ndarray) -> float:
     """Return the expected calibration error: how far confidence and accuracy are apart, on average over the images.
 
     C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3, with 15 bins of equal width,
@@ -120,10 +141,10 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
 
     Args:
         confidences: probability of the predicted class, float [N].
-        right: whether the prediction is right, bool [N].
+        correct: whether the prediction is correct, bool [N].
     """
     bins = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidences, minlength=BINS)
+    gaps = np.bincount(bins, weights=correct - confidences, minlength=BINS)
     return float(np.abs(gaps).sum() / len(confidences))
 
 

@@ -1,15 +1,16 @@
-"""The figures of a finished run."""
+"""The figures of a finished run, and those that an evaluation draws as well."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
-import tensorflow as tf
+from matplotlib.figure import Figure
 
 from kpipe.config.schema import Experiment
 from kpipe.console import counted
-from kpipe.evaluation.predictions import Predictions, collect_predictions
+from kpipe.evaluation.metrics import make_confusion_matrix
+from kpipe.evaluation.predictions import Examples, Predictions
 from kpipe.figures.confusion import draw_confusion_matrix
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import draw_predictions
@@ -25,18 +26,17 @@ def write_figures(
     experiment: Experiment,
     state: RunState,
     model: keras.Model,
-    held_out: Mapping[str, tf.data.Dataset | None],
+    predictions: Predictions | None,
     class_names: Sequence[str],
 ) -> list[str]:
     """Draw the curves of a run and, of a held-out split, confusion matrix, predictions and mistakes.
 
     Args:
         run: the run directory, whose metrics.jsonl is read; the figures are written to `figures/` in it.
-        experiment: what was trained. Its seed draws the images that are shown.
+        experiment: what was trained.
         state: of the run; the model has the weights that it keeps.
         model: images [B, H, W, C] to logits [B, K].
-        held_out: batches by split, None where there is no such split. The test split is drawn if it is there, else the
-            validation split.
+        predictions: of the held-out split; None: there is none.
         class_names: K names.
 
     Returns:
@@ -54,33 +54,33 @@ def write_figures(
         caption = "\n".join([f"{source} · {weights}", *_describe_training_accuracy(experiment, model)])
         figure = draw_curves([json.loads(line) for line in lines], best_epoch=state.best_epoch, caption=caption)
         save_figure(figure, run / _CURVES)
-    split = next((name for name in ("test", "validation") if held_out.get(name)), None)
-    if split is not None:
-        found = None
-        with noting_failures(failures, run, _MATRIX, _PREDICTIONS, _MISTAKES):
-            found = collect_predictions(model, held_out[split], seed=experiment.seed)
-        if found is not None:
-            images = counted(len(found.labels), "image")
-            caption = f"{source} · {split} split, {images} · {weights}"
-            failures += _write_predictions(run, found, class_names, caption)
-    return failures
-
-
-def _write_predictions(run: Path, found: Predictions, class_names: Sequence[str], caption: str) -> list[str]:
-    """Draw confusion matrix, predictions and mistakes; return a line about each that could not be drawn."""
-    failures: list[str] = []
-    names = {"class_names": class_names, "caption": caption}
+    if predictions is None:
+        return failures
+    outcomes, sample = predictions.outcomes, predictions.sample
+    images = counted(len(outcomes), "image")
+    style = {"class_names": class_names, "caption": f"{source} · {predictions.split} split, {images} · {weights}"}
     with noting_failures(failures, run, _MATRIX):
-        save_figure(draw_confusion_matrix(found.labels, found.predictions, **names), run / _MATRIX)
+        counts = make_confusion_matrix(outcomes, len(class_names))
+        save_figure(draw_confusion_matrix(counts, **style), run / _MATRIX)
     with noting_failures(failures, run, _PREDICTIONS):
-        images = counted(len(found.labels), "image")
-        title = f"Predictions: {len(found.sample.labels)} of {images}, drawn at random"
-        save_figure(draw_predictions(**vars(found.sample), **names, title=title), run / _PREDICTIONS)
+        title = f"Predictions: {len(sample.labels)} of {images}, drawn at random"
+        save_figure(draw_predictions(**vars(sample), **style, title=title), run / _PREDICTIONS)
     with noting_failures(failures, run, _MISTAKES):
-        shown, wrong = len(found.mistakes.labels), found.num_mistakes
-        title = f"Mistakes: {shown} of {wrong:,}, the highest probability first" if wrong else "No mistakes"
-        save_figure(draw_predictions(**vars(found.mistakes), **names, title=title), run / _MISTAKES)
+        save_figure(draw_mistakes(predictions.mistakes, len(outcomes.mistakes), **style), run / _MISTAKES)
     return failures
+
+
+def draw_mistakes(mistakes: Examples, total: int, *, class_names: Sequence[str], caption: str) -> Figure:
+    """Draw the most confident mistakes.
+
+    Args:
+        mistakes: the most confident first.
+        total: number of all mistakes.
+        class_names: K names.
+        caption: the line below the figure.
+    """
+    title = f"Mistakes: {len(mistakes.labels)} of {total:,}, the most confident first" if total else "No mistakes"
+    return draw_predictions(**vars(mistakes), class_names=class_names, caption=caption, title=title)
 
 
 def _describe_training_accuracy(experiment: Experiment, model: keras.Model) -> list[str]:

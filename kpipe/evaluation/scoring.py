@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kpipe.errors import ConfigError, DataError
-from kpipe.evaluation.metrics import Outcomes, compare, join
+from kpipe.evaluation.metrics import Outcomes, concatenate, score_batch
 from kpipe.evaluation.views import Protocol
 
 
@@ -24,6 +24,9 @@ def score(
         label_smoothing: as in the loss that the network was trained with.
         advance: called with the number of images just scored.
 
+    Returns:
+        The outcomes of all images, in their order.
+
     Raises:
         DataError: the split is empty.
         ConfigError: the network computes something that is not a number.
@@ -34,8 +37,8 @@ def score(
         probabilities = protocol.predict(views, labels)
         if not np.isfinite(probabilities).all():
             raise ConfigError("the network: expected finite logits, got some that are not. Its weights are of no use")
-        batches.append(compare(probabilities, np.asarray(labels), label_smoothing=label_smoothing))
+        batches.append(score_batch(probabilities, np.asarray(labels), label_smoothing=label_smoothing))
         advance(len(labels))
     if not batches:
         raise DataError("evaluation: expected at least one image, got none")
-    return join(batches)
+    return concatenate(batches)

@@ -1,4 +1,4 @@
-"""What of each image the network sees, and how its probabilities come out of that: the protocols of evaluation.
+"""Which views of an image a network sees, and how its probabilities come out of them: the protocols of evaluation.
 
 B batch, b images of a batch, H height, W width, C channels, I pixels a side of what the network sees, K classes,
 V views of an image.
@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.special import softmax
 
 from kpipe.data.augmentations.crops import ten_crop
 from kpipe.data.pipeline import make_evaluation_pipeline, with_cardinality
 from kpipe.data.splits import Split
-from kpipe.models.dense import build_dense
+from kpipe.evaluation.metrics import compute_probabilities
+from kpipe.models.fully_convolutional import build_fully_convolutional
 from kpipe.training.steps import test_step
 
 TEN = 10  # views of `ten_crop`
@@ -34,7 +34,38 @@ class Protocol:
     """(views, labels) -> probabilities float64 [b, K]."""
 
 
-def see_center(model: keras.Model, split: Split, image_size: int | None, batch_size: int) -> Protocol:
+def make_protocol(
+    name: str,
+    model: keras.Model,
+    split: Split,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    scales: Sequence[int],
+) -> Protocol:
+    """Return one of the protocols of `kpipe.catalog.evaluation.PROTOCOLS`.
+
+    Args:
+        name: of the protocol.
+        model: images to logits; compiled, for `center`.
+        split: the images, as the protocol needs them.
+        image_shape: (H, W, C) of what the network sees. Only square images are cropped.
+        batch_size: B.
+        scales: of `dense`, see there.
+
+    Returns:
+        The batches of views, and what the network says of them.
+
+    Raises:
+        ConfigError: as `build_fully_convolutional`.
+    """
+    if name == "dense":
+        return dense_views(model, split, scales, batch_size)
+    make = {"center": center_views, "ten_crop": ten_crop_views, "multi_crop": multi_crop_views}[name]
+    height, width, _ = image_shape
+    return make(model, split, height if height == width else None, batch_size)
+
+
+def center_views(model: keras.Model, split: Split, image_size: int | None, batch_size: int) -> Protocol:
     """Show the center of each image once, as at the end of a run; the model's metrics take the means.
 
     Args:
@@ -42,6 +73,9 @@ def see_center(model: keras.Model, split: Split, image_size: int | None, batch_s
         split: the images.
         image_size: I; None: images are as large as the split keeps them.
         batch_size: B.
+
+    Returns:
+        The views are images uint8 [b, I, I, C].
     """
     model.reset_metrics()
     batches = make_evaluation_pipeline(split, batch_size, image_size=image_size)
@@ -50,27 +84,33 @@ def see_center(model: keras.Model, split: Split, image_size: int | None, batch_s
     def step(images, labels):
         return test_step(model, (images, labels))
 
-    return Protocol(batches, lambda images, labels: _softmax(step(images, labels)))
+    return Protocol(batches, lambda images, labels: compute_probabilities(step(images, labels)))
 
 
-def see_ten_crops(model: keras.Model, split: Split, image_size: int, batch_size: int) -> Protocol:
+def ten_crop_views(model: keras.Model, split: Split, image_size: int, batch_size: int) -> Protocol:
     """Average the probabilities of the four corners, the center, and their mirror images. AlexNet, section 4.1.
 
     Args:
-        model, batch_size: as for `see_center`; the network sees B views at a time.
+        model, batch_size: as for `center_views`; the network sees B views at a time.
         split: its images are larger than the network sees them.
         image_size: I.
+
+    Returns:
+        The views are crops uint8 [b, 10, I, I, C].
     """
     batches = make_evaluation_pipeline(split, max(1, batch_size // TEN), image_size=image_size, ten_crops=True)
     return Protocol(batches, _average_over_crops(model, batch_size))
 
 
-def see_many_crops(model: keras.Model, split: Split, image_size: int, batch_size: int) -> Protocol:
+def multi_crop_views(model: keras.Model, split: Split, image_size: int, batch_size: int) -> Protocol:
     """Average the probabilities of the crops that `multi_crop` takes. GoogLeNet, section 7.
 
     Args:
-        model, image_size, batch_size: as for `see_ten_crops`.
+        model, image_size, batch_size: as for `ten_crop_views`.
         split: its images may differ in size.
+
+    Returns:
+        The views are crops uint8 [b, V, I, I, C].
     """
 
     def see(images, labels):
@@ -79,8 +119,8 @@ def see_many_crops(model: keras.Model, split: Split, image_size: int, batch_size
     return Protocol(_batch_whole(split, 1, see), _average_over_crops(model, batch_size))
 
 
-def see_all_places(model: keras.Model, split: Split, scales: Sequence[int], batch_size: int) -> Protocol:
-    """Average the scores of all places of an image, then the probabilities of its mirror image and of several scales.
+def dense_views(model: keras.Model, split: Split, scales: Sequence[int], batch_size: int) -> Protocol:
+    """Average the logits of all positions of an image, then the probabilities over mirror images and scales.
 
     Simonyan and Zisserman 2015, section 3.2.
 
@@ -90,16 +130,20 @@ def see_all_places(model: keras.Model, split: Split, scales: Sequence[int], batc
         scales: pixels of the shorter side, each at least what the network sees.
         batch_size: B, where all images have one size.
 
+    Returns:
+        The views are images uint8 [b, H, W, C], as many as there are scales.
+
     Raises:
-        ConfigError: as `build_dense`.
+        ConfigError: as `build_fully_convolutional`.
     """
-    forward = _compile_forward(build_dense(model))
+    forward = compile_forward(build_fully_convolutional(model))
 
     def see(images, labels):
         return tuple(scale_shorter_side(images, scale) for scale in scales), labels
 
     def predict(views, labels):
-        both = [_softmax(forward(tf.concat([images, tf.reverse(images, axis=[2])], axis=0))) for images in views]
+        pairs = [tf.concat([images, tf.reverse(images, axis=[2])], axis=0) for images in views]
+        both = [compute_probabilities(forward(pair)) for pair in pairs]
         return np.mean(both, axis=0).reshape(2, len(labels), -1).mean(axis=0)
 
     return Protocol(_batch_whole(split, batch_size, see), predict)
@@ -156,32 +200,23 @@ def _batch_whole(split: Split, batch_size: int, see: Callable) -> tf.data.Datase
 
 def _average_over_crops(model: keras.Model, batch_size: int) -> Callable[[tf.Tensor, tf.Tensor], np.ndarray]:
     """Return a function (crops uint8 [b, V, I, I, C], labels) -> probabilities float64 [b, K]."""
-    forward = _compile_forward(model)
+    forward = compile_forward(model)
 
     def predict(crops, labels):
         rows = tf.reshape(crops, [-1, *crops.shape[2:]])
         logits = [forward(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-        probabilities = _softmax(tf.concat(logits, axis=0))
+        probabilities = compute_probabilities(tf.concat(logits, axis=0))
         return probabilities.reshape(len(crops), -1, probabilities.shape[-1]).mean(axis=1)
 
     return predict
 
 
-def _compile_forward(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function of images uint8 [b, H, W, C] that is traced once for all sizes."""
+def compile_forward(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function from images uint8 [b, H, W, C] to logits [b, K], which is traced once for all sizes."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])
     def forward(images):
-        return model(images, training=False)
+        outputs = model(images, training=False)
+        return outputs[0] if isinstance(outputs, list) else outputs  # auxiliary heads come after the logits
 
-    return lambda images: _first(forward(images))
-
-
-def _softmax(logits) -> np.ndarray:
-    """Return probabilities float64 [b, K]. In float32, several classes of a confident network would be level."""
-    return softmax(np.asarray(_first(logits), np.float64), axis=-1)
-
-
-def _first(outputs):
-    """Return the logits of a model, which may have auxiliary heads after them."""
-    return outputs[0] if isinstance(outputs, list | tuple) else outputs
+    return forward

@@ -1,14 +1,19 @@
 """The card of an exported network: what its user must know, for programs (JSON) and for people (Markdown)."""
 
 import platform
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from kpipe.catalog.data import SOURCES
+from kpipe.catalog.formats import FORMATS, IMAGES, LOGITS
 from kpipe.console import counted, describe_counts, describe_size
-from kpipe.exporting.formats import FORMATS, IMAGES, LOGITS
 from kpipe.models.keras_files import find_normalization
 from kpipe.names import as_line
 from kpipe.normalization import describe_normalization
@@ -18,7 +23,26 @@ _PACKAGES = ("kpipe", "tensorflow", "keras", "numpy")
 _COLORS = {1: "gray", 3: "red, green, blue"}
 
 
-def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Exported:
+    """A network that was written in a format."""
+
+    format: str
+    path: Path
+    """The file, or SavedModel's folder."""
+    model: Path
+    """The model file that it was made of."""
+    card: dict[str, Any] = field(repr=False)
+    """What model_card.json says."""
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files)
+
+
+def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str, Any], needs: str) -> dict[str, Any]:
     """Return what is known of an exported network, as plain data.
 
     Args:
@@ -26,46 +50,30 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         model: the network as it was written.
         name: of the format.
         checks: what was found when the written file was checked.
+        needs: line of Python that imports what the file needs besides the runtime; may be empty.
+
+    Returns:
+        What model_card.json holds: of plain types, each with its name.
     """
-    run, how, data = trained.run, FORMATS[name], trained.data
+    run, how = trained.run, FORMATS[name]
     summary = run.read_json("summary.json") if run else {}
-    environment = run.read_json("environment.json") if run else {}
-    height, width, channels = model.input_shape[1:]
     return {
         "format": name,
         "file": how.file,
         "network": trained.experiment.model.model_dump() if trained.experiment else {"name": model.name},
         "parameters": model.count_params(),
         "weights": {"file": trained.file.name, "kind": _kind_of_weights(trained, summary)},
-        "input": {
-            "name": IMAGES,
-            "dtype": "float32",
-            "shape": ["batch", height, width, channels],
-            "range": [0, 255],
-            "channels": _COLORS.get(channels, str(channels)),
-        },
-        "output": {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(trained.class_names)]},
+        **_describe_ends(trained, model),
         "classes": list(trained.class_names),
-        "images": {
-            "image_size": list(trained.image_shape[:2]),
-            "stored_size": data.stored_size,
-            "resize": data.resize,
-            "background": data.background,
-        },
+        "images": _describe_preparation(trained),
         "normalization": _describe_first_layer(model),
         "scores": {split: summary[split] for split in ("validation", "test") if split in summary}
         if run and trained.file == run.model
         else {},
-        "data": {"source": data.source, "splits": run.read_json("data.json").get("splits", {})} if run else {},
+        "data": {"source": trained.data.source, "splits": run.read_json("data.json").get("splits", {})} if run else {},
         "checks": checks,
-        "code": [how.imports, *how.code(how.file)],
-        "versions": {
-            "trained with": environment.get("versions", {}),
-            "exported with": {
-                "python": platform.python_version(),
-                **{package: version(package) for package in (*_PACKAGES, how.runtime)},
-            },
-        },
+        "code": [*filter(None, [needs]), how.imports, *how.code(how.file)],
+        "versions": _describe_versions(trained, how.runtime),
     }
 
 
@@ -75,6 +83,33 @@ def _kind_of_weights(trained: Trained, summary: dict[str, Any]) -> str | None:
     return trained.file.stem.removeprefix("model_") if trained.run else None
 
 
+def _describe_ends(trained: Trained, model: keras.Model) -> dict[str, Any]:
+    """Return what goes into the network, and what comes out."""
+    height, width, channels = model.input_shape[1:]
+    return {
+        "input": {
+            "name": IMAGES,
+            "dtype": "float32",
+            "shape": ["batch", height, width, channels],
+            "range": [0, 255],
+            "channels": _COLORS.get(channels, str(channels)),
+        },
+        "output": {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(trained.class_names)]},
+    }
+
+
+def _describe_preparation(trained: Trained) -> dict[str, Any]:
+    """Return how an image becomes what the network sees; only its size, where it is not resized."""
+    (height, width, _), data = trained.image_shape, trained.data
+    row = SOURCES[data.source.partition(":")[0]]
+    described = {"image_size": [height, width]}
+    if row.is_resized and height == width:
+        described |= {"stored_size": data.stored_size, "resize": data.resize}
+        if not (row.is_embedded or row.is_code):  # files, which may be transparent
+            described["background"] = data.background
+    return described
+
+
 def _describe_first_layer(model: keras.Model) -> dict[str, Any]:
     """Return what the network itself does to the raw images; constants only where there are a few."""
     normalization, has_one = find_normalization(model)
@@ -82,43 +117,70 @@ def _describe_first_layer(model: keras.Model) -> dict[str, Any]:
         return {"name": "of its own" if has_one else "none"}
     described = {"name": describe_normalization(normalization), "kind": normalization.kind}
     if normalization.per_channel:
-        mean, std = ([float(each) for each in values.ravel()] for values in (normalization.mean, normalization.std))
+        mean, std = (np.ravel(values).tolist() for values in (normalization.mean, normalization.std))
         described |= {"mean": mean, "std": std}
     return described
 
 
-def write_markdown(card: dict[str, Any]) -> str:
-    """Return the card as a page for people."""
-    shape, classes, images = card["input"]["shape"], card["classes"], card["images"]
-    sides = "x".join(str(side or "any") for side in shape[1:])
-    rows = {
-        "network": f"{card['network']['name']}, {counted(card['parameters'], 'parameter')}",
-        "input": f"`{IMAGES}`: float32 [batch, {', '.join(str(side or 'any') for side in shape[1:])}], "
-        f"raw pixels 0 to 255, {card['input']['channels']}",
-        "output": f"`{LOGITS}`: float32 [batch, {len(classes)}], one for each class; the largest is the prediction",
-        "images": describe_images(images),
-        "normalization": f"{card['normalization']['name']}; the network does it itself",
+def _describe_versions(trained: Trained, runtime: str) -> dict[str, dict[str, str]]:
+    environment = trained.run.read_json("environment.json") if trained.run else {}
+    packages = {package: version(package) for package in (*_PACKAGES, runtime)}
+    return {
+        "trained with": environment.get("versions", {}),
+        "exported with": {"python": platform.python_version(), **packages},
     }
-    if card["data"]:
-        counts = {name: sum(count for count, _ in split.values()) for name, split in card["data"]["splits"].items()}
-        rows["data"] = ": ".join(filter(None, (card["data"]["source"], describe_counts(counts))))
-    if kind := card["weights"]["kind"]:
-        rows["weights"] = f"{kind}, of {card['weights']['file']}"
-    for title, versions in card["versions"].items():
-        rows[title] = ", ".join(f"{name} {number}" for name, number in versions.items())
-    lines = [f"# {card['network']['name']}, {sides}, {counted(len(classes), 'class')}", "", *_table(rows), ""]
-    lines += ["## Use", "", "```python", *card["code"], "```", ""]
+
+
+def write_markdown(card: dict[str, Any]) -> str:
+    """Return the card as a page for people.
+
+    Args:
+        card: what `make_card` returns.
+    """
+    classes = card["classes"]
+    sides = "x".join(_list_sides(card))
+    title = f"# {_as_code(card['network']['name'])}, {sides}, {counted(len(classes), 'class')}"
+    lines = [title, "", *_table(_list_rows(card)), "", "## Use", "", "```python", *card["code"], "```", ""]
     if card["scores"]:
         lines += ["## Scores of the run", "", *_table_of_scores(card["scores"]), ""]
-    lines += ["## Checks", "", *(f"- {line}" for line in describe_checks(card["checks"])), ""]
+    lines += ["## Checks", "", *(f"- {line}" for line in _describe_checks(card["checks"])), ""]
     lines += ["## Classes", "", "In the order of the logits:", ""]
-    lines += [f"{number}. `{as_line(name)}`" for number, name in enumerate(classes)]
+    lines += [f"{number}. {_as_code(name)}" for number, name in enumerate(classes)]
     return "\n".join(lines) + "\n"
 
 
-def describe_images(images: dict[str, Any]) -> str:
+def _list_sides(card: dict[str, Any]) -> list[str]:
+    return [str(side or "any") for side in card["input"]["shape"][1:]]
+
+
+def _list_rows(card: dict[str, Any]) -> dict[str, str]:
+    """Return the rows of the first table."""
+    normalization = card["normalization"]["name"]
+    rows = {
+        "network": f"{_as_code(card['network']['name'])}, {counted(card['parameters'], 'parameter')}",
+        "input": f"`{IMAGES}`: float32 [batch, {', '.join(_list_sides(card))}], raw pixels 0 to 255, "
+        f"{card['input']['channels']}",
+        "output": f"`{LOGITS}`: float32 [batch, {len(card['classes'])}], one for each class; the largest is the "
+        "prediction",
+        "images": _describe_images(card["images"]),
+        "normalization": normalization if normalization == "none" else f"{normalization}; the network does it itself",
+    }
+    if card["data"]:
+        counts = {name: sum(count for count, _ in split.values()) for name, split in card["data"]["splits"].items()}
+        divided = f", as it comes: {describe_counts(counts)}" if counts else ""
+        rows["data"] = f"{_as_code(card['data']['source'])}{divided}"
+    if kind := card["weights"]["kind"]:
+        rows["weights"] = f"{kind}, of {_as_code(card['weights']['file'])}"
+    for title, versions in card["versions"].items():
+        rows[title] = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return rows
+
+
+def _describe_images(images: dict[str, Any]) -> str:
     """Return in words how an image file becomes what the network sees."""
     height, width = images["image_size"]
+    if "resize" not in images:
+        return f"{height}x{width}, not resized"
     stored = images["stored_size"] or height
     if images["resize"] == "squash":
         how = f"scale both sides to {stored} pixels"
@@ -128,11 +190,13 @@ def describe_images(images: dict[str, Any]) -> str:
         how = f"scale the shorter side to {stored} pixels and crop the center"
     if images["stored_size"] not in (None, height):
         how += f", then crop the center of {height}x{width}"
-    background = images["background"]
+    background = images.get("background")
+    if background is None:
+        return how
     return f"{how}; transparent pixels show {background if isinstance(background, str) else tuple(background)}"
 
 
-def describe_checks(checks: dict[str, Any]) -> list[str]:
+def _describe_checks(checks: dict[str, Any]) -> list[str]:
     """Return in words what was found when a written file was checked."""
     lines = [
         f"Logits in {checks['runtime']} differ from the network's by at most {checks['difference']:.1e} of the largest "
@@ -153,18 +217,28 @@ def describe_int8(int8: dict[str, Any]) -> str:
     return f"{size}, calibrated on {int8['calibration']}: accuracy {accuracy}, in float32 {float32}, on {int8['split']}"
 
 
+def _as_code(name: str) -> str:
+    """Return a name as Markdown shows it letter by letter, between more backticks than it has in a row."""
+    line = as_line(name)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if "`" in line else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
 def _table(rows: dict[str, str]) -> list[str]:
-    return [
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()),
-    ]
+    escaped = {name: value.replace("|", "\\|") for name, value in rows.items()}
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in escaped.items())]
 
 
 def _table_of_scores(scores: dict[str, dict[str, float]]) -> list[str]:
     columns: Sequence[str] = list(dict.fromkeys(key for numbers in scores.values() for key in numbers))
     head = [f"| split | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return head + [
-        f"| {split} | {' | '.join(f'{numbers[key]:.6g}' if key in numbers else '' for key in columns)} |"
-        for split, numbers in scores.items()
+        f"| {split} | {' | '.join(_number(numbers.get(key)) for key in columns)} |" for split, numbers in scores.items()
     ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kpipe.catalog.formats import FORMATS
 from kpipe.errors import EnvironmentFault, first_line
-from kpipe.exporting.formats import FORMATS
 from kpipe.names import path_shown
 
 BOUND = 1e-4
@@ -59,10 +59,9 @@ def verify(name: str, file: Path, images: np.ndarray, expected: np.ndarray, *, n
     with tempfile.TemporaryDirectory() as folder:
         given, computed = Path(folder) / "images.npy", Path(folder) / "logits.npy"
         np.save(given, images.astype("float32"))
-        # Without a GPU, whose memory this process has taken and whose products are less exact.
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, "-c", script, str(given), str(computed)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+        # A keras.py in the working directory is another one: -P leaves that out of what Python imports from.
+        command = [sys.executable, "-P", "-c", script, str(given), str(computed)]
+        done = subprocess.run(command, env=_environment(needs), capture_output=True, text=True, errors="replace")
         if done.returncode:
             reason = first_line(done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")
             raise EnvironmentFault(
@@ -70,8 +69,8 @@ def verify(name: str, file: Path, images: np.ndarray, expected: np.ndarray, *, n
                 f"{_NOTHING_KEPT}"
             )
         logits = np.load(computed)
-    difference = relative_difference(logits, expected)
-    if not difference <= bound:  # nor is NaN
+    difference = _relative_difference(logits, expected)
+    if not difference <= bound:  # refuses NaN too
         raise EnvironmentFault(
             f"{name}: expected the logits of {path_shown(file.name)} within {bound:g} of the network's, relative to "
             f"the largest, got a difference of {difference:.2g} in {how.runtime}. {_NOTHING_KEPT}"
@@ -82,7 +81,19 @@ def verify(name: str, file: Path, images: np.ndarray, expected: np.ndarray, *, n
 _NOTHING_KEPT = "Nothing was kept; install the versions in constraints.txt and try again"
 
 
-def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
+def _environment(needs: str) -> dict[str, str]:
+    """Return the variables of the process that checks. It can import kpipe where it needs that, and has no GPU.
+
+    This process has taken the memory of the GPU, whose products are less exact.
+    """
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if needs:  # kpipe's own folder, as what lies in the working directory is not imported
+        folders = [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    return environment
+
+
+def _relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, relative to the largest expected value; infinite where the shapes differ."""
     if logits.shape != expected.shape:
         return float("inf")

@@ -13,12 +13,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.errors import ConfigError, first_line
-from kpipe.exporting.formats import FORMATS, IMAGES, LOGITS
+from kpipe.catalog.formats import FORMATS, IMAGES, LOGITS
+from kpipe.errors import ConfigError, OutOfMemory, first_line
+from kpipe.files import cannot_write, refusal_in
+from kpipe.models.keras_files import list_leaves
 
 
 def write_keras(model: keras.Model, path: Path) -> None:
-    """Write Keras's own format."""
+    """Write Keras's own format, which names the classes of the layers and does not hold their code."""
+    classes = {type(layer) for layer in list_leaves(model)}
+    if others := sorted(each.__name__ for each in classes if not each.__module__.startswith(("keras.", "kpipe."))):
+        raise _cannot_hold("keras", "layers of Keras and kpipe", ", ".join(others))
     model.save(path)
 
 
@@ -92,17 +97,33 @@ WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
 def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> None:
     """Write a network in a format.
 
+    Args:
+        name: of `FORMATS`.
+        model: as `make_exportable` returns it.
+        path: of the file or the folder.
+        options: further arguments of the format's function.
+
     Raises:
         ConfigError: the format lacks something that the network has.
-        OSError: it cannot be written.
+        EnvironmentFault: the disk refuses the file, or the memory is too small.
+        OSError: it cannot be written for another reason.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of the converters about themselves
             WRITERS[name](model, path, **options)
-    except (ConfigError, OSError, MemoryError):
+    except ConfigError:
         raise
     except Exception as error:  # each converter has its own
+        if code := refusal_in(error):
+            raise cannot_write(path, code) from None
+        if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+            raise OutOfMemory(
+                f"{name}: expected enough memory to write the network in this format, got '{first_line(error)}'. "
+                "Nothing was kept; try again where more is free"
+            ) from None
+        if isinstance(error, OSError):
+            raise
         raise _cannot_hold(
             name, f"a network that {name} can hold", f"'{first_line(error)}' from its converter"
         ) from None

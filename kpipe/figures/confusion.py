@@ -1,4 +1,4 @@
-"""The confusion matrix. N images, K classes."""
+"""The confusion matrix. K classes."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
+from kpipe.console import counted
 from kpipe.figures.style import FAINT, INK, add_caption, label, make_layout, style_axes
 
 _POINTS_PER_INCH = 72
@@ -21,24 +22,22 @@ _NAME_SIZE = 8  # points
 _LARGEST = 9  # inches, of the matrix
 
 
-def draw_confusion_matrix(
-    labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], *, caption: str = ""
-) -> Figure:
+def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, caption: str = "") -> Figure:
     """Draw how often each class was predicted for which, colored by the fraction of the true class.
 
     Args:
-        labels: int [N], 0..K-1, the true classes.
-        predictions: int [N], 0..K-1.
+        counts: int [K, K]: row = true class, column = predicted class.
         class_names: K names; long ones are shortened. Counts are written for up to 20 classes; of more than 40
             classes, every second, third and so on has its name written.
         caption: the line below the figure.
 
     Raises:
-        ValueError: labels and predictions differ in length, or one is not in 0..K-1.
+        ValueError: the counts are not [K, K].
     """
-    check_classes("draw_confusion_matrix", class_names, labels=labels, predictions=predictions)
     classes = len(class_names)
-    counts = _count_pairs(labels, predictions, classes)
+    if np.shape(counts) != (classes, classes):
+        got = list(np.shape(counts))
+        raise ValueError(f"draw_confusion_matrix: expected counts [{classes}, {classes}], got {got}.")
     # A class without images has no fractions; its row stays empty.
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [label(name, _LONGEST_NAME) for name in class_names]
@@ -47,8 +46,9 @@ def draw_confusion_matrix(
     figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.2), layout=make_layout())
     add_caption(figure, caption)
     axes = figure.subplots()
-    right = f", {np.trace(counts) / len(labels):.1%} right" if len(labels) else ""
-    style_axes(axes, title=f"Confusion matrix: {len(labels):,} images{right}", grid=False)
+    images = int(counts.sum())
+    correct = f", {np.trace(counts) / images:.1%} correct" if images else ""
+    style_axes(axes, title=f"Confusion matrix: {counted(images, 'image')}{correct}", grid=False)
     # Where no count is written, the square root makes mistakes of a few percent visible.
     norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
     image = axes.imshow(fractions, cmap="Blues", norm=norm)
@@ -57,24 +57,6 @@ def draw_confusion_matrix(
         _write_counts(axes, counts, fractions, cell)
     _add_colorbar(axes, image)
     return figure
-
-
-def check_classes(where: str, class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
-    """Raise ValueError if labels and predictions differ in length, or one is not in 0..K-1."""
-    if len(labels) != len(predictions):
-        raise ValueError(f"{where}: expected as many predictions as labels, got {len(predictions)} and {len(labels)}.")
-    for name, classes in (("labels", labels), ("predictions", predictions)):
-        if len(classes) and not 0 <= np.min(classes) <= np.max(classes) < len(class_names):
-            raise ValueError(
-                f"{where}: expected {name} in 0..{len(class_names) - 1}, got {np.min(classes)}..{np.max(classes)}."
-            )
-
-
-def _count_pairs(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Return int [K, K]: row = true class, column = predicted class."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (np.asarray(labels, np.int64), np.asarray(predictions, np.int64)), 1)
-    return counts
 
 
 def _add_colorbar(axes: Axes, image: AxesImage) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from kpipe.figures.confusion import check_classes
 from kpipe.figures.style import (
     FAINT,
     INK,
@@ -55,7 +54,7 @@ def draw_predictions(
     """
     labels = np.asarray(labels)
     is_known = labels != UNKNOWN
-    check_classes("draw_predictions", class_names, labels=np.where(is_known, labels, 0), predictions=predictions)
+    _check_classes(class_names, labels=np.where(is_known, labels, 0), predictions=predictions)
     if not len(images) == len(labels) == len(probabilities):
         raise ValueError(
             f"draw_predictions: expected as many images and probabilities as labels ({len(labels)}), "
@@ -79,6 +78,20 @@ def draw_predictions(
         text = f"true: {true}\n{text}" if is_known[index] else text
         axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
     return figure
+
+
+def _check_classes(class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:
+    """Raise ValueError if labels and predictions differ in length, or one is not in 0..K-1."""
+    if len(labels) != len(predictions):
+        raise ValueError(
+            f"draw_predictions: expected as many predictions as labels, got {len(predictions)} and {len(labels)}."
+        )
+    for name, classes in (("labels", labels), ("predictions", predictions)):
+        if len(classes) and not 0 <= np.min(classes) <= np.max(classes) < len(class_names):
+            raise ValueError(
+                f"draw_predictions: expected {name} in 0..{len(class_names) - 1}, "
+                f"got {np.min(classes)}..{np.max(classes)}."
+            )
 
 
 def draw_image_grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], headings: Sequence[str], *, title: str) -> Figure:

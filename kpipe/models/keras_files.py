@@ -108,7 +108,7 @@ def read_model(path: Path) -> KerasFile:
     model = load_keras_file(path, "model.init_from: ")
     with translate_damage(path):
         layers, left_out = {}, {}
-        for layer in _list_leaves(model):
+        for layer in list_leaves(model):
             if is_preprocessing(layer):
                 left_out |= {layer.name: _PREPROCESSING} if layer.weights else {}
             elif layer.weights:
@@ -132,11 +132,11 @@ def _refuse_code(path: Path, error: Exception, where: str) -> None:
         ) from None
 
 
-def _list_leaves(model: keras.Model) -> Iterator[keras.Layer]:
+def list_leaves(model: keras.Model) -> Iterator[keras.Layer]:
     """Yield the layers of a model, and of the models in it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _list_leaves(layer)
+            yield from list_leaves(layer)
         else:
             yield layer
 
@@ -154,7 +154,7 @@ def find_normalization(model: keras.Model) -> tuple[Normalization | None, bool]:
         if not isinstance(layer, keras.layers.InputLayer | keras.layers.ZeroPadding2D | keras.layers.Flatten):
             steps.append(layer)
     if not steps:  # unless it is in a model within the model
-        is_inside = any(map(is_preprocessing, _list_leaves(model)))
+        is_inside = any(map(is_preprocessing, list_leaves(model)))
         return (None, True) if is_inside else (NAMED["none"], False)
     flips = type(steps[0]).__name__ == "Flip" and steps[0].axis == -1
     [layer, *others] = steps[1:] if flips and steps[1:] else steps
@@ -178,7 +178,7 @@ def mean_and_std(layer: keras.Layer) -> tuple[np.ndarray, np.ndarray]:
     mean, variance = layer.input_mean, layer.input_variance
     if mean is None:  # adapted to images, and kept as weights
         mean, variance = layer.get_weights()[:2]
-    return np.ravel(mean), np.sqrt(np.ravel(variance))
+    return np.ravel(mean), np.maximum(np.sqrt(np.ravel(variance)), keras.config.epsilon())  # as Keras, of no variance
 
 
 def read_h5(path: Path) -> KerasFile:

@@ -85,21 +85,30 @@ def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
     """Return a copy of a loaded model for images (H, W, C), in layers that every format of other runtimes has.
 
     The constants of a `Normalization`, which files of kpipe once had and others have, become those of a `Rescaling`.
+
+    Args:
+        model: one input, float32 [B, H, W, C].
+        input_shape: (H, W, C); H and W are None where any size is to be taken.
     """
+    with_weights: list[tuple[keras.Layer, keras.Layer]] = []
 
     def copy(layer: keras.Layer) -> keras.Layer:
-        if _has_constants_of_channels(layer):
+        if _normalizes_channels(layer):
             return make_rescaling(*mean_and_std(layer), layer.name)
-        return layer.__class__.from_config(layer.get_config())
+        made = layer.__class__.from_config(layer.get_config())
+        if getattr(layer, "weights", None):  # an operation has none
+            with_weights.append((layer, made))
+        return made
 
     images = keras.Input(input_shape, name="images")
     copied = keras.models.clone_model(model, input_tensors=images, clone_function=copy, recursive=True)
-    copied.set_weights(model.get_weights())
+    for layer, made in with_weights:
+        made.set_weights(layer.get_weights())
     return copied
 
 
-def _has_constants_of_channels(layer: keras.Layer) -> bool:
-    is_plain = isinstance(layer, keras.layers.Normalization) and layer.input_mean is not None and not layer.invert
+def _normalizes_channels(layer: keras.Layer) -> bool:
+    is_plain = isinstance(layer, keras.layers.Normalization) and not layer.invert
     return is_plain and layer.axis in ((), (-1,), (3,))
 
 

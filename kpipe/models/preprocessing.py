@@ -23,6 +23,9 @@ from kpipe.errors import ConfigError
 from kpipe.files import replacing
 from kpipe.models.layers import InputShape, check_known_size
 
+STANDARDIZE = "standardize"
+"""Name of the layer that treats each pixel alike, in training and in a saved network."""
+
 Preprocessing = Callable[[Any], Any]
 """What a network's builder takes: a layer, or a function of several, to which the raw images go."""
 
@@ -300,7 +303,7 @@ def make_preprocessing(normalization: Normalization, *, portable: bool = False) 
 
 def _scale(normalization: Normalization, portable: bool) -> keras.layers.Layer:
     make = make_rescaling if portable else Standardize
-    return make(normalization.mean, normalization.std, name="standardize")
+    return make(normalization.mean, normalization.std, name=STANDARDIZE)
 
 
 def make_rescaling(mean, std, name: str) -> keras.layers.Layer:

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from kpipe.catalog.wording import show
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, nearest_name
 from kpipe.files import (
     expand_path,
     read_json,
@@ -24,7 +24,7 @@ from kpipe.files import (
     write_json,
     write_yaml,
 )
-from kpipe.names import is_utf8, quoted, shell_quoted
+from kpipe.names import from_here, is_utf8, path_shown, quoted, shell_quoted
 from kpipe.runs.lock import (
     ELSEWHERE,
     LOCK,
@@ -41,13 +41,13 @@ _OVER = ("finished", "diverged", "stuck")  # the states of a run that is not pic
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that this process owns.
+    """A run directory: one that this process owns, or only reads.
 
     Attributes:
         path: the directory.
         resumed: an earlier process has left a checkpoint here.
         resolved: what that process resolved for its machine (precision, determinism), as plain data, or None.
-        status: the status in summary.json when this process took the run; None: there was none.
+        status: the status in summary.json when this process found the run; None: there was none.
         note: a line for the user about a run that was found and not taken, or None.
     """
 
@@ -56,6 +56,11 @@ class Run:
     resolved: dict[str, Any] | None
     status: str | None = None
     note: str | None = None
+
+    @classmethod
+    def reading(cls, path: Path) -> "Run":
+        """Return a run that is only read, whoever owns it."""
+        return cls(path, True, None, read_status(path))
 
     @property
     def checkpoints(self) -> Path:
@@ -193,6 +198,25 @@ def saved_step(path: Path) -> int | None:
 def read_status(path: Path) -> str | None:
     """Return the status in summary.json: finished, interrupted, diverged, stuck; None: there is none yet."""
     return read_json(path / "summary.json").get("status")
+
+
+def nearest_run(path: str | Path) -> str:
+    """Return `, did you mean RUN?` for a run that a path lies in, the newest run below it, or one of a near name.
+
+    Args:
+        path: a file or folder that is no run directory, or is not there.
+    """
+    path = Path(path)
+    around = [parent for parent in path.parents[:3] if _is_run(parent)]  # of a file of one of its checkpoints
+    below = sorted(filter(_is_run, (*path.glob("*"), *path.glob("*/*"))), key=lambda run: run.name)
+    beside = [] if path.exists() else sorted(filter(_is_run, path.parent.glob("*")))
+    near = nearest_name(path.name, [run.name for run in beside])
+    runs = [*around, *reversed(below), *(run for run in beside if run.name == near), *reversed(beside)]
+    return f", did you mean {path_shown(from_here(runs[0]))}?" if runs else ""
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()
 
 
 def label_of(overrides: Sequence[str]) -> str:

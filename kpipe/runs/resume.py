@@ -13,7 +13,7 @@ from kpipe.console import counted
 from kpipe.errors import ConfigError
 from kpipe.files import read_json
 from kpipe.names import from_here, path_shown, shell_quoted
-from kpipe.runs.directory import read_status, saved_step
+from kpipe.runs.directory import nearest_run, read_status, saved_step
 
 
 def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
@@ -31,7 +31,7 @@ def load_resumed(run: str | Path, path: str | Path | None = None, overrides: Seq
         raise ConfigError("logs: expected none under --resume, a run stays where it is")
     if not (Path(run) / "config.yaml").is_file():
         raise ConfigError(
-            f"{path_shown(run)}: expected a run directory with a config.yaml, found none there{_nearest_run(run)}"
+            f"{path_shown(run)}: expected a run directory with a config.yaml, found none there{nearest_run(run)}"
         )
     loaded = load_experiment(path or Path(run) / "config.yaml", overrides)
     check_resume(run, loaded.experiment)
@@ -137,14 +137,6 @@ def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) ->
         return f"{anew} training.early_stopping.patience={max(1, 2 * stopping.patience)}"
     can_extend = has_checkpoint and ended_by == "epochs" and not training.tied_to_epochs
     return f"{resume if can_extend else anew} training.epochs={2 * training.epochs}"
-
-
-def _nearest_run(path: str | Path) -> str:
-    """Return a run that `path` lies in, or the newest run in `path`."""
-    around = Path(path).parents[:3]  # of a file of one of its checkpoints
-    runs = [parent for parent in around if (parent / "config.yaml").is_file()]
-    runs += sorted((found.parent for found in Path(path).glob("*/config.yaml")), reverse=True)
-    return f", did you mean {path_shown(runs[0])}?" if runs else ""
 
 
 def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:

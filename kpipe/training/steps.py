@@ -43,8 +43,8 @@ def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: k
         batch: (images [B, H, W, C], labels).
         head: the last layers of the model, where the batch has their input instead of images.
     """
-    _, logits = _compute_loss(model, head or model, *batch, training=False)
-    return logits
+    _, outputs = _compute_loss(model, head or model, *batch, training=False)
+    return outputs[0] if isinstance(outputs, list) else outputs  # auxiliary heads come after the logits
 
 
 def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weights=None, *, training: bool):

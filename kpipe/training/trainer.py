@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ConfigError, DataError, Diverged
@@ -144,11 +145,44 @@ class Trainer:
                 self.model.reset_metrics()
                 return None
             chunk = steps_within(max_chunk_seconds, (time.perf_counter() - start) / chunk)
-        if not total:
+        return self._take_scores(total)
+
+    def evaluate_batches(
+        self, dataset: tf.data.Dataset, see: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+    ) -> dict[str, float]:
+        """Return what `evaluate` returns, and show each batch on the way.
+
+        Args:
+            dataset: batches of (images, labels).
+            see: called with images [B, H, W, C], labels [B] and logits float32 [B, K] of each batch.
+
+        Raises:
+            DataError: the dataset is empty.
+        """
+        self.model.reset_metrics()
+        batches, total = self.strategy.experimental_distribute_dataset(dataset), 0
+
+        @tf.function(input_signature=[batches.element_spec])  # the last batch may be smaller
+        def run(batch):
+            return self.strategy.run(lambda batch: test_step(self.model, batch), args=(batch,))
+
+        def gather(part) -> np.ndarray:
+            """Return what the replicas have of a batch."""
+            return np.concatenate([local.numpy() for local in self.strategy.experimental_local_results(part)])
+
+        for batch in batches:
+            images, labels, logits = map(gather, (*batch, run(batch)))
+            see(images, labels, logits)
+            total += len(labels)
+        return self._take_scores(total)
+
+    def _take_scores(self, images: int) -> dict[str, float]:
+        """Return the means of an evaluation and its number of images, and reset the metrics."""
+        if not images:
             raise DataError("evaluation: expected at least one image, got none")
         metrics = self.read_metrics()
         self.model.reset_metrics()
-        return {**metrics, "images": total}
+        return {**metrics, "images": images}
 
     def trace_evaluation(self, dataset: tf.data.Dataset, head: keras.Model | None = None) -> None:
         """Compile the evaluation of such batches, which the first one would otherwise have to do."""

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
-from image_sets import write_classes, write_image
+import tensorflow as tf
+from image_sets import define_set, prepare_set, tfds_in, write_classes, write_image
 from rich.console import Console
 from scipy.special import softmax
-from tiny_runs import only_run
+from tiny_runs import only_run, train_once
 
 from kpipe.assembly import load_splits
 from kpipe.commands.evaluate import FILES, evaluate
@@ -18,9 +22,11 @@ from kpipe.commands.evaluate_screen import show_evaluation
 from kpipe.config.loading import load_experiment
 from kpipe.console import Screen
 from kpipe.data.pipeline import make_evaluation_pipeline
-from kpipe.errors import ConfigError
+from kpipe.errors import ConfigError, DataError
+from kpipe.evaluation.metrics import Outcomes
+from kpipe.evaluation.views import multi_crop
 from kpipe.experiment import train
-from kpipe.models.dense import build_dense
+from kpipe.models.fully_convolutional import build_fully_convolutional
 from kpipe.runs.options import RunOptions
 from kpipe.trained import load_trained
 
@@ -96,14 +102,16 @@ def test_center_gives_the_numbers_of_the_run(kpipe, finished, photographs):
     assert [row["images"] for row in per_class] == ["2", "2", "1", "2", "2", "2"]
     matrix = rows_of(folder / "confusion_matrix.csv")
     assert sum(int(row[row["label"]]) for row in matrix) / 11 == pytest.approx(result["accuracy"])
-    surest = max((row for row in predictions if row["label"] != row["prediction"]), key=lambda row: row["probability"])
-    assert {name: str(value) for name, value in result["mistakes"][0].items()} == surest
+    most_confident = max(
+        (row for row in predictions if row["label"] != row["prediction"]), key=lambda row: row["probability"]
+    )
+    assert {name: str(value) for name, value in result["mistakes"][0].items()} == most_confident
 
     assert f"  data       folder:{photographs}, test: 11 images, all but 1 that cannot be read: '{photographs}/t" in out
     assert "  protocol   center: the center of the kept image, as at the end of a run\n" in out
-    assert f"The surest of {result['num_mistakes']} mistakes:\n" in out
+    assert f"The most confident of {result['num_mistakes']} mistakes:\n" in out
     assert " test/" in out  # the files of the mistakes, without the folder of all
-    assert out.endswith(f"All of it is in {folder}\n")
+    assert out.endswith(f"Results are in {folder}\n")
 
 
 @pytest.mark.slow
@@ -133,7 +141,7 @@ def test_dense_sees_the_whole_of_each_file(finished, quiet, without_figures):
     split.unreadable.add([5])
     images, labels = zip(*split.read(), strict=True)
     assert images[0].shape == (20, 30, 3)
-    dense = build_dense(trained.model)
+    dense = build_fully_convolutional(trained.model)
     sides = [
         softmax(np.float64(dense.predict_on_batch(np.float32(side))), axis=-1) for side in (images, flipped(images))
     ]
@@ -152,7 +160,17 @@ def test_many_crops_of_the_training_split(kpipe, finished, tmp_path, without_fig
     code, out, err = kpipe("evaluate", str(finished), *options)
     assert (code, err) == (0, "")
     assert ", train: all 16 images\n" in out
-    assert out.endswith(f"All of it is in {tmp_path}/new/folder\n")
+    result = json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text())
+    trained = load_trained(finished)
+    split = load_splits(trained.data, ahead=False).train.as_stored()
+    images, labels = zip(*split.read(), strict=True)
+    views = multi_crop(tf.constant(np.stack(images)), 14).numpy()
+    logits = trained.model.predict_on_batch(views.reshape(-1, 14, 14, 3))
+    probabilities = softmax(np.float64(logits), axis=-1).reshape(16, 144, 6).mean(axis=1)
+    assert result["accuracy"] == np.mean(probabilities.argmax(1) == labels)
+    loss = 0.9 * -np.log(probabilities[range(16), labels]) + 0.1 * -np.log(probabilities).mean(axis=1)
+    assert result["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert out.endswith(f"Results are in {tmp_path}/new/folder\n")
 
 
 def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, model_file, tmp_path, without_figures):
@@ -165,7 +183,7 @@ def test_another_set_is_scored_whole_and_its_classes_are_found_by_name(kpipe, mo
     assert f"  data       folder:{tmp_path}/set, train: all 10 images\n" in out
     assert "  note: the data has no class 'ant'\n" in out
     [folder] = (tmp_path / "evaluation").iterdir()
-    assert folder.name == "train_center_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
+    assert folder.name == "train_center_14px_folder-" + str(tmp_path / "set").strip("/").replace("/", "-")
     labels = [row["label"] for row in rows_of(folder / "predictions.csv")]
     assert labels == [name for name in CLASSES[1:] for _ in range(2)]
     [absent, *others] = rows_of(folder / "per_class.csv")
@@ -197,6 +215,7 @@ def test_other_classes_are_named(kpipe, finished, tmp_path):
         ),
         ({"split": "validation", "data": "folder"}, "^split: expected one of train, test, got validation$"),
         ({"data": "photos:x"}, "^data: unknown source 'photos' "),
+        ({"on_error": "ignore"}, "^on_error: expected one of fail, skip, got 'ignore'$"),
         (
             {"output": __file__},
             r"^output: expected a folder, got .*test_evaluate.py, and .*test_evaluate.py is a file$",
@@ -235,10 +254,163 @@ def test_scales_are_numbers(kpipe, finished):
     assert kpipe("evaluate", str(finished), "--protocol", "dense", "--scales", "256;384") == (2, "", said)
 
 
-def test_no_source_is_found_wrong_after_the_import(kpipe, finished):
-    code, out, err = kpipe("evaluate", str(finished), "--data", "folder:/nowhere")
-    assert (code, out) == (3, "")
-    assert "/nowhere" in err
+WITHOUT_TENSORFLOW = """\
+import sys
+from kpipe import cli
+code = cli.main(sys.argv[1:])
+sys.exit(code if not {"tensorflow", "keras", "numpy"} & set(sys.modules) else f"{code}, and TensorFlow is imported")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("evaluate", "nowhere"), 2, "nowhere: expected a run directory or a .keras file, got no such file or dir"),
+        (("evaluate", "RUN", "--data", "folder:nowhere"), 3, "/nowhere"),
+        (("evaluate", "RUN", "--data", "photos:x"), 2, "--data: unknown source 'photos' "),
+        (("evaluate", "MOVED"), 3, "\nIf you have moved the folder, say where it is: --data folder:PATH\n"),
+        (("evaluate", "FILE"), 2, "--data: expected a source of images for "),
+        (("predict", "nowhere", "IMAGE"), 2, "nowhere: expected a run directory or a .keras file, got no such file"),
+        (("export", "nowhere", "--to", "keras"), 2, "nowhere: expected a run directory or a .keras file, got no s"),
+    ],
+)
+def test_a_mistake_is_said_before_the_import(finished, photographs, model_file, tmp_path, arguments, code, said):
+    config = (finished / "config.yaml").read_text()
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    (moved / "config.yaml").write_text(config.replace(str(photographs), "/moved"))
+    places = {"RUN": finished, "MOVED": moved, "FILE": model_file, "IMAGE": photographs / "test" / "ant" / "0.png"}
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *(str(places.get(each, each)) for each in arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_files_that_cannot_be_read_are_left_out_if_you_say_so(kpipe, model_file, photographs, quiet, without_figures):
+    arguments = ("evaluate", str(model_file), "--data", f"folder:{photographs}", "--image-size", "14")
+    code, _, err = kpipe(*arguments)
+    assert (code, err.endswith("Replace or remove it, or leave such files out with --on-error skip\n")) == (3, True)
+    with pytest.raises(DataError, match="leave such files out with on_error='skip'$"):
+        evaluate(model_file, data=f"folder:{photographs}", image_size=14, screen=quiet)
+    code, out, err = kpipe(*arguments, "--on-error", "skip")
+    assert (code, err) == (0, "")
+    assert f"test: 11 images, all but 1 that cannot be read: '{photographs}/test/cow/1.png'" in " ".join(out.split())
+
+
+SYNTHETIC = """\
+data: {source: synthetic, image_size: 14, stored_size: 16, batch_size: 16, synthetic: {classes: 2, images: 60}}
+model: {name: lenet5}
+training: {epochs: 1, precision: float32, loss: {name: euclidean}}
+"""
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """A finished run whose loss is no cross entropy, and whose images are no files."""
+    return train_once(tmp_path_factory.mktemp("synthetic"), SYNTHETIC)
+
+
+def test_another_loss_than_cross_entropy_has_its_own_name(synthetic, quiet, without_figures, capsys):
+    center = evaluate(synthetic, screen=quiet)
+    assert center["loss"] == json.loads((synthetic / "summary.json").read_text())["test"]["loss"]
+    assert "cross_entropy" not in center
+    crops = evaluate(synthetic, protocol="multi_crop", screen=quiet)
+    assert "loss" not in crops and 0 < crops["cross_entropy"] < 2
+    assert crops["notes"] == ["the whole images are those that are kept, 16x16: the source has no files of them"]
+    show_evaluation(crops, Screen(Console(width=80)))
+    assert "cross entropy" in capsys.readouterr().out
+
+
+def test_each_choice_has_a_folder_of_its_own(synthetic, quiet, without_figures):
+    folders = {evaluate(synthetic, protocol="dense", screen=quiet, scales=each)["folder"] for each in ((), (16, 20))}
+    assert folders == {str(synthetic / "evaluation" / name) for name in ("test_dense", "test_dense_16_20")}
+
+
+def test_a_run_without_a_held_out_split_needs_a_choice(synthetic, quiet, tmp_path):
+    run = shutil.copytree(synthetic, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(validation|test): (0\.1|null)\n", r"\1: 0\n", config))
+    with pytest.raises(ConfigError, match="^split: expected one of train, got no held-out split$"):
+        evaluate(run, screen=quiet)
+
+
+def test_images_of_another_size_are_refused(synthetic, quiet, tmp_path):
+    run = shutil.copytree(synthetic, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("image_size: 14", "image_size: 15"))
+    with pytest.raises(DataError, match="^synthetic: expected images of 14x14x3, which the network sees, got 15x15x3$"):
+        evaluate(run, screen=quiet)
+
+
+def test_images_that_are_not_square_have_one_view(tmp_path, photographs, quiet):
+    layers = [keras.Input((14, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(6)]
+    keras.Sequential(layers).save(tmp_path / "a.keras")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    with pytest.raises(ConfigError, match="^protocol: expected center for images of 14x16, which are not square, got"):
+        evaluate(tmp_path / "a.keras", protocol="ten_crop", data=f"folder:{photographs}", screen=quiet)
+
+
+def test_an_image_that_is_missed_is_noticed(synthetic, quiet, monkeypatch):
+    empty = np.zeros(0)
+    monkeypatch.setattr("kpipe.commands.evaluate.score", lambda *given, **options: Outcomes(*[empty] * 5))
+    with pytest.raises(DataError, match=r": expected 12 images, got 0$"):
+        evaluate(synthetic, screen=quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["dense", "multi_crop"])
+def test_records_of_a_stream_are_seen_whole(tmp_path, quiet, without_figures, protocol):
+    """Images of a set of TensorFlow Datasets may differ in size."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(2))
+    model.save(tmp_path / "a.keras")
+    (tmp_path / "classes.txt").write_text("zebra\nape\n")
+    with tfds_in(tmp_path / "tfds") as tfds:
+        name = f"whole_{protocol}"
+        define_set(tfds, name, {"train": [0, 1], "test": [0, 1, 1]}, size=(None, 12, 3))
+        prepare_set(tfds, name)
+        result = evaluate(tmp_path / "a.keras", protocol=protocol, data=f"tfds:{name}", screen=quiet)
+    assert (result["split"], result["images"], result["notes"]) == ("test", 3, [])
+    # Each image is of one gray: all views of it are the same.
+    grays = 10 * np.arange(3)
+    logits = model.predict_on_batch(np.ones((3, 8, 8, 3)) * grays[:, None, None, None])
+    losses = -np.log(softmax(np.float64(logits), axis=-1)[range(3), [0, 1, 1]])
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+
+
+def occupy(folder):
+    (folder / "mistakes.png").mkdir(parents=True)
+    return folder
+
+
+def link_to_nothing(folder):
+    folder.symlink_to("nowhere")
+    return folder / "new"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (occupy, r"^output: expected a folder for evaluation.json, .* such a name: .*/new/mistakes.png. Move it, or"),
+        (link_to_nothing, r"^output: expected a folder, got .*/new/new, and .*/new is a link to what is not there$"),
+        (
+            lambda folder: folder / ("x" * 300),
+            r"^output: expected shorter names, got .*/xxx",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_refused_before_the_work(finished, tmp_path, make, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(finished, output=make(tmp_path / "new"))
+
+
+@pytest.mark.slow
+def test_a_long_name_of_another_set_fits_the_file_system(synthetic, quiet, tmp_path, without_figures):
+    folder = tmp_path / ("写" * 85)
+    write_classes(folder, {"class_0": 2, "class_1": 2}, size=(16, 16))
+    result = evaluate(synthetic, data=f"folder:{folder}", screen=quiet)
+    name = result["folder"].rpartition("/")[2]
+    assert re.fullmatch(r"train_center_folder-.*-[0-9a-f]{8}", name) and len(name.encode()) < 255
 
 
 @pytest.mark.slow
@@ -246,7 +418,7 @@ def test_an_interruption_leaves_nothing(kpipe, finished, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kpipe.commands.evaluate.draw_predictions", interrupt)
+    monkeypatch.setattr("kpipe.commands.evaluate.draw_mistakes", interrupt)
     code, _, err = kpipe("evaluate", str(finished), "--output", str(tmp_path / "new"))
     assert (code, err.strip()) == (130, "interrupted; what was saved before is still there")
     assert list(tmp_path.iterdir()) == []
@@ -291,6 +463,6 @@ def test_many_classes_fit_the_screen(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if "│" in line) <= 80
     assert next(line for line in lines if "3" in line and "│" in line and "50.00 %" in line).startswith("│ [red] ")
-    assert "These are the worst classes; 10 more are in per_class.csv." in lines
-    assert "The surest of 45 mistakes:" in lines
-    assert any("(VGG, section 3.2); shorter side 256, 384" in line for line in lines)
+    assert "The 20 classes with the lowest F1; the other 10 are in per_class.csv:" in lines
+    assert "The most confident of 45 mistakes:" in lines
+    assert any("(VGG); shorter side 256, 384" in line for line in lines)

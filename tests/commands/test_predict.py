@@ -16,11 +16,13 @@ from tiny_runs import only_run
 
 from kpipe import cli, figures, predict
 from kpipe.assembly import load_splits
-from kpipe.commands.predict import Prediction, load_network, table_writer
+from kpipe.commands.predict import load_network
+from kpipe.commands.predict_screen import table_writer
 from kpipe.config.schema import DataConfig
 from kpipe.console import Screen
 from kpipe.data import evaluation_batches
 from kpipe.errors import ConfigError, DataError
+from kpipe.evaluation.predictions import Prediction
 from kpipe.trained import load_trained
 
 PHOTOS = """\
@@ -208,6 +210,17 @@ def test_the_grid_shows_the_truth_where_folders_tell_it(kpipe, run, tmp_path, mo
     assert [CLASSES[label] for label in drawn["predictions"]] == [each.classes[0] for each in expected]
     np.testing.assert_allclose(drawn["probabilities"], [each.probabilities[0] for each in expected], atol=1e-6)
     assert grid.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("grid", [(), ("--grid", "grid.png")])
+def test_nothing_is_predicted_that_nobody_reads(run, monkeypatch, tmp_path, grid):
+    """As after `| head`; but a picture is drawn of all files."""
+    predicted = []
+    monkeypatch.setattr("kpipe.streams.Output.is_read", lambda self: len(predicted) < 5)
+    monkeypatch.setattr("kpipe.commands.predict_screen.csv_writer", lambda: predicted.append)
+    options = [str(tmp_path / each) if each == "grid.png" else each for each in grid]
+    assert cli.main(["predict", run, "photos/test", "--csv", *options]) == 0
+    assert len(predicted) == (9 if grid else 8)  # in batches of 4
 
 
 def test_a_large_folder_is_drawn_in_part(kpipe, run, tmp_path, monkeypatch):

@@ -6,11 +6,11 @@ import pytest
 
 from kpipe.evaluation.metrics import (
     calibration_error,
-    compare,
-    count_pairs,
-    join,
-    measure,
-    measure_classes,
+    compute_class_metrics,
+    compute_metrics,
+    concatenate,
+    make_confusion_matrix,
+    score_batch,
     wilson_interval,
 )
 from kpipe.training.losses import CrossEntropy
@@ -20,18 +20,18 @@ HALVES = np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.5, 0.25, 0.25], [
 
 
 def test_four_images_by_hand():
-    outcomes = compare(HALVES, [0, 1, 1, 2])
+    outcomes = score_batch(HALVES, [0, 1, 1, 2])
     assert outcomes.predictions.tolist() == [0, 1, 0, 2]
     assert outcomes.confidences.tolist() == [0.5, 0.75, 0.5, 0.5]
     assert outcomes.ranks.tolist() == [0, 0, 1, 0]
     np.testing.assert_allclose(outcomes.losses, np.log([2, 4 / 3, 4, 2]))
-    assert outcomes.surest_mistakes.tolist() == [2]
-    measured = measure(outcomes, 3)
+    assert outcomes.mistakes.tolist() == [2]
+    measured = compute_metrics(outcomes, 3)
     assert (measured["images"], measured["accuracy"]) == (4, 0.75)
     assert "top5" not in measured
     assert measured["loss"] == pytest.approx(np.log([2, 4 / 3, 4, 2]).mean())
-    assert count_pairs(outcomes, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
-    assert measure_classes(outcomes, 3) == [
+    assert make_confusion_matrix(outcomes, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert compute_class_metrics(outcomes, 3) == [
         {"images": 1, "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)},
         {"images": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)},
         {"images": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0},
@@ -39,7 +39,7 @@ def test_four_images_by_hand():
 
 
 def test_a_class_without_images_has_no_recall():
-    [_, absent, never_predicted] = measure_classes(compare(HALVES[:3], [0, 2, 2]), 3)
+    [_, absent, never_predicted] = compute_class_metrics(score_batch(HALVES[:3], [0, 2, 2]), 3)
     assert absent == {"images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     assert never_predicted == {"images": 2, "precision": None, "recall": 0.0, "f1": 0.0}
 
@@ -51,8 +51,13 @@ def test_they_are_those_of_training(label_smoothing):
     logits[:9] = 0  # all classes are equal: the first ones count
     labels = generator.integers(0, 8, 40)
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-    measured = measure(
-        join(compare(probabilities[s], labels[s], label_smoothing=label_smoothing) for s in (slice(25), slice(25, 40))),
+    measured = compute_metrics(
+        concatenate(
+            [
+                score_batch(probabilities[s], labels[s], label_smoothing=label_smoothing)
+                for s in (slice(25), slice(25, 40))
+            ]
+        ),
         8,
     )
     for metric in make_metrics(8):
@@ -62,7 +67,7 @@ def test_they_are_those_of_training(label_smoothing):
 
 
 def test_an_impossible_class_has_a_finite_loss():
-    assert compare([[1.0, 0.0]], [1]).losses[0] == pytest.approx(708.4, abs=0.1)
+    assert score_batch([[1.0, 0.0]], [1]).losses[0] == pytest.approx(708.4, abs=0.1)
 
 
 def test_wilson_interval():

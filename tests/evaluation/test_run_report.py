@@ -8,10 +8,10 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from kpipe.config.schema import Experiment
 from kpipe.evaluation import report
+from kpipe.evaluation.predictions import Predictions
 from kpipe.runs.state import Best, RunState
 from kpipe.training.control import TrainState
 
@@ -19,10 +19,13 @@ NAMES = ("a", "b", "c")
 FIGURES = ("curves", "confusion_matrix", "predictions", "mistakes")
 
 
-def split_of(images):
+def predictions_of(split, images):
+    """Return predictions of a split of so many images."""
     random = np.random.default_rng(0)
-    columns = random.integers(0, 256, (images, 4, 4, 1), np.uint8), np.arange(images, dtype=np.int32) % 3
-    return tf.data.Dataset.from_tensor_slices(columns).batch(4)
+    found = Predictions(split, seed=0)
+    labels = np.arange(images, dtype=np.int32) % 3
+    found.add(random.integers(0, 256, (images, 4, 4, 1), np.uint8), labels, random.normal(size=(images, 3)))
+    return found
 
 
 @pytest.fixture
@@ -58,15 +61,13 @@ def figures(monkeypatch):
 def write(run, figures):
     """Write the figures of a run."""
 
-    def write(augment=(), dropout=0.0, splits=(("validation", 6), ("test", 9)), best_epoch=1):
+    def write(augment=(), dropout=0.0, split="test", images=9, best_epoch=1):
         data = {"source": "digits", "augment": list(augment)}
         experiment = Experiment.model_validate({"name": "tiny", "data": data, "model": {"name": "mlp"}})
         layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dropout(dropout)]
         model = keras.Sequential([*layers, keras.layers.Dense(3)])
-        model.compile(run_eagerly=True)  # quicker than tracing it for three batches
-        held_out = {name: images and split_of(images) for name, images in splits}
         state = RunState(TrainState(step=20), best={"raw": Best(best_epoch, 10 * best_epoch)} if best_epoch else {})
-        return report.write_figures(run, experiment, state, model, held_out, NAMES)
+        return report.write_figures(run, experiment, state, model, split and predictions_of(split, images), NAMES)
 
     return write
 
@@ -92,27 +93,26 @@ def test_all_figures_are_drawn(write, run):
 
 
 def test_figures_name_run_split_and_epoch(write, figures):
-    write(splits=[("test", 30)])
+    write(images=30)
     assert caption_of(figures["curves"]) == "tiny · 2026-11-29_10-12-13 · weights of epoch 1"
     named = "tiny · 2026-11-29_10-12-13 · test split, 30 images · weights of epoch 1"
     assert {caption_of(figures[name]) for name in FIGURES if name != "curves"} == {named}
     assert figures["predictions"].get_suptitle() == "Predictions: 25 of 30 images, drawn at random"
-    assert re.match(r"Mistakes: (\d+) of \1, the highest probability first$", figures["mistakes"].get_suptitle())
+    assert re.match(r"Mistakes: (\d+) of \1, the most confident first$", figures["mistakes"].get_suptitle())
     lines = [line for axes in figures["curves"].axes for line in axes.get_lines() if "best" in line.get_label()]
     assert [(line.get_label(), line.get_xdata()[0]) for line in lines] == [("best epoch: 1", 10)] * 2
 
 
 def test_a_run_that_ended_in_its_first_epoch_has_the_weights_of_its_last_step(write, figures):
-    write(splits=(), best_epoch=0)
+    write(split=None, best_epoch=0)
     assert caption_of(figures["curves"]).endswith(" · weights of step 20")
 
 
-def test_without_a_test_split_the_validation_split_is_drawn(write, run, figures):
-    write(splits=(("validation", 6), ("test", None)))
+def test_without_a_held_out_split_only_curves_are_drawn(write, figures):
+    write(split="validation", images=6)
     assert "validation split, 6 images" in caption_of(figures["predictions"])
-    (run / "figures" / "curves.png").unlink()
     figures.clear()
-    assert write(splits=()) == []
+    assert write(split=None) == []
     assert {*figures} == {"curves"}
 
 
@@ -125,7 +125,7 @@ def test_without_a_test_split_the_validation_split_is_drawn(write, run, figures)
     ],
 )
 def test_curves_say_what_training_accuracy_is(write, figures, augment, dropout, reasons):
-    write(augment, dropout, splits=())
+    write(augment, dropout, split=None)
     line = caption_of(figures["curves"]).splitlines()[1]
     assert line == f"Training accuracy is measured during the epoch, {reasons}."
 
@@ -145,13 +145,6 @@ def test_a_folder_that_cannot_be_made_is_no_error(write, run):
     (run / "figures").touch()
     lines = write()
     assert [line.partition(" could not")[0] for line in lines] == [f"figures/{name}.png" for name in FIGURES]
-
-
-def test_without_predictions_three_figures_are_left_out_in_one_line(write, run, monkeypatch):
-    monkeypatch.setattr(report, "collect_predictions", refuse(tf.errors.DataLossError(None, None, "gone")))
-    left_out = "figures/confusion_matrix.png, figures/predictions.png, figures/mistakes.png"
-    assert write() == [f"{left_out} could not be drawn: gone"]
-    assert drawn(run) == {"curves"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

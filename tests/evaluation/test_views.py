@@ -1,4 +1,4 @@
-"""What of an image each protocol shows."""
+"""Which views of an image each protocol shows."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import tensorflow as tf
 from kpipe.data.arrays import ArraySplit
 from kpipe.errors import ConfigError
 from kpipe.evaluation.scoring import score
-from kpipe.evaluation.views import multi_crop, scale_shorter_side, see_many_crops
+from kpipe.evaluation.views import multi_crop, multi_crop_views, scale_shorter_side
 
 RANDOM = np.random.default_rng(0)
 
@@ -61,4 +61,4 @@ def test_a_network_that_computes_no_numbers_is_refused():
     with pytest.raises(
         ConfigError, match=r"^the network: expected finite logits, got some that are not. Its weights a"
     ):
-        score(see_many_crops(model, split, 4, 8))
+        score(multi_crop_views(model, split, 4, 8))

@@ -247,22 +247,21 @@ def test_keys_of_few_trials_are_saved(tmp_path, scores):
 
 def test_confusion_matrix_counts_and_fractions():
     # Class 2 is never predicted, class 3 has no images.
-    labels, predictions = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 0])
-    axes = figures.draw_confusion_matrix(labels, predictions, ["a", "b", "c", "d"]).axes[0]
+    matrix = [[3, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    axes = figures.draw_confusion_matrix(np.array(matrix), ["a", "b", "c", "d"]).axes[0]
     cells = {(round(text.get_position()[1]), round(text.get_position()[0])): text for text in axes.texts}
     counts = [[int(cells[row, column].get_text()) for column in range(4)] for row in range(4)]
-    assert counts == [[3, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert counts == matrix
     fractions = [[0.75, 0.25, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(axes.images[0].get_array(), fractions)
-    assert axes.get_title("left") == "Confusion matrix: 6 images, 66.7% right"
+    assert axes.get_title("left") == "Confusion matrix: 6 images, 66.7% correct"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     assert to_hex(cells[0, 0].get_color()) == "#ffffff"  # on dark blue
 
 
 def test_twenty_classes_are_written_and_more_are_not():
     def draw(classes):
-        labels = np.arange(classes)
-        return figures.draw_confusion_matrix(labels, labels, [f"c{label}" for label in labels]).axes[0]
+        return figures.draw_confusion_matrix(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)]).axes[0]
 
     few, many = draw(20), draw(100)
     assert len(few.texts) == 400
@@ -273,7 +272,7 @@ def test_twenty_classes_are_written_and_more_are_not():
 
 
 def test_long_class_names_are_shortened_at_the_ticks():
-    axes = figures.draw_confusion_matrix(np.arange(10), np.arange(10), LONG_NAMES).axes[0]
+    axes = figures.draw_confusion_matrix(np.eye(10, dtype=int), LONG_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert names == [f"a rather … number {number}" for number in range(10)]
 
@@ -290,7 +289,7 @@ def test_long_class_names_are_shortened_at_the_ticks():
     ids=["2", "3", "10", "10 long", "30"],
 )
 def test_names_of_few_classes_are_horizontal(names, rotation):
-    axes = figures.draw_confusion_matrix(np.arange(len(names)), np.arange(len(names)), names).axes[0]
+    axes = figures.draw_confusion_matrix(np.eye(len(names), dtype=int), names).axes[0]
     assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {rotation}
     if not rotation:
         axes.figure.draw_without_rendering()
@@ -302,9 +301,8 @@ def test_names_of_few_classes_are_horizontal(names, rotation):
     "names", [["a", "b"], LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["2", "10", "100"]
 )
 def test_nothing_is_clipped(names):
-    labels = np.arange(len(names))
     caption = "experiment · 2026-11-29_10-12-13 · validation split, 12,345 images · weights of epoch 17"
-    figure = figures.draw_confusion_matrix(labels, labels, names, caption=caption)
+    figure = figures.draw_confusion_matrix(np.eye(len(names), dtype=int), names, caption=caption)
     figure.draw_without_rendering()
     inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 <= outside.x0 and inside.y0 <= outside.y0
@@ -317,8 +315,8 @@ def test_nothing_is_clipped(names):
 )
 def test_confusion_matrices_are_saved(tmp_path, images, names):
     rng = np.random.default_rng(0)
-    labels, predictions = rng.integers(0, len(names), (2, images), dtype=np.int32)
-    assert_saved(figures.draw_confusion_matrix(labels, predictions, names), tmp_path)
+    counts = rng.multinomial(images, [1 / len(names) ** 2] * len(names) ** 2).reshape(len(names), len(names))
+    assert_saved(figures.draw_confusion_matrix(counts, names), tmp_path)
 
 
 HOSTILE_NAMES = {
@@ -332,7 +330,7 @@ HOSTILE_NAMES = {
 @pytest.mark.filterwarnings("error")
 def test_names_of_any_kind_are_drawn(tmp_path):
     labels = np.arange(len(HOSTILE_NAMES))
-    matrix = figures.draw_confusion_matrix(labels, labels, list(HOSTILE_NAMES))
+    matrix = figures.draw_confusion_matrix(np.eye(len(labels), dtype=int), list(HOSTILE_NAMES))
     assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()] == list(HOSTILE_NAMES.values())
     assert_saved(matrix, tmp_path)
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
@@ -343,8 +341,7 @@ def test_names_of_any_kind_are_drawn(tmp_path):
 
 
 def test_large_counts_fit_their_cell():
-    labels = np.repeat(np.arange(20), 12345)
-    axes = figures.draw_confusion_matrix(labels, labels, list(map(str, range(20)))).axes[0]
+    axes = figures.draw_confusion_matrix(12345 * np.eye(20, dtype=int), list(map(str, range(20)))).axes[0]
     axes.figure.draw_without_rendering()
     cell = axes.get_window_extent().width / 20
     assert all(text.get_window_extent().width < cell for text in axes.texts)
@@ -458,16 +455,19 @@ def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
 
 
 def test_unknown_classes_are_refused():
-    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected predictions in 0\.\.1, got 0\.\.2\."):
-        figures.draw_confusion_matrix(np.array([0, 1]), np.array([0, 2]), ["a", "b"])
-    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected labels in 0\.\.1, got -1\.\.0\."):
-        figures.draw_confusion_matrix(np.array([0, -1]), np.array([0, 1]), ["a", "b"])
+    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected counts \[2, 2\], got \[3, 3\]\."):
+        figures.draw_confusion_matrix(np.eye(3, dtype=int), ["a", "b"])
+    images, ones = np.zeros((2, 8, 8, 1), np.uint8), np.ones(2)
+    with pytest.raises(ValueError, match=r"draw_predictions: expected predictions in 0\.\.1, got 0\.\.2\."):
+        figures.draw_predictions(images, np.array([0, 1]), np.array([0, 2]), ones, ["a", "b"], title="P")
+    with pytest.raises(ValueError, match=r"draw_predictions: expected labels in 0\.\.1, got -2\.\.0\."):
+        figures.draw_predictions(images, np.array([0, -2]), np.array([0, 1]), ones, ["a", "b"], title="P")
 
 
 def test_different_lengths_are_refused():
     images, labels, predictions, probabilities, names = rows_of_predictions(3)
     with pytest.raises(ValueError, match="expected as many predictions as labels, got 2 and 3"):
-        figures.draw_confusion_matrix(labels, predictions[:2], names)
+        figures.draw_predictions(images, labels, predictions[:2], probabilities, names, title="P")
     with pytest.raises(ValueError, match=r"as labels \(3\), got 2 images and 3 probabilities"):
         figures.draw_predictions(images[:2], labels, predictions, probabilities, names, title="P")
 

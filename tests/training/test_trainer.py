@@ -687,6 +687,18 @@ def test_an_evaluation_can_be_stopped():
     assert trainer.evaluate(held_out(), max_chunk_seconds=0.0)["images"] == 21
 
 
+def test_an_evaluation_shows_its_batches_and_gives_the_same_numbers():
+    trainer, seen = Trainer(make_model()), []
+    assert trainer.evaluate_batches(held_out(), lambda *batch: seen.append(batch)) == trainer.evaluate(held_out())
+    images, labels, logits = map(np.concatenate, zip(*seen, strict=True))
+    expected = list(held_out().unbatch().as_numpy_iterator())
+    np.testing.assert_array_equal(labels, [label for _, label in expected])
+    np.testing.assert_array_equal(images, [image for image, _ in expected])
+    np.testing.assert_allclose(logits, trainer.model.predict(images, verbose=0), rtol=1e-5)
+
+
 def test_evaluate_wants_images():
+    with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
+        Trainer(make_model()).evaluate_batches(held_out().take(0), print)
     with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
         Trainer(make_model()).evaluate(held_out().take(0))

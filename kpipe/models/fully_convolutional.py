@@ -1,4 +1,4 @@
-"""A network that looks at the whole of an image of any size: its dense layers become convolutions.
+"""Makes a network fully convolutional, for images of any size: its dense layers become convolutions.
 
 P. Sermanet et al., "OverFeat", ICLR 2014, section 3.3; K. Simonyan, A. Zisserman, ICLR 2015, section 3.2.
 
@@ -12,7 +12,7 @@ from kpipe.errors import ConfigError
 from kpipe.models.layers import LocalResponseNormalization, Maxout, ScaledTanh
 from kpipe.models.preprocessing import Standardize, SubtractMeanImage, Whiten
 
-_OF_ANY_SIZE = (
+_CONVOLUTIONAL = (
     layers.InputLayer,
     layers.Conv2D,
     layers.MaxPooling2D,
@@ -34,15 +34,16 @@ _OF_ANY_SIZE = (
     ScaledTanh,
     Standardize,
 )
-"""Layers that do the same at every place of an image, and those that can be made to."""
+"""Layers that do the same at every position of an image, and those that can be made to."""
 
 
-def build_dense(model: keras.Model) -> keras.Model:
-    """Build the network that sees every place of a larger image: logits, averaged over the places.
+def build_fully_convolutional(model: keras.Model) -> keras.Model:
+    """Build the network that sees every position of a larger image: logits, averaged over the positions.
 
     The first dense layer after `Flatten` becomes a convolution of the size of the feature map that it has been trained
     on, and the dense layers after it become convolutions of 1x1. A network that ends in a global average needs no
-    change: its average is over more places. All weights are those of the model; only the first dense layer is copied.
+    change: its average is over more positions. All weights are those of the model; the first dense layer alone is
+    copied.
 
     Args:
         model: images [B, I, J, C] to logits [B, K], or to a list that begins with them.
@@ -56,7 +57,7 @@ def build_dense(model: keras.Model) -> keras.Model:
     """
     model = keras.Model(model.inputs, model.outputs[0])  # without auxiliary heads
     _check_layers(model)
-    windows = [layer.input.shape[1:3] for layer in model.layers if isinstance(layer, layers.Flatten)]
+    kernel_sizes = [layer.input.shape[1:3] for layer in model.layers if isinstance(layer, layers.Flatten)]
     height, width, channels = model.input_shape[1:]
     any_size = (None, None, channels)
 
@@ -64,18 +65,17 @@ def build_dense(model: keras.Model) -> keras.Model:
         if isinstance(layer, layers.Flatten):
             return x
         if isinstance(layer, layers.Dense) and layer.kernel.shape[0] != x.shape[-1]:
-            return _convolve(layer, windows[0], x)
+            return _convolve(layer, kernel_sizes[0], x)
         # A layer without weights may have been built for one size.
-        is_bare = isinstance(layer, layers.Layer) and not layer.weights
-        return (type(layer).from_config(layer.get_config()) if is_bare else layer)(x, **options)
+        has_no_weights = isinstance(layer, layers.Layer) and not layer.weights
+        return (type(layer).from_config(layer.get_config()) if has_no_weights else layer)(x, **options)
 
     images = keras.Input(any_size, dtype="float32", name="images")
-    places = keras.models.clone_model(model, [images], clone_function=lambda layer: layer, call_function=call).outputs[
-        0
-    ]
-    if len(places.shape) == 4:
-        places = layers.GlobalAveragePooling2D(dtype="float32", name="places")(places)
-    return keras.Model(images, places, name=f"dense_{model.name}")
+    copied = keras.models.clone_model(model, [images], clone_function=lambda layer: layer, call_function=call)
+    logits = copied.outputs[0]
+    if len(logits.shape) == 4:
+        logits = layers.GlobalAveragePooling2D(dtype="float32", name="positions")(logits)
+    return keras.Model(images, logits, name=f"fully_convolutional_{model.name}")
 
 
 def _check_layers(model: keras.Model) -> None:
@@ -83,25 +83,25 @@ def _check_layers(model: keras.Model) -> None:
         if isinstance(layer, SubtractMeanImage | Whiten):
             raise ConfigError(
                 "protocol: expected for dense a network that normalizes all pixels alike, got one whose first layer "
-                f"has values for each pixel ({layer.name}). Take another protocol"
+                f"has values for each pixel ({layer.name}). Use center or ten_crop"
             )
-        if not isinstance(layer, _OF_ANY_SIZE):
+        if not isinstance(layer, _CONVOLUTIONAL):
             raise ConfigError(
                 "protocol: expected for dense a network of convolutions, poolings and dense layers, which can look at "
-                f"images of any size, got one with the layer {layer.name} ({type(layer).__name__}). Take another "
-                "protocol"
+                f"images of any size, got one with the layer {layer.name} ({type(layer).__name__}). Use center or "
+                "ten_crop"
             )
     if sum(isinstance(layer, layers.Flatten) for layer in model.layers) > 1:
         raise ConfigError(
-            "protocol: expected for dense a network with one Flatten layer at most, got several. Take another protocol"
+            "protocol: expected for dense a network with one Flatten layer at most, got several. Use center or ten_crop"
         )
 
 
-def _convolve(dense: layers.Dense, window: tuple[int, int], x):
-    """Apply a dense layer at every place of a feature map: [B, H, W, C] to [B, H', W', units]."""
+def _convolve(dense: layers.Dense, kernel_size: tuple[int, int], x):
+    """Apply a dense layer at every position of a feature map: [B, H, W, C] to [B, H', W', units]."""
     convolution = layers.Conv2D(
         dense.units,
-        window,
+        kernel_size,
         activation=dense.activation,
         use_bias=dense.use_bias,
         dtype=dense.dtype_policy,
