@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kpipe import data
 from kpipe.catalog.data import AUGMENTATIONS, ImageFacts, parse_background
-from kpipe.catalog.own_code import describe, find_file, is_own, load_function, make_options
+from kpipe.catalog.own_code import is_own, load_function, make_options, running
 from kpipe.catalog.rows import Section, check_options
 from kpipe.catalog.training import PlateauOptions
 from kpipe.config.schema import DataConfig, Experiment, TrainingConfig, options
@@ -301,7 +301,7 @@ def make_augmentations(
     augmentations = []
     for place, (name, chosen) in enumerate(entry.chosen for entry in config.augment):
         if is_own(name):
-            augmentations.append(_make_own_augmentation(f"data.augment.{place}", name, chosen))
+            augmentations.append(_make_own_augmentation(f"data.augment.{place}", name, chosen, image_shape))
             continue
         row = AUGMENTATIONS[name]
         for message in row.conflicts_with(name, chosen, images, place):
@@ -310,22 +310,38 @@ def make_augmentations(
     return augmentations
 
 
-def _make_own_augmentation(where: str, name: str, given: Mapping[str, Any]) -> data.Augmentation | data.Crop | data.Mix:
-    """Call a function of the user's own that returns an augmentation."""
+def _make_own_augmentation(
+    where: str, name: str, given: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> data.Augmentation | data.Crop | data.Mix:
+    """Call a function of the user's own that returns an augmentation, and check what comes out of that."""
     function = load_function(name, where)
-    checked = check_options(where, make_options(function, Section, ()), **given)
-    try:
+    checked = check_options(where, make_options(function, name, where, Section), **given)
+    with running(name, f"{where}: {name}: expected an augmentation"):
         augmentation = function(**dict(checked))
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: {name}: expected an augmentation, got {describe(error, find_file(name))}"
-        ) from error
     if not isinstance(augmentation, data.Augmentation | data.Crop | data.Mix):
         raise ConfigError(
             f"{where}: {name}: expected a function that returns a kpipe.data.Augmentation, got "
             f"{type(augmentation).__name__}"
         )
+    if isinstance(augmentation, data.Augmentation):
+        _check_own_augmentation(where, name, augmentation, image_shape)
     return augmentation
+
+
+def _check_own_augmentation(
+    where: str, name: str, augmentation: data.Augmentation, image_shape: tuple[int, int, int]
+) -> None:
+    """Raise ConfigError unless it makes images of images. Nothing is computed."""
+    images, uniforms = tf.TensorSpec([None, *image_shape], tf.uint8), tf.TensorSpec([None, augmentation.uniforms])
+    with running(name, f"{where}: {name}: expected an augmentation of images"):
+        returned = tf.function(augmentation.apply).get_concrete_function(images, uniforms).structured_outputs
+    got = getattr(returned, "dtype", None), getattr(returned, "shape", None)
+    if got[0] != tf.uint8 or not images.shape.is_compatible_with(got[1]):
+        raise ConfigError(
+            f"{where}: {name}: expected images of the shape and type that it is given, uint8 "
+            f"{images.shape.as_list()}, got {got[0].name if got[0] else type(returned).__name__} "
+            f"{got[1].as_list() if got[1] else ''}".rstrip()
+        )
 
 
 def make_callbacks(training: TrainingConfig) -> list[keras.callbacks.Callback]:

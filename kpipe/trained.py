@@ -4,7 +4,6 @@
 in the same precision, from the same layers. Only a user's own network is always computed in float32.
 """
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +97,10 @@ def _load_of_run(found: TrainedFile) -> keras.Model:
         saved = _load_saved(found)
     except ConfigError as error:
         others = [path for path in (*run.path.glob("model*.keras"), *run.checkpoints.glob("step-*")) if path != file]
-        kept = f" The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
-        raise ConfigError(f"{error}{kept}") from None
+        kept = (
+            f". The run also has {some([str(path.relative_to(run.path)) for path in others], str)}." if others else ""
+        )
+        raise ConfigError(f"{str(error).removesuffix('.')}{kept}") from None
     _check_class_names(found, saved)
     return saved
 
@@ -129,16 +130,14 @@ def _load_run(found: TrainedFile) -> Trained:
 
 
 def _load_saved(found: TrainedFile) -> keras.Model:
-    """Load the model file of a run. The user's own code is run only where a layer stands in it."""
+    """Load the model file of a run. The user's own code is run only where a layer is defined in it."""
     try:
         return load_keras_file(found.file)
     except ConfigError:
         if not is_own(found.experiment.model.name):
             raise
-        names = find_network(found.experiment.model.name).function.__globals__
-        classes = {name: value for name, value in names.items() if inspect.isclass(value)}
-        with keras.saving.custom_object_scope(classes):
-            return load_keras_file(found.file)
+        find_network(found.experiment.model.name)  # it registers its layers
+        return load_keras_file(found.file)
 
 
 def _build(

@@ -1,7 +1,9 @@
 """Networks in a file of the user's own: checked, planned, trained, searched, resumed and used like ours."""
 
+import inspect
 import json
 import signal
+import sys
 
 import keras
 import numpy as np
@@ -10,14 +12,22 @@ from tiny_runs import assert_same_run, only_run
 
 from kpipe import cli
 from kpipe.assembly import load_splits, make_augmentations
-from kpipe.config.loading import load_experiment
+from kpipe.catalog.data import LOADING
+from kpipe.catalog.own_code import load_function
+from kpipe.config.loading import load_experiment, load_search
 from kpipe.data import Augmentation, make_pipeline
+from kpipe.data.loading import find_source, load_dataset
 from kpipe.errors import ConfigError
 from kpipe.models import build_model
 from kpipe.trained import load_trained
 
 NETS = """\
+from __future__ import annotations
+
+import functools
+
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -50,7 +60,103 @@ def half(input_shape, classes, *, preprocessing):
 
 def lacks_preprocessing(input_shape, classes):
     return None
+
+
+def leaves(input_shape, classes, *, preprocessing):
+    raise SystemExit
+
+
+class Subclass(keras.Model):
+    pass
+
+
+def subclass(input_shape, classes, *, preprocessing):
+    return Subclass()
+
+
+def two_inputs(input_shape, classes, *, preprocessing):
+    images, more = keras.Input(input_shape), keras.Input((2,))
+    both = layers.Concatenate()([layers.Flatten()(preprocessing(images)), more])
+    return keras.Model([images, more], layers.Dense(classes, dtype="float32")(both))
+
+
+class Scale(layers.Layer):
+    def __init__(self, factor, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.scale * self.factor
+
+
+@keras.saving.register_keras_serializable("nets")
+class Nameless(Scale):
+    pass
+
+
+@keras.saving.register_keras_serializable("nets")
+class Known(Scale):
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def _scaled(input_shape, classes, preprocessing, layer):
+    images = keras.Input(input_shape)
+    x = layers.Flatten()(layer(preprocessing(images)))
+    return keras.Model(images, layers.Dense(classes, dtype="float32")(x))
+
+
+def known(input_shape, classes, *, preprocessing, factor=2.0):
+    return _scaled(input_shape, classes, preprocessing, Known(factor))
+
+
+def unknown(input_shape, classes, *, preprocessing):
+    return _scaled(input_shape, classes, preprocessing, keras.Sequential([Scale(2.0, name="twice")]))
+
+
+def nameless(input_shape, classes, *, preprocessing):
+    return _scaled(input_shape, classes, preprocessing, Nameless(2.0))
+
+
+def lambdas(input_shape, classes, *, preprocessing):
+    return _scaled(input_shape, classes, preprocessing, layers.Lambda(lambda x: x, name="same"))
+
+
+def sizes(input_shape, classes, *, preprocessing, sizes: tuple[int, ...] = (4,), kernel: int | list[int] = 3):
+    images = keras.Input(input_shape)
+    x = preprocessing(images)
+    for size in sizes:
+        x = layers.Conv2D(size, kernel, padding="same")(x)
+    return keras.Model(images, layers.Dense(classes, dtype="float32")(layers.Flatten()(x)))
+
+
+wide = functools.partial(tiny, width=9)
+
+
+def array(input_shape, classes, *, preprocessing, weights: np.ndarray = None):
+    return None
+
+
+def conflicts(input_shape, classes, *, preprocessing, conflicts=3):
+    return None
+
+
+def secret(input_shape, classes, *, preprocessing, _secret=3):
+    return None
+
+
+def named(input_shape, classes, *, preprocessing, name="tiny"):
+    return None
 """
+LOADABLE = "layers that Keras can load from a file"
+REGISTER = (
+    "Write @keras.saving.register_keras_serializable() before classes and functions of your own, let get_config() "
+    "return what a class is made with, and use no lambda"
+)
+NAMES = "expected parameters whose names can be those of options"
 EXPERIMENT = """\
 data: {source: synthetic, image_size: 8, batch_size: 16, synthetic: {classes: 2, images: 100}}
 model: {name: "nets.py:tiny", width: 3}
@@ -67,6 +173,18 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "exp" / "own.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "exp" / "own.yaml"
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    """Forget the code and its layers, as another process does not know them."""
+
+    def forget():
+        monkeypatch.setattr("kpipe.catalog.own_code._loaded", {})
+        for name in [name for name in keras.saving.get_custom_objects() if name.startswith("nets>")]:
+            del keras.saving.get_custom_objects()[name]
+
+    return forget
 
 
 def test_it_is_planned(kpipe, own):
@@ -89,7 +207,10 @@ def test_it_is_trained_and_used_and_a_changed_file_is_said(kpipe, own, logs):
     (own.parent / "nets.py").write_text(NETS + "\n# a comment\n")
     code, out, err = kpipe("run", "--resume", str(run), "training.epochs=3")
     assert code == 0, err
-    said = f"note: {own.parent}/nets.py has changed since the run began; the network may be another"
+    said = (
+        f"note: {own.parent}/nets.py has changed since the run began; the rest of the training may differ from its "
+        "beginning"
+    )
     assert said in " ".join(out.split())
 
 
@@ -115,19 +236,6 @@ def test_a_run_is_evaluated_as_it_was_trained_after_its_code_has_changed(kpipe, 
             "the network is computed in float32, as its file keeps it; the run computed in mixed_bfloat16, so that its "
             "own numbers may differ a little"
         ]
-
-
-@pytest.mark.slow
-def test_layers_of_its_own_are_loaded(kpipe, own, logs):
-    layer = "class Twice(layers.Layer):\n    def call(self, x):\n        return 2 * x\n"
-    code = NETS.replace("x = preprocessing(images)", "x = Twice()(preprocessing(images))")
-    (own.parent / "nets.py").write_text(f"{code}\n{layer}")
-    assert kpipe("run", str(own), "training.epochs=1")[0] == 0
-    run = only_run(logs, "own")
-    code, out, err = kpipe("evaluate", str(run), "--json")
-    assert code == 0, err
-    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
-    assert {name: result[name] for name in of_the_run} == of_the_run
 
 
 @pytest.mark.slow
@@ -174,17 +282,27 @@ def build(own, *overrides):
         ),
         (
             "model.name=no.such:net",
-            "model.name: no.such: expected code that can be imported, got ModuleNotFoundError: No module named 'no'",
+            "model.name: no.such: expected code that can be imported, got ModuleNotFoundError: No module named 'no'. "
+            "Install it, or add its folder to PYTHONPATH",
         ),
         (
             "model.name=exp/damaged.py:net",
             "model.name: {folder}/damaged.py: expected code that can be imported, got SyntaxError: invalid syntax in "
             "line 2",
         ),
+        (
+            "model.name=exp/leaves.py:net",
+            "model.name: {folder}/leaves.py: expected code that can be imported, got SystemExit: 0 in line 2",
+        ),
+        (
+            "model.name=math:log",
+            "model.name: math:log: expected a function written in Python, got one whose parameters are not known",
+        ),
     ],
 )
 def test_mistakes(own, override, message):
     (own.parent / "damaged.py").write_text("import keras\ndef net(:\n")
+    (own.parent / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ConfigError) as caught:
         build(own, override)
     assert str(caught.value) == message.format(folder=own.parent)
@@ -193,7 +311,7 @@ def test_mistakes(own, override, message):
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("fails", "expected a network, got ZeroDivisionError: division by zero in line 15"),
+        ("fails", "expected a network, got ZeroDivisionError: division by zero in line 20"),
         ("text", "expected a keras.Model, got str"),
         ("other_shape", "expected one output of 2 logits for each image, (None, 2), got (None, 3)"),
         ("half", 'expected logits in float32, got bfloat16. Give the last layer dtype="float32"'),
@@ -202,13 +320,105 @@ def test_mistakes(own, override, message):
             "expected a function (input_shape, classes, *, preprocessing, ...) that returns a keras.Model, got one "
             "without preprocessing",
         ),
+        ("leaves", "expected a network, got SystemExit in line {leaves}"),
+        (
+            "subclass",
+            "expected a model with the inputs and outputs that it was made of, keras.Model(images, logits), got "
+            "Subclass",
+        ),
+        ("two_inputs", "expected one input of images, (None, 8, 8, 3), got (None, 8, 8, 3), (None, 2)"),
+        ("unknown", f"expected {LOADABLE}, got Scale 'twice'. {REGISTER}"),
+        (
+            "nameless",
+            f"expected {LOADABLE}, got Nameless 'nameless', whose name would be lost. Give its class a get_config() "
+            "that returns {**super().get_config(), ...} with what the class is made with",
+        ),
+        (
+            "lambdas",
+            f"expected {LOADABLE}, got Lambda 'same', whose code is not run. Make a class of it, a keras.Layer",
+        ),
+        (
+            "array",
+            "expected parameters of types that YAML has, such as int, str and list[float], got weights: numpy.ndarray. "
+            "Leave the annotation out, or take a name or numbers and make it of them",
+        ),
+        ("conflicts", f"{NAMES}, got conflicts. Give it another name"),
+        ("secret", f"{NAMES}, got _secret. Give it another name"),
+        ("named", f"{NAMES}, got name. Give it another name"),
     ],
 )
 def test_functions_that_are_no_networks(own, function, problem):
     own.write_text(EXPERIMENT.replace("tiny", function).replace(", width: 3", ""))
     with pytest.raises(ConfigError) as caught:
         build(own)
-    assert str(caught.value) == f"model.name: {own.parent}/nets.py:{function}: {problem}"
+    line = 1 + NETS.splitlines().index("    raise SystemExit")
+    assert str(caught.value) == f"model.name: {own.parent}/nets.py:{function}: {problem.replace('{leaves}', str(line))}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.sizes=[3, wide]"], "model.sizes.1: expected a whole number, got 'wide'"),
+        (["model.sizes=3"], "model.sizes: expected a list, got 3"),
+        (["model.kernel=wide"], "model.kernel: expected int | list[int], got 'wide'"),
+    ],
+)
+def test_lists_for_tuples(own, overrides, message):
+    """YAML has no tuples."""
+    own.write_text(EXPERIMENT.replace("tiny", "sizes").replace("width: 3", "sizes: [5, 6], kernel: [1, 1]"))
+    assert [layer.filters for layer in build(own).layers if isinstance(layer, keras.layers.Conv2D)] == [5, 6]
+    with pytest.raises(ConfigError) as caught:
+        build(own, *overrides)
+    assert str(caught.value) == message
+
+
+def test_a_partial_function_has_the_options_that_are_left(own):
+    own.write_text(EXPERIMENT.replace("tiny", "wide").replace("width: 3", "depth: 2"))
+    assert [layer.filters for layer in build(own).layers if isinstance(layer, keras.layers.Conv2D)] == [9, 9]
+
+
+def test_it_may_import_the_file_beside_it(own):
+    (own.parent / "beside_nets.py").write_text("WIDTH = 7\n")
+    (own.parent / "nets.py").write_text(
+        NETS.replace("import functools", "import beside_nets, functools").replace("width=4", "width=beside_nets.WIDTH")
+    )
+    own.write_text(EXPERIMENT.replace(", width: 3", ""))
+    before = list(sys.path)
+    assert next(layer.filters for layer in build(own).layers if isinstance(layer, keras.layers.Conv2D)) == 7
+    assert sys.path == before
+    del sys.modules["beside_nets"]
+
+
+@pytest.mark.slow
+def test_layers_of_its_own_are_known_wherever_it_is_used(kpipe, own, logs, forget):
+    own.write_text(EXPERIMENT.replace("tiny", "known").replace("width: 3", "factor: 3.0"))
+    constant = "training.learning_rate.schedule=constant"
+    assert kpipe("run", str(own), "training.epochs=1", constant)[0] == 0
+    run = only_run(logs, "own")
+    forget()
+    code, out, err = kpipe("evaluate", str(run), "--json")
+    result, of_the_run = json.loads(out), json.loads((run / "summary.json").read_text())["test"]
+    assert {name: result[name] for name in of_the_run} == of_the_run
+    for verb in (
+        ("run", str(own), f"model.init_from={run}", "name=finer"),
+        ("run", "--resume", str(run), "training.epochs=2", constant),
+    ):
+        forget()
+        code, out, err = kpipe(*verb)
+        assert code == 0, (verb, err)
+
+
+def test_files_of_one_name_stay_apart_and_a_failed_import_leaves_nothing(own):
+    other = own.parent / "other" / "nets.py"
+    other.parent.mkdir()
+    other.write_text(NETS)
+    functions = [load_function(f"{path}:tiny", "model.name") for path in (own.parent / "nets.py", other)]
+    assert len({function.__module__ for function in functions}) == 2
+    assert all(sys.modules[function.__module__].tiny is function for function in functions)
+    other.write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match="got ZeroDivisionError: division by zero in line 1"):
+        load_function(f"{other}:tiny", "model.name")
+    assert functions[1].__module__ not in sys.modules
 
 
 def test_a_mistake_is_a_sentence_on_the_command_line(kpipe, own):
@@ -217,9 +427,13 @@ def test_a_mistake_is_a_sentence_on_the_command_line(kpipe, own):
 
 
 def test_verbs_that_do_not_need_the_code_do_not_run_it(kpipe, own):
-    (own.parent / "nets.py").write_text("raise SystemExit('was run')\n")
-    code, out, _ = kpipe("run", str(own), "--print-config")
-    assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
+    for name in ("nets", "augs", "images"):
+        (own.parent / f"{name}.py").write_text("raise SystemExit('was run')\n")
+    others = ("data.augment=[exp/augs.py:invert]", "data.source=python:exp/images.py:read", "data.python.number=3")
+    for arguments in ([], others):
+        code, out, _ = kpipe("run", str(own), *arguments, "--print-config")
+        assert (code, f"name: {own.parent}/nets.py:tiny" in out) == (0, True)
+    assert f"source: python:{own.parent}/images.py:read" in out
     for arguments in (["list"], ["schema"], ["data", "check", str(own)]):
         assert cli.main(arguments) == 0
 
@@ -241,6 +455,14 @@ def nothing():
 
 def fails(strength):
     return 1 / 0
+
+
+def divides():
+    return Augmentation("divides", 0, lambda images, uniforms: 1 / 0)
+
+
+def floats():
+    return Augmentation("floats", 0, lambda images, uniforms: tf.cast(images, "float32"))
 """
 
 
@@ -288,6 +510,16 @@ def test_an_augmentation_changes_what_training_sees(augmented):
             "exp/augs.py:invrt",
             "data.augment.0: {folder}/augs.py: expected a function called 'invrt', got none, did you mean 'invert'?",
         ),
+        (
+            "exp/augs.py:divides",
+            "data.augment.0: {folder}/augs.py:divides: expected an augmentation of images, got ZeroDivisionError: "
+            "division by zero in line 20",
+        ),
+        (
+            "exp/augs.py:floats",
+            "data.augment.0: {folder}/augs.py:floats: expected images of the shape and type that it is given, uint8 "
+            "[None, 8, 8, 3], got float32 [None, 8, 8, 3]",
+        ),
     ],
 )
 def test_functions_that_are_no_augmentations(augmented, entry, problem):
@@ -295,6 +527,17 @@ def test_functions_that_are_no_augmentations(augmented, entry, problem):
     with pytest.raises(ConfigError) as caught:
         make_augmentations(experiment.data, (8, 8, 3))
     assert str(caught.value) == problem.replace("{folder}", str(augmented.parent))
+
+
+def test_options_of_an_augmentation_are_not_searched_one_by_one(augmented):
+    key = "data.augment.1.augs.py:invert.fraction"
+    augmented.write_text(augmented.read_text().replace("model.width: [2, 5]", f'"{key}": [0.1, 0.2]'))
+    with pytest.raises(ConfigError) as caught:
+        load_search(augmented)
+    assert str(caught.value) == (
+        f"{augmented}:4: search.space.{key}: options of an augmentation of your own are not searched one by one; give "
+        "whole lists to data.augment"
+    )
 
 
 SOURCE = """\
@@ -339,6 +582,44 @@ def nothing(number=4):
 
 def fails(number=4):
     return 1 / 0
+
+
+def leaves(number=4):
+    raise SystemExit
+
+
+def sizes(number=4):
+    return {"train": ([np.zeros((8, 8, 3), "uint8"), np.zeros((9, 8, 3), "uint8")], [0, 1])}, ["a", "b"]
+
+
+def ragged(number=4):
+    return {"train": (np.zeros((2, 8, 8), "uint8"), [0, [1, 2]])}, ["a", "b"]
+
+
+def _gray(names, **more):
+    pair = np.zeros((4, 8, 8), "uint8"), [0, 1, 0, 1]
+    return {"train": pair} | {split: pair for split in more.get("also", ())}, names
+
+
+def unnamed(number=4):
+    return _gray(None)
+
+
+def text(number=4):
+    return _gray("ab")
+
+
+def alike(number=4):
+    return _gray(["a", "a"])
+
+
+def twice(number=4):
+    return _gray(["a", "b"], also=["val", "valid"])
+
+
+def colors(number=4):
+    splits, names = _gray(["a", "b"])
+    return splits | {"test": (np.zeros((4, 8, 8, 3), "uint8"), [0, 1, 0, 1])}, names
 """
 
 
@@ -389,6 +670,33 @@ FORM = (
         ("floats", 3, "{place}:floats, train: expected images uint8 [N, H, W, C] of 0..255, got float64 [4, 8, 8, 3]"),
         ("labels", 3, "{place}:labels, train: expected labels of 0 to 1, one for each class name, got 3"),
         ("few", 3, "{place}:few, train: expected a whole number for each of the 4 images, got int64 [2]"),
+        ("leaves", 3, "{place}:leaves: " + FORM + "SystemExit in line 45"),
+        (
+            "sizes",
+            3,
+            "{place}:sizes, train: expected images of one size, got 8x8x3 and 9x8x3. Resize them in your function, or "
+            "use folder:<path>, which does it",
+        ),
+        (
+            "ragged",
+            3,
+            "{place}:ragged, train: expected arrays of images and labels, got setting an array element with a "
+            "sequence. The requested array has an inhomogeneous shape after 1 dimensions",
+        ),
+        ("unnamed", 3, "{place}:unnamed: expected a list of class names, got NoneType"),
+        ("text", 3, "{place}:text: expected a list of class names, got str"),
+        ("alike", 3, "{place}:alike: expected class names that differ, got 'a' twice"),
+        (
+            "twice",
+            3,
+            "{place}:twice: expected each split once, got train, val, valid, two of which are validation",
+        ),
+        (
+            "colors",
+            3,
+            "{place}:colors, test: expected images of 12x12x1 as in train, got 12x12x3. Return one size and number of "
+            "channels in all splits",
+        ),
     ],
 )
 def test_functions_that_are_no_sources(kpipe, sourced, function, code, problem):
@@ -402,6 +710,21 @@ def test_mistakes_in_the_options_of_a_source(kpipe, sourced):
     code, _, err = kpipe("run", str(sourced), "data.source=python:exp/images")
     said = "command line: data.source: expected python:<FILE.py:function> or python:<module:function>, got "
     assert (code, err) == (2, f"{said}'python:exp/images'\n")
+
+
+def test_options_of_a_source_are_searched(sourced):
+    sourced.write_text(sourced.read_text().replace("model.width: [2, 5]", "data.python.number: [20, 30]"))
+    assert load_search(sourced).experiment.search.space["data.python.number"].choice == [20, 30]
+
+
+def test_an_option_of_a_source_cannot_have_the_name_of_an_argument(kpipe, sourced):
+    parameters = [
+        p for function in (load_dataset, find_source) for p in inspect.signature(function).parameters.values()
+    ]
+    assert set(LOADING) == {each.name for each in parameters if each.kind != each.VAR_KEYWORD}
+    code, _, err = kpipe("run", str(sourced), "data.python.channels=1")
+    said = "expected another name, as load_dataset has this argument. Rename the parameter"
+    assert (code, err) == (2, f"command line: data.python.channels: {said}\n")
 
 
 def test_a_module_may_hold_it(kpipe, own, monkeypatch):

@@ -68,6 +68,13 @@ class NativeImages:
     is_square: bool = True
 
 
+LOADING = (
+    "source", "form", "image_size", "stored_size", "resize", "channels", "background", "cache", "cache_gigabytes",
+    "whole_images", "on_error", "skip_limit", "validation", "test", "download", "ahead", "check", "progress",
+)  # fmt: skip
+"""Arguments of `load_dataset` and `find_source`, which no option of a source can be called."""
+
+
 class SourceOptions(Section):
     """Options of a source."""
 
@@ -92,6 +99,11 @@ class PythonOptions(SourceOptions):
     """Options of a source of the user's own: parameters of its function."""
 
     model_config = ConfigDict(extra="allow")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        for option in self.model_extra:
+            if option in LOADING:
+                yield option, "expected another name, as load_dataset has this argument. Rename the parameter"
 
 
 class SyntheticOptions(SourceOptions):

@@ -271,7 +271,7 @@ class OwnModelRow(ModelRow):
         return self.function
 
 
-_GIVEN = ("input_shape", "classes", "preprocessing")
+_RESERVED = ("input_shape", "classes", "preprocessing")
 """Parameters that kpipe gives to the function of a network."""
 
 
@@ -283,13 +283,15 @@ def find_network(name: str) -> ModelRow:
     """
     if own_code.is_own(name):
         function = own_code.load_function(name, "model.name")
-        parameters = inspect.signature(function).parameters
-        if missing := [each for each in _GIVEN if each not in parameters]:
+        parameters = own_code.find_parameters(function, name, "model.name")
+        if missing := [each for each in _RESERVED if each not in parameters]:
             raise ConfigError(
                 f"model.name: {name}: expected a function (input_shape, classes, *, preprocessing, ...) that returns a "
                 f"keras.Model, got one without {' and '.join(missing)}"
             )
-        options = own_code.make_options(function, OwnNetworkOptions, _GIVEN)
+        options = own_code.make_options(
+            function, name, "model.name", OwnNetworkOptions, reserved=_RESERVED, taken=("name", "init_from")
+        )
         summary = (inspect.getdoc(function) or name).partition("\n")[0]
         return OwnModelRow(name, options, summary, (1, 1), function=function)
     if name not in MODELS:

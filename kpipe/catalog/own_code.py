@@ -3,33 +3,36 @@
 The code runs when a function is loaded, and not before: checking an experiment file runs none.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import create_model
+from pydantic import BeforeValidator, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, create_model
+from pydantic_core import PydanticCustomError
 
 from kpipe.catalog.rows import Section, whole_number
-from kpipe.errors import ConfigError, did_you_mean, first_line
+from kpipe.errors import ConfigError, KpipeError, did_you_mean, first_line
 from kpipe.files import expand_path, nearest_file
 from kpipe.names import path_shown, quoted
 
 _NAME = re.compile(r"(?P<place>.+\.py|[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
-_TYPES = {int: whole_number(), float: float, bool: bool, str: str}
-"""Types of options by that of their default, where the signature names none."""
+_PLAIN = (int, float, bool, str, list, tuple, dict)
+"""Types of options that a YAML file can give."""
 _loaded: dict[Path, tuple[int, ModuleType]] = {}
 """Modules by their file, with the time at which the file was last changed."""
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name says where a function of the user's own stands: `FILE.py:function` or `module:function`."""
+    """Return whether a name says where a user's function is defined: `FILE.py:function` or `module:function`."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -37,7 +40,7 @@ def absolute_name(name: str, folder: Path | None = None) -> str:
     """Return such a name with the path of its file made absolute, so that a run finds it from any working directory.
 
     Args:
-        name: where the function stands. The name of a module stays as it is.
+        name: where the function is defined. The name of a module stays as it is.
         folder: where a relative path begins; None: the working directory.
 
     Raises:
@@ -51,7 +54,7 @@ def absolute_name(name: str, folder: Path | None = None) -> str:
 
 
 def find_file(name: str) -> Path | None:
-    """Return the file of a function; None where it stands in a module."""
+    """Return the file of a function; None where it is in a module."""
     place = name.rpartition(":")[0]
     return Path(place) if place.endswith(".py") else None
 
@@ -60,7 +63,7 @@ def load_function(name: str, where: str) -> Callable:
     """Import a function of the user's own.
 
     Args:
-        name: where it stands, as `absolute_name` returns it.
+        name: where it is defined, as `absolute_name` returns it.
         where: key of the experiment that names it; messages begin with it.
 
     Raises:
@@ -68,14 +71,11 @@ def load_function(name: str, where: str) -> Callable:
     """
     place, _, function = name.rpartition(":")
     path = find_file(name)
-    try:
-        module = _import_file(path, where) if path else importlib.import_module(place)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: {path_shown(place)}: expected code that can be imported, got {describe(error, path)}"
-        ) from error
+    if path and not path.is_file():
+        meant = nearest_file(path, pattern="*.py")
+        raise ConfigError(f"{where}: {path_shown(path)}: expected a Python file, got no such file{meant}")
+    with running(name, f"{where}: {path_shown(place)}: expected code that can be imported"):
+        module = _import_file(path) if path else _import_module(place)
     target = getattr(module, function, None)
     if not callable(target):
         names = [each for each, value in vars(module).items() if inspect.isfunction(value) and not each.startswith("_")]
@@ -86,45 +86,166 @@ def load_function(name: str, where: str) -> Callable:
     return target
 
 
-def make_options(function: Callable, base: type[Section], given_by_kpipe: Collection[str]) -> type[Section]:
+@contextmanager
+def running(name: str, expected: str, kind: type[KpipeError] = ConfigError) -> Iterator[None]:
+    """Run the user's own code inside the `with`. It may import files beside its own.
+
+    Args:
+        name: where the code is defined.
+        expected: beginning of the message about an error in it.
+        kind: class of that error.
+    """
+    path = find_file(name)
+    folders = [str(path.parent)] if path else []
+    sys.path[:0] = folders  # as Python does for a script
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise kind(f"{expected}, got {_describe(error, path)}") from error
+    finally:
+        for folder in folders:
+            with suppress(ValueError):  # the code may have removed it
+                sys.path.remove(folder)
+
+
+def make_options(
+    function: Callable,
+    name: str,
+    where: str,
+    base: type[Section],
+    *,
+    reserved: Collection[str] = (),
+    taken: Collection[str] = (),
+) -> type[Section]:
     """Return the options of a function: its parameters, with their types and defaults.
 
     Args:
         function: of the user.
+        name: where it is defined.
+        where: key of the experiment that names it; messages begin with it.
         base: class of the options.
-        given_by_kpipe: parameters that are no options.
+        reserved: parameters that are no options.
+        taken: names that an option cannot have, besides those that begin with _ and those of the class.
+
+    Raises:
+        ConfigError: a parameter has a name or a type that an option cannot have.
     """
     fields = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in given_by_kpipe or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+    for option, parameter in find_parameters(function, name, where).items():
+        if option in reserved or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
+        if option.startswith("_") or option in taken or hasattr(base, option):
+            raise ConfigError(
+                f"{where}: {name}: expected parameters whose names can be those of options, got {option}. Give it "
+                "another name"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         annotation = parameter.annotation
         if annotation is parameter.empty or isinstance(annotation, str):
-            annotation = _TYPES.get(type(default), Any)
-        fields[name] = (annotation, default)
-    # Its docstrings are looked for in vain: the class stands in no file.
-    return create_model(function.__name__, __base__=base, __cls_kwargs__={"use_attribute_docstrings": False}, **fields)
+            annotation = type(default) if type(default) in _PLAIN else Any
+        try:
+            fields[option] = (_from_yaml(annotation), default)
+        except TypeError:
+            raise ConfigError(
+                f"{where}: {name}: expected parameters of types that YAML has, such as int, str and list[float], got "
+                f"{option}: {inspect.formatannotation(annotation)}. Leave the annotation out, or take a name or "
+                "numbers and make it of them"
+            ) from None
+    # The class has no source file to read docstrings from.
+    no_docstrings = {"use_attribute_docstrings": False}
+    return create_model(name.rpartition(":")[2], __base__=base, __cls_kwargs__=no_docstrings, **fields)
 
 
-def describe(error: Exception, file: Path | None) -> str:
+def find_parameters(function: Callable, name: str, where: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function by name, with types instead of their text where they can be found.
+
+    Raises:
+        ConfigError: the function does not say which it has.
+    """
+    # `from __future__ import annotations` makes text of them, which may name what only type checkers import.
+    for eval_str in (True, False):
+        with suppress(Exception):
+            return dict(inspect.signature(function, eval_str=eval_str).parameters)
+    raise ConfigError(f"{where}: {name}: expected a function written in Python, got one whose parameters are not known")
+
+
+def _from_yaml(annotation: Any) -> Any:
+    """Return a type that takes what YAML has for values of another type: lists for tuples, and 1e3 for 1000.
+
+    Raises:
+        TypeError: YAML has no such values.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is int:
+        return whole_number()
+    if annotation in (None, NoneType, Any, float, bool, str, list, dict) or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[(_from_yaml(arguments[0]), *annotation.__metadata__)]
+    if annotation is tuple or origin is tuple:
+        inner = tuple(each if each is ... else _from_yaml(each) for each in arguments)
+        return Annotated[tuple[inner] if inner else tuple, BeforeValidator(_to_tuple)]
+    if origin in (list, dict, Sequence):
+        return (dict if origin is dict else list)[tuple(map(_from_yaml, arguments))]
+    if origin in (Union, UnionType):
+        either = Union[tuple(map(_from_yaml, arguments))]  # noqa: UP007, which cannot be written with |
+        has_one = len([each for each in arguments if each is not NoneType]) == 1
+        return either if has_one else Annotated[either, WrapValidator(_naming(annotation))]
+    raise TypeError(annotation)
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _naming(annotation: Any) -> Callable[[Any, ValidatorFunctionWrapHandler], Any]:
+    """Return a validator with one message for all types that a value may have; Pydantic has one for each of them."""
+
+    def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError:
+            text = inspect.formatannotation(annotation).replace("typing.", "")
+            raise PydanticCustomError("own_type", "expected {type}", {"type": text}) from None
+
+    return validate
+
+
+def _describe(error: BaseException, file: Path | None) -> str:
     """Return an error of the user's code in words, and the line of the file that it comes from."""
     if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} in line {error.lineno}"
+        other = f" of {path_shown(error.filename)}" if error.filename not in (None, str(file)) else ""
+        return f"SyntaxError: {error.msg} in line {error.lineno}{other}"
+    kind, text = type(error).__name__, str(error).strip()
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"{type(error).__name__}: {first_line(error)}{f' in line {lines[-1]}' if lines else ''}"
+    if text.startswith("in user code:"):  # TensorFlow's, with a traceback in its text
+        lines += re.findall(rf'File "{re.escape(str(file))}", line (\d+)', text)
+        kind, _, text = text.rpartition("\n")[2].strip().partition(": ")
+    message = f"{kind}: {first_line(text)}" if text else kind
+    return f"{message} in line {lines[-1]}" if lines else message
 
 
-def _import_file(path: Path, where: str) -> ModuleType:
-    if not path.is_file():
-        meant = nearest_file(path, pattern="*.py")
-        raise ConfigError(f"{where}: {path_shown(path)}: expected a Python file, got no such file{meant}")
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        raise ModuleNotFoundError(f"{error}. Install it, or add its folder to PYTHONPATH") from None
+
+
+def _import_file(path: Path) -> ModuleType:
     changed = path.stat().st_mtime_ns
     if path in _loaded and _loaded[path][0] == changed:
         return _loaded[path][1]
-    spec = importlib.util.spec_from_file_location(f"kpipe_own_{path.stem}", path)
+    place = hashlib.sha256(bytes(path)).hexdigest()[:8]  # two files may have one name
+    spec = importlib.util.spec_from_file_location(f"kpipe_own_{path.stem}_{place}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # as an import does: classes in it are found again by their module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(spec.name, None)
+        raise
     _loaded[path] = changed, module
     return module

@@ -192,7 +192,7 @@ class Row:
         return import_target(self.target)
 
 
-def check_options(where: str, options: type[OptionsType], **values: Any) -> OptionsType:
+def check_options(where: str, options: type[OptionsType], /, **values: Any) -> OptionsType:
     """Check arguments given from Python by the same rules as those in an experiment file.
 
     Args:

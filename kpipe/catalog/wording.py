@@ -8,8 +8,8 @@ from kpipe.names import in_quotes
 _EXPECTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "bool_type": "true or false", "string_type": "text", "list_type": "a list",
-    "finite_number": "a finite number", "model_type": "a section", "model_attributes_type": "a section",
-    "dict_type": "a mapping",
+    "tuple_type": "a list", "finite_number": "a finite number", "model_type": "a section",
+    "model_attributes_type": "a section", "dict_type": "a mapping",
 }  # fmt: skip
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),

@@ -19,17 +19,14 @@ from kpipe.errors import ConfigError, EnvironmentFault, nearest_name
 from kpipe.files import expand_path, finite_or_null, read_json
 from kpipe.names import from_here, in_quotes, path_shown, short_endings
 from kpipe.runs.directory import logs_folder
-from kpipe.runs.results import COLUMNS, RunRecord, find_date, is_run, read_run
+from kpipe.runs.results import COLUMNS, RUNS, STD, RunRecord, find_date, is_run, read_run
 from kpipe.tuning.directory import CONFIG, SUMMARY, is_running, is_search, searches_folder
-from kpipe.tuning.records import Record, rank, read_records, show_value, to_scalar
+from kpipe.tuning.records import Record, parse_run, rank, read_records, show_value, to_scalar
 
 SEARCH_COLUMNS = (
     "name", "search", "status", "trials", "of", "failed", "objective", "best_score", "best_trial", "best_values",
     "date", "path",
 )  # fmt: skip
-RUNS, STD = "runs", "_std"
-"""In rows of several seeds: the column with the number of runs, and the end of the names of standard deviations."""
-
 Row = dict[str, Any]
 """Values by column, and by dotted key of config.yaml."""
 
@@ -67,12 +64,11 @@ def collect_results(
     Returns:
         `folder`; `found`, the number of runs before the filters; `keys`, the dotted keys of config.yaml in which the
         runs differ; `columns`, which are `COLUMNS` and these keys, and for groups the number of runs and standard
-        deviations; `runs`, the values by column; `trials`, whether
-        trials are among them; `searches`, the values by `SEARCH_COLUMNS`, empty where runs are filtered; `notes`, which
-        say what is damaged.
+        deviations; `runs`, the values by column; `trials`, whether trials are among them; `searches`, the values by
+        `SEARCH_COLUMNS`, empty where runs are filtered; `notes`, which say what is damaged.
 
     Raises:
-        ConfigError: there is no such folder, no run in it, or no such column.
+        ConfigError: there is no such folder, no run in it, no such column, or a filter cannot hold.
         EnvironmentFault: the folder cannot be read.
     """
     path = logs_folder(None) if folder is None else expand_path(folder, "FOLDER")
@@ -80,19 +76,9 @@ def collect_results(
     opened = searches if trials or is_search(path) else []
     records = [*map(read_run, runs), *(record for search in opened for record in _read_trials(search))]
     notes = [f"{path_shown(each.columns['path'])}: {each.damage}" for each in records if each.damage]
-    rows = [{**each.config, **each.columns} for each in records]
-    known = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
-    rows = sorted(_filter(rows, filters, known), key=_age)
-    if grouped:
-        rows = sorted(_group(rows), key=_age)
-    if sort:
-        rows = _sort(rows, sort, [*known, *_OF_GROUPS] if grouped else known)
+    rows = _arrange([{**each.config, **each.columns} for each in records], sort, filters, grouped)
     keys = _find_differing_keys(rows)
-    columns = [*COLUMNS, *keys]
-    if grouped:
-        columns[2:2] = [RUNS]
-        for name in _ACCURACIES:
-            columns.insert(columns.index(name) + 1, name + STD)
+    columns = [*_list_columns(grouped), *keys]
     results = {
         "folder": path_shown(from_here(path)),
         "found": len(records),
@@ -104,6 +90,24 @@ def collect_results(
         "notes": notes,
     }
     return finite_or_null(results)
+
+
+def _arrange(rows: list[Row], sort: str | None, filters: Iterable[str], grouped: bool) -> list[Row]:
+    """Return the rows for which the filters hold, grouped and in their order."""
+    known = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+    rows = sorted(_filter(rows, filters, known), key=_age)
+    if grouped:
+        rows = sorted(_group(rows), key=_age)
+    return _sort(rows, sort, [*known, *_OF_GROUPS] if grouped else known) if sort else rows
+
+
+def _list_columns(grouped: bool) -> list[str]:
+    """Return the columns of every table; of groups each accuracy is followed by its standard deviation."""
+    if not grouped:
+        return list(COLUMNS)
+    pairs = [[name, name + STD] if name in _ACCURACIES else [name] for name in COLUMNS]
+    columns = [name for pair in pairs for name in pair]
+    return [*columns[:2], RUNS, *columns[2:]]
 
 
 def to_csv(results: Mapping[str, Any]) -> str:
@@ -200,7 +204,7 @@ def _read_trials(search: Path) -> Iterator[RunRecord]:
     """Yield the runs of a search, and the trials that have none since they failed before."""
     records, seen = read_records(search), set()
     for path in filter(is_run, _subfolders(search)):
-        run, number = read_run(path), int(path.name[:4]) if path.name[:4].isdecimal() else 0
+        run, number = read_run(path), parse_run(path.name)
         seen.add(number)
         columns = {"run": f"{search.name}/{path.name}"}
         record = records.get(number)
@@ -281,15 +285,25 @@ def _filter(rows: list[Row], filters: Iterable[str], known: Iterable[str]) -> li
     """Return the rows for which all filters hold.
 
     Raises:
-        ConfigError: a filter has no such form, or names no column.
+        ConfigError: a filter has no such form, names no column, or compares numbers with text.
     """
+    given = rows
     for text in filters:
         found = _FILTER.fullmatch(text)
         if not found:
             raise ConfigError(f"--filter: expected a form such as status=finished or epochs>10, got {in_quotes(text)}")
         column, holds = _resolve_column(found[1], known, "--filter"), _make_condition(found[2], found[3])
+        if found[2] in _COMPARISONS and _parse_number(found[3]) is None and _has_numbers(given, column):
+            raise ConfigError(f"--filter: expected a number to compare {column} with, got {in_quotes(found[3])}")
         rows = [row for row in rows if holds(_look_up(row, column, None))]
     return rows
+
+
+def _has_numbers(rows: Iterable[Row], column: str) -> bool:
+    """Return whether the values of a column are numbers."""
+    values = [_look_up(row, column, None) for row in rows]
+    is_number = column in _AVERAGED or any(map(_is_number, values))
+    return is_number and not any(isinstance(value, str) for value in values)
 
 
 def _make_condition(sign: str, text: str) -> Callable[[Any], bool]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kpipe.console import Screen, counted, describe_count, describe_time, width_of
 from kpipe.names import from_here, printable, shell_quoted, short_endings, shorten
+from kpipe.runs.results import RUNS, STD
 from kpipe.tuning.records import show_value
 
 _FIRST = ("name", "run", "status", "test_accuracy", "val_accuracy")
@@ -64,7 +65,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _title(results: Mapping[str, Any]) -> str:
-    shown, found = sum(row.get("runs", 1) for row in results["runs"]), results["found"]
+    shown, found = sum(row.get(RUNS, 1) for row in results["runs"]), results["found"]
     number = counted(found, "run") if shown == found else f"{shown:,} of {counted(found, 'run')}"
     return f"{number} in {results['folder']}"
 
@@ -102,7 +103,7 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
         return ""
     match name:
         case "val_accuracy" | "test_accuracy":
-            std = row.get(f"{name}_std")
+            std = row.get(name + STD)
             return f"{100 * value:.2f} %" if std is None else f"{100 * value:.2f} ± {100 * std:.2f} %"
         case "parameters":
             return describe_count(round(value))

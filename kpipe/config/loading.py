@@ -264,9 +264,13 @@ def _search_problems(document: Document, search: SearchOptions, *, is_whole: boo
     name = model.get("name") if isinstance(model, dict) else None
 
     def find_unknown(key: str) -> str | None:
-        # The options of a network of the user's own are known when its code is run.
+        # The options of the user's own code are known when it is run.
         is_of_own = key.startswith("model.") and isinstance(name, str) and is_own(name)
-        return None if is_of_own else _unknown_key(key)
+        if key.startswith("data.augment.") and ":" in key:
+            return (
+                "options of an augmentation of your own are not searched one by one; give whole lists to data.augment"
+            )
+        return None if is_of_own or key.startswith("data.python.") else _unknown_key(key)
 
     wrong, notes = list(space_mistakes(search, find_unknown)), []
     if is_whole and not wrong:

@@ -1,7 +1,8 @@
 """Building a network by its name, if need be without the memory that its weights take."""
 
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +10,7 @@ import keras
 from keras.src.backend.common import global_state  # Keras has no public way to number layers anew
 
 from kpipe.catalog.networks import OwnModelRow, find_network
-from kpipe.catalog.own_code import describe, find_file
+from kpipe.catalog.own_code import running
 from kpipe.catalog.rows import check_options
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape
@@ -101,24 +102,75 @@ def _build_own(
 ) -> keras.Model:
     """Build a network of the user's own, and check what comes out of it."""
     checked = check_options("model", row.options, **options)
-    try:
-        with _numbering_layers_anew():
-            model = row.function(input_shape=input_shape, classes=classes, preprocessing=preprocessing, **dict(checked))
-    except Exception as error:
-        raise ConfigError(
-            f"model.name: {row.target}: expected a network, got {describe(error, find_file(row.target))}"
-        ) from error
+    where = f"model.name: {row.target}"
+    with running(row.target, f"{where}: expected a network"), _numbering_layers_anew():
+        model = row.function(input_shape=input_shape, classes=classes, preprocessing=preprocessing, **dict(checked))
+    _check_form(where, model, input_shape, classes)
+    with _numbering_layers_anew():
+        _check_layers_load(where, model)
+    return model
+
+
+def _check_form(where: str, model: Any, input_shape: InputShape, classes: int) -> None:
+    """Raise ConfigError unless this is a functional model of raw images to logits."""
     if not isinstance(model, keras.Model):
-        raise ConfigError(f"model.name: {row.target}: expected a keras.Model, got {type(model).__name__}")
-    shapes = [tuple(output.shape) for output in model.outputs]
+        raise ConfigError(f"{where}: expected a keras.Model, got {type(model).__name__}")
+    if not _is_functional(model):
+        raise ConfigError(
+            f"{where}: expected a model with the inputs and outputs that it was made of, keras.Model(images, logits), "
+            f"got {type(model).__name__}"
+        )
+    shapes = [tuple(each.shape) for each in model.inputs]
+    if shapes != [(None, *input_shape)]:
+        raise ConfigError(f"{where}: expected one input of images, {(None, *input_shape)}, got {_listed(shapes)}")
+    shapes = [tuple(each.shape) for each in model.outputs]
     if shapes != [(None, classes)]:
         raise ConfigError(
-            f"model.name: {row.target}: expected one output of {classes} logits for each image, (None, {classes}), got "
-            f"{', '.join(map(str, shapes))}"
+            f"{where}: expected one output of {classes} logits for each image, (None, {classes}), got {_listed(shapes)}"
         )
     if model.outputs[0].dtype != "float32":
         raise ConfigError(
-            f"model.name: {row.target}: expected logits in float32, got {model.outputs[0].dtype}. Give the last layer "
-            'dtype="float32"'
+            f'{where}: expected logits in float32, got {model.outputs[0].dtype}. Give the last layer dtype="float32"'
         )
-    return model
+
+
+def _is_functional(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "outputs", None))
+
+
+def _list_saved_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yield the layers of a model and of the models in it, each of which a file holds by itself."""
+    if _is_functional(layer) and type(layer).__module__.startswith("keras."):
+        for inner in layer.layers:
+            yield from _list_saved_layers(inner)
+    else:
+        yield layer
+
+
+def _listed(shapes: Sequence[tuple]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def _check_layers_load(where: str, model: keras.Model) -> None:
+    """Raise ConfigError for a layer that Keras could not load from a file, before hours of training have gone into it.
+
+    A layer is made anew from its configuration, and not built: that takes no memory.
+    """
+    for layer in _list_saved_layers(model):
+        problem = f"{where}: expected layers that Keras can load from a file, got {type(layer).__name__} '{layer.name}'"
+        if isinstance(layer, keras.layers.Lambda):
+            raise ConfigError(f"{problem}, whose code is not run. Make a class of it, a keras.Layer")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # what they say raises an error at once
+                config = keras.saving.serialize_keras_object(layer)
+                keras.saving.deserialize_keras_object({**config, "build_config": None})
+        except Exception as error:  # whatever the user's layer raises
+            raise ConfigError(
+                f"{problem}. Write @keras.saving.register_keras_serializable() before classes and functions of your "
+                "own, let get_config() return what a class is made with, and use no lambda"
+            ) from error
+        if config["config"].get("name") != layer.name:  # by which its weights are found
+            raise ConfigError(
+                f"{problem}, whose name would be lost. Give its class a get_config() that returns "
+                "{**super().get_config(), ...} with what the class is made with"
+            )

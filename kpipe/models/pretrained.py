@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kpipe.catalog.networks import find_network
 from kpipe.catalog.weights import IMAGENET, STATE_DICTS, check_weights_file, unusable
 from kpipe.console import counted
 from kpipe.errors import some
@@ -112,6 +113,7 @@ def load_pretrained(
     if source == IMAGENET and only_shapes and not is_downloaded(network, options, image_size):
         return Pretrained(source, None, **describe_download(network, options, image_size)._asdict())
     check_weights_file(source)
+    find_network(network)  # of the user's own: its layers are known to Keras when its code has run
     path = download(network, options, image_size) if source == IMAGENET else Path(source)
     path = path / "model.keras" if path.is_dir() else path
     with open(path, "rb") as file:

@@ -48,8 +48,9 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
         "command": sys.argv,
         "seed": experiment.seed,
     }
-    if (file := find_file(experiment.model.name)) and file.exists():
-        now["model_code"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    own = [experiment.model.name, *(entry.chosen[0] for entry in experiment.data.augment)]
+    files = [file for name in own if (file := find_file(name)) and file.exists()]
+    now["own_code"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     before = run.read_json("environment.json") if run.resumed else {}
     if not before:
         run.write_json("environment.json", now)
@@ -59,9 +60,12 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
     names = [*now["versions"], "device", "threads", "onednn"]
     changed = [f"{name} was {then.get(name)}, is {today[name]}" for name in names if then.get(name) != today[name]]
     notes = [f"the last bits may differ from those of an uninterrupted run: {'; '.join(changed)}"] if changed else []
-    if now.get("model_code") != before.get("model_code"):
-        notes.append(f"{path_shown(file)} has changed since the run began; the network may be another")
-    return notes
+    code_then = before.get("own_code", {})
+    return notes + [
+        f"{path_shown(file)} has changed since the run began; the rest of the training may differ from its beginning"
+        for file, digest in now["own_code"].items()
+        if digest != code_then.get(file, digest)
+    ]
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What runs have come to, read from their directories without TensorFlow: of thousands, in a second or two.
+"""Results of runs, read from their directories without TensorFlow: of thousands, in a second or two.
 
 A run may be at work, interrupted, or damaged. Whatever is missing is None, and nothing raises.
 """
@@ -23,6 +23,8 @@ COLUMNS = (
     "images/s", "precision", "seed", "commit", "date", "path",
 )  # fmt: skip
 """What is known of every run: accuracies are fractions, `time` is seconds of training, `date` is its beginning."""
+RUNS, STD = "runs", "_std"
+"""In rows of several seeds: the column with the number of runs, and the end of the names of standard deviations."""
 
 _CONFIG, _SUMMARY, _METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 _STATES = ("finished", "interrupted", "diverged", "stuck")  # as summary.json says
@@ -167,7 +169,7 @@ def _describe_commit(git: Any) -> str | None:
 
 
 def find_date(path: Path) -> str | None:
-    """Return when a run began, which its name says; of a trial of a search, when it was last at work."""
+    """Return when a run began, which its name says; of a trial of a search, when its files last changed."""
     if found := _STAMP.match(path.name):
         return "{} {}:{}:{}".format(*found.groups())
     with suppress(OSError):

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,6 +71,12 @@ class Record:
     def run(self, execution: int = 0) -> str:
         """Return the name of its run directory in the search's folder."""
         return f"{self.number:04}" + (f"-seed{execution}" if execution else "")
+
+
+def parse_run(name: str) -> int | None:
+    """Return the number of the trial whose run directory has this name; None for another folder."""
+    found = re.fullmatch(r"(\d{4,})(-seed\d+)?", name)
+    return int(found[1]) if found else None
 
 
 _ADAPTER = TypeAdapter(Record)

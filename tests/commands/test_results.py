@@ -187,6 +187,20 @@ def test_values_that_kpipe_does_not_write_are_left_out(make_run, kpipe, listed):
     assert kpipe("results")[0] == kpipe("results", "--filter", "since=2026*")[0] == 0
 
 
+def test_runs_whose_files_say_less_are_shown(make_run, listed, kpipe):
+    older, newer = make_run(test=0.5), make_run(test=0.9)
+    write_yaml(older / "config.yaml", {"data": {"source": "digits"}, "model": {"name": "lenet5"}})
+    write_json(older / "summary.json", {"status": "finished"})
+    (older / "environment.json").unlink()
+    rows = listed("--sort", "-test_accuracy")["runs"]
+    assert [(row["path"], row["status"], row["test_accuracy"]) for row in rows] == [
+        (str(newer), "finished", 0.9),
+        (str(older), "finished", None),
+    ]
+    for arguments in ((), ("--csv",), ("--markdown",), ("--group", "--json"), ("--sort", "time"), ("--sort", "-seed")):
+        assert kpipe("results", *arguments)[0::2] == (0, "")
+
+
 # --- keys and seeds -------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +338,14 @@ KNOWN = (
             ["--filter", "finished"],
             "--filter: expected a form such as status=finished or epochs>10, got 'finished'",
         ),
+        (
+            ["--filter", "test_accuracy>abc"],
+            "--filter: expected a number to compare test_accuracy with, got 'abc'",
+        ),
+        (
+            ["--filter", "batch_size<=many"],
+            "--filter: expected a number to compare data.batch_size with, got 'many'",
+        ),
     ],
 )
 def test_a_column_that_is_not_there(make_run, kpipe, arguments, message):
@@ -448,6 +470,17 @@ def test_trials_of_a_search_among_the_runs(search, make_run, kpipe, listed):
     assert found["keys"] == [PEAK]
     assert [row[PEAK] for row in found["runs"]] == [0.1, 0.2, 0.3]
     assert found["runs"] == rows
+
+
+def test_a_trial_of_five_digits_is_not_that_of_its_first_four(search, make_run, listed):
+    for number, status in ((1000, "stopped"), (10000, "finished")):
+        write_record(search, Record(number, {}, {}, status, 0.5, [0.5]))
+        make_run(folder=search, name=f"{number:04}-seed1", training__learning_rate__peak=0.5)
+    rows = listed(search, "--filter", "run=*/1000*")["runs"]
+    assert [(row["run"].partition("/")[2], row["status"]) for row in rows] == [
+        ("1000-seed1", "stopped"),
+        ("10000-seed1", "finished"),
+    ]
 
 
 def test_searches_alone(search, kpipe, logs):
