@@ -9,5 +9,6 @@ EXPLANATIONS = {
     "class_models": "images with the highest score, and fooling ones",
     "invariance": "features of a shifted, scaled, rotated image",
     "receptive_fields": "how much of an image each layer sees",
+    "heat_map": "classes at all places of a larger image",
 }
 """By name, in the order in which they are made."""

@@ -34,6 +34,7 @@ from kpipe.explaining.feature_maps import (
     list_stages,
 )
 from kpipe.explaining.gradients import grad_cam, saliency
+from kpipe.explaining.heat_map import compute_heat_map
 from kpipe.explaining.invariance import AMOUNTS, measure_invariance
 from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import occlude, positions_of
@@ -143,12 +144,17 @@ def explain(
         folder.mkdir(parents=True, exist_ok=True)
         writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
         for kind in [kind for kind in EXPLANATIONS if kind in kinds or not kinds]:
-            for name, figure in _DRAW[kind](subject):
-                done.append(Explanation(kind, folder / f"{name}.png"))
-                save_figure(figure, done[-1].path)
-                with writer.as_default(step=0):
-                    picture = tf.io.decode_png(tf.io.read_file(str(done[-1].path)), channels=3)
-                    tf.summary.image(f"explain/{name}", picture[None])
+            try:
+                for name, figure in _DRAW[kind](subject):
+                    done.append(Explanation(kind, folder / f"{name}.png"))
+                    save_figure(figure, done[-1].path)
+                    with writer.as_default(step=0):
+                        picture = tf.io.decode_png(tf.io.read_file(str(done[-1].path)), channels=3)
+                        tf.summary.image(f"explain/{name}", picture[None])
+            except ConfigError as error:
+                if kinds:
+                    raise
+                screen.line(f"note: {kind} is left out: {error}")
         writer.close()
     return done
 
@@ -444,6 +450,22 @@ def _draw_receptive_fields(subject: _Subject) -> Figures:
     )
 
 
+def _draw_heat_map(subject: _Subject) -> Figures:
+    """Draw where the classes are in a larger image: several images side by side, or one at twice its size."""
+    images = subject.images.astype(np.float32)
+    if len(images) > 1:
+        larger = np.concatenate(list(images), axis=1)
+    else:
+        larger = tf.image.resize(images[0], 2 * np.array(images.shape[1:3])).numpy()
+    with subject.screen.status("looking at a larger image"):
+        found = compute_heat_map(subject.trained.model, larger)
+    labels = list(dict.fromkeys(int(each) for each in subject.labels))
+    rows = [(larger, label(subject.class_names[each], 34), [("probability", found[..., each])]) for each in labels]
+    height, width = larger.shape[:2]
+    title = f"Where the classes are in a larger image, {height}x{width}"
+    yield "heat_map", drawing.draw_heat(rows, title=title, caption=subject.caption, limits=(0, 1))
+
+
 _DRAW: dict[str, Callable[[_Subject], Figures]] = {
     "filters": _draw_filters,
     "feature_maps": _draw_feature_maps,
@@ -453,4 +475,5 @@ _DRAW: dict[str, Callable[[_Subject], Figures]] = {
     "class_models": _draw_class_models,
     "invariance": _draw_invariance,
     "receptive_fields": _draw_receptive_fields,
+    "heat_map": _draw_heat_map,
 }

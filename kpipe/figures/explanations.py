@@ -99,17 +99,23 @@ def draw_projections(
 
 
 def draw_heat(
-    rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, np.ndarray]]]], *, title: str, caption: str = ""
+    rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, np.ndarray]]]],
+    *,
+    title: str,
+    caption: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw images, and heat over each of them.
 
     Args:
         rows: (image [H, W, C] of 0..255, its caption, heats) each; a heat is (heading, float [h, w]) and is laid over
-            the image, from its smallest to its largest value. All rows have the same headings.
+            the image. All rows have the same headings.
         title, caption: above and below.
+        limits: the values of the darkest and the brightest heat; default: those of each heat.
     """
     columns = 1 + len(rows[0][2])
-    figure = _make_figure(columns * 2.1 * _INCH, len(rows) * 2.3 * _INCH, title, caption)
+    wide = max(1.0, rows[0][0].shape[1] / rows[0][0].shape[0])
+    figure = _make_figure(columns * 2.1 * wide * _INCH, len(rows) * 2.3 * _INCH, title, caption)
     for row, (image, text, heats) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         _show(row[0], image)
         row[0].set_xlabel(label(text, 34), fontsize=8, color=INK, parse_math=False)
@@ -118,7 +124,8 @@ def draw_heat(
             axes.imshow(_to_gray(image), cmap="gray", vmin=0, vmax=255)
             smooth = "nearest" if heat.shape == (height, width) else "bilinear"
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(heat, cmap=_HEAT, alpha=0.6, extent=extent, interpolation=smooth)
+            smallest, largest = limits or (None, None)
+            axes.imshow(heat, cmap=_HEAT, alpha=0.6, extent=extent, interpolation=smooth, vmin=smallest, vmax=largest)
             axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             axes.spines[:].set_visible(False)
             if row is figure.axes or axes.get_subplotspec().is_first_row():

@@ -24,7 +24,9 @@ FIGURES = {
     "filters": ["filters"],
     "feature_maps": ["feature_maps_1", "feature_maps_2", "feature_maps_3"],
     "deconvnet": ["deconvnet_c3"],
-    **{kind: [kind] for kind in ("saliency", "occlusion", "class_models", "invariance", "receptive_fields")},
+    **{
+        kind: [kind] for kind in ("saliency", "occlusion", "class_models", "invariance", "receptive_fields", "heat_map")
+    },
 }
 
 

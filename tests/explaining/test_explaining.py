@@ -17,10 +17,12 @@ from kpipe.explaining.feature_maps import (
     list_stages,
 )
 from kpipe.explaining.gradients import grad_cam, saliency
+from kpipe.explaining.heat_map import compute_heat_map, upsample
 from kpipe.explaining.invariance import measure_invariance, transform
 from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import occlude, positions_of
 from kpipe.models import build_model
+from kpipe.models.fully_convolutional import build_class_map
 
 RANDOM = np.random.default_rng(0)
 
@@ -316,3 +318,51 @@ def test_kernels_do_what_they_are_named_after():
     image[0, :, 0] = 1
     # A window of four: its second row and column are the center.
     assert np.unravel_index(convolve(image, KERNELS["tail"])[..., 0].argmax(), (12, 12)) == (5, 4)
+
+
+# --- heat map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_upsampling_keeps_lines_straight(stride):
+    """A bilinear interpolation of a ramp is a ramp, and of a constant a constant."""
+    ramp = np.arange(5, dtype=np.float32)[None, :, None] * np.ones((4, 1, 1), np.float32)
+    found = upsample(np.concatenate([ramp, np.full_like(ramp, 7)], axis=-1), (stride, stride), (4 * stride, 5 * stride))
+    assert found.shape == (4 * stride, 5 * stride, 2)
+    np.testing.assert_allclose(found[..., 1], 7, rtol=1e-5)
+    middle = found[:, stride:-stride, 0]
+    np.testing.assert_allclose(np.diff(middle, axis=1), 1 / stride, rtol=1e-4)
+    expected = (np.arange(5 * stride) + 0.5) / stride - 0.5
+    np.testing.assert_allclose(middle[0], expected[stride:-stride], rtol=1e-4)
+
+
+def test_positions_lie_in_the_middle_of_the_image():
+    maps = np.array([0, 9, 0], np.float32)[None, :, None] * np.ones((2, 1, 1), np.float32)
+    found = upsample(maps, (3, 3), (10, 15))
+    assert found.shape == (10, 15, 1)
+    np.testing.assert_allclose(found[5, :, 0], [0, 0, 0, 0, 0, 3, 6, 9, 6, 3, 0, 0, 0, 0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("vgg11", {"head": "gap"})])
+def test_of_its_own_size_a_heat_map_says_what_the_network_says(name, options):
+    """With one position, or with several whose mean it is."""
+    model = build_model(name, options, input_shape=(32, 32, 3), classes=3)
+    image = images_of(1, (32, 32, 3))[0]
+    logits = build_class_map(model)(image[None])
+    np.testing.assert_allclose(np.mean(logits, axis=(1, 2)), model(image[None]), rtol=1e-3, atol=1e-4)
+    found = compute_heat_map(model, np.tile(image, (1, 2, 1)))
+    assert found.shape == (32, 64, 3)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-4)
+
+
+def test_a_heat_map_finds_where_the_class_is():
+    """Bright pixels are class 1, which a linear network sees in 4x4 pixels."""
+    images = keras.Input((4, 4, 1))
+    x = layers.Flatten()(layers.Conv2D(1, 1, name="conv")(images))
+    model = keras.Model(images, layers.Dense(2, name="logits")(x))
+    model.get_layer("conv").set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
+    model.get_layer("logits").set_weights([np.stack([np.zeros(16), np.full(16, 0.01)], 1), np.array([20.0, 0.0])])
+    image = np.zeros((16, 24, 1), np.float32)
+    image[4:12, 14:22] = 255
+    found = compute_heat_map(model, image)[..., 1]
+    assert found[8, 18] > 0.99 and found[:, :10].max() < 0.01 and found[0].max() < 0.2
