@@ -27,6 +27,7 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
+from kpipe.evaluation.page import write_page
 from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
@@ -190,6 +191,8 @@ def train(
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores)
+            if options.draw:
+                write_page(run.path, experiment)
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)

@@ -76,6 +76,11 @@ def find_layer(model: keras.Model, name: str) -> keras.Layer:
     return layers[name]
 
 
+def has_filters(model: keras.Model) -> bool:
+    """Return whether a network has a convolution, whose filters `first_filters` returns."""
+    return any(_filters_of(layer) is not None for layer in model.layers)
+
+
 def first_filters(model: keras.Model) -> np.ndarray:
     """Return the filters of the first convolution, float32 [h, w, C, F].
 
@@ -83,10 +88,14 @@ def first_filters(model: keras.Model) -> np.ndarray:
         ConfigError: the network has no convolution.
     """
     for layer in model.layers:
-        kernel = getattr(layer, "kernel", None)
-        if kernel is not None and len(kernel.shape) == 4:
-            return keras.ops.convert_to_numpy(keras.ops.cast(kernel, "float32"))
+        if (kernel := _filters_of(layer)) is not None:
+            return _to_numpy(kernel)
     raise ConfigError(f"filters: expected a network with convolutions, got {model.name} without any")
+
+
+def _filters_of(layer: keras.Layer):
+    kernel = getattr(layer, "kernel", None)
+    return kernel if kernel is not None and len(kernel.shape) == 4 else None
 
 
 def compute_feature_maps(model: keras.Model, images: np.ndarray, layers: Sequence[str]) -> dict[str, np.ndarray]:
