@@ -316,7 +316,7 @@ def _make_own_augmentation(
     """Call a function of the user's own that returns an augmentation, and check what comes out of that."""
     function = load_function(name, where)
     checked = check_options(where, make_options(function, name, where, Section), **given)
-    with running(name, f"{where}: {name}: expected an augmentation"):
+    with running(name, f"{where}: {name}: expected an augmentation, got"):
         augmentation = function(**dict(checked))
     if not isinstance(augmentation, data.Augmentation | data.Crop | data.Mix):
         raise ConfigError(
@@ -333,7 +333,7 @@ def _check_own_augmentation(
 ) -> None:
     """Raise ConfigError unless it makes images of images. Nothing is computed."""
     images, uniforms = tf.TensorSpec([None, *image_shape], tf.uint8), tf.TensorSpec([None, augmentation.uniforms])
-    with running(name, f"{where}: {name}: expected an augmentation of images"):
+    with running(name, f"{where}: {name}: expected an augmentation of images, got"):
         returned = tf.function(augmentation.apply).get_concrete_function(images, uniforms).structured_outputs
     got = getattr(returned, "dtype", None), getattr(returned, "shape", None)
     if got[0] != tf.uint8 or not images.shape.is_compatible_with(got[1]):

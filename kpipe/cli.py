@@ -191,8 +191,7 @@ def export(
     from kpipe.exporting.arguments import check_arguments
     from kpipe.runs.model_files import find_trained
 
-    find_trained(trained, **how_loaded)
-    check_arguments(trained, formats, output, int8)
+    check_arguments(find_trained(trained, **how_loaded).file, formats, output, int8)
     shown.is_needed = False
     with _quietly():
         from kpipe.commands.export import export
@@ -222,15 +221,22 @@ def plan(
 ) -> None:
     """Show what a training would be: layers, parameters, memory, steps, disk, and with --measure its time.
 
-    NETWORK is a name such as vgg16, with its default options: kpipe plan vgg16 --image-size 64 model.head=gap
+    NETWORK is a name such as vgg16 or my_nets.py:tiny, with its default options: kpipe plan vgg16 --image-size 64
+    model.head=gap
     """
     if not as_json:
         announce(_LOADING)
     from kpipe.catalog.networks import MODELS
+    from kpipe.catalog.own_code import is_own
     from kpipe.config.document import nearest_experiment
     from kpipe.config.loading import load_experiment, load_network
 
-    is_network = experiment in MODELS
+    is_network = experiment in MODELS or is_own(experiment)
+    if experiment.endswith(".py"):
+        raise ConfigError(
+            f"{printable(experiment)}: expected the name of a function in the file too, got the file alone. Write "
+            f"{printable(experiment)}:FUNCTION"
+        )
     if experiment and not is_network and not os.path.exists(experiment) and not experiment.endswith((".yaml", ".yml")):
         nearest = nearest_experiment(Path(experiment))
         raise ConfigError(
@@ -472,6 +478,10 @@ def results(
         click.echo(json.dumps(found, indent=2))
     elif as_csv or as_markdown:
         click.echo(to_csv(found) if as_csv else to_markdown(found), nl=False)
+        searches = len(found["searches"]) if as_csv and not trials else 0
+        left_out = ["the searches are left out; --trials adds their trials"] if searches else []
+        for note in found["notes"] + left_out:
+            click.echo(f"note: {note}", err=True)
     else:
         show_results(found)
 

@@ -165,6 +165,11 @@ class Screen:
         self._is_in_notebook = console is None and _notebook() is not None
         self._log_file: TextIO | None = None
 
+    @property
+    def has_width(self) -> bool:
+        """Whether what is shown must fit: the reader of a pipe has a screen of any width, unless COLUMNS says which."""
+        return self.console.is_terminal or bool(os.environ.get("COLUMNS"))
+
     @contextmanager
     def logging_to(self, path: Path) -> Iterator[None]:
         """Append what is shown inside the `with` to a file, with date and time, and the error that ends it."""
@@ -199,14 +204,14 @@ class Screen:
         self.show(text, style)
 
     def prose(self, text: str, indent: int = 0) -> None:
-        """Print text that a terminal breaks between words only; paths and commands, which people copy, get a `line`.
+        """Print text that is broken between words only, to fit; paths and commands, which people copy, get a `line`.
 
         Args:
             text: one paragraph.
             indent: spaces in front of all lines but the first.
         """
         self.log(text)
-        width = self.console.width if self.console.is_terminal else max(len(text), 1)
+        width = self.console.width if self.has_width else max(len(text), 1)
         for line in textwrap.wrap(
             printable(text), width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         ):

@@ -135,7 +135,8 @@ def filling(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
     Args:
         folder: is made where it is not there. What else lies in it stays.
-        names: of all that may be written. What was not written is removed, as it would be of an earlier time.
+        names: of all that may be written, also in folders in it. What was not written is removed, as it would be of an
+            earlier time.
 
     Yields:
         An empty folder to write to, in `folder`. Its name is always the same, so that what a kill leaves behind is
@@ -144,7 +145,7 @@ def filling(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     Raises:
         EnvironmentFault: the folder cannot be made.
     """
-    part = folder / f".{names[0]}.part"
+    part = folder / f".{Path(names[0]).parts[0]}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if part.exists():
@@ -157,7 +158,7 @@ def filling(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             yield part
             stop.defer()  # the rest takes milliseconds
             for name in names:
-                _replace(folder / name, part)
+                _replace(folder / name, part / name)
             stop.obey()
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -165,14 +166,15 @@ def filling(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _replace(target: Path, part: Path) -> None:
-    """Put what is in `part` in the place of a file or a folder, or nothing, where there is nothing."""
+def _replace(target: Path, new: Path) -> None:
+    """Put a new file or folder in the place of another, or nothing, where there is no new one."""
     if target.is_dir():
-        target.rename(part / f".{target.name}")  # a folder that is not empty cannot be overwritten
-    elif not (part / target.name).exists():
+        target.rename(new.with_name(f".{new.name}"))  # a folder that is not empty cannot be overwritten
+    elif not new.exists():
         target.unlink(missing_ok=True)
-    if (part / target.name).exists():
-        os.replace(part / target.name, target)
+    if new.exists():
+        target.parent.mkdir(exist_ok=True)
+        os.replace(new, target)
 
 
 def write_text(path: Path, text: str) -> None:

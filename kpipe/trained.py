@@ -18,6 +18,7 @@ from kpipe.models.building import build_model
 from kpipe.models.keras_files import load_keras_file
 from kpipe.models.portable import copy_weights
 from kpipe.models.preprocessing import STANDARDIZE, Normalization, Standardize, load_normalization
+from kpipe.models.structure import find_squashing
 from kpipe.names import path_shown
 from kpipe.runs.dataset import NAMES
 from kpipe.runs.directory import Run
@@ -221,8 +222,7 @@ def _check_form(file: Path, model: keras.Model) -> None:
         raise ConfigError(
             f"{path_shown(file)}: expected one output, a logit for each of two classes or more, [B, K], got {got}"
         )
-    last = _find_last(model)
-    squashing = _name_squashing(last)
+    last, squashing = find_squashing(model)
     if squashing:
         remedy = (
             f"model.get_layer({last.name!r}).activation = keras.activations.linear"
@@ -233,19 +233,6 @@ def _check_form(file: Path, model: keras.Model) -> None:
             f"{path_shown(file)}: expected logits, got a network that ends in {squashing} (layer {last.name}). Save it "
             f"again after {remedy}"
         )
-
-
-def _find_last(model: keras.Model) -> keras.Operation:
-    """Return the layer or operation that the output of a model comes from, also where it is in a model within it."""
-    last = model.outputs[0]._keras_history.operation
-    return _find_last(last) if isinstance(last, keras.Model) else last
-
-
-def _name_squashing(last: keras.Operation) -> str | None:
-    """Return `softmax` or `sigmoid` where a layer or operation computes it."""
-    activation = getattr(last, "activation", None)
-    name = activation.__name__ if activation else type(last).__name__.lower()
-    return name if name in ("softmax", "sigmoid") else None
 
 
 def _check_class_names(found: TrainedFile, model: keras.Model) -> None:

@@ -63,6 +63,19 @@ def test_a_folder_is_filled_with_all_or_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["new"]
 
 
+def test_files_in_folders_are_replaced_and_what_lies_beside_them_stays(tmp_path):
+    names = ["onnx/model.onnx", "onnx/card.json", "onnx/model_int8.onnx"]
+    for written in (names, names[:2]):
+        with filling(tmp_path, names) as part:
+            (part / "onnx").mkdir()
+            for name in written:
+                (part / name).write_text(str(len(written)))
+        (tmp_path / "onnx" / "mine").mkdir(exist_ok=True)
+    assert sorted(os.listdir(tmp_path / "onnx")) == ["card.json", "mine", "model.onnx"]
+    assert (tmp_path / "onnx" / "model.onnx").read_text() == "2"
+    assert os.listdir(tmp_path) == ["onnx"]
+
+
 def test_a_signal_waits_until_a_folder_is_filled(tmp_path, monkeypatch):
     def replace(old, new):
         signal.raise_signal(signal.SIGTERM)

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import re
 import signal
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -51,6 +53,18 @@ def text(input_shape, classes, *, preprocessing):
 def other_shape(input_shape, classes, *, preprocessing):
     images = keras.Input(input_shape)
     return keras.Model(images, layers.Dense(classes + 1)(layers.Flatten()(preprocessing(images))))
+
+
+def soft(input_shape, classes, *, preprocessing):
+    images = keras.Input(input_shape)
+    x = layers.Dense(classes, name="last", dtype="float32")(layers.Flatten()(preprocessing(images)))
+    return keras.Model(images, layers.Softmax(name="probabilities", dtype="float32")(x))
+
+
+def sigmoid(input_shape, classes, *, preprocessing):
+    images = keras.Input(input_shape)
+    x = layers.Flatten()(preprocessing(images))
+    return keras.Model(images, layers.Dense(classes, "sigmoid", name="last", dtype="float32")(x))
 
 
 def half(input_shape, classes, *, preprocessing):
@@ -156,6 +170,7 @@ REGISTER = (
     "Write @keras.saving.register_keras_serializable() before classes and functions of your own, let get_config() "
     "return what a class is made with, and use no lambda"
 )
+LEAVE_OUT = "Leave the activation out: the loss and the metrics compute it"
 NAMES = "expected parameters whose names can be those of options"
 EXPERIMENT = """\
 data: {source: synthetic, image_size: 8, batch_size: 16, synthetic: {classes: 2, images: 100}}
@@ -281,6 +296,11 @@ def build(own, *overrides):
             "model.name: {folder}/net.py: expected a Python file, got no such file, did you mean 'nets.py'?",
         ),
         (
+            "model.name=exp/others.py:tiny",
+            "model.name: {folder}/others.py: expected a Python file, got no such file. A path in an experiment's file "
+            "is relative to that file, in an override to the working directory",
+        ),
+        (
             "model.name=no.such:net",
             "model.name: no.such: expected code that can be imported, got ModuleNotFoundError: No module named 'no'. "
             "Install it, or add its folder to PYTHONPATH",
@@ -314,6 +334,8 @@ def test_mistakes(own, override, message):
         ("fails", "expected a network, got ZeroDivisionError: division by zero in line 20"),
         ("text", "expected a keras.Model, got str"),
         ("other_shape", "expected one output of 2 logits for each image, (None, 2), got (None, 3)"),
+        ("soft", f"expected logits, got a network that ends in softmax (layer probabilities). {LEAVE_OUT}"),
+        ("sigmoid", f"expected logits, got a network that ends in sigmoid (layer last). {LEAVE_OUT}"),
         ("half", 'expected logits in float32, got bfloat16. Give the last layer dtype="float32"'),
         (
             "lacks_preprocessing",
@@ -491,6 +513,20 @@ def test_an_augmentation_changes_what_training_sees(augmented):
     assert 4 <= inverted.sum() <= 30  # a quarter of 64, within four standard deviations
 
 
+def test_the_examples_of_the_readme_work(own):
+    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    for number, name in enumerate(("tiny", "invert")):
+        [example] = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {name}(" in code]
+        (own.parent / f"example{number}.py").write_text(example)
+    example = own.parent / "example"
+    network = build_model(f"{example}0.py:tiny", {"width": 3}, input_shape=(8, 8, 3), classes=2)
+    assert network.count_params() == (9 * 3 + 1) * 3 + (3 + 1) * 2
+    experiment = load_experiment(own, [f"data.augment=[{{{example}1.py:invert: {{fraction: 0.3}}}}]"]).experiment
+    [invert] = make_augmentations(experiment.data, (8, 8, 3))
+    images = np.full((2, 8, 8, 3), 55, np.uint8)
+    assert [image.numpy()[0, 0, 0] for image in invert.apply(images, np.array([[0.2], [0.4]], "float32"))] == [200, 55]
+
+
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
@@ -654,12 +690,15 @@ FORM = (
 )
 
 
+RAISED = "expected images and labels, but it raised "
+
+
 @pytest.mark.parametrize(
     ("function", "code", "problem"),
     [
         ("reed", 2, "data.source: {place}: expected a function called 'reed', got none, did you mean 'read'?"),
         ("nothing", 3, "{place}:nothing: " + FORM + "NoneType"),
-        ("fails", 3, "{place}:fails: " + FORM + "ZeroDivisionError: division by zero in line 41"),
+        ("fails", 3, "{place}:fails: " + RAISED + "ZeroDivisionError: division by zero in line 41"),
         (
             "splits",
             3,
@@ -670,7 +709,7 @@ FORM = (
         ("floats", 3, "{place}:floats, train: expected images uint8 [N, H, W, C] of 0..255, got float64 [4, 8, 8, 3]"),
         ("labels", 3, "{place}:labels, train: expected labels of 0 to 1, one for each class name, got 3"),
         ("few", 3, "{place}:few, train: expected a whole number for each of the 4 images, got int64 [2]"),
-        ("leaves", 3, "{place}:leaves: " + FORM + "SystemExit in line 45"),
+        ("leaves", 3, "{place}:leaves: " + RAISED + "SystemExit in line 45"),
         (
             "sizes",
             3,
@@ -700,8 +739,9 @@ FORM = (
     ],
 )
 def test_functions_that_are_no_sources(kpipe, sourced, function, code, problem):
-    got, _, err = kpipe("run", str(sourced), f"data.source=python:exp/images.py:{function}")
-    assert (got, err) == (code, problem.replace("{place}", f"{sourced.parent}/images.py") + "\n")
+    for verb in ("run", "plan"):
+        got, _, err = kpipe(verb, str(sourced), f"data.source=python:exp/images.py:{function}")
+        assert (got, err) == (code, problem.replace("{place}", f"{sourced.parent}/images.py") + "\n")
 
 
 def test_mistakes_in_the_options_of_a_source(kpipe, sourced):
@@ -730,3 +770,29 @@ def test_an_option_of_a_source_cannot_have_the_name_of_an_argument(kpipe, source
 def test_a_module_may_hold_it(kpipe, own, monkeypatch):
     monkeypatch.syspath_prepend(own.parent)
     assert kpipe("plan", str(own), "model.name=nets:tiny")[0] == 0
+
+
+@pytest.mark.parametrize("added", [(), ("",)])
+def test_the_module_may_be_in_the_working_directory(kpipe, own, monkeypatch, added):
+    """The command `kpipe` does not have it in Python's path, `python -m kpipe.run` does."""
+    before = [*added, *(folder for folder in sys.path if folder not in ("", str(own.parent.parent)))]
+    monkeypatch.setattr(sys, "path", list(before))
+    (own.parent / "__init__.py").touch()
+    assert kpipe("plan", str(own), "model.name=exp.nets:tiny")[0] == 0
+    assert sys.path == before
+    del sys.modules["exp.nets"], sys.modules["exp"]
+
+
+def test_it_is_planned_by_its_name(kpipe, own):
+    code, out, err = kpipe(
+        "plan", "exp/nets.py:tiny", "--image-size", "8", "--classes", "2", "model.width=3", "model.depth=2", "--json"
+    )
+    assert code == 0, err
+    plan = json.loads(out)
+    assert (plan["name"], plan["model"]) == ("tiny", f"{own.parent}/nets.py:tiny")
+    assert plan["parameters"] == 2 * (9 * 3 + 1) * 3 + (2 * 2 * 3 + 1) * 2
+    said = "expected the name of a function in the file too, got the file alone. Write exp/nets.py:FUNCTION"
+    assert kpipe("plan", "exp/nets.py") == (2, "", f"exp/nets.py: {said}\n")
+    own.write_text("data: {source: digits}\nmodel: {name: nets.py}\n")
+    said = "expected the name of a function in the file too, got 'nets.py'. Write nets.py:FUNCTION"
+    assert kpipe("plan", str(own)) == (2, "", f"{own}:2: model.name: {said}\n")

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-CARD = "model_card.json"
-"""File beside each export; it marks the folder as one."""
+CARD, PAGE = "model_card.json", "MODEL_CARD.md"
+"""Files beside each export. The first marks the folder as one."""
 IMAGES, LOGITS = "images", "logits"
 """Names of a network's input and output in each format that names them."""
 
@@ -26,9 +26,15 @@ class Format(NamedTuple):
     takes_any_size: bool = True
     """Whether the format keeps the size of the images open where the network does."""
 
-    def code(self, path: str) -> list[str]:
-        """Return the lines of Python that load the file and compute the logits of `images`."""
-        return [f"network = {self.load.format(path=ascii(path))}", f"logits = {self.call}"]
+    def code(self, path: str, needs: str = "") -> list[str]:
+        """Return the lines of Python that load the file and compute the logits of `images`.
+
+        Args:
+            path: of the file.
+            needs: line of Python that imports what the file needs besides the runtime; may be empty.
+        """
+        imports = [needs, self.imports] if needs else [self.imports]
+        return [*imports, f"network = {self.load.format(path=repr(path))}", f"logits = {self.call}"]
 
 
 FORMATS = {

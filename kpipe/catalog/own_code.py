@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -50,7 +51,11 @@ def absolute_name(name: str, folder: Path | None = None) -> str:
     if not place.endswith(".py"):
         return name
     beside = folder and (folder / place).absolute()
-    return f"{beside if beside and beside.exists() else expand_path(place)}:{function}"
+    if beside and beside.exists():
+        return f"{beside}:{function}"
+    path = expand_path(place)
+    is_nowhere = beside and path == Path(place).absolute() and not path.exists()
+    return f"{beside if is_nowhere else path}:{function}"
 
 
 def find_file(name: str) -> Path | None:
@@ -73,8 +78,9 @@ def load_function(name: str, where: str) -> Callable:
     path = find_file(name)
     if path and not path.is_file():
         meant = nearest_file(path, pattern="*.py")
-        raise ConfigError(f"{where}: {path_shown(path)}: expected a Python file, got no such file{meant}")
-    with running(name, f"{where}: {path_shown(place)}: expected code that can be imported"):
+        origin = ". A path in an experiment's file is relative to that file, in an override to the working directory"
+        raise ConfigError(f"{where}: {path_shown(path)}: expected a Python file, got no such file{meant or origin}")
+    with running(name, f"{where}: {path_shown(place)}: expected code that can be imported, got"):
         module = _import_file(path) if path else _import_module(place)
     target = getattr(module, function, None)
     if not callable(target):
@@ -87,23 +93,28 @@ def load_function(name: str, where: str) -> Callable:
 
 
 @contextmanager
-def running(name: str, expected: str, kind: type[KpipeError] = ConfigError) -> Iterator[None]:
-    """Run the user's own code inside the `with`. It may import files beside its own.
+def running(name: str, message: str, kind: type[KpipeError] = ConfigError) -> Iterator[None]:
+    """Run the user's own code inside the `with`.
+
+    It may import files beside its own. A module may be, and may import what is, in the working directory.
 
     Args:
         name: where the code is defined.
-        expected: beginning of the message about an error in it.
+        message: beginning of the message about an error in it, up to the error.
         kind: class of that error.
     """
     path = find_file(name)
-    folders = [str(path.parent)] if path else []
-    sys.path[:0] = folders  # as Python does for a script
+    # As Python does for a script, and for `python -m`; the command `kpipe` has its own folder there.
+    folder = str(path.parent) if path else os.path.abspath("")
+    is_added = path is not None or not {"", folder} & set(sys.path)
+    if is_added:
+        sys.path.insert(0, folder)
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise kind(f"{expected}, got {_describe(error, path)}") from error
+        raise kind(f"{message} {_describe(error, path)}") from error
     finally:
-        for folder in folders:
+        if is_added:
             with suppress(ValueError):  # the code may have removed it
                 sys.path.remove(folder)
 

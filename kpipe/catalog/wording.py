@@ -50,6 +50,8 @@ def describe_error(details: dict[str, Any]) -> str:
     if kind == "union_tag_invalid":
         names = [name.strip("'") for name in context["expected_tags"].split(", ")]
         name = value.get(context["discriminator"].strip("'"), "") if isinstance(value, dict) else context["tag"]
+        if str(name).endswith(".py"):
+            return f"expected the name of a function in the file too, got {show(name)}. Write {name}:FUNCTION"
         return f"unknown name {show(name)}" + did_you_mean(name, names)
     if kind == "union_tag_not_found":
         return f"expected a key {context['discriminator'].strip(chr(39))}{got}"

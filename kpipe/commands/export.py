@@ -15,7 +15,7 @@ import numpy as np
 
 from kpipe.assembly import load_splits
 from kpipe.caller import about_an_experiment
-from kpipe.catalog.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, NEEDS_KPIPE
+from kpipe.catalog.formats import CARD, FORMATS, IMAGES, INT8_FILE, LOGITS, NEEDS_KPIPE, PAGE
 from kpipe.console import Screen, counted
 from kpipe.data.pipeline import evaluation_batches, make_evaluation_pipeline
 from kpipe.data.reading import note_unreadable, translate_reading_errors
@@ -25,11 +25,12 @@ from kpipe.exporting.arguments import check_arguments
 from kpipe.exporting.card import Exported, make_card, write_markdown
 from kpipe.exporting.verification import BOUND, INT8_BOUND, compute_logits, verify
 from kpipe.exporting.writing import write_format
-from kpipe.files import filling, translate_write_errors, write_json, write_names, write_text
+from kpipe.files import filling, read_json, translate_write_errors, write_json, write_names, write_text
 from kpipe.models.keras_files import list_leaves
 from kpipe.models.portable import make_exportable
 from kpipe.names import path_shown
 from kpipe.runs.dataset import NAMES
+from kpipe.runs.model_files import find_trained
 from kpipe.streams import hold_back_libraries
 from kpipe.trained import Trained, load_as_saved
 
@@ -65,6 +66,7 @@ def export(
 
     Each format gets a folder: the file, classes.txt, and a card as JSON and Markdown. Its own runtime computes the
     logits of real images in a process of its own, and they must be those of the network. Otherwise nothing is written.
+    An earlier export of the same weights is replaced, file by file; other files in its folder stay.
 
     Args:
         run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
@@ -84,22 +86,39 @@ def export(
         DataError: `int8`, and the images of the run cannot be read.
         EnvironmentFault: a runtime computes something else than the network, or the folder cannot be written.
     """
-    names, folder = check_arguments(run, to, output, int8)
+    how_loaded = {"weights": weights, "image_size": image_size, "resize": resize}
+    folder, folders = check_arguments(find_trained(run, **how_loaded).file, to, output, int8)
     screen = screen or Screen()
     with hold_back_libraries(), translate_write_errors(folder):
-        trained = load_as_saved(run, weights=weights, image_size=image_size, resize=resize)
+        trained = load_as_saved(run, **how_loaded)
         _check_float32(trained)
         splits, why_not = _find_images(trained, needed=int8)
         if int8:
             _leave_out_unreadable(splits.by_name[splits.held_out or "train"], screen.progress)
         images, described = _choose_images(trained, splits, why_not)
         sample = _Sample(images, described, compute_logits(trained.model, images))
-        cards = {}
-        with filling(folder, names) as part:
-            for name in names:
+        exports = []
+        with filling(folder, [f"{folders[name]}/{file}" for name in folders for file in _list_files(name)]) as part:
+            for name, own in folders.items():
                 with screen.status(f"writing and checking {name}"):
-                    cards[name] = _write(part / name, name, trained, sample, splits if int8 else None)
-    return [Exported(name, folder / name / FORMATS[name].file, trained.file, card) for name, card in cards.items()]
+                    card = _write(part / own, name, trained, sample, splits if int8 else None)
+                replaced = _describe_replaced(read_json(folder / own / CARD), card)
+                exports.append(Exported(name, folder / own / FORMATS[name].file, trained.file, card, replaced))
+    return exports
+
+
+def _list_files(name: str) -> list[str]:
+    """Return the names of all that an export writes into the folder of a format."""
+    return [FORMATS[name].file, *([INT8_FILE] if name == "litert" else []), CARD, PAGE, NAMES]
+
+
+def _describe_replaced(before: dict[str, Any], card: dict[str, Any]) -> str | None:
+    """Return which weights an earlier export has that is replaced; None where there is none, or of the same weights."""
+    weights = before.get("weights")
+    if not isinstance(weights, dict) or weights == card["weights"]:
+        return None
+    run = f" of the run {weights['run']}" if weights.get("run") else ""
+    return f"{weights.get('file')}{run}"
 
 
 def _write(folder: Path, name: str, trained: Trained, sample: _Sample, splits: Splits | None) -> dict[str, Any]:
@@ -109,7 +128,7 @@ def _write(folder: Path, name: str, trained: Trained, sample: _Sample, splits: S
     written = make_exportable(trained.model, shape)
     folder.mkdir()
     file = folder / how.file
-    write_format(name, written, file)
+    versions = write_format(name, written, file)
     needs = NEEDS_KPIPE if name == "keras" and _has_own_layers(written) else ""
     checks = {
         "difference": verify(name, file, sample.images, sample.logits, needs=needs),
@@ -119,9 +138,9 @@ def _write(folder: Path, name: str, trained: Trained, sample: _Sample, splits: S
     }
     if splits and name == "litert":
         checks["int8"] = _quantize(folder / INT8_FILE, written, splits, sample)
-    card = make_card(trained, written, name, checks, needs)
+    card = make_card(trained, written, name, checks, needs=needs, written=versions)
     write_json(folder / CARD, card)
-    write_text(folder / "MODEL_CARD.md", write_markdown(card))
+    write_text(folder / PAGE, write_markdown(card))
     write_names(folder / NAMES, trained.class_names)
     return card
 
@@ -212,7 +231,8 @@ def _leave_out_unreadable(split: Split, progress: ProgressReporter = no_progress
 
 def _check_float32(trained: Trained) -> None:
     for layer in list_leaves(trained.model):
-        if layer.compute_dtype not in ("float32", None):
+        computes = not isinstance(layer, keras.layers.InputLayer)  # which takes over the policy of the process
+        if computes and layer.compute_dtype not in ("float32", None):
             raise ConfigError(
                 f"{path_shown(trained.file)}: expected layers that compute in float32, got {layer.name} in "
                 f"{layer.compute_dtype}. Build the network in float32, load these weights and save it"

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kpipe.assembly import Built, Prepared, build, load_weights, make_trainer, prepare
+from kpipe.catalog.data import parse_source
 from kpipe.catalog.networks import find_network
 from kpipe.config.schema import Experiment
 from kpipe.console import describe_size
@@ -66,6 +67,7 @@ def make_plan(
     Raises:
         ConfigError: the network cannot be built, the weights cannot be read or do not fit, or something is assumed
             about data that is there.
+        DataError: a source of the user's own has a mistake.
         OutOfMemory: the time is to be measured, and the training needs more memory than is free.
     """
     experiment = resolve_auto(experiment)
@@ -118,10 +120,16 @@ def make_plan(
 
 
 def _prepare(experiment: Experiment, weights: Pretrained | None) -> tuple[Prepared | None, str | None]:
-    """Build with the data that are there; else return None, and why they are not."""
+    """Build with the data that are there; else return None, and why they are not.
+
+    Raises:
+        DataError: a source of the user's own has a mistake. Its data are not missing.
+    """
     try:
         return prepare(experiment, make_strategy(), only_shapes=True, weights=weights), None
     except (DataError, OutOfMemory) as error:
+        if isinstance(error, DataError) and parse_source(experiment.data.source)[0].is_code:
+            raise
         return None, str(error)
 
 

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from kpipe.errors import ConfigError, EnvironmentFault, nearest_name
+from kpipe.errors import ConfigError, EnvironmentFault, nearest_name, some
 from kpipe.files import expand_path, finite_or_null, read_json
 from kpipe.names import from_here, in_quotes, path_shown, short_endings
 from kpipe.runs.directory import logs_folder
@@ -32,14 +33,19 @@ Row = dict[str, Any]
 
 _LEVELS = 2  # from the folder of all runs over those of the experiments down to the runs
 _IN_COLUMNS = {
-    "name", "seed", "logs", "model.name", "data.source", "training.precision", "chosen.precision",
+    "name", "seed", "model.name", "data.source", "training.precision", "chosen.precision",
 }  # fmt: skip
-"""Keys of config.yaml that are columns already, or that make no difference."""
+"""Keys of config.yaml that are columns already."""
+_WITHOUT_EFFECT = re.compile(r"logs|logging\b.*|training\.(log_every|checkpoint|when_stuck)\b.*")
+"""Keys of config.yaml that say what is written and when, and change no result."""
 _ACCURACIES = ("val_accuracy", "test_accuracy")
 _OF_GROUPS = (RUNS, *(name + STD for name in _ACCURACIES))
 _AVERAGED = (*_ACCURACIES, "parameters", "epochs", "time", "images/s")
 _FILTER = re.compile(r"\s*([^=<>!]+?)\s*(!=|>=|<=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_FRACTION = "a fraction of 1 or a percentage such as 97%"
+_UNITS = {"time": "a number of seconds", **dict.fromkeys(_ACCURACIES, _FRACTION)}
 _COMPARISONS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
+_EPOCHS = "training.epochs"
 _ABSENT = object()
 
 
@@ -65,7 +71,8 @@ def collect_results(
         `folder`; `found`, the number of runs before the filters; `keys`, the dotted keys of config.yaml in which the
         runs differ; `columns`, which are `COLUMNS` and these keys, and for groups the number of runs and standard
         deviations; `runs`, the values by column; `trials`, whether trials are among them; `searches`, the values by
-        `SEARCH_COLUMNS`, empty where runs are filtered; `notes`, which say what is damaged.
+        `SEARCH_COLUMNS`, of those for which the filters hold; `notes`, which say what is damaged, and which values
+        there are where no run has that of a filter.
 
     Raises:
         ConfigError: there is no such folder, no run in it, no such column, or a filter cannot hold.
@@ -76,7 +83,13 @@ def collect_results(
     opened = searches if trials or is_search(path) else []
     records = [*map(read_run, runs), *(record for search in opened for record in _read_trials(search))]
     notes = [f"{path_shown(each.columns['path'])}: {each.damage}" for each in records if each.damage]
-    rows = _arrange([{**each.config, **each.columns} for each in records], sort, filters, grouped)
+    rows = [{**each.config, **each.columns} for each in records]
+    known = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
+    conditions = [_parse_filter(text, rows, known) for text in filters]
+    is_of_both = all(each.column in SEARCH_COLUMNS for each in conditions)
+    found_searches = list(map(_read_search, searches)) if is_of_both else []
+    notes += _describe_unmatched(conditions, [*rows, *found_searches])
+    rows = _arrange([row for row in rows if _holds(conditions, row)], sort, known, grouped)
     keys = _find_differing_keys(rows)
     columns = [*_list_columns(grouped), *keys]
     results = {
@@ -86,16 +99,15 @@ def collect_results(
         "keys": keys,
         "runs": [{name: _look_up(row, name, None) for name in columns} for row in rows],
         "trials": bool(opened),
-        "searches": [] if filters else [_read_search(search) for search in searches],
+        "searches": [search for search in found_searches if _holds(conditions, search)],
         "notes": notes,
     }
     return finite_or_null(results)
 
 
-def _arrange(rows: list[Row], sort: str | None, filters: Iterable[str], grouped: bool) -> list[Row]:
-    """Return the rows for which the filters hold, grouped and in their order."""
-    known = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])
-    rows = sorted(_filter(rows, filters, known), key=_age)
+def _arrange(rows: list[Row], sort: str | None, known: Iterable[str], grouped: bool) -> list[Row]:
+    """Return the rows, grouped and in their order."""
+    rows = sorted(rows, key=_age)
     if grouped:
         rows = sorted(_group(rows), key=_age)
     return _sort(rows, sort, [*known, *_OF_GROUPS] if grouped else known) if sort else rows
@@ -241,19 +253,37 @@ def _look_up(row: Mapping[str, Any], name: str, default: Any = _ABSENT) -> Any:
 def _find_differing_keys(rows: Iterable[Row]) -> list[str]:
     """Return the keys of config.yaml that have several values.
 
-    Options that only some kinds have, such as the momentum of sgd, differ where those that have them do.
+    Options that only some kinds have, such as the momentum of sgd, differ where those that have them do. Of a section
+    that is off in some runs, such as `average: null`, options that are the same in the others are told by one key.
     """
     rows = list(rows)
     left_out = {*COLUMNS, *_OF_GROUPS, *_IN_COLUMNS}
+    if all(row["status"] != "finished" or row.get(_EPOCHS) in (None, row["epochs"]) for row in rows):
+        left_out.add(_EPOCHS)  # unless a run was stopped before
     keys = dict.fromkeys(key for row in rows for key in row if key not in left_out)
     sections = {above for key in keys for above in _above(key)}
-    values: dict[str, set[str]] = {key: set() for key in keys if key not in sections}
+    given = {key: set() for key in keys if key not in sections and not _WITHOUT_EFFECT.fullmatch(key)}
+    off = {key: set() for key in given}
     for row in rows:
-        for key, seen in values.items():
-            value = row[key] if key in row else _look_up(row, key)
-            if value is not _ABSENT:
-                seen.add(repr(value))
-    return [key for key, seen in values.items() if len(seen) > 1]
+        for key, seen in given.items():
+            if key in row:
+                seen.add(repr(row[key]))
+            elif (value := _look_up(row, key)) is not _ABSENT:
+                off[key].add(repr(value))
+    differing = [key for key, seen in given.items() if len(seen | off[key]) > 1]
+    told = {_section_of(key) for key in differing if off[key] and len(given[key]) > 1}
+    kept = []
+    for key in differing:
+        if off[key] and len(given[key]) == 1:
+            if _section_of(key) in told:
+                continue
+            told.add(_section_of(key))
+        kept.append(key)
+    return kept
+
+
+def _section_of(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _above(key: str) -> Iterator[str]:
@@ -281,22 +311,45 @@ def _resolve_column(name: str, known: Iterable[str], option: str) -> str:
     raise ConfigError(f"{option}: expected a column, got {in_quotes(name)}{advice}")
 
 
-def _filter(rows: list[Row], filters: Iterable[str], known: Iterable[str]) -> list[Row]:
-    """Return the rows for which all filters hold.
+@dataclass(frozen=True)
+class _Condition:
+    """A filter. A value that is not known meets none but `!=`."""
+
+    text: str
+    column: str
+    sign: str
+    holds: Callable[[Any], bool]
+
+
+def _parse_filter(text: str, rows: Iterable[Row], known: Iterable[str]) -> _Condition:
+    """Return what a filter says.
 
     Raises:
-        ConfigError: a filter has no such form, names no column, or compares numbers with text.
+        ConfigError: it has no such form, names no column, or compares numbers with text or an accuracy with 30.
     """
-    given = rows
-    for text in filters:
-        found = _FILTER.fullmatch(text)
-        if not found:
-            raise ConfigError(f"--filter: expected a form such as status=finished or epochs>10, got {in_quotes(text)}")
-        column, holds = _resolve_column(found[1], known, "--filter"), _make_condition(found[2], found[3])
-        if found[2] in _COMPARISONS and _parse_number(found[3]) is None and _has_numbers(given, column):
-            raise ConfigError(f"--filter: expected a number to compare {column} with, got {in_quotes(found[3])}")
-        rows = [row for row in rows if holds(_look_up(row, column, None))]
-    return rows
+    found = _FILTER.fullmatch(text)
+    if not found:
+        raise ConfigError(f"--filter: expected a form such as status=finished or epochs>10, got {in_quotes(text)}")
+    column, sign, value = _resolve_column(found[1], known, "--filter"), found[2], found[3]
+    number = _parse_number(value)
+    is_text = sign in _COMPARISONS and number is None and _has_numbers(rows, column)
+    if is_text or (column in _ACCURACIES and (number or 0) > 1):
+        expected = _UNITS.get(column, "a number")
+        raise ConfigError(f"--filter: expected {expected} to compare {column} with, got {in_quotes(value)}")
+    return _Condition(text, column, sign, _make_condition(sign, value))
+
+
+def _holds(conditions: Iterable[_Condition], row: Row) -> bool:
+    return all(each.holds(_look_up(row, each.column, None)) for each in conditions)
+
+
+def _describe_unmatched(conditions: Iterable[_Condition], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield which values there are, for each condition on a value that nothing has."""
+    for each in conditions:
+        if each.sign == "=" and rows and not any(_holds([each], row) for row in rows):
+            values = [value for row in rows if (value := _look_up(row, each.column, None)) is not None]
+            there = list(dict.fromkeys(map(show_value, sorted(values, key=_place))))
+            yield f"--filter {each.text}: no run has this value" + (f"; there are {some(there, str)}" if there else "")
 
 
 def _has_numbers(rows: Iterable[Row], column: str) -> bool:
@@ -307,13 +360,14 @@ def _has_numbers(rows: Iterable[Row], column: str) -> bool:
 
 
 def _make_condition(sign: str, text: str) -> Callable[[Any], bool]:
-    """Return the condition of a filter on the value of a column. A value that is not known meets none but `!=`."""
-    number = _parse_number(text)
+    """Return the condition of a filter on the value of a column."""
+    number, word = _parse_number(text), text.casefold()
 
     def equals(value: Any) -> bool:
         if number is not None and _is_number(value):
             return value == number
-        return value is not None and fnmatchcase(show_value(value), text) or text == show_value(value)
+        shown = show_value(value).casefold()
+        return value is not None and fnmatchcase(shown, word) or word == shown
 
     def compares(value: Any) -> bool:
         if number is not None and _is_number(value):
@@ -335,6 +389,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _place(value: Any) -> tuple[bool, Any]:
+    """Return the key by which values are sorted: numbers first."""
+    return (False, value) if _is_number(value) else (True, show_value(value))
+
+
 def _age(row: Row) -> tuple[str, str]:
     return row["date"] or "", str(row["path"])
 
@@ -348,8 +407,7 @@ def _sort(rows: list[Row], sort: str, known: Iterable[str]) -> list[Row]:
     column = _resolve_column(sort.removeprefix("-"), known, "--sort")
 
     def place(row: Row) -> tuple[bool, Any]:
-        value = _look_up(row, column, None)
-        return (False, value) if _is_number(value) else (True, show_value(value))
+        return _place(_look_up(row, column, None))
 
     have, lack = [], []
     for row in rows:
@@ -365,7 +423,7 @@ def _group(rows: Iterable[Row]) -> list[Row]:
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        config = {key: value for key, value in row.items() if key not in COLUMNS and key != "logs"}
+        config = {key: value for key, value in row.items() if key not in COLUMNS and not _WITHOUT_EFFECT.fullmatch(key)}
         same = repr(sorted({**config, "name": row["name"]}.items())) if row["status"] == "finished" else row["path"]
         groups.setdefault(same, []).append(row)
     merged = []

@@ -14,10 +14,11 @@ from kpipe.names import from_here, printable, shell_quoted, short_endings, short
 from kpipe.runs.results import RUNS, STD
 from kpipe.tuning.records import show_value
 
-_FIRST = ("name", "run", "status", "test_accuracy", "val_accuracy")
-_LAST = (
-    "network", "data", "epochs", "time", "parameters", "images/s", "precision", "seed", "date", "commit",
+_FIRST = (
+    "name", "run", "status", "test_accuracy", "val_accuracy", "network", "data", "parameters", "epochs", "time",
+    "images/s", "precision", "seed", "commit",
 )  # fmt: skip
+_LAST = ("date",)
 _OF_SEARCHES = (
     "name", "search", "status", "trials", "best_score", "best_values", "objective", "best_trial", "failed", "date",
 )  # fmt: skip
@@ -114,7 +115,7 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
         case "images/s":
             return f"{value:,.0f}"
         case "best_score":
-            return f"{value:.4f}"
+            return f"{100 * value:.2f} %" if row["objective"] == "val_accuracy" else f"{value:.4f}"
         case "best_values":
             endings = short_endings(value)
             return ", ".join(f"{endings[key]}={show_value(each)}" for key, each in value.items())
@@ -126,7 +127,16 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
             return ", ".join(map(_short_commit, value)) if isinstance(value, list) else _short_commit(value)
         case "date":
             return value[:-3]
-    return ", ".join(map(show_value, value)) if isinstance(value, list) else show_value(value)
+    return ", ".join(map(_show_entry, value)) if isinstance(value, list) else show_value(value)
+
+
+def _show_entry(entry: Any) -> str:
+    """Return an entry of a list; `{flip_horizontal: {}}` is its name alone."""
+    match entry:
+        case dict() if len(entry) == 1:
+            [(name, options)] = entry.items()
+            return f"{show_value(name)} {show_value(options)}" if options else show_value(name)
+    return show_value(entry)
 
 
 def _short_commit(commit: str) -> str:
@@ -139,7 +149,7 @@ def _short_commit(commit: str) -> str:
 
 def _show_table(columns: dict[str, list[str]], screen: Screen) -> None:
     console = screen.console
-    if not console.is_terminal:  # whose reader has a screen of another width, or none
+    if not screen.has_width:
         table = _make_table(columns, None)
         console.width = max(console.width, width_of(table, console))
         console.print(table)

@@ -129,7 +129,7 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
     """Return an experiment that gives nothing but the name of its network. Its data is a stand-in.
 
     Args:
-        name: a name of `kpipe.catalog.networks.MODELS`.
+        name: a name of `kpipe.catalog.networks.MODELS`, or that of a network of the user's own.
         image_size: side of the images in pixels; None: what the network takes.
         overrides: as in `load_experiment`, but of the data only the batch size.
 
@@ -143,9 +143,11 @@ def load_network(name: str, image_size: int | None = None, overrides: Sequence[s
             "Use --image-size, --channels and --classes, or the file of an experiment."
         )
     # A source whose images may have any size and number of channels.
-    data = {"source": "synthetic", "image_size": image_size or max(MODELS[name].smallest_size)}
+    data = {"source": "synthetic", "image_size": image_size or (1 if is_own(name) else max(MODELS[name].smallest_size))}
     document = Document(
-        {"name": name, "data": data, "model": {"name": name}}, name, {("data", "image_size"): COMMAND_LINE}
+        {"name": name.rpartition(":")[2], "data": data, "model": {"name": absolute_name(name)}},
+        name,
+        {("data", "image_size"): COMMAND_LINE},
     )
     return _check(document, overrides)
 

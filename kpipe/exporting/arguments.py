@@ -12,14 +12,17 @@ from kpipe.names import is_utf8, path_shown
 
 
 def check_arguments(
-    trained: str | Path, to: str | Sequence[str], output: str | Path | None, int8: bool
-) -> tuple[list[str], Path]:
-    """Return the names of the formats, each once, and the folder to which each adds its own.
+    file: Path, to: str | Sequence[str], output: str | Path | None, int8: bool
+) -> tuple[Path, dict[str, str]]:
+    """Return the folder to which each format adds its own, and the names of these by format.
+
+    A folder has the name of its format. The other weights of a run, model_averaged.keras or model_raw.keras, get
+    folders of their own.
 
     Args:
-        trained: the run directory or model file.
+        file: the model file.
         to: one or several names of `FORMATS`.
-        output: the folder; None: `export` in that of the network.
+        output: the folder; None: `export` beside the model file.
         int8: whether a quantized network is wanted too.
 
     Raises:
@@ -42,21 +45,19 @@ def check_arguments(
                 f"to: {name} needs {', '.join(each.replace('_', '-') for each in missing)}, which cannot be imported. "
                 'Install with: pip install -e ".[export]"'
             )
-    if output is None:
-        given = expand_path(str(trained))
-        folder = (given if given.is_dir() else given.parent) / "export"
-    else:
-        folder = expand_path(str(output), "output")
+    folder = file.parent / "export" if output is None else expand_path(str(output), "output")
     if not is_utf8(str(folder)):
         raise ConfigError(
             f"output: expected a folder whose path is UTF-8, which the runtimes need, got {path_shown(folder)}. Give "
             "another output folder"
         )
     check_output_folder(folder)
-    for path in (folder / name for name in names):
+    kind = file.stem.removeprefix("model_")
+    folders = {name: name if kind == file.stem else f"{name}_{kind}" for name in names}
+    for path in (folder / name for name in folders.values()):
         if path.exists() and not (path / CARD).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise ConfigError(
                 f"output: expected an empty folder or an earlier export to replace, got {path_shown(path)}, which is "
                 "neither. Move it, or give another output folder"
             )
-    return names, folder
+    return folder, folders

@@ -1,5 +1,7 @@
 """The card of an exported network: what its user must know, for programs (JSON) and for people (Markdown)."""
 
+import hashlib
+import json
 import platform
 import re
 from collections.abc import Sequence
@@ -11,9 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kpipe.catalog.data import SOURCES
 from kpipe.catalog.formats import FORMATS, IMAGES, LOGITS
 from kpipe.console import counted, describe_counts, describe_size
+from kpipe.exporting.preparation import describe_images, describe_method, describe_preparation
 from kpipe.models.keras_files import find_normalization
 from kpipe.names import as_line
 from kpipe.normalization import describe_normalization
@@ -34,6 +36,8 @@ class Exported:
     """The model file that it was made of."""
     card: dict[str, Any] = field(repr=False)
     """What model_card.json says."""
+    replaced: str | None = None
+    """The weights of an earlier export that it has replaced, in words; None: there was none, or of the same weights."""
 
     @property
     def size(self) -> int:
@@ -42,7 +46,15 @@ class Exported:
         return sum(file.stat().st_size for file in files)
 
 
-def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str, Any], needs: str) -> dict[str, Any]:
+def make_card(
+    trained: Trained,
+    model: keras.Model,
+    name: str,
+    checks: dict[str, Any],
+    *,
+    needs: str = "",
+    written: dict[str, int] | None = None,
+) -> dict[str, Any]:
     """Return what is known of an exported network, as plain data.
 
     Args:
@@ -51,6 +63,7 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         name: of the format.
         checks: what was found when the written file was checked.
         needs: line of Python that imports what the file needs besides the runtime; may be empty.
+        written: versions of the format that the file has, by name.
 
     Returns:
         What model_card.json holds: of plain types, each with its name.
@@ -62,18 +75,23 @@ def make_card(trained: Trained, model: keras.Model, name: str, checks: dict[str,
         "file": how.file,
         "network": trained.experiment.model.model_dump() if trained.experiment else {"name": model.name},
         "parameters": model.count_params(),
-        "weights": {"file": trained.file.name, "kind": _kind_of_weights(trained, summary)},
+        "weights": {
+            "run": run.path.name if run else None,
+            "file": trained.file.name,
+            "kind": _kind_of_weights(trained, summary),
+        },
         **_describe_ends(trained, model),
         "classes": list(trained.class_names),
-        "images": _describe_preparation(trained),
+        "images": describe_preparation(trained),
         "normalization": _describe_first_layer(model),
         "scores": {split: summary[split] for split in ("validation", "test") if split in summary}
         if run and trained.file == run.model
         else {},
-        "data": {"source": trained.data.source, "splits": run.read_json("data.json").get("splits", {})} if run else {},
+        "data": _describe_data(trained.data.source, run.read_json("data.json").get("splits", {})) if run else {},
         "checks": checks,
-        "code": [*filter(None, [needs]), how.imports, *how.code(how.file)],
-        "versions": _describe_versions(trained, how.runtime),
+        "code": how.code(how.file, needs),
+        **({"int8_code": how.code(checks["int8"]["file"])} if "int8" in checks else {}),
+        "versions": _describe_versions(trained, how.runtime) | ({"file format": written} if written else {}),
     }
 
 
@@ -81,6 +99,13 @@ def _kind_of_weights(trained: Trained, summary: dict[str, Any]) -> str | None:
     if trained.run and trained.file == trained.run.model:
         return summary.get("weights")
     return trained.file.stem.removeprefix("model_") if trained.run else None
+
+
+def _describe_data(source: str, splits: dict[str, Any]) -> dict[str, Any]:
+    """Return what the run was trained on, with one fingerprint of all; None where the source always gives the same."""
+    is_known = any(digest for split in splits.values() for _, digest in split.values())
+    fingerprint = hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16] if is_known else None
+    return {"source": source, "fingerprint": fingerprint, "splits": splits}
 
 
 def _describe_ends(trained: Trained, model: keras.Model) -> dict[str, Any]:
@@ -96,18 +121,6 @@ def _describe_ends(trained: Trained, model: keras.Model) -> dict[str, Any]:
         },
         "output": {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(trained.class_names)]},
     }
-
-
-def _describe_preparation(trained: Trained) -> dict[str, Any]:
-    """Return how an image becomes what the network sees; only its size, where it is not resized."""
-    (height, width, _), data = trained.image_shape, trained.data
-    row = SOURCES[data.source.partition(":")[0]]
-    described = {"image_size": [height, width]}
-    if row.is_resized and height == width:
-        described |= {"stored_size": data.stored_size, "resize": data.resize}
-        if not (row.is_embedded or row.is_code):  # files, which may be transparent
-            described["background"] = data.background
-    return described
 
 
 def _describe_first_layer(model: keras.Model) -> dict[str, Any]:
@@ -140,13 +153,27 @@ def write_markdown(card: dict[str, Any]) -> str:
     classes = card["classes"]
     sides = "x".join(_list_sides(card))
     title = f"# {_as_code(card['network']['name'])}, {sides}, {counted(len(classes), 'class')}"
-    lines = [title, "", *_table(_list_rows(card)), "", "## Use", "", "```python", *card["code"], "```", ""]
+    lines = [title, "", *_table(_list_rows(card)), "", "## Use", "", *_list_code(card)]
     if card["scores"]:
         lines += ["## Scores of the run", "", *_table_of_scores(card["scores"]), ""]
     lines += ["## Checks", "", *(f"- {line}" for line in _describe_checks(card["checks"])), ""]
     lines += ["## Classes", "", "In the order of the logits:", ""]
     lines += [f"{number}. {_as_code(name)}" for number, name in enumerate(classes)]
     return "\n".join(lines) + "\n"
+
+
+def _list_code(card: dict[str, Any]) -> list[str]:
+    """Return the lines of Python, each part with a sentence."""
+    parts = {}
+    if "code" in card["images"]:
+        parts[
+            "Read image files as in training. Values differ from the run's by at most 2 of 255, in a small JPEG by 4: "
+            "Pillow and TensorFlow round differently. Convert images of 16 bits to 8 bits first."
+        ] = card["images"]["code"]
+    parts["Compute the logits."] = card["code"]
+    if "int8_code" in card:
+        parts["The int8 file takes and returns the same."] = card["int8_code"]
+    return [line for said, code in parts.items() for line in (said, "", "```python", *code, "```", "")]
 
 
 def _list_sides(card: dict[str, Any]) -> list[str]:
@@ -162,38 +189,22 @@ def _list_rows(card: dict[str, Any]) -> dict[str, str]:
         f"{card['input']['channels']}",
         "output": f"`{LOGITS}`: float32 [batch, {len(card['classes'])}], one for each class; the largest is the "
         "prediction",
-        "images": _describe_images(card["images"]),
+        "images": describe_images(card["images"]),
+        **({"scaling": describe_method(card["images"])} if "antialias" in card["images"] else {}),
         "normalization": normalization if normalization == "none" else f"{normalization}; the network does it itself",
     }
     if card["data"]:
         counts = {name: sum(count for count, _ in split.values()) for name, split in card["data"]["splits"].items()}
         divided = f", as it comes: {describe_counts(counts)}" if counts else ""
         rows["data"] = f"{_as_code(card['data']['source'])}{divided}"
+        if fingerprint := card["data"]["fingerprint"]:
+            rows["fingerprint"] = f"`{fingerprint}`, of the images' names and their number in each class"
     if kind := card["weights"]["kind"]:
-        rows["weights"] = f"{kind}, of {_as_code(card['weights']['file'])}"
+        run = f" of the run {_as_code(card['weights']['run'])}" if card["weights"]["run"] else ""
+        rows["weights"] = f"{kind}, of {_as_code(card['weights']['file'])}{run}"
     for title, versions in card["versions"].items():
         rows[title] = ", ".join(f"{name} {number}" for name, number in versions.items())
     return rows
-
-
-def _describe_images(images: dict[str, Any]) -> str:
-    """Return in words how an image file becomes what the network sees."""
-    height, width = images["image_size"]
-    if "resize" not in images:
-        return f"{height}x{width}, not resized"
-    stored = images["stored_size"] or height
-    if images["resize"] == "squash":
-        how = f"scale both sides to {stored} pixels"
-    elif images["resize"] == "pad":
-        how = f"scale the longer side to {stored} pixels and fill the rest with black"
-    else:
-        how = f"scale the shorter side to {stored} pixels and crop the center"
-    if images["stored_size"] not in (None, height):
-        how += f", then crop the center of {height}x{width}"
-    background = images.get("background")
-    if background is None:
-        return how
-    return f"{how}; transparent pixels show {background if isinstance(background, str) else tuple(background)}"
 
 
 def _describe_checks(checks: dict[str, Any]) -> list[str]:

@@ -26,7 +26,6 @@ INT8_BOUND = 0.5
 _SCRIPT = """\
 import sys
 import numpy as np
-{imports}
 images = np.load(sys.argv[1])
 {code}
 np.save(sys.argv[2], np.asarray(logits))
@@ -54,13 +53,12 @@ def verify(name: str, file: Path, images: np.ndarray, expected: np.ndarray, *, n
         EnvironmentFault: the runtime cannot load the file, or computes something else.
     """
     how = FORMATS[name]
-    imports, code = ("\n".join(filter(None, lines)) for lines in ([how.imports, needs], how.code(str(file))))
-    script = _SCRIPT.format(imports=imports, code=code)
     with tempfile.TemporaryDirectory() as folder:
-        given, computed = Path(folder) / "images.npy", Path(folder) / "logits.npy"
+        script, given, computed = (Path(folder) / each for each in ("check.py", "images.npy", "logits.npy"))
+        script.write_text(_SCRIPT.format(code="\n".join(how.code(str(file), needs))), encoding="utf-8")
         np.save(given, images.astype("float32"))
         # A keras.py in the working directory is another one: -P leaves that out of what Python imports from.
-        command = [sys.executable, "-P", "-c", script, str(given), str(computed)]
+        command = [sys.executable, "-P", str(script), str(given), str(computed)]
         done = subprocess.run(command, env=_environment(needs), capture_output=True, text=True, errors="replace")
         if done.returncode:
             reason = first_line(done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")

@@ -29,11 +29,15 @@ def write_keras(model: keras.Model, path: Path) -> None:
 
 def write_saved_model(model: keras.Model, path: Path) -> None:
     """Write the folder of a SavedModel, with the endpoints `serve` and `serving_default`."""
-    _export(model, path, "tf_saved_model")
+    named, images = _name_ends(model)
+    archive = keras.export.ExportArchive()
+    # The variables of the endpoint are saved with it. `Model.export` tracks the model too, which saves them twice.
+    archive.add_endpoint("serve", lambda given: named(given, training=False), [images])
+    archive.write_out(path, verbose=False)
 
 
-def write_onnx(model: keras.Model, path: Path) -> None:
-    """Write an ONNX graph; the size of the images must be known.
+def write_onnx(model: keras.Model, path: Path) -> dict[str, int]:
+    """Write an ONNX graph and return its versions; the size of the images must be known.
 
     The weights are inputs while the graph is converted, and are put into it afterwards: of constants tf2onnx makes
     dozens of copies. VGG-16 takes 4 GB of memory so, and more than 22 GB otherwise.
@@ -61,6 +65,8 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     for given in [given for given in graph.input if given.name in weights]:
         graph.input.remove(given)
     onnx.save(converted, path)
+    [opset] = (each.version for each in converted.opset_import if each.domain in ("", "ai.onnx"))
+    return {"ONNX opset": opset, "IR": converted.ir_version}
 
 
 def write_litert(model: keras.Model, path: Path, calibration: Iterable[np.ndarray] | None = None) -> None:
@@ -78,14 +84,15 @@ def write_litert(model: keras.Model, path: Path, calibration: Iterable[np.ndarra
         options |= {"optimizations": [tf.lite.Optimize.DEFAULT]}
         options |= {"representative_dataset": lambda: ({IMAGES: image} for image in calibration)}
     try:
-        _export(model, path, "litert", **options)
+        named, images = _name_ends(model)
+        named.export(path, format="litert", verbose=False, input_signature=[images], **options)
     except Exception as error:  # the converter's own
         if lacking := re.search(r"(?:Select|Custom) ops: (.+)", str(error)):
             _refuse("litert", set(lacking[1].split(", ")))
         raise
 
 
-WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
+WRITERS: dict[str, Callable[[keras.Model, Path], dict[str, int] | None]] = {
     "keras": write_keras,
     "saved_model": write_saved_model,
     "onnx": write_onnx,
@@ -94,8 +101,8 @@ WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
 """By the names of `FORMATS`."""
 
 
-def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> None:
-    """Write a network in a format.
+def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> dict[str, int] | None:
+    """Write a network in a format, and return the versions that the file has of it, by name, where it has any.
 
     Args:
         name: of `FORMATS`.
@@ -111,7 +118,7 @@ def write_format(name: str, model: keras.Model, path: Path, **options: Any) -> N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of the converters about themselves
-            WRITERS[name](model, path, **options)
+            return WRITERS[name](model, path, **options)
     except ConfigError:
         raise
     except Exception as error:  # each converter has its own
@@ -140,8 +147,7 @@ def _cannot_hold(name: str, expected: str, got: str) -> ConfigError:
     return ConfigError(f"to: expected {expected}, got {got}. Nothing was written; other formats are {others}")
 
 
-def _export(model: keras.Model, path: Path, name: str, **options: Any) -> None:
-    # The output is named in a model of its own, as the converters take the names from its structure.
+def _name_ends(model: keras.Model) -> tuple[keras.Model, keras.InputSpec]:
+    """Return a model whose structure names the output, from which converters take the name, and its named input."""
     named = keras.Model(model.inputs, {LOGITS: model.outputs[0]})
-    images = keras.InputSpec(shape=model.input_shape, dtype="float32", name=IMAGES)
-    named.export(path, format=name, verbose=False, input_signature=[images], **options)
+    return named, keras.InputSpec(shape=model.input_shape, dtype="float32", name=IMAGES)

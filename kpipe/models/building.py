@@ -15,6 +15,7 @@ from kpipe.catalog.rows import check_options
 from kpipe.errors import ConfigError
 from kpipe.models.layers import InputShape
 from kpipe.models.preprocessing import NAMED, Normalization, Preprocessing, make_preprocessing
+from kpipe.models.structure import find_squashing
 
 _NUMBERS = "object_name_uids"
 
@@ -103,7 +104,7 @@ def _build_own(
     """Build a network of the user's own, and check what comes out of it."""
     checked = check_options("model", row.options, **options)
     where = f"model.name: {row.target}"
-    with running(row.target, f"{where}: expected a network"), _numbering_layers_anew():
+    with running(row.target, f"{where}: expected a network, got"), _numbering_layers_anew():
         model = row.function(input_shape=input_shape, classes=classes, preprocessing=preprocessing, **dict(checked))
     _check_form(where, model, input_shape, classes)
     with _numbering_layers_anew():
@@ -131,6 +132,12 @@ def _check_form(where: str, model: Any, input_shape: InputShape, classes: int) -
     if model.outputs[0].dtype != "float32":
         raise ConfigError(
             f'{where}: expected logits in float32, got {model.outputs[0].dtype}. Give the last layer dtype="float32"'
+        )
+    last, squashing = find_squashing(model)
+    if squashing:
+        raise ConfigError(
+            f"{where}: expected logits, got a network that ends in {squashing} (layer {last.name}). Leave the "
+            "activation out: the loss and the metrics compute it"
         )
 
 

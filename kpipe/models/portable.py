@@ -84,7 +84,8 @@ def copy_weights(portable: keras.Model, model: keras.Model) -> None:
 def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
     """Return a copy of a loaded model for images (H, W, C), in layers that every format of other runtimes has.
 
-    The constants of a `Normalization`, which files of kpipe once had and others have, become those of a `Rescaling`.
+    It is not compiled. The constants of a `Normalization`, which files of kpipe once had and others have, become those
+    of a `Rescaling`.
 
     Args:
         model: one input, float32 [B, H, W, C].
@@ -104,7 +105,8 @@ def make_exportable(model: keras.Model, input_shape: InputShape) -> keras.Model:
     copied = keras.models.clone_model(model, input_tensors=images, clone_function=copy, recursive=True)
     for layer, made in with_weights:
         made.set_weights(layer.get_weights())
-    return copied
+    # Keras clones the loss and the metrics too, which may be kpipe's. A file with them does not load elsewhere.
+    return keras.Model(copied.inputs[0], copied.outputs[0], name=copied.name)
 
 
 def _normalizes_channels(layer: keras.Layer) -> bool:

@@ -118,3 +118,18 @@ def find_trunk(model: keras.Model) -> set[int]:
     # Nothing passes a node by if no output of an earlier node is used after it.
     latest = [0, *itertools.accumulate(last_uses, max)]
     return {id(node) for place, node in enumerate(nodes) if latest[place] <= place}
+
+
+def find_squashing(model: keras.Model) -> tuple[keras.Operation, str | None]:
+    """Return the layer or operation that the output of a model comes from, and what it computes of logits.
+
+    Returns:
+        The last layer, also where it is in a model within the model; and `softmax` or `sigmoid`, None where the layer
+        computes neither.
+    """
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        return find_squashing(last)
+    activation = getattr(last, "activation", None)
+    name = getattr(activation, "__name__", "") if activation else type(last).__name__.lower()
+    return last, name if name in ("softmax", "sigmoid") else None

@@ -28,6 +28,7 @@ RUNS, STD = "runs", "_std"
 
 _CONFIG, _SUMMARY, _METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 _STATES = ("finished", "interrupted", "diverged", "stuck")  # as summary.json says
+_IMAGE_SIZE = "data.image_size"
 _SECTION = re.compile(r"\n(?=\w)")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)")
 
@@ -56,6 +57,9 @@ def read_run(path: Path) -> RunRecord:
     """Read a run directory."""
     config = _read_config(path / _CONFIG)
     summary, environment = read_json(path / _SUMMARY), read_json(path / "environment.json")
+    match summary.get("image"):
+        case [int(height), int(width), _] if height == width and config.get(_IMAGE_SIZE, 0) is None:
+            config[_IMAGE_SIZE] = height  # that of the images themselves
     damage = _find_damage(path, config, summary)
     status, validation, test = summary.get("status"), summary.get("validation"), summary.get("test")
     epochs = _number_in(summary, "epochs")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import zipfile
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ from image_sets import write_image
 from tiny_runs import train_once
 
 import kpipe as api
-from kpipe.catalog.formats import FORMATS
+from kpipe.catalog.formats import FORMATS, PAGE
 from kpipe.commands.export_screen import show_exports
 from kpipe.errors import ConfigError, DataError, EnvironmentFault
 from kpipe.exporting.verification import compute_logits
@@ -106,14 +108,14 @@ def runtime(monkeypatch):
     return stand_in
 
 
-def compute_with(folder, images):
+def compute_with(folder, images, code="code"):
     """Return the logits that the lines of Python in a card compute."""
     card = json.loads((folder / "model_card.json").read_text())
     names = {"images": images.astype("float32")}
     before = os.getcwd()
     os.chdir(folder)
     try:
-        exec("\n".join(card["code"]), names)  # noqa: S102
+        exec("\n".join(card[code]), names)  # noqa: S102
     finally:
         os.chdir(before)
     return np.asarray(names["logits"])
@@ -128,12 +130,14 @@ def test_a_format_computes_what_the_network_computes(kpipe, finished, tmp_path, 
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["MODEL_CARD.md", "classes.txt", FORMATS[name].file, "model_card.json"]
     )
-    assert f"network = {FORMATS[name].load.format(path=ascii(str(folder / FORMATS[name].file)))}\n" in out
+    assert "\n".join(f"{'':<15}{line}" for line in FORMATS[name].code(str(folder / FORMATS[name].file))) in out
     assert f"  {name:<12} " in out and "B, differs by " in out and f" ({FORMATS[name].runtime} " in out
     assert "Checked on 16 images of the test split, each file in its own runtime. The difference is the" in out
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3))  # another number of them than was checked
     expected = np.asarray(keras.models.load_model(finished / "model.keras")(images.astype("float32")))
     np.testing.assert_allclose(compute_with(folder, images), expected, atol=1e-5 * np.abs(expected).max())
+    if name == "onnx":
+        assert re.search(r"\n\| file format \| ONNX opset \d+, IR \d+ \|\n", (folder / "MODEL_CARD.md").read_text())
 
 
 @pytest.mark.slow
@@ -149,6 +153,11 @@ def test_int8_says_what_it_costs(kpipe, finished, tmp_path, name):
     assert f"accuracy {accuracy}, in float32 {float32}, on {summary['test']['images']} images of the test split" in out
     small, large = ((tmp_path / "litert" / name).stat().st_size for name in ("model_int8.tflite", "model.tflite"))
     assert small == int8["bytes"] < large / 2
+    lines = FORMATS[name].code(str(tmp_path / "litert" / "model_int8.tflite"))
+    assert "\n".join(f"{'':<15}{line}" for line in lines) in out
+    assert card["int8_code"] == FORMATS[name].code("model_int8.tflite")
+    images = np.zeros((2, 16, 16, 3), "float32")
+    assert compute_with(tmp_path / "litert", images, "int8_code").shape == (2, 2)
 
 
 def test_the_card_says_what_a_user_must_know(copied, runtime, capsys):
@@ -167,11 +176,19 @@ def test_the_card_says_what_a_user_must_know(copied, runtime, capsys):
         "range": [0, 255],
         "channels": "red, green, blue",
     }
-    assert card["images"] == {"image_size": [16, 16]}  # they are made, not resized
+    assert (
+        card["images"].items()
+        >= {
+            "image_size": [16, 16],
+            "stored_size": None,
+            "resize": "crop",
+            "background": "white",
+        }.items()
+    )
     assert card["classes"] == (copied / "classes.txt").read_text().split()
     assert card["scores"] == {split: summary[split] for split in ("validation", "test")}
     assert card["data"]["splits"] == json.loads((copied / "data.json").read_text())["splits"]
-    assert card["weights"] == {"file": "model.keras", "kind": "raw"}
+    assert card["weights"] == {"run": "run", "file": "model.keras", "kind": "raw"}
     assert card["normalization"]["kind"] == "affine" and len(card["normalization"]["mean"]) == 3
     assert card["versions"]["trained with"]["keras"] == card["versions"]["exported with"]["keras"] == keras.__version__
     page = (exported.path.parent / "MODEL_CARD.md").read_text()
@@ -188,14 +205,34 @@ def test_the_screen_shows_each_file(network, runtime, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{network}: images 4x4x1, 2 classes"
     assert lines[1].startswith("  keras        ") and f", differs by 0.0e+00 (keras {keras.__version__})" in lines[1]
-    assert lines[2:4] == [
+    assert lines[2:5] == [
+        f"{'':<15}import keras",
         f"{'':<15}network = keras.saving.load_model('{network.parent}/export/keras/model.keras')",
         f"{'':<15}logits = network(images, training=False)",
     ]
-    assert lines[4].startswith("  saved_model  ")
-    assert lines[7].startswith(
+    assert lines[5].startswith("  saved_model  ")
+    assert lines[6] == f"{'':<15}import tensorflow as tf"
+    assert lines[9:11] == [
+        "`images` is float32 [batch, height, width, channels], 0 to 255. Lines that read them from files:",
+        f"  {network.parent}/export/keras/MODEL_CARD.md",
+    ]
+    assert lines[11].startswith(
         "Checked on 16 random images (the model file has no data of its own), each file in its own runtime. The "
     )
+
+
+def test_the_screen_shows_a_path_as_it_is_and_valid_python(tmp_path, runtime, capsys):
+    folder = tmp_path / "n\N{LATIN SMALL LETTER E WITH ACUTE}'t"
+    folder.mkdir()
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    exports = api.export(save(network, folder), "keras")
+    capsys.readouterr()
+    show_exports(exports)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[3] == f'network = keras.saving.load_model("{folder}/export/keras/model.keras")'
+    names = {"images": np.zeros((1, 4, 4, 1), "float32")}
+    exec("\n".join(lines[2:5]), names)  # noqa: S102
+    assert names["logits"].shape == (1, 2)
 
 
 def test_a_network_without_preprocessing_has_a_card(network, runtime):
@@ -203,11 +240,22 @@ def test_a_network_without_preprocessing_has_a_card(network, runtime):
     assert exported.card["normalization"] == {"name": "none", "kind": "affine", "mean": [0.0], "std": [1.0]}
 
 
-def test_layers_of_our_own_need_kpipe(tmp_path, runtime):
+def test_a_file_of_plain_layers_loads_without_kpipe(network, runtime):
+    [exported] = api.export(network, "keras")
+    assert exported.card["code"] == FORMATS["keras"].code("model.keras")
+    with zipfile.ZipFile(exported.path) as archive:
+        assert b"kpipe" not in archive.read("config.json")
+
+
+def test_layers_of_our_own_need_kpipe(tmp_path, runtime, capsys):
     inner = keras.Sequential([keras.Input((4, 4, 1)), api.models.layers.ScaledTanh(), keras.layers.Flatten()])
     images = keras.Input((4, 4, 1))
     [exported] = api.export(save(keras.Model(images, keras.layers.Dense(2)(inner(images))), tmp_path), "keras")
     assert exported.card["code"][0] == "import kpipe.models"
+    show_exports([exported])
+    assert f"(keras {keras.__version__}), loads where kpipe is installed\n{'':<15}import kpipe.models\n" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_network_for_any_size_is_checked_with_one(tmp_path, runtime):
@@ -217,31 +265,59 @@ def test_a_network_for_any_size_is_checked_with_one(tmp_path, runtime):
         api.export(path, "keras")
     [exported] = api.export(path, "keras", image_size=8, resize="pad")
     assert exported.card["input"]["shape"] == ["batch", None, None, 3]
-    assert exported.card["images"] == {
-        "image_size": [8, 8],
-        "stored_size": None,
-        "resize": "pad",
-        "background": "white",
-    }
+    assert (exported.card["images"]["image_size"], exported.card["images"]["resize"]) == ([8, 8], "pad")
 
 
-def test_another_export_replaces_the_first(network, runtime):
+def test_another_export_replaces_the_files_of_the_first(network, runtime):
     api.export(network, ["keras", "saved_model"])
     folder = network.parent / "export"
     for name in ("keras", "saved_model"):
-        (folder / name / "left.txt").touch()
+        (folder / name / "evaluation").mkdir()
+        (folder / name / "evaluation" / "mine.txt").touch()
     (folder / ".keras.part").mkdir()
     (folder / ".keras.part" / "left.txt").touch()  # by a kill
-    api.export(network, "keras")
-    assert not (folder / "keras" / "left.txt").exists()
-    assert (folder / "saved_model" / "left.txt").exists()
+    (folder / "keras" / "model.keras").write_text("older")
+    (folder / "saved_model" / "model" / "older.txt").touch()
+    exports = api.export(network, ["keras", "saved_model"])
+    assert [each.replaced for each in exports] == [None, None]
+    for name in ("keras", "saved_model"):
+        assert (folder / name / "evaluation" / "mine.txt").exists()
+    assert keras.saving.load_model(folder / "keras" / "model.keras").count_params() == 34
+    assert not (folder / "saved_model" / "model" / "older.txt").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["keras", "saved_model"]
+
+
+def test_the_screen_says_which_other_weights_were_replaced(network, copied, runtime, tmp_path, capsys):
+    api.export(copied, "keras", output=tmp_path / "to")
+    exports = api.export(network, "keras", output=tmp_path / "to")
+    assert exports[0].replaced == "model.keras of the run run"
+    show_exports(exports)
+    assert f"\n{'':<15}replaces the export of model.keras of the run run\n" in capsys.readouterr().out
+    assert exports[0].card == json.loads((tmp_path / "to" / "keras" / "model_card.json").read_text())
+    [again] = api.export(copied, "keras", output=tmp_path / "to")
+    assert again.replaced == "net.keras"
+
+
+def test_weights_of_one_run_lie_beside_each_other(copied, runtime):
+    shutil.copy(copied / "model.keras", copied / "model_averaged.keras")
+    for weights, name in {"best": "keras", "averaged": "keras_averaged"}.items():
+        [exported] = api.export(copied, "keras", weights=weights)
+        assert exported.path == copied / "export" / name / "model.keras"
+        assert exported.replaced is None
+    assert sorted(os.listdir(copied / "export")) == ["keras", "keras_averaged"]
+
+
+def test_the_card_has_a_fingerprint_of_the_data(of_own_code, runtime, tmp_path):
+    [exported] = api.export(of_own_code, "keras", output=tmp_path)
+    fingerprint = exported.card["data"]["fingerprint"]
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint)
+    assert f"\n| fingerprint | `{fingerprint}`, of the images' names" in (exported.path.parent / PAGE).read_text()
 
 
 def test_scores_belong_to_the_weights_that_have_them(copied, runtime):
     shutil.copy(copied / "model.keras", copied / "model_averaged.keras")
     [exported] = api.export(copied, "keras", weights="averaged")
-    assert exported.card["weights"] == {"file": "model_averaged.keras", "kind": "averaged"}
+    assert exported.card["weights"] == {"run": "run", "file": "model_averaged.keras", "kind": "averaged"}
     assert exported.card["scores"] == {}
 
 
@@ -329,6 +405,12 @@ def test_layers_in_half_precision_are_refused(tmp_path):
     said = r"net.keras: expected layers that compute in float32, got dense\w* in float16. Build the network in float32"
     with pytest.raises(ConfigError, match=said):
         api.export(path, "keras")
+
+
+def test_a_policy_of_the_process_changes_nothing(network, runtime):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    [exported] = api.export(network, "keras")
+    assert exported.card["checks"]["difference"] == 0
 
 
 def test_a_mistake_is_said_before_tensorflow_is_imported(kpipe, network):

@@ -218,6 +218,44 @@ def test_keys_are_columns_where_the_runs_differ(make_run, listed):
     assert rows == [[16, "adam", None], [32, "adam", 3.0], [16, "sgd", None]]
 
 
+def test_keys_that_change_no_result_are_no_columns(make_run, listed):
+    make_run(training__epochs=2)
+    make_run(training__log_every={"steps": 7}, training__when_stuck="stop", training__checkpoint={"keep": 5}, seed=1)
+    assert listed()["keys"] == []
+    assert [row["runs"] for row in listed("--group")["runs"]] == [2]
+    make_run(training__epochs=9, status="interrupted")
+    assert listed()["keys"] == []
+    make_run(training__epochs=9)  # stopped after 2
+    assert listed()["keys"] == ["training.epochs"]
+
+
+def test_a_section_that_is_off_or_the_same_is_one_column(make_run, listed):
+    make_run()
+    make_run(training__average={"decay": 0.9, "warmup": True})
+    assert listed()["keys"] == ["training.average.decay"]
+    make_run(training__average={"decay": 0.9, "warmup": False})
+    assert listed()["keys"] == ["training.average.warmup"]
+    make_run(training__average={"decay": 0.99, "warmup": False})
+    assert listed()["keys"] == ["training.average.decay", "training.average.warmup"]
+
+
+def test_the_size_of_images_is_known_where_they_have_their_own(make_run, listed):
+    make_run(data__image_size=12)
+    path = make_run(data__image_size=None)
+    write_json(path / "summary.json", read_json(path / "summary.json") | {"image": [28, 28, 1]})
+    assert [row["data.image_size"] for row in listed()["runs"]] == [12, 28]
+
+
+def test_lists_of_sections_are_shown_by_their_names(make_run, kpipe):
+    make_run(data__augment=[{"random_crop": {}}, {"flip_horizontal": {}}])
+    make_run(data__augment=[{"cutout": {"size": 4}}])
+    make_run(data__augment=[])
+    out = kpipe("results")[1]
+    assert "random_crop, flip_horizontal" in out
+    assert "cutout {size: 4}" in out
+    assert "{random_crop" not in out
+
+
 def test_seeds_become_one_row_on_the_screen(make_run, kpipe):
     for seed, accuracy in enumerate((0.9, 0.94)):
         make_run(seed=seed, test=accuracy)
@@ -230,7 +268,7 @@ def test_seeds_become_one_row_on_the_screen(make_run, kpipe):
         ["2026-11-29_12-02-00", "50.00", "%", "100.00", "%"],
     ]
     assert lines[5].startswith(
-        "The same in all: name tiny, status finished, network lenet5, data synthetic, epochs 2, "
+        "The same in all: name tiny, status finished, network lenet5, data synthetic, parameters 21 k, epochs 2, "
     )
     assert len([line for line in kpipe("results", "--runs")[1].splitlines() if line.startswith("2026-")]) == 3
 
@@ -292,6 +330,7 @@ def test_sorted_by_any_column_with_what_is_unknown_at_the_end(three, listed, col
         (["status=finished"], [8, 16]),
         (["status!=finished"], [128]),
         (["status=f*d"], [8, 16]),
+        (["status=Finished", "network=LeNet*"], [8, 16]),
         (["batch_size=16.0"], [16]),
         (["data.batch_size >= 16"], [16, 128]),
         (["test_accuracy>80%"], [16]),
@@ -312,7 +351,12 @@ def test_filtered_by_any_column(three, listed, filters, batch_sizes):
 
 def test_the_screen_says_of_how_many(three, kpipe, logs):
     assert kpipe("results", "--filter", "batch_size=16")[1].startswith(f"1 of 3 runs in {logs}\n")
-    assert kpipe("results", "--filter", "batch_size=17")[1] == f"0 of 3 runs in {logs}\n"
+    said = "note: --filter batch_size=17: no run has this value; there are 8, 16, 128\n"
+    assert kpipe("results", "--filter", "batch_size=17")[1] == f"0 of 3 runs in {logs}\n{said}"
+    said = "note: --filter seed=0,1: no run has this value; there are 0\n"
+    assert kpipe("results", "--filter", "seed=0,1", "--csv")[2] == said
+    none = "note: --filter max_minutes=3: no run has this value\n"
+    assert kpipe("results", "--filter", "max_minutes=3")[1].endswith(none)
 
 
 COLUMN = "expected a column, got"
@@ -340,7 +384,15 @@ KNOWN = (
         ),
         (
             ["--filter", "test_accuracy>abc"],
-            "--filter: expected a number to compare test_accuracy with, got 'abc'",
+            "--filter: expected a fraction of 1 or a percentage such as 97% to compare test_accuracy with, got 'abc'",
+        ),
+        (
+            ["--filter", "val_accuracy>30"],
+            "--filter: expected a fraction of 1 or a percentage such as 97% to compare val_accuracy with, got '30'",
+        ),
+        (
+            ["--filter", "time>10s"],
+            "--filter: expected a number of seconds to compare time with, got '10s'",
         ),
         (
             ["--filter", "batch_size<=many"],
@@ -398,6 +450,23 @@ def test_a_terminal_is_never_too_narrow(make_run, logs, width):
     assert ("Not shown: " in text and "Take a wider terminal, or --json." in text) == (width < 120)
 
 
+def test_what_a_run_is_and_gave_comes_before_its_keys(make_run, logs):
+    make_run(seed=0, test=0.1)
+    make_run(seed=1, test=0.2, data__batch_size=8, model__activation="tanh", training__max_minutes=3)
+    header = in_a_terminal(80, folder=str(logs))[1:4]
+    first = " ".join(" ".join(line.split()) for line in header)
+    assert [name for name in ("accuracy", "seed", "batch_size") if name in first] == ["accuracy", "seed"], first
+
+
+def test_columns_says_how_wide_a_pipe_is(make_run, kpipe, monkeypatch):
+    make_run(name=f"2026-11-29_13-00-00_{'x' * 90}")
+    make_run(data__source=f"folder:/{'y' * 90}")
+    monkeypatch.setenv("COLUMNS", "80")
+    out = kpipe("results")[1]
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert "…" in out
+
+
 def test_what_is_piped_is_never_cut(make_run, kpipe):
     name = f"2026-11-29_13-00-00_{'x' * 90}"
     make_run(name=name)
@@ -440,10 +509,30 @@ def test_a_search_is_one_line(search, make_run, kpipe):
         "name", "search", "status", "trials", "best_score", "best_values", "objective", "best_trial", "failed", "date",
     ]  # fmt: skip
     assert lines[place + 3].split() == [
-        "tiny", search.name, "finished", "3", "0.8000", "learning_rate.peak=0.1", "val_accuracy", "1", "1",
+        "tiny", search.name, "finished", "3", "80.00", "%", "learning_rate.peak=0.1", "val_accuracy", "1", "1",
         "2026-11-29", "11:00",
     ]  # fmt: skip
     assert lines[place + 4 :] == ["The trials of the last one:", f"  kpipe results {search}"]
+
+
+def test_filters_hold_for_searches(search, make_run, kpipe, listed):
+    make_run(folder=search.parents[2] / "logs" / "other")
+    finish(search)
+    found = listed("--filter", "name=TINY")
+    assert ([row["name"] for row in found["searches"]], found["runs"], found["notes"]) == (["tiny"], [], [])
+    found = listed("--filter", "name=small")
+    said = ["--filter name=small: no run has this value; there are other, tiny"]
+    assert (found["searches"], found["notes"]) == ([], said)
+    assert listed("--filter", "seed=0")["searches"] == []
+
+
+def test_csv_says_that_it_has_no_searches(search, make_run, kpipe):
+    make_run()
+    finish(search)
+    code, out, err = kpipe("results", "--csv")
+    assert (code, err) == (0, "note: the searches are left out; --trials adds their trials\n")
+    assert len(out.splitlines()) == 2
+    assert kpipe("results", "--csv", "--trials")[2] == ""
 
 
 def test_a_search_that_is_not_finished_says_how_many_trials_are_left(search, listed, logs):

@@ -19,11 +19,15 @@ def network(tmp_path):
 
 def test_each_format_is_written_once_beside_the_network(network, tmp_path):
     assert check_arguments(network, ["keras", "saved_model", "keras"], None, int8=False) == (
-        ["keras", "saved_model"],
         tmp_path / "export",
+        {"keras": "keras", "saved_model": "saved_model"},
     )
-    assert check_arguments(tmp_path, "keras", None, int8=False) == (["keras"], tmp_path / "export")
-    assert check_arguments(network, "keras", tmp_path / "to", int8=False) == (["keras"], tmp_path / "to")
+    assert check_arguments(network, "keras", tmp_path / "to", int8=False) == (tmp_path / "to", {"keras": "keras"})
+
+
+def test_other_weights_of_a_run_get_a_folder_of_their_own(tmp_path):
+    for file, name in {"model.keras": "keras", "model_averaged.keras": "keras_averaged"}.items():
+        assert check_arguments(tmp_path / file, "keras", None, int8=False) == (tmp_path / "export", {"keras": name})
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,7 @@ def assert_same_logits(folder, name, model, shape):
     for count in (3, 2):
         images = np.random.default_rng(count).integers(0, 256, (count, *shape)).astype("float32")
         names, expected = {"images": images}, np.asarray(model(images, training=False))
-        code = [FORMATS[name].imports, *FORMATS[name].code(str(folder / FORMATS[name].file))]
-        exec("\n".join(code), names)  # noqa: S102
+        exec("\n".join(FORMATS[name].code(str(folder / FORMATS[name].file))), names)  # noqa: S102
         np.testing.assert_allclose(np.asarray(names["logits"]), expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -89,6 +88,13 @@ def test_keras_and_saved_model_are_written(tmp_path):
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     assert_same_logits(tmp_path, "keras", network, (4, 4, 1))
     assert_same_logits(tmp_path, "saved_model", network, (4, 4, 1))
+
+
+def test_saved_model_has_each_weight_once(tmp_path):
+    network = make_exportable(build_model("mlp", {"width": 256}, input_shape=(8, 8, 1), classes=2), (8, 8, 1))
+    write_format("saved_model", network, tmp_path / "model")
+    [data] = (tmp_path / "model" / "variables").glob("variables.data-*")
+    assert network.count_params() * 4 <= data.stat().st_size < network.count_params() * 4 + 10_000
 
 
 class Twice(keras.layers.Layer):

@@ -6,8 +6,11 @@ import pytest
 
 from kpipe.models import portable, preprocessing
 from kpipe.models.building import build_model
+from kpipe.models.keras_files import list_leaves
 from kpipe.models.portable import make_exportable, save_portable
 from kpipe.models.preprocessing import Normalization
+from kpipe.training.losses import CrossEntropy
+from kpipe.training.precision import precision_scope
 
 NETWORK = {
     "name": "lenet5",
@@ -39,6 +42,27 @@ def test_older_files_load_and_export_as_today(tmp_path, monkeypatch):
     expected = np.asarray(network(images))
     for each in (before, now, rebuilt, exported):
         np.testing.assert_allclose(np.asarray(each(images)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "side"), [("alexnet", 64), ("vgg11", 32)])
+def test_a_network_that_was_trained_in_mixed_precision_is_written_in_float32(tmp_path, name, side):
+    network = {"name": name, "options": {"width": 8}, "input_shape": (side, side, 3), "classes": 2}
+    network["normalization"] = NETWORK["normalization"]
+    with precision_scope("mixed_bfloat16"):
+        model = build_model(**network)
+        save_portable(model, tmp_path / "net.keras", **network)
+        exported = make_exportable(keras.models.load_model(tmp_path / "net.keras"), (side, side, 3))
+    assert model.layers[2].compute_dtype == "bfloat16"
+    layers = [layer for layer in list_leaves(exported) if not isinstance(layer, keras.layers.InputLayer)]
+    assert {layer.compute_dtype for layer in layers} <= {"float32", None}
+    assert {weight.dtype for weight in exported.weights} == {"float32"}
+
+
+def test_the_copy_of_a_compiled_network_is_not_compiled():
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    network.compile(loss=CrossEntropy())
+    copied = make_exportable(network, (4, 4, 1))
+    assert not copied.compiled and "kpipe" not in copied.to_json()
 
 
 def test_a_network_for_any_size_gets_one():

@@ -11,11 +11,15 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A change of images that keeps their size."""
+    """A change of images that keeps their size.
+
+    It never draws random numbers itself. The pipeline draws them, from the seed and the step alone, so that a run that
+    is resumed sees the images that it would have seen.
+    """
 
     name: str
     uniforms: int
-    """Number of uniforms that an image needs."""
+    """Number n of uniforms, random numbers in [0, 1), that each image needs; 0 for a change without chance."""
     apply: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     """(images [B, H, W, C], uniforms float32 [B, n] in [0, 1)) -> images of the same shape and dtype. H, W and C are
     known when the graph is built; XLA compiles the function."""

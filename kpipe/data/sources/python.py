@@ -42,7 +42,7 @@ def read_python(request: SourceRequest, /, **options) -> Source:
     function = load_function(name, setting("source"))
     section = make_options(function, name, setting("source"), Section)
     checked = check_options(setting("python"), section, **options)
-    with running(name, f"{name}: {_EXPECTED}", DataError):
+    with running(name, f"{name}: expected images and labels, but it raised", DataError):
         returned = function(**dict(checked))
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], Mapping)):
         raise DataError(f"{name}: {_EXPECTED}, got {_describe_value(returned)}")
