@@ -10,6 +10,7 @@ _PLACES = {
     "RunOptions": "kpipe.runs.options",
     "build_model": "kpipe.models",
     "evaluate": "kpipe.commands.evaluate",
+    "explain": "kpipe.commands.explain",
     "export": "kpipe.commands.export",
     "load_dataset": "kpipe.data",
     "load_experiment": "kpipe.config",

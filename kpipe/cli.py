@@ -15,6 +15,7 @@ import click
 from kpipe import __version__
 from kpipe.caller import on_command_line
 from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS, RESIZES, WEIGHTS
+from kpipe.catalog.explanations import EXPLANATIONS
 from kpipe.catalog.formats import FORMATS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
@@ -371,6 +372,50 @@ def predict(
             progress = screen.progress if screen.console.is_terminal else errors.progress
         drawing = {"grid": picture, "tell": (errors if as_csv or as_jsonl else screen).line}
         print_predictions(trained, files, write, top=top, **drawing, progress=progress, is_read=output.is_read)
+
+
+_KINDS = "\n".join(f"  {name:<17} {text}" for name, text in EXPLANATIONS.items())
+_EXPLAIN = f"""Draw what a trained network has learned, and why it says what it says of images.
+
+RUN is the directory of a finished run, or a .keras file with its classes.txt beside it. Without images, some of the
+held-out split are explained.
+
+\b
+Kinds:
+{_KINDS}
+
+Fixed kernels, for any image: kpipe explain --kernels cat.jpg
+"""
+
+
+@cli.command(short_help="Draw what a network has learned, and why.", help=_EXPLAIN)
+@click.argument("run_directory", metavar="RUN", required=False)
+@click.argument("images", nargs=-1, metavar="[IMAGE|FOLDER]...")
+@click.option(
+    "--kind", "kinds", metavar="KIND", multiple=True, help="One of these. May be given several times. Default: all."
+)
+@click.option("--layer", metavar="NAME", help="Layer for deconvnet and Grad-CAM. Default: the last one.")
+@click.option("--class", "class_name", metavar="NAME", help="Class to explain. Default: the predicted one.")
+@click.option("--kernels", is_flag=True, help="Draw the responses of an image to fixed kernels. Needs no RUN.")
+@_weights
+@_image_size
+@_resize
+@click.option("--output", metavar="FOLDER", help="Default: RUN/explain.")
+def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, **options: Any) -> None:
+    if kernels:
+        images = images if run_directory is None else (run_directory, *images)
+    elif run_directory is None:
+        raise click.UsageError("Missing argument 'RUN'. Give the directory of a run, or --kernels.")
+    announce(_LOADING)
+    with _quietly():
+        from kpipe.commands.explain import explain, explain_kernels
+
+        if kernels:
+            explained = explain_kernels(images, output=options["output"])
+        else:
+            explained = explain(run_directory, images, **options)
+        for figure in explained:
+            click.echo(str(figure.path))
 
 
 def _paths_in(argument: str) -> list[str]:

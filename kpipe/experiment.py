@@ -27,8 +27,9 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
+from kpipe.evaluation.page import write_page
 from kpipe.evaluation.predictions import Predictions
-from kpipe.evaluation.report import write_figures
+from kpipe.evaluation.report import FIGURES, write_figures
 from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
@@ -46,6 +47,7 @@ from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
+from kpipe.runs.tensorboard import write_ending
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, seed_everything
@@ -190,6 +192,10 @@ def train(
             stop.obey()  # a signal that a library has turned into an error of its own
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores)
+            if options.draw:
+                write_page(run.path, experiment)
+                curves = predictions.precision_recall(splits.class_names) if predictions else {}
+                write_ending(run.path, experiment, summary, tuple(FIGURES), curves)
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)

@@ -29,7 +29,7 @@ from kpipe.evaluation.predictions import NUM_EXAMPLES, Examples
 from kpipe.evaluation.report import draw_mistakes
 from kpipe.evaluation.scoring import score
 from kpipe.evaluation.views import make_protocol
-from kpipe.figures.confusion import draw_confusion_matrix
+from kpipe.figures.confusion import draw_confusion
 from kpipe.figures.style import label, noting_failures, save_figure
 from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
@@ -404,7 +404,7 @@ def _write(
     counts = make_confusion_matrix(outcomes, len(class_names))
     with filling(folder, FILES) as new:
         with noting_failures(result["notes"], new, "confusion_matrix.png"):
-            save_figure(draw_confusion_matrix(counts, **style), new / "confusion_matrix.png")
+            save_figure(draw_confusion(counts, **style), new / "confusion_matrix.png")
         with noting_failures(result["notes"], new, "mistakes.png"):
             shown = outcomes.mistakes[:NUM_EXAMPLES]
             columns = (outcomes.labels[shown], outcomes.predictions[shown], outcomes.confidences[shown])

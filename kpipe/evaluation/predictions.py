@@ -3,12 +3,15 @@
 B batch, n images, H height, W width, C channels, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kpipe.evaluation.metrics import Outcomes, compute_probabilities, concatenate, score_batch
+from kpipe.evaluation.thresholds import Thresholds
 
+_MOST_CURVES = 20  # classes
 NUM_EXAMPLES = 25
 """Images of a figure, and mistakes that an evaluation lists."""
 
@@ -63,6 +66,7 @@ class Predictions:
         self._batches: list[Outcomes] = []
         self._generator = np.random.default_rng(seed)
         self._sample, self._mistakes = _Smallest(num_examples), _Smallest(num_examples)
+        self._thresholds: Thresholds | None = None
 
     def add(self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
         """Take in a batch.
@@ -72,11 +76,20 @@ class Predictions:
             labels: int [B].
             logits: float [B, K].
         """
-        outcomes = score_batch(compute_probabilities(logits), labels)
+        probabilities = compute_probabilities(logits)
+        outcomes = score_batch(probabilities, labels)
         self._batches.append(outcomes)
+        if probabilities.shape[1] <= _MOST_CURVES:
+            self._thresholds = self._thresholds or Thresholds(probabilities.shape[1])
+            self._thresholds.add(probabilities, outcomes.labels)
         examples = Examples(images, outcomes.labels, outcomes.predictions, outcomes.confidences)
         self._sample.add(examples, self._generator.random(len(outcomes)))
         self._mistakes.add(examples.select(outcomes.mistakes), -outcomes.confidences[outcomes.mistakes])
+
+    def precision_recall(self, class_names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+        """Return the counts of `Thresholds` by the name of the class; of more than 20 classes none."""
+        found = self._thresholds
+        return {name: found.counts(number) for number, name in enumerate(class_names)} if found else {}
 
     @property
     def outcomes(self) -> Outcomes:

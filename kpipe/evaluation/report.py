@@ -11,14 +11,25 @@ from kpipe.config.schema import Experiment
 from kpipe.console import counted
 from kpipe.evaluation.metrics import make_confusion_matrix
 from kpipe.evaluation.predictions import Examples, Predictions
-from kpipe.figures.confusion import draw_confusion_matrix
+from kpipe.explaining.feature_maps import first_filters, has_filters
+from kpipe.figures.confusion import draw_class_accuracy, draw_confusion
 from kpipe.figures.curves import draw_curves
+from kpipe.figures.explanations import draw_filters
 from kpipe.figures.image_grids import draw_predictions
 from kpipe.figures.style import label, noting_failures, save_figure
 from kpipe.runs.state import RunState
 
-_FIGURES = ("curves", "confusion_matrix", "predictions", "mistakes")
-_CURVES, _MATRIX, _PREDICTIONS, _MISTAKES = (f"figures/{name}.png" for name in _FIGURES)
+FIGURES = {
+    "curves": "Learning curves",
+    "confusion_matrix": "What is taken for what",
+    "class_accuracy": "Accuracy of each class",
+    "predictions": "Predictions",
+    "mistakes": "Most confident mistakes",
+    "filters": "Filters of the first convolution",
+}
+"""Names of the files in `figures/`, and what they show."""
+
+_CURVES, _MATRIX, _CLASSES, _PREDICTIONS, _MISTAKES, _FILTERS = (f"figures/{name}.png" for name in FIGURES)
 
 
 def write_figures(
@@ -29,7 +40,7 @@ def write_figures(
     predictions: Predictions | None,
     class_names: Sequence[str],
 ) -> list[str]:
-    """Draw the curves of a run and, of a held-out split, confusion matrix, predictions and mistakes.
+    """Draw the curves of a run, its first filters and, of a held-out split, confusions, classes, predictions, mistakes.
 
     Args:
         run: the run directory, whose metrics.jsonl is read; the figures are written to `figures/` in it.
@@ -54,14 +65,21 @@ def write_figures(
         caption = "\n".join([f"{source} · {weights}", *_describe_training_accuracy(experiment, model)])
         figure = draw_curves([json.loads(line) for line in lines], best_epoch=state.best_epoch, caption=caption)
         save_figure(figure, run / _CURVES)
+    if has_filters(model):
+        with noting_failures(failures, run, _FILTERS):
+            filters = first_filters(model)
+            title = f"Filters of the first convolution: {filters.shape[-1]} of {filters.shape[0]}x{filters.shape[1]}"
+            save_figure(draw_filters(filters, title=title, caption=f"{source} · {weights}"), run / _FILTERS)
     if predictions is None:
         return failures
     outcomes, sample = predictions.outcomes, predictions.sample
     images = counted(len(outcomes), "image")
     style = {"class_names": class_names, "caption": f"{source} · {predictions.split} split, {images} · {weights}"}
+    counts = make_confusion_matrix(outcomes, len(class_names))
     with noting_failures(failures, run, _MATRIX):
-        counts = make_confusion_matrix(outcomes, len(class_names))
-        save_figure(draw_confusion_matrix(counts, **style), run / _MATRIX)
+        save_figure(draw_confusion(counts, **style), run / _MATRIX)
+    with noting_failures(failures, run, _CLASSES):
+        save_figure(draw_class_accuracy(counts, **style), run / _CLASSES)
     with noting_failures(failures, run, _PREDICTIONS):
         title = f"Predictions: {len(sample.labels)} of {images}, drawn at random"
         save_figure(draw_predictions(**vars(sample), **style, title=title), run / _PREDICTIONS)

@@ -4,7 +4,7 @@ Each `draw_*` returns a `matplotlib.figure.Figure`, made without pyplot: it need
 imports kpipe keeps its own settings. `save_figure` writes a figure to a PNG file.
 """
 
-from kpipe.figures.confusion import draw_confusion_matrix
+from kpipe.figures.confusion import draw_class_accuracy, draw_confusion
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import UNKNOWN, draw_image_grid, draw_predictions
 from kpipe.figures.search import SearchedKey, draw_search, draw_search_keys
@@ -13,7 +13,8 @@ from kpipe.figures.style import noting_failures, save_figure
 __all__ = [
     "UNKNOWN",
     "SearchedKey",
-    "draw_confusion_matrix",
+    "draw_class_accuracy",
+    "draw_confusion",
     "draw_curves",
     "draw_image_grid",
     "draw_predictions",

@@ -1,6 +1,5 @@
-"""The confusion matrix. K classes."""
+"""What a network takes for what: the confusion matrix, the pairs that it confuses most, each class. K classes."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,24 +10,25 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
 from kpipe.console import counted
-from kpipe.figures.style import FAINT, INK, add_caption, label, make_layout, style_axes
+from kpipe.figures.style import BLUE, CAPTION, FAINT, GRID, INK, add_caption, label, make_layout, style_axes
 
 _POINTS_PER_INCH = 72
 _CHARACTER = 0.64  # em: the width of a digit in the default font, and of an average letter at most
 _MOST_WRITTEN = 20  # classes; above, counts do not fit into their cells
-_MOST_NAMES = 40  # above, the names of neighboring classes would run into each other
+_MOST_IN_MATRIX = 30  # classes; above, its names and cells could not be read
+_MOST_BARS = 40  # pairs or classes in a figure
 _LONGEST_NAME = 20  # characters
 _NAME_SIZE = 8  # points
 _LARGEST = 9  # inches, of the matrix
 
 
-def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, caption: str = "") -> Figure:
-    """Draw how often each class was predicted for which, colored by the fraction of the true class.
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str], *, caption: str = "") -> Figure:
+    """Draw how often each class was predicted for which: the matrix, or above 30 classes the most frequent pairs.
 
     Args:
         counts: int [K, K]: row = true class, column = predicted class.
-        class_names: K names; long ones are shortened. Counts are written for up to 20 classes; of more than 40
-            classes, every second, third and so on has its name written.
+        class_names: K names; long ones are shortened. In a matrix, counts are written for up to 20 classes. Its colors
+            are fractions of the true class.
         caption: the line below the figure.
 
     Raises:
@@ -37,7 +37,9 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, cap
     classes = len(class_names)
     if np.shape(counts) != (classes, classes):
         got = list(np.shape(counts))
-        raise ValueError(f"draw_confusion_matrix: expected counts [{classes}, {classes}], got {got}.")
+        raise ValueError(f"draw_confusion: expected counts [{classes}, {classes}], got {got}.")
+    if classes > _MOST_IN_MATRIX:
+        return _draw_pairs(counts, class_names, caption)
     # A class without images has no fractions; its row stays empty.
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [label(name, _LONGEST_NAME) for name in class_names]
@@ -59,6 +61,69 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], *, cap
     return figure
 
 
+def draw_class_accuracy(counts: np.ndarray, class_names: Sequence[str], *, caption: str = "") -> Figure:
+    """Draw the accuracy of each class, the lowest first; of more than 40 classes, the 40 lowest.
+
+    Args:
+        counts: int [K, K]: row = true class, column = predicted class. A class without images is left out.
+        class_names: K names; long ones are shortened.
+        caption: the line below the figure.
+    """
+    images = counts.sum(1)
+    there = np.flatnonzero(images)
+    accuracies = np.diagonal(counts)[there] / images[there]
+    order = np.argsort(accuracies, kind="stable")[:_MOST_BARS]
+    left_out = len(there) - len(order)
+    title = "Accuracy of each class" if not left_out else f"Accuracy of the {len(order)} lowest of {len(there)} classes"
+    rows = [
+        (label(class_names[there[place]], _LONGEST_NAME), accuracies[place], f"{images[there[place]]:,}")
+        for place in order
+    ]
+    figure, axes = _draw_bars(rows, title, caption)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    mean = np.trace(counts) / max(1, counts.sum())
+    axes.axvline(mean, color=INK, linewidth=1, linestyle=":")
+    axes.set_xlabel(f"accuracy (of all images: {mean:.1%}); beside the bars, images", color=INK, fontsize=9)
+    return figure
+
+
+def _draw_pairs(counts: np.ndarray, class_names: Sequence[str], caption: str) -> Figure:
+    mistakes = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:_MOST_BARS]
+    pairs = [divmod(int(place), len(counts)) for place in order if mistakes.flat[place]]
+    wrong = int(mistakes.sum())
+    title = f"The {len(pairs)} most frequent confusions: {counted(int(counts.sum()), 'image')}, {wrong:,} wrong"
+    rows = [
+        (
+            f"{label(class_names[true], _LONGEST_NAME)} taken for {label(class_names[predicted], _LONGEST_NAME)}",
+            float(mistakes[true, predicted]),
+            f"of {counts[true].sum():,}",
+        )
+        for true, predicted in pairs
+    ]
+    figure, axes = _draw_bars(rows, title if rows else "No confusions", caption)
+    axes.set_xlabel("images; beside the bars, all images of the true class", color=INK, fontsize=9)
+    return figure
+
+
+def _draw_bars(rows: Sequence[tuple[str, float, str]], title: str, caption: str) -> tuple[Figure, Axes]:
+    """Draw bars from the top down, each (name, length, text at its end)."""
+    figure = Figure(figsize=(8, 0.22 * max(len(rows), 4) + 1.6), layout=make_layout())
+    add_caption(figure, caption)
+    axes = figure.subplots()
+    style_axes(axes, title=title, grid=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    places = range(len(rows))
+    axes.barh(places, [length for _, length, _ in rows], color=BLUE, height=0.7)
+    axes.set_yticks(places, [name for name, _, _ in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    for place, (_, length, text) in zip(places, rows, strict=True):
+        axes.annotate(text, (length, place), (3, 0), textcoords="offset points", va="center", fontsize=7, color=CAPTION)
+    return figure, axes
+
+
 def _add_colorbar(axes: Axes, image: AxesImage) -> None:
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, format=PercentFormatter(1.0))
     bar.outline.set_visible(False)
@@ -67,10 +132,9 @@ def _add_colorbar(axes: Axes, image: AxesImage) -> None:
 
 
 def _label_classes(axes: Axes, names: Sequence[str], *, slanted: bool) -> None:
-    shown = range(0, len(names), math.ceil(len(names) / _MOST_NAMES))
     slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(shown, [names[place] for place in shown], parse_math=False, **slant)
-    axes.set_yticks(shown, [names[place] for place in shown], parse_math=False)
+    axes.set_xticks(range(len(names)), names, parse_math=False, **slant)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted", color=INK, fontsize=9)
     axes.set_ylabel("true", color=INK, fontsize=9)
 

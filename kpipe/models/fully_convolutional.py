@@ -40,6 +40,8 @@ _CONVOLUTIONAL = (
 def build_fully_convolutional(model: keras.Model) -> keras.Model:
     """Build the network that sees every position of a larger image: logits, averaged over the positions.
 
+    As `build_class_map`, but a network that ends in a global average averages its features instead.
+
     The first dense layer after `Flatten` becomes a convolution of the size of the feature map that it has been trained
     on, and the dense layers after it become convolutions of 1x1. A network that ends in a global average needs no
     change: its average is over more positions. All weights are those of the model; the first dense layer alone is
@@ -55,14 +57,47 @@ def build_fully_convolutional(model: keras.Model) -> keras.Model:
     Raises:
         ConfigError: a layer of the network needs images of one size.
     """
+    images, logits = _at_all_positions(model, "protocol: expected for dense")
+    if len(logits.shape) == 4:
+        logits = layers.GlobalAveragePooling2D(dtype="float32", name="positions")(logits)
+    return keras.Model(images, logits, name=f"fully_convolutional_{model.name}")
+
+
+def build_class_map(model: keras.Model) -> keras.Model:
+    """Build the network that gives logits for each position of a larger image.
+
+    A global average before the dense layers is left out: of a linear classifier, the mean of the positions is what the
+    network says of the whole image.
+
+    Args:
+        model: as for `build_fully_convolutional`.
+
+    Returns:
+        An uncompiled model from images float32 [B, H, W, C] to logits float32 [B, h, w, K].
+
+    Raises:
+        ConfigError: a layer of the network needs images of one size.
+    """
+    images, logits = _at_all_positions(model, "kinds: expected for heat_map", averages=False)
+    return keras.Model(images, logits, name=f"class_map_{model.name}")
+
+
+def _at_all_positions(model: keras.Model, wanted: str, *, averages: bool = True) -> tuple:
+    """Return images of any size, and what the network says of them, at each position unless it averages.
+
+    Args:
+        model: as for `build_fully_convolutional`.
+        wanted: begins the message of an error.
+        averages: whether global averages stay.
+    """
     model = keras.Model(model.inputs, model.outputs[0])  # without auxiliary heads
-    _check_layers(model)
+    _check_layers(model, wanted)
     kernel_sizes = [layer.input.shape[1:3] for layer in model.layers if isinstance(layer, layers.Flatten)]
     height, width, channels = model.input_shape[1:]
     any_size = (None, None, channels)
 
     def call(layer, x, **options):
-        if isinstance(layer, layers.Flatten):
+        if isinstance(layer, layers.Flatten) or (isinstance(layer, layers.GlobalAveragePooling2D) and not averages):
             return x
         if isinstance(layer, layers.Dense) and layer.kernel.shape[0] != x.shape[-1]:
             return _convolve(layer, kernel_sizes[0], x)
@@ -72,29 +107,23 @@ def build_fully_convolutional(model: keras.Model) -> keras.Model:
 
     images = keras.Input(any_size, dtype="float32", name="images")
     copied = keras.models.clone_model(model, [images], clone_function=lambda layer: layer, call_function=call)
-    logits = copied.outputs[0]
-    if len(logits.shape) == 4:
-        logits = layers.GlobalAveragePooling2D(dtype="float32", name="positions")(logits)
-    return keras.Model(images, logits, name=f"fully_convolutional_{model.name}")
+    return images, copied.outputs[0]
 
 
-def _check_layers(model: keras.Model) -> None:
+def _check_layers(model: keras.Model, wanted: str) -> None:
     for layer in model.layers:
         if isinstance(layer, SubtractMeanImage | Whiten):
             raise ConfigError(
-                "protocol: expected for dense a network that normalizes all pixels alike, got one whose first layer "
-                f"has values for each pixel ({layer.name}). Use center or ten_crop"
+                f"{wanted} a network that normalizes all pixels alike, got one whose first layer has values for each "
+                f"pixel ({layer.name}). Use another of them"
             )
         if not isinstance(layer, _CONVOLUTIONAL):
             raise ConfigError(
-                "protocol: expected for dense a network of convolutions, poolings and dense layers, which can look at "
-                f"images of any size, got one with the layer {layer.name} ({type(layer).__name__}). Use center or "
-                "ten_crop"
+                f"{wanted} a network of convolutions, poolings and dense layers, which can look at images of any size, "
+                f"got one with the layer {layer.name} ({type(layer).__name__}). Use another of them"
             )
     if sum(isinstance(layer, layers.Flatten) for layer in model.layers) > 1:
-        raise ConfigError(
-            "protocol: expected for dense a network with one Flatten layer at most, got several. Use center or ten_crop"
-        )
+        raise ConfigError(f"{wanted} a network with one Flatten layer at most, got several. Use another of them")
 
 
 def _convolve(dense: layers.Dense, kernel_size: tuple[int, int], x):

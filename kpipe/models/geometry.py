@@ -35,6 +35,8 @@ class _ReceptiveField:
 
     size: Pair = (1, 1)
     total_stride: Pair = (1, 1)
+    start: Pair = (0, 0)
+    """(top, left) of the field of the position (0, 0)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class LayerGeometry:
     a flattening or a global pooling, and after a layer of a kind that is not known here."""
     total_stride: Pair | None
     """(down, right) from one position to the next, in pixels of the image; None as for the receptive field."""
+    receptive_start: Pair | None
+    """(top, left) pixel of the receptive field of the position (0, 0); below 0 where padding is a part of the field."""
     memory: int
     """Bytes of the output for one image; 0 where it is the input in another shape."""
 
@@ -170,6 +174,7 @@ def _row(operation, node, field: _ReceptiveField | None, *, is_first: bool, is_i
         macs=_macs(operation, node),
         receptive_field=field and field.size,
         total_stride=field and field.total_stride,
+        receptive_start=field and field.start,
         memory=0 if isinstance(operation, _VIEWS) else bytes_of_outputs,
     )
 
@@ -199,21 +204,40 @@ def _receptive_field(operation, inputs: list[_ReceptiveField | None], node) -> _
     if None in inputs or isinstance(operation, _GLOBAL):
         return None
     # The field is the union over branches; their strides are equal, or they could not meet.
-    size = tuple(max(field.size[axis] for field in inputs) for axis in (0, 1))
+    start = tuple(min(field.start[axis] for field in inputs) for axis in (0, 1))
+    size = tuple(max(field.start[axis] + field.size[axis] for field in inputs) - start[axis] for axis in (0, 1))
     stride = inputs[0].total_stride
     kernel = _kernel(operation)
     if kernel is None:
         same = node.outputs[0].shape[1:3] == node.input_tensors[0].shape[1:3]
-        padded = isinstance(operation, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D))
-        return _ReceptiveField(size, stride) if same or padded else None
+        if isinstance(operation, keras.layers.ZeroPadding2D):
+            before = [-pair[0] for pair in operation.padding]
+        elif isinstance(operation, keras.layers.Cropping2D):
+            before = [pair[0] for pair in operation.cropping]
+        else:
+            before = [0, 0] if same else None
+        return before and _ReceptiveField(size, stride, _moved(start, before, stride))
     if isinstance(operation, keras.layers.Conv2DTranspose):
         return None
     dilation = getattr(operation, "dilation_rate", (1, 1))
     dilation = (dilation, dilation) if isinstance(dilation, int) else dilation
+    extent = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+    before = [0, 0]
+    if operation.padding == "same":
+        sides = zip(
+            node.outputs[0].shape[1:3], node.input_tensors[0].shape[1:3], operation.strides, extent, strict=True
+        )
+        missing = [(output - 1) * step + reach + 1 - side for output, side, step, reach in sides]
+        before = [-(max(0, pixels) // 2) for pixels in missing]
     return _ReceptiveField(
-        tuple(size[axis] + dilation[axis] * (kernel[axis] - 1) * stride[axis] for axis in (0, 1)),
+        tuple(size[axis] + extent[axis] * stride[axis] for axis in (0, 1)),
         tuple(stride[axis] * operation.strides[axis] for axis in (0, 1)),
+        _moved(start, before, stride),
     )
+
+
+def _moved(start: Pair, positions: Sequence[int], stride: Pair) -> Pair:
+    return tuple(start[axis] + positions[axis] * stride[axis] for axis in (0, 1))
 
 
 def _kernel(operation) -> Pair | None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
+from kpipe.runs.tensorboard import make_layout
 
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
 _SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
@@ -80,6 +81,7 @@ class RunLog:
         """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""
         lines = config.read_text(encoding="utf-8").splitlines()
         with self._writers["train"].as_default(step=0):
+            tf.summary.experimental.write_raw_pb(make_layout(), step=0)
             tf.summary.text("config", "\n".join("    " + line for line in lines))
             if model is not None:
                 tf.summary.graph(_trace_graph(model))

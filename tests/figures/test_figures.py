@@ -248,7 +248,7 @@ def test_keys_of_few_trials_are_saved(tmp_path, scores):
 def test_confusion_matrix_counts_and_fractions():
     # Class 2 is never predicted, class 3 has no images.
     matrix = [[3, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    axes = figures.draw_confusion_matrix(np.array(matrix), ["a", "b", "c", "d"]).axes[0]
+    axes = figures.draw_confusion(np.array(matrix), ["a", "b", "c", "d"]).axes[0]
     cells = {(round(text.get_position()[1]), round(text.get_position()[0])): text for text in axes.texts}
     counts = [[int(cells[row, column].get_text()) for column in range(4)] for row in range(4)]
     assert counts == matrix
@@ -261,18 +261,41 @@ def test_confusion_matrix_counts_and_fractions():
 
 def test_twenty_classes_are_written_and_more_are_not():
     def draw(classes):
-        return figures.draw_confusion_matrix(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)]).axes[0]
+        return figures.draw_confusion(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)]).axes[0]
 
-    few, many = draw(20), draw(100)
+    few, many = draw(20), draw(30)
     assert len(few.texts) == 400
-    assert [tick.get_text() for tick in few.get_yticklabels()] == [f"c{label}" for label in range(20)]
     assert not many.texts
-    assert [tick.get_text() for tick in many.get_xticklabels()] == [f"c{label}" for label in range(0, 100, 3)]
-    assert many.get_xticks().tolist() == list(range(0, 100, 3))
+    assert [tick.get_text() for tick in many.get_xticklabels()] == [f"c{label}" for label in range(30)]
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_drawn():
+    counts = 5 * np.eye(1000, dtype=int)
+    counts[3, 7], counts[7, 3], counts[500, 0] = 4, 2, 9
+    axes = figures.draw_confusion(counts, [f"c{label}" for label in range(1000)]).axes[0]
+    assert axes.get_title("left") == "The 3 most frequent confusions: 5,015 images, 15 wrong"
+    pairs = ["c500 taken for c0", "c3 taken for c7", "c7 taken for c3"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == pairs
+    assert [bar.get_width() for bar in axes.patches] == [9, 4, 2]
+    assert [text.get_text() for text in axes.texts] == ["of 14", "of 9", "of 7"]
+    none = figures.draw_confusion(np.eye(31, dtype=int), list(map(str, range(31)))).axes[0]
+    assert none.get_title("left") == "No confusions"
+
+
+def test_the_accuracy_of_each_class_the_lowest_first():
+    counts = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    axes = figures.draw_class_accuracy(counts, ["cat", "dog", "eel"]).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
+    assert [bar.get_width() for bar in axes.patches] == [0.75, 1.0]
+    assert [text.get_text() for text in axes.texts] == ["4", "2"]
+    assert axes.get_title("left") == "Accuracy of each class"
+    many = figures.draw_class_accuracy(np.eye(100, dtype=int), list(map(str, range(100)))).axes[0]
+    assert many.get_title("left") == "Accuracy of the 40 lowest of 100 classes"
+    assert len(many.patches) == 40
 
 
 def test_long_class_names_are_shortened_at_the_ticks():
-    axes = figures.draw_confusion_matrix(np.eye(10, dtype=int), LONG_NAMES).axes[0]
+    axes = figures.draw_confusion(np.eye(10, dtype=int), LONG_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert names == [f"a rather … number {number}" for number in range(10)]
 
@@ -289,7 +312,7 @@ def test_long_class_names_are_shortened_at_the_ticks():
     ids=["2", "3", "10", "10 long", "30"],
 )
 def test_names_of_few_classes_are_horizontal(names, rotation):
-    axes = figures.draw_confusion_matrix(np.eye(len(names), dtype=int), names).axes[0]
+    axes = figures.draw_confusion(np.eye(len(names), dtype=int), names).axes[0]
     assert {tick.get_rotation() for tick in axes.get_xticklabels()} == {rotation}
     if not rotation:
         axes.figure.draw_without_rendering()
@@ -302,7 +325,7 @@ def test_names_of_few_classes_are_horizontal(names, rotation):
 )
 def test_nothing_is_clipped(names):
     caption = "experiment · 2026-11-29_10-12-13 · validation split, 12,345 images · weights of epoch 17"
-    figure = figures.draw_confusion_matrix(np.eye(len(names), dtype=int), names, caption=caption)
+    figure = figures.draw_confusion(np.eye(len(names), dtype=int), names, caption=caption)
     figure.draw_without_rendering()
     inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 <= outside.x0 and inside.y0 <= outside.y0
@@ -316,7 +339,7 @@ def test_nothing_is_clipped(names):
 def test_confusion_matrices_are_saved(tmp_path, images, names):
     rng = np.random.default_rng(0)
     counts = rng.multinomial(images, [1 / len(names) ** 2] * len(names) ** 2).reshape(len(names), len(names))
-    assert_saved(figures.draw_confusion_matrix(counts, names), tmp_path)
+    assert_saved(figures.draw_confusion(counts, names), tmp_path)
 
 
 HOSTILE_NAMES = {
@@ -330,7 +353,7 @@ HOSTILE_NAMES = {
 @pytest.mark.filterwarnings("error")
 def test_names_of_any_kind_are_drawn(tmp_path):
     labels = np.arange(len(HOSTILE_NAMES))
-    matrix = figures.draw_confusion_matrix(np.eye(len(labels), dtype=int), list(HOSTILE_NAMES))
+    matrix = figures.draw_confusion(np.eye(len(labels), dtype=int), list(HOSTILE_NAMES))
     assert [tick.get_text() for tick in matrix.axes[0].get_yticklabels()] == list(HOSTILE_NAMES.values())
     assert_saved(matrix, tmp_path)
     images = np.zeros((len(labels), 8, 8, 3), np.uint8)
@@ -341,7 +364,7 @@ def test_names_of_any_kind_are_drawn(tmp_path):
 
 
 def test_large_counts_fit_their_cell():
-    axes = figures.draw_confusion_matrix(12345 * np.eye(20, dtype=int), list(map(str, range(20)))).axes[0]
+    axes = figures.draw_confusion(12345 * np.eye(20, dtype=int), list(map(str, range(20)))).axes[0]
     axes.figure.draw_without_rendering()
     cell = axes.get_window_extent().width / 20
     assert all(text.get_window_extent().width < cell for text in axes.texts)
@@ -455,8 +478,8 @@ def test_names_in_any_script_are_drawn_as_they_are(tmp_path):
 
 
 def test_unknown_classes_are_refused():
-    with pytest.raises(ValueError, match=r"draw_confusion_matrix: expected counts \[2, 2\], got \[3, 3\]\."):
-        figures.draw_confusion_matrix(np.eye(3, dtype=int), ["a", "b"])
+    with pytest.raises(ValueError, match=r"draw_confusion: expected counts \[2, 2\], got \[3, 3\]\."):
+        figures.draw_confusion(np.eye(3, dtype=int), ["a", "b"])
     images, ones = np.zeros((2, 8, 8, 1), np.uint8), np.ones(2)
     with pytest.raises(ValueError, match=r"draw_predictions: expected predictions in 0\.\.1, got 0\.\.2\."):
         figures.draw_predictions(images, np.array([0, 1]), np.array([0, 2]), ones, ["a", "b"], title="P")

@@ -394,7 +394,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
     def refuse(*arguments, **options):
         raise ValueError("no such font")
 
-    monkeypatch.setattr("kpipe.evaluation.report.draw_confusion_matrix", refuse)
+    monkeypatch.setattr("kpipe.evaluation.report.draw_confusion", refuse)
     code, out, err = kpipe("run", experiment, "training.epochs=1")
     assert (code, err) == (0, "")
     assert "\nnote: figures/confusion_matrix.png could not be drawn: no such font\n" in out

@@ -1,0 +1,479 @@
+"""`kpipe explain`: pictures of what a trained network has learned, and why it says what it says of an image.
+
+The mathematics stands in `kpipe.explaining`, the drawing in `kpipe.figures.explanations`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+from scipy.special import softmax
+from sklearn.datasets import load_digits, load_sample_image
+
+from kpipe import data
+from kpipe.assembly import load_splits, make_form
+from kpipe.caller import about_an_experiment
+from kpipe.catalog.explanations import EXPLANATIONS
+from kpipe.console import Screen, counted
+from kpipe.data.image_files import why_unreadable
+from kpipe.data.reading import translate_reading_errors
+from kpipe.errors import ConfigError, DataError, did_you_mean
+from kpipe.explaining.class_models import maximize_class
+from kpipe.explaining.deconvnet import deconvolve
+from kpipe.explaining.feature_maps import (
+    Strongest,
+    choose_depths,
+    compute_feature_maps,
+    find_layer,
+    find_strongest,
+    first_filters,
+    list_stages,
+)
+from kpipe.explaining.gradients import grad_cam, saliency
+from kpipe.explaining.heat_map import compute_heat_map
+from kpipe.explaining.invariance import AMOUNTS, measure_invariance
+from kpipe.explaining.kernels import KERNELS, convolve
+from kpipe.explaining.occlusion import occlude, positions_of
+from kpipe.explaining.receptive_fields import find_field, find_receptive_fields
+from kpipe.figures import explanations as drawing
+from kpipe.figures.style import label, save_figure
+from kpipe.files import check_output_folder, expand_path, translate_write_errors
+from kpipe.layout import find_images
+from kpipe.models.geometry import measure
+from kpipe.names import path_shown
+from kpipe.trained import Trained, load_trained
+
+SHOWN = 3  # images of a split that are explained where the user gives none
+MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
+_MAPS = 6  # feature maps of the deconvolutional network
+_CLASSES = 4  # classes whose model is drawn
+_BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
+_STEPS = 100  # of a class model
+_L2 = 150  # its regularization, over the number of values of an image
+_KERNEL_SIDE = 256  # pixels of an image that fixed kernels are applied to
+_UNITS = {"shift": "shift (pixels)", "scale": "scale (factor)", "rotation": "rotation (degrees)"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One figure."""
+
+    kind: str
+    """Its name in EXPLANATIONS, or `kernels`."""
+    path: Path
+    """The PNG file."""
+
+
+@dataclass(eq=False)
+class _Subject:
+    """What is explained."""
+
+    trained: Trained
+    images: np.ndarray
+    """uint8 [n, H, W, C], 0..255, as the network sees them."""
+    names: list[str]
+    """What each image is called."""
+    labels: np.ndarray
+    """The class that is explained for each image, int [n]."""
+    layer: str | None
+    seed: int
+    screen: Screen
+    split: data.Split | None
+    """Where the strongest activations are looked for; None: among the images of the user, which are `searched`."""
+    searched: np.ndarray
+    """All images of the user, uint8 [m, H, W, C]; the first of them are `images`."""
+    caption: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.trained.class_names
+
+
+@about_an_experiment()
+def explain(
+    run: str | Path,
+    images: str | Path | Iterable[str | Path] = (),
+    *,
+    kinds: Sequence[str] = (),
+    layer: str | None = None,
+    class_name: str | None = None,
+    weights: str = "best",
+    image_size: int | None = None,
+    resize: str | None = None,
+    output: str | Path | None = None,
+    screen: Screen | None = None,
+) -> list[Explanation]:
+    """Draw what a trained network has learned, and why it says what it says of images.
+
+    Args:
+        run: the directory of a finished run, one of its model files, or a .keras file with a classes.txt beside it.
+        images: image files and folders of images. Default: some of the held-out split, drawn by the seed.
+        kinds: names of `kpipe.catalog.explanations.EXPLANATIONS`; default: all.
+        layer: the layer whose feature maps `deconvnet` and Grad-CAM look at; default: the last one.
+        class_name: the class that is explained; default: the one that the network predicts for each image.
+        weights, image_size, resize: as in `load_trained`.
+        output: folder to write. Default: `explain` in the run, or beside the model file.
+        screen: shows the progress; default: standard output.
+
+    Returns:
+        The figures, in the order of EXPLANATIONS. TensorBoard has them as well.
+
+    Raises:
+        ConfigError: as `load_trained`; an unknown kind, layer or class; a network that takes no images.
+        DataError: as `load_trained`; an image cannot be read.
+        EnvironmentFault: the folder cannot be written.
+    """
+    screen = screen or Screen()
+    if unknown := [kind for kind in kinds if kind not in EXPLANATIONS]:
+        names = did_you_mean(unknown[0], EXPLANATIONS)
+        raise ConfigError(f"kinds: expected known names, got {unknown[0]!r}{names}")
+    paths = [images] if isinstance(images, str | Path) else list(images)
+    files = find_images([os.fspath(path) for path in paths]) if paths else []
+    trained = load_trained(run, weights=weights, image_size=image_size, resize=resize)
+    if layer is not None:
+        find_layer(trained.model, layer)
+    default = trained.file.parent / "explain"
+    folder = check_output_folder(default if output is None else expand_path(str(output), "output"))
+    subject = _choose(trained, files, layer, class_name, screen)
+    done = []
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+        for kind in [kind for kind in EXPLANATIONS if kind in kinds or not kinds]:
+            try:
+                for name, figure in _DRAW[kind](subject):
+                    done.append(Explanation(kind, folder / f"{name}.png"))
+                    save_figure(figure, done[-1].path)
+                    with writer.as_default(step=0):
+                        picture = tf.io.decode_png(tf.io.read_file(str(done[-1].path)), channels=3)
+                        tf.summary.image(f"explain/{name}", picture[None])
+            except ConfigError as error:
+                if kinds:
+                    raise
+                screen.line(f"note: {kind} is left out: {error}")
+        writer.close()
+    return done
+
+
+def explain_kernels(images: Iterable[str | Path] = (), *, output: str | Path | None = None) -> list[Explanation]:
+    """Draw the responses of images to fixed kernels: blur, sharpen, edges, and the detector of a tail.
+
+    Args:
+        images: image files. Default: a photograph and a digit that come with scikit-learn.
+        output: folder to write. Default: the working directory.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: an image cannot be read.
+        EnvironmentFault: the folder cannot be written.
+    """
+    folder = check_output_folder(expand_path(str(output or "."), "output"))
+    files = find_images([os.fspath(path) for path in images])
+    pictures = _read(files, data.Form(_KERNEL_SIDE, channels=3), _KERNEL_SIDE) if files else _own_pictures()
+    rows = []
+    for image in pictures:
+        row = [(image, "image")]
+        for name, kernel in KERNELS.items():
+            response = convolve(image, kernel)
+            if name not in ("blur", "sharpen"):  # responses of both signs, or far above the pixels
+                response = np.abs(response).mean(-1, keepdims=True)
+                response = 255 * response / max(float(np.percentile(response, 99.5)), 1e-6)
+            row.append((response, name))
+        rows.append(row)
+    figure = drawing.draw_pictures(rows, [""] * len(rows), title="Fixed kernels")
+    path = folder / "kernels.png"
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path)
+    return [Explanation("kernels", path)]
+
+
+def _own_pictures() -> list[np.ndarray]:
+    digits = load_digits().images
+    digit = np.kron(digits[7] * 255 / 16, np.ones((2, 2)))
+    return [load_sample_image("flower.jpg")[60:360, 120:520], digit[..., None].astype(np.uint8)]
+
+
+# --- what is explained ----------------------------------------------------------------------------------------------
+
+
+def _choose(
+    trained: Trained, files: Sequence[str], layer: str | None, class_name: str | None, screen: Screen
+) -> _Subject:
+    """Return the images, and the class that is explained for each."""
+    seed = trained.experiment.seed if trained.experiment else 0
+    split = None if files else _load_split(trained, screen)
+    if files:
+        size, _, channels = trained.image_shape
+        form = make_form(trained.data)
+        images = _read(files, replace(form, size=form.size or size, channels=channels), size)
+        names = [Path(file).name for file in files]
+    else:
+        images, names = _draw_at_random(trained, split, seed)
+    searched, images = images, images[:SHOWN]
+    if len(searched) > len(images):
+        screen.line(f"note: of {counted(len(searched), 'image')}, the first {len(images)} are explained one by one")
+    logits = np.asarray(trained.model.predict(images, batch_size=_BATCH, verbose=0), np.float64)
+    probabilities = softmax(logits, axis=1)
+    if class_name is None:
+        labels = probabilities.argmax(1)
+    else:
+        if class_name not in trained.class_names:
+            hint = did_you_mean(class_name, trained.class_names)
+            raise ConfigError(f"class: expected a class of the network, got {class_name!r}{hint}")
+        labels = np.full(len(images), trained.class_names.index(class_name))
+    shown = [
+        f"{name}: {label(trained.class_names[each], 20)} {row[each]:.0%}"
+        for name, each, row in zip(names, labels, probabilities, strict=False)
+    ]
+    caption = label(f"{trained.file.parent.name} · {trained.file.name}", 100)
+    return _Subject(trained, images, shown, labels, layer, seed, screen, split, searched, caption)
+
+
+def _load_split(trained: Trained, screen: Screen) -> data.Split:
+    """Return the held-out split of the run."""
+    if trained.run is None:
+        raise ConfigError(
+            f"images: expected image files or folders for {path_shown(trained.file)}, which has no data of its own"
+        )
+    splits = load_splits(trained.data, ahead=False, progress=screen.progress)
+    return next(splits.by_name[name] for name in ("test", "validation", "train") if name in splits.by_name)
+
+
+def _read(files: Sequence[str], form: data.Form, size: int) -> np.ndarray:
+    """Return the center of image files in their form, uint8 [n, size, size, C].
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    split = data.unlabeled_files(files, form)
+    found = dict.fromkeys(range(len(files)))
+    for numbers, images in data.iterate_readable(split, _BATCH, size, "reading"):
+        found |= dict(zip(numbers.tolist(), images, strict=True))
+    if broken := [files[number] for number, image in found.items() if image is None]:
+        raise DataError("\n".join(f"{path_shown(file)}: cannot be read ({why_unreadable(file)})" for file in broken))
+    return np.stack(list(found.values()))
+
+
+def _draw_at_random(trained: Trained, split: data.Split, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Return some images of a split as the network sees them, and their names."""
+    numbers = split.readable_numbers()
+    chosen = np.sort(np.random.default_rng(seed).choice(numbers, min(SHOWN, len(numbers)), replace=False))
+    images = next(iter(_batches(trained, split, chosen, len(chosen))))
+    name = split.unreadable.name if split.unreadable.are_files else "image {}".format
+    return images, [Path(name(int(number))).name for number in chosen]
+
+
+def _batches(trained: Trained, split: data.Split, numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield images of a split as the network sees them, uint8 [b, H, W, C]."""
+    height, width, _ = trained.image_shape
+    with translate_reading_errors([split]):
+        for images in split.evaluation_batches(numbers, batch_size, lambda images, labels: images):
+            top, left = ((side - seen) // 2 for side, seen in zip(images.shape[1:3], (height, width), strict=True))
+            yield images.numpy()[:, top : top + height, left : left + width]
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+Figures = Iterator[tuple[str, Figure]]
+
+
+def _draw_filters(subject: _Subject) -> Figures:
+    filters = first_filters(subject.trained.model)
+    height, width, _, count = filters.shape
+    title = f"Filters of the first convolution: {count} of {height}x{width}"
+    yield "filters", drawing.draw_filters(filters, title=title, caption=subject.caption)
+
+
+def _draw_feature_maps(subject: _Subject) -> Figures:
+    model = subject.trained.model
+    depths = choose_depths(model)
+    found = compute_feature_maps(model, subject.images, list(depths.values()))
+    for place, name in enumerate(subject.names):
+        maps = {f"{depth}: {layer}": found[layer][place] for depth, layer in depths.items()}
+        title = "Feature maps by depth, those that the image excites most"
+        caption = f"{label(name, 60)} · {subject.caption}"
+        yield (
+            f"feature_maps_{place + 1}",
+            drawing.draw_feature_maps(subject.images[place], maps, title=title, caption=caption),
+        )
+
+
+def _draw_deconvnet(subject: _Subject) -> Figures:
+    trained, model = subject.trained, subject.trained.model
+    stages = list_stages(model)
+    layers = [subject.layer] if subject.layer else list(choose_depths(model).values())[1:] or stages[-1:]
+    fields = find_receptive_fields(model)
+    for layer in layers:
+        count = model.get_layer(layer).output.shape[-1]
+        maps = np.unique(np.linspace(0, count - 1, _MAPS).astype(int))
+        strongest, searched = _search(subject, layer, maps)
+        projections = _project(model, strongest, layer)
+        side = max(fields[layer][2:]) if layer in fields else max(trained.image_shape[:2])
+        cut = _cut_out(model, layer, strongest, side, projections, strongest.images)
+        title = f"What excites feature maps of {layer} most: projections and the images"
+        caption = f"the strongest activations among {searched} · {subject.caption}"
+        yield f"deconvnet_{layer}", drawing.draw_projections(maps, *cut, title=title, caption=caption)
+
+
+def _search(subject: _Subject, layer: str, maps: np.ndarray) -> tuple[Strongest, str]:
+    """Return the strongest activations, and among which images they were looked for."""
+    trained, split = subject.trained, subject.split
+    if split is None:
+        images = subject.searched
+        parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+        return find_strongest(trained.model, parts, layer, maps), counted(len(images), "image")
+    numbers = split.readable_numbers()
+    if len(numbers) > MOST_SEARCHED:
+        numbers = np.sort(np.random.default_rng(subject.seed).choice(numbers, MOST_SEARCHED, replace=False))
+    batches = _batches(trained, split, numbers, _BATCH)
+    with subject.screen.progress(f"looking for what excites {layer}", len(numbers)) as advance:
+        return find_strongest(trained.model, batches, layer, maps, advance=advance), counted(len(numbers), "image")
+
+
+def _project(model, strongest: Strongest, layer: str) -> np.ndarray:
+    """Return the projections of the strongest activations, float32 [M, n, H, W, C]."""
+    rows = [
+        np.concatenate(
+            [
+                deconvolve(
+                    model,
+                    images[start : start + _BATCH],
+                    layer,
+                    [number] * len(images[start : start + _BATCH]),
+                    positions[start : start + _BATCH],
+                )
+                for start in range(0, len(images), _BATCH)
+            ]
+        )
+        for number, images, positions in zip(strongest.maps, strongest.images, strongest.positions, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def _cut_out(model, layer: str, strongest: Strongest, side: int, *stacks: np.ndarray) -> list[np.ndarray]:
+    """Cut squares around what the strongest activations see out of images [M, n, H, W, C]."""
+    height, width = stacks[0].shape[2:4]
+    side = min(side, height, width)
+    row = next(row for row in measure(model) if row.name == layer)
+    cut = [np.empty((*stack.shape[:2], side, side, stack.shape[-1]), stack.dtype) for stack in stacks]
+    for place in np.ndindex(strongest.positions.shape[:2]):
+        field = find_field(row, strongest.positions[place]) if row.receptive_field else (0, 0, height, width)
+        middle = [field[axis] + field[axis + 2] // 2 for axis in (0, 1)]
+        top, left = (
+            int(np.clip(middle[axis] - side // 2, 0, extent - side)) for axis, extent in ((0, height), (1, width))
+        )
+        for part, stack in zip(cut, stacks, strict=True):
+            part[place] = stack[place][top : top + side, left : left + side]
+    return cut
+
+
+def _draw_saliency(subject: _Subject) -> Figures:
+    model = subject.trained.model
+    salient = saliency(model, subject.images, subject.labels)
+    cam = grad_cam(model, subject.images, subject.labels, subject.layer)
+    rows = [
+        (image, name, [("saliency", np.sqrt(gradient)), (f"Grad-CAM, {subject.layer or list_stages(model)[-1]}", heat)])
+        for image, name, gradient, heat in zip(subject.images, subject.names, salient, cam, strict=True)
+    ]
+    yield "saliency", drawing.draw_heat(rows, title="What the class depends on", caption=subject.caption)
+
+
+def _draw_occlusion(subject: _Subject) -> Figures:
+    model, rows = subject.trained.model, []
+    height, width = subject.images.shape[1:3]
+    side = max(1, round(min(height, width) / 5))
+    stride = max(1, side // 2)
+    steps = len(positions_of(height, side, stride)) * len(positions_of(width, side, stride))
+    with subject.screen.progress("covering parts of the images", steps * len(subject.images)) as advance:
+        for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
+            options = {"side": side, "stride": stride, "batch_size": _BATCH, "advance": advance}
+            found = occlude(model, image, int(number), **options)
+            heats = [("fall of the probability", found.whole - found.probabilities)]
+            heats.append(("fall of the strongest feature map", -found.activations))
+            heats.append(("where another class wins", (found.predictions != number).astype(np.float32)))
+            rows.append((image, name, heats))
+    title = f"What a gray square of {side}x{side} pixels takes away"
+    yield "occlusion", drawing.draw_heat(rows, title=title, caption=subject.caption)
+
+
+def _draw_class_models(subject: _Subject) -> Figures:
+    trained = subject.trained
+    labels = list(dict.fromkeys(int(each) for each in subject.labels))
+    labels += [each for each in range(len(trained.class_names)) if each not in labels]
+    labels = labels[:_CLASSES]
+    rows: list[list[tuple[np.ndarray, str]]] = []
+    with subject.screen.progress("climbing to class models", 2 * _STEPS * len(labels)) as advance:
+        for l2 in (_L2 / np.prod(trained.image_shape), 0.0):
+            found = [maximize_class(trained.model, each, l2=l2, steps=_STEPS, advance=advance) for each in labels]
+            rows.append(
+                [
+                    (each.image, f"{label(trained.class_names[number], 16)} {each.probability:.0%}")
+                    for number, each in zip(labels, found, strict=True)
+                ]
+            )
+    title = "Images that the network scores highest"
+    headings = ["with L2", "without: fooling"]
+    yield "class_models", drawing.draw_pictures(rows, headings, title=title, caption=subject.caption)
+
+
+def _draw_invariance(subject: _Subject) -> Figures:
+    model, image, number = subject.trained.model, subject.images[0], int(subject.labels[0])
+    curves, examples = {}, {}
+    with subject.screen.status("changing an image"):
+        for change in AMOUNTS:
+            found = measure_invariance(model, image, number, change, batch_size=_BATCH)
+            curves[_UNITS[change]] = (found.amounts, found.low, found.high, found.probabilities)
+            examples[_UNITS[change]] = found.images[np.linspace(0, len(found.images) - 1, 4).astype(int)]
+    yield (
+        "invariance",
+        drawing.draw_invariance(
+            curves,
+            examples,
+            class_name=subject.class_names[number],
+            title="A changed image",
+            caption=f"{label(subject.names[0], 60)} · {subject.caption}",
+        ),
+    )
+
+
+def _draw_receptive_fields(subject: _Subject) -> Figures:
+    boxes = find_receptive_fields(subject.trained.model)
+    title = "What the middle position of each layer sees"
+    yield (
+        "receptive_fields",
+        drawing.draw_receptive_fields(subject.images[0], boxes, title=title, caption=subject.caption),
+    )
+
+
+def _draw_heat_map(subject: _Subject) -> Figures:
+    """Draw where the classes are in a larger image: several images side by side, or one at twice its size."""
+    images = subject.images.astype(np.float32)
+    if len(images) > 1:
+        larger = np.concatenate(list(images), axis=1)
+    else:
+        larger = tf.image.resize(images[0], 2 * np.array(images.shape[1:3])).numpy()
+    with subject.screen.status("looking at a larger image"):
+        found = compute_heat_map(subject.trained.model, larger)
+    labels = list(dict.fromkeys(int(each) for each in subject.labels))
+    rows = [(larger, label(subject.class_names[each], 34), [("probability", found[..., each])]) for each in labels]
+    height, width = larger.shape[:2]
+    title = f"Where the classes are in a larger image, {height}x{width}"
+    yield "heat_map", drawing.draw_heat(rows, title=title, caption=subject.caption, limits=(0, 1))
+
+
+_DRAW: dict[str, Callable[[_Subject], Figures]] = {
+    "filters": _draw_filters,
+    "feature_maps": _draw_feature_maps,
+    "deconvnet": _draw_deconvnet,
+    "saliency": _draw_saliency,
+    "occlusion": _draw_occlusion,
+    "class_models": _draw_class_models,
+    "invariance": _draw_invariance,
+    "receptive_fields": _draw_receptive_fields,
+    "heat_map": _draw_heat_map,
+}

@@ -1,0 +1,136 @@
+"""report.html: one page about a finished run that can be mailed and printed, made of the files of its directory."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from kpipe.config.schema import Experiment
+from kpipe.console import counted, describe_counts, describe_time
+from kpipe.evaluation.report import FIGURES
+from kpipe.files import read_json, read_names, write_text
+from kpipe.names import from_here, printable, shell_quoted
+from kpipe.runs.dataset import NAMES
+
+PAGE = "report.html"
+_WIDEST = 1400  # pixels of a figure: what a page shows on a screen with twice as many pixels
+_SCALE = 96 / 150  # pixels of the page for one of a figure: its inches are those of the page
+_QUALITY = 82  # of WebP, at which text in figures has no rims
+_SPLITS = {"train": "train, during the best epoch", "validation": "validation", "test": "test"}
+
+
+def write_page(run: Path, experiment: Experiment) -> Path:
+    """Write report.html: what was trained on what, the results, the figures, the experiment, where, how to repeat it.
+
+    The page holds its figures itself, and needs neither a network nor another file.
+
+    Args:
+        run: directory of a finished run.
+        experiment: what was trained, resolved.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    summary = read_json(run / "summary.json")
+    scores = {name: summary[name] for name in _SPLITS if summary.get(name)}
+    best = next((name for name in ("test", "validation") if name in scores), None)
+    template = jinja2.Environment(autoescape=True).from_string(
+        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        title=printable(experiment.name),
+        run=printable(run.name),
+        accuracy=_percent(scores[best]["accuracy"]) if best else None,
+        accuracy_of=f"accuracy on the {counted(scores[best]['images'], 'image')} of the {best} split" if best else None,
+        has_top5=any("top5" in numbers for numbers in scores.values()),
+        results=[_describe_scores(_SPLITS[name], numbers) for name, numbers in scores.items()],
+        facts=_collect_facts(run, experiment, summary),
+        figures=[
+            {"title": title, **_embed(run / "figures" / f"{name}.png")}
+            for name, title in FIGURES.items()
+            if (run / "figures" / f"{name}.png").exists()
+        ],
+        commands=_list_commands(run),
+        config=printable_lines((run / "config.yaml").read_text(encoding="utf-8")),
+        environment=_flatten(read_json(run / "environment.json")),
+    )
+    write_text(run / PAGE, page)
+    return run / PAGE
+
+
+def printable_lines(text: str) -> str:
+    """Return text, each line printable."""
+    return "\n".join(map(printable, text.rstrip().split("\n")))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _describe_scores(split: str, numbers: Mapping[str, float]) -> dict[str, str]:
+    return {
+        "split": split,
+        "images": f"{numbers['images']:,}" if "images" in numbers else "",
+        "loss": f"{numbers['loss']:.4f}",
+        "accuracy": _percent(numbers["accuracy"]),
+        "top5": _percent(numbers["top5"]) if "top5" in numbers else "",
+    }
+
+
+def _collect_facts(run: Path, experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, str]:
+    class_names = read_names(run / NAMES)
+    names = ", ".join(map(printable, class_names[:20])) + (", ..." if len(class_names) > 20 else "")
+    speed = summary.get("images_per_second")
+    images = {name: summary[name]["images"] for name in ("validation", "test") if summary.get(name)}
+    return {
+        "network": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "data": f"{printable(experiment.data.source)}, images {'x'.join(map(str, summary['image']))}",
+        "held out": describe_counts(images) or "none",
+        "classes": f"{len(class_names):,}: {names}",
+        "training": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')} of "
+        f"{experiment.data.batch_size} images, {experiment.training.optimizer.name}",
+        "weights": f"of epoch {summary['best_epoch']}" if summary.get("best_epoch") else "of the last step",
+        "time": describe_time(summary["seconds"]) + (f", {speed:,.0f} images/s" if speed else ""),
+        "precision": summary["precision"],
+        "seed": f"{summary['seed']}",
+    }
+
+
+def _list_commands(run: Path) -> dict[str, str]:
+    path = shell_quoted(from_here(run))
+    return {
+        "the same training again": f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}",
+        "train longer": f"kpipe run --resume {path} training.epochs=NUMBER",
+        "score it again, ten crops, another set": f"kpipe evaluate {path}",
+        "predict": f"kpipe predict {path} IMAGE",
+        "see inside": f"kpipe explain {path}",
+    }
+
+
+def _flatten(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Return nested values by the names of their keys, as text."""
+    rows: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows |= _flatten(value, f"{above}{name} ")
+        else:
+            rows[f"{above}{name}"] = printable(" ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return rows
+
+
+def _embed(figure: Path) -> dict[str, Any]:
+    """Return a figure as base64 of a WebP file, which takes a fifth of the PNG, and its width in pixels of the page."""
+    with Image.open(figure) as image:
+        picture = image.convert("RGB")
+    if picture.width > _WIDEST:
+        picture = picture.resize((_WIDEST, round(picture.height * _WIDEST / picture.width)), Image.Resampling.LANCZOS)
+    with io.BytesIO() as file:
+        picture.save(file, "WEBP", quality=_QUALITY)
+        return {"data": base64.b64encode(file.getvalue()).decode(), "width": round(picture.width * _SCALE)}

@@ -1,0 +1,114 @@
+"""Which part of an image a network needs: a gray square covers one part after the other.
+
+M. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2 and figure 7.
+
+H height, W width, C channels, K classes, h and w positions of the square.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from kpipe.errors import ConfigError
+from kpipe.explaining.feature_maps import find_layer, list_stages
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What a network says while parts of an image are covered: h x w positions of the square."""
+
+    probabilities: np.ndarray
+    """Probability of the class, float32 [h, w]."""
+    predictions: np.ndarray
+    """The most probable class, int [h, w]."""
+    activations: np.ndarray
+    """Sum of the feature map of the last layer that is strongest in the whole image, float32 [h, w]."""
+    feature_map: int
+    """Number of that feature map."""
+    whole: float
+    """Probability of the class in the whole image."""
+    tops: np.ndarray
+    """First rows of the squares, int [h]."""
+    lefts: np.ndarray
+    """First columns of the squares, int [w]."""
+    side: int
+    """Side of the square in pixels."""
+
+
+def occlude(
+    model: keras.Model,
+    image: np.ndarray,
+    label: int,
+    *,
+    side: int | None = None,
+    stride: int | None = None,
+    gray: float = 127.5,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Occlusion:
+    """Cover one part of an image after the other with a gray square.
+
+    Args:
+        model: the network.
+        image: [H, W, C], 0..255.
+        label: the class, 0..K - 1.
+        side: of the square in pixels; default: about a fifth of the shorter side of the image.
+        stride: pixels from one position to the next; default: a third of the square's side. The last positions lie at
+            the edge of the image.
+        gray: value of the square, 0..255.
+        batch_size: images that the network sees at a time.
+        advance: called with the number of images just seen.
+
+    Raises:
+        ConfigError: a square that the image cannot hold, or a stride below 1.
+    """
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) / 5)) if side is None else side
+    stride = max(1, side // 3) if stride is None else stride
+    if not 1 <= side <= min(height, width):
+        raise ConfigError(f"side: expected 1 to {min(height, width)} pixels, got {side}")
+    if stride < 1:
+        raise ConfigError(f"stride: expected at least 1 pixel, got {stride}")
+    network = keras.Model(model.inputs[0], [find_layer(model, list_stages(model)[-1]).output, model.outputs[0]])
+    maps, logits = network(image[None].astype(np.float32), training=False)
+    strongest = int(np.argmax(_sums(maps)[0]))
+    tops, lefts = positions_of(height, side, stride), positions_of(width, side, stride)
+    places = [(top, left) for top in tops for left in lefts]
+    sums, probabilities = [], []
+    for start in range(0, len(places), batch_size):
+        part = places[start : start + batch_size]
+        covered = np.repeat(image[None].astype(np.float32), len(part), axis=0)
+        for view, (top, left) in zip(covered, part, strict=True):
+            view[top : top + side, left : left + side] = gray
+        maps, scores = network(covered, training=False)
+        sums.append(_sums(maps)[:, strongest])
+        probabilities.append(_softmax(scores))
+        advance(len(part))
+    shape = (len(tops), len(lefts))
+    found = np.concatenate(probabilities)
+    return Occlusion(
+        probabilities=found[:, label].reshape(shape),
+        predictions=found.argmax(1).reshape(shape),
+        activations=np.concatenate(sums).reshape(shape),
+        feature_map=strongest,
+        whole=float(_softmax(logits)[0, label]),
+        tops=tops,
+        lefts=lefts,
+        side=side,
+    )
+
+
+def positions_of(length: int, side: int, stride: int) -> np.ndarray:
+    """Return where squares begin on a side of an image, int [n]; the last one ends at its edge."""
+    return np.unique([*range(0, length - side + 1, stride), length - side])
+
+
+def _sums(maps) -> np.ndarray:
+    """Return the sum of each feature map, float32 [B, F], of [B, h, w, F]."""
+    return keras.ops.convert_to_numpy(keras.ops.sum(keras.ops.cast(maps, "float32"), axis=(1, 2)))
+
+
+def _softmax(logits) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.softmax(keras.ops.cast(logits, "float32")))

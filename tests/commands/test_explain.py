@@ -1,0 +1,151 @@
+"""`kpipe explain`: the figures of a trained network, in TensorBoard as well, and what it refuses."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from image_sets import write_image
+from PIL import Image
+from tiny_runs import train_once
+
+from kpipe import explain
+from kpipe.catalog.explanations import EXPLANATIONS
+from kpipe.commands.explain import explain_kernels
+from kpipe.console import Screen, quiet_console
+from kpipe.errors import ConfigError, DataError
+from kpipe.explaining.receptive_fields import find_receptive_fields
+from kpipe.models import build_model
+
+TINY = """\
+data: {source: synthetic, image_size: 16, stored_size: 20, batch_size: 16, synthetic: {classes: 3, images: 120}}
+model: {name: lenet5}
+training: {epochs: 1, precision: mixed_bfloat16}
+"""
+FIGURES = {
+    "filters": ["filters"],
+    "feature_maps": ["feature_maps_1", "feature_maps_2", "feature_maps_3"],
+    "deconvnet": ["deconvnet_c3"],
+    **{
+        kind: [kind] for kind in ("saliency", "occlusion", "class_models", "invariance", "receptive_fields", "heat_map")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_once(
+        tmp_path_factory.mktemp("explain"), TINY, replaced=[("kpipe.experiment.write_figures", lambda *a: [])]
+    )
+
+
+@pytest.fixture
+def quiet():
+    return Screen(quiet_console())
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr("kpipe.commands.explain._STEPS", 2)
+
+
+def test_all_kinds_are_drawn_and_stand_in_tensorboard(kpipe, run, tmp_path):
+    assert list(EXPLANATIONS) == list(FIGURES)
+    code, out, err = kpipe("explain", str(run), "--output", str(tmp_path / "drawn"))
+    assert (code, err) == (0, "")
+    names = [name for kind in FIGURES.values() for name in kind]
+    assert [line for line in out.splitlines() if line.endswith(".png")] == [
+        str(tmp_path / "drawn" / f"{name}.png") for name in names
+    ]
+    for name in names:
+        pixels = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png").convert("L"))
+        assert pixels.std() > 5 and min(pixels.shape) > 200, name
+    [events] = (tmp_path / "drawn" / "tensorboard").iterdir()
+    tags = [value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value]
+    assert tags == [f"explain/{name}" for name in names]
+
+
+def test_some_kinds_of_images_of_the_user(run, tmp_path, quiet):
+    for number in range(5):
+        write_image(tmp_path / "images" / f"{number}.png", size=(30, 24), channels=3)
+    found = explain(run, tmp_path / "images", kinds=["deconvnet", "saliency"], layer="c1", screen=quiet)
+    assert [(each.kind, each.path) for each in found] == [
+        ("saliency" if "sal" in name else "deconvnet", run / "explain" / f"{name}.png")
+        for name in ("deconvnet_c1", "saliency")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": ["salience"]}, r"^kinds: expected known names, got 'salience', did you mean 'saliency'\?$"),
+        ({"layer": "c2"}, r"^layer: expected a layer of the network, got 'c2' \(known: c1, c3\)$"),
+        ({"class_name": "cat"}, "^class: expected a class of the network, got 'cat'"),
+    ],
+)
+def test_what_cannot_be_explained(run, quiet, options, message):
+    with pytest.raises(ConfigError, match=message):
+        explain(run, screen=quiet, **options)
+
+
+def test_images_that_cannot_be_read(run, tmp_path, quiet):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(DataError, match=r"text.jpg: cannot be read \(.+\)$"):
+        explain(run, tmp_path / "text.jpg", screen=quiet)
+
+
+def test_a_model_file_alone_needs_images(run, tmp_path, quiet):
+    for name in ("model.keras", "classes.txt"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    said = "^images: expected image files or folders for .*/model.keras, which has no data of its own$"
+    with pytest.raises(ConfigError, match=said):
+        explain(tmp_path / "model.keras", kinds=["filters"], screen=quiet)
+    write_image(tmp_path / "a.png", size=(30, 24), channels=3)
+    [figure] = explain(tmp_path / "model.keras", tmp_path / "a.png", kinds=["filters"], screen=quiet)
+    assert figure.path == tmp_path / "explain" / "filters.png"
+
+
+def test_fixed_kernels_need_no_run(kpipe, tmp_path):
+    code, out, err = kpipe("explain", "--kernels", "--output", str(tmp_path))
+    assert (code, out.split(), err) == (0, [str(tmp_path / "kernels.png")], "")
+    write_image(tmp_path / "a.png", size=(30, 24), channels=3)
+    [figure] = explain_kernels([tmp_path / "a.png"], output=tmp_path / "b")
+    assert figure.path.exists()
+
+
+def test_a_run_is_needed(kpipe):
+    code, _, err = kpipe("explain")
+    assert code == 2 and "Missing argument 'RUN'. Give the directory of a run, or --kernels." in err
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "field"),
+    [  # facts of the papers: LeNet-5's C3, AlexNet's fifth and VGG-16's last convolution
+        ("lenet5", "c3", (14, 14)),
+        ("alexnet", "conv5", (163, 163)),
+        ("vgg16", "conv5_3", (196, 196)),
+    ],
+)
+def test_receptive_fields_of_the_papers(name, layer, field):
+    sides = {"lenet5": 28}.get(name, 224)
+    options = {} if name == "lenet5" else {"width": 8}
+    boxes = find_receptive_fields(build_model(name, options, input_shape=(sides, sides, 3), classes=2))
+    top, left, height, width = boxes[layer]
+    assert (height, width) == field
+    # That of the middle position lies around the middle of the image.
+    assert abs(top + height / 2 - sides / 2) <= 16 and abs(left + width / 2 - sides / 2) <= 16
+
+
+def test_a_position_sees_its_receptive_field_and_nothing_else():
+    """The pixels with a gradient, for a network without zeros in its weights."""
+    model = build_model("vgg11", {"width": 8}, input_shape=(64, 64, 3), classes=2)
+    for layer, (top, left, height, width) in find_receptive_fields(model).items():
+        part = tf.keras.Model(model.inputs[0], model.get_layer(layer).output)
+        row, column = (side // 2 for side in part.output.shape[1:3])
+        images = tf.random.stateless_uniform((1, 64, 64, 3), [0, 0], 0, 255)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            value = tf.reduce_sum(part(images)[:, row, column])
+        seen = np.argwhere(np.abs(tape.gradient(value, images)[0]).max(-1) > 0)
+        assert (seen.min(0) >= [max(0, top), max(0, left)]).all(), layer
+        assert (seen.max(0) < [top + height, left + width]).all(), layer
+    # Of the first layer, every pixel counts.
+    assert find_receptive_fields(model)["conv1_1"] == (31, 31, 3, 3)

@@ -1,0 +1,368 @@
+"""The mathematics of the explanations, on networks small enough to compute by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from kpipe.errors import ConfigError
+from kpipe.explaining.class_models import maximize_class
+from kpipe.explaining.deconvnet import deconvolve
+from kpipe.explaining.feature_maps import (
+    choose_depths,
+    compute_feature_maps,
+    find_strongest,
+    first_filters,
+    list_stages,
+)
+from kpipe.explaining.gradients import grad_cam, saliency
+from kpipe.explaining.heat_map import compute_heat_map, upsample
+from kpipe.explaining.invariance import measure_invariance, transform
+from kpipe.explaining.kernels import KERNELS, convolve
+from kpipe.explaining.occlusion import occlude, positions_of
+from kpipe.models import build_model
+from kpipe.models.fully_convolutional import build_class_map
+
+RANDOM = np.random.default_rng(0)
+
+
+def network(*stack, shape=(8, 8, 1), classes=2):
+    """A functional network of these layers, a mean over all positions, and a dense layer."""
+    images = x = keras.Input(shape)
+    for layer in stack:
+        x = layer(x)
+    x = layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(images, x)
+
+
+def images_of(count, shape=(8, 8, 1)):
+    return RANDOM.uniform(0, 255, (count, *shape)).astype(np.float32)
+
+
+# --- feature maps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "last", "count"),
+    [
+        ("lenet5", {}, "c1", "c3", 2),
+        ("vgg11", {"width": 8, "batch_norm": True}, "relu1_1", "relu5_2", 8),
+        ("vgg11", {"head": "gap"}, "conv1_1", "conv5_2", 8),
+        ("googlenet", {}, "conv1", "inception_5b", 12),
+        ("alexnet", {"width": 8}, "conv1", "conv5", 5),
+    ],
+)
+def test_the_stages_of_a_network(name, options, first, last, count):
+    stages = list_stages(build_model(name, options, input_shape=(64, 64, 3), classes=3))
+    assert (stages[0], stages[-1], len(stages)) == (first, last, count)
+
+
+def test_a_network_without_convolutions_has_no_feature_maps():
+    model = build_model("mlp", {}, input_shape=(8, 8, 1), classes=2)
+    with pytest.raises(ConfigError, match="^layer: expected a network with convolutions, got mlp without any$"):
+        list_stages(model)
+    with pytest.raises(ConfigError, match="^filters: expected a network with convolutions, got mlp without any$"):
+        first_filters(model)
+
+
+def test_feature_maps_are_what_the_layers_compute():
+    model = build_model("lenet5", {}, input_shape=(28, 28, 1), classes=10)
+    images = images_of(3, (28, 28, 1))
+    depths = choose_depths(model)
+    found = compute_feature_maps(model, images, list(depths.values()))
+    assert list(depths) == ["low", "high"]
+    direct = keras.Model(model.inputs[0], model.get_layer(depths["high"]).output)(images)
+    np.testing.assert_array_equal(found[depths["high"]], direct)
+    assert first_filters(model).shape == (5, 5, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convv", r"^layer: expected a layer of the network, got 'convv', did you mean 'conv'\?$"),
+        ("logits", r"^layer: expected one with feature maps \[B, H, W, F\], got logits, whose output is \(None, 2\)$"),
+    ],
+)
+def test_a_layer_without_feature_maps(name, message):
+    model = network(layers.Conv2D(2, 3, name="conv"))
+    with pytest.raises(ConfigError, match=message):
+        compute_feature_maps(model, images_of(1), [name])
+
+
+def test_the_strongest_images_of_a_feature_map_are_those_of_a_sort():
+    model = network(layers.Conv2D(5, 3, name="conv"))
+    images = images_of(37)
+    maps = compute_feature_maps(model, images, ["conv"])["conv"]
+    seen = []
+    found = find_strongest(
+        model, [images[:20], images[20:30], images[30:]], "conv", [4, 1], most=6, advance=seen.append
+    )
+    assert seen == [20, 10, 7]
+    for row, number in enumerate([4, 1]):
+        order = np.argsort(-maps[..., number].max((1, 2)))[:6]
+        np.testing.assert_array_equal(found.numbers[row], order)
+        np.testing.assert_array_equal(found.images[row], images[order])
+        for place, image in enumerate(order):
+            top, left = found.positions[row, place]
+            assert maps[image, top, left, number] == pytest.approx(found.values[row, place], rel=1e-5)
+
+
+def test_what_strongest_images_need():
+    model = network(layers.Conv2D(5, 3, name="conv"))
+    with pytest.raises(ConfigError, match="^maps: expected numbers of 0 to 4, got 5$"):
+        find_strongest(model, [images_of(1)], "conv", [5])
+    with pytest.raises(ConfigError, match="^images: expected at least one, got none$"):
+        find_strongest(model, [], "conv", [0])
+
+
+# --- deconvnet ------------------------------------------------------------------------------------------------------
+
+
+def input_gradient(model, images, layer, number, position):
+    images = tf.constant(images)
+    part = keras.Model(model.inputs[0], model.get_layer(layer).output)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = part(images)[:, position[0], position[1], number]
+    return tape.gradient(value, images).numpy() * value.numpy()[:, None, None, None]
+
+
+def test_without_relu_and_pooling_it_is_the_gradient():
+    """Times the activation, which is the signal that goes back."""
+    model = network(
+        layers.Rescaling(1 / 255), layers.Conv2D(4, 3, padding="same"), layers.Conv2D(3, 3, strides=2, name="top")
+    )
+    images = images_of(2)
+    found = deconvolve(model, images, "top", [2, 2], np.array([[1, 2], [1, 2]]))
+    expected = input_gradient(model, images, "top", 2, (1, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_switches_by_hand():
+    """Each maximum of a pooling goes back to where it was, and only there."""
+    model = network(layers.MaxPooling2D(2, name="pool"), shape=(4, 4, 1))
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    image[0, 0, 0] = 50
+    found = deconvolve(model, image, "pool", [0], np.array([[0, 0]]))
+    expected = np.zeros((1, 4, 4, 1))
+    expected[0, 0, 0] = 50
+    np.testing.assert_array_equal(found, expected)
+    found = deconvolve(model, image, "pool", [0], np.array([[1, 0]]))
+    assert found[0, 3, 1] == 13 and np.count_nonzero(found) == 1
+
+
+def test_a_rectification_goes_by_the_sign_of_the_signal():
+    """One pixel, filters 1 and -1, then weights -2 and 3 (signal -2v, 3v): the gradient and the deconvnet differ."""
+    model = network(
+        layers.Conv2D(2, 1, use_bias=False, activation="relu", name="conv"),
+        layers.Conv2D(1, 1, use_bias=False, name="top"),
+        shape=(1, 1, 1),
+    )
+    model.get_layer("conv").set_weights([np.array([[[[1.0, -1.0]]]])])
+    model.get_layer("top").set_weights([np.array([[[[-2.0], [3.0]]]])])
+    image = np.full((1, 1, 1, 1), 5, np.float32)
+    # Forward: 5 and 0 after the ReLU, so the value v is -10. Back: 20 and -30. The rectification keeps the 20, which
+    # the first filter brings to the pixel; the gradient would do so too, but would also keep a negative signal there.
+    np.testing.assert_allclose(deconvolve(model, image, "top", [0]), np.full((1, 1, 1, 1), 20))
+    model.get_layer("top").set_weights([np.array([[[[2.0], [3.0]]]])])
+    # v is 10, back 20 and 30: the second ReLU was closed forward, so the gradient is 20; the deconvnet's is 20 - 30.
+    np.testing.assert_allclose(deconvolve(model, image, "top", [0]), np.full((1, 1, 1, 1), -10))
+    np.testing.assert_allclose(input_gradient(model, image, "top", 0, (0, 0)), np.full((1, 1, 1, 1), 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("alexnet", {"width": 8}),
+        ("vgg11", {"width": 8, "batch_norm": True}),
+        ("googlenet", {}),
+        ("lenet5", {"activation": "tanh"}),
+    ],
+)
+def test_every_family_can_be_deconvolved(name, options):
+    model = build_model(name, options, input_shape=(64, 64, 3), classes=3)
+    images = images_of(2, (64, 64, 3))
+    found = deconvolve(model, images, list_stages(model)[-1], [0, 1])
+    assert found.shape == images.shape and np.isfinite(found).all() and found.any()
+    np.testing.assert_array_equal(model(images), model(images))
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_saliency_is_the_largest_change_of_the_score_by_a_channel():
+    model = keras.Sequential([keras.Input((2, 2, 3)), layers.Flatten(), layers.Dense(2, name="logits")])
+    model = keras.Model(model.inputs, model.outputs)
+    kernel = RANDOM.normal(size=(12, 2)).astype(np.float32)
+    model.get_layer("logits").set_weights([kernel, np.zeros(2)])
+    found = saliency(model, images_of(2, (2, 2, 3)), [0, 1])
+    for row, label in enumerate([0, 1]):
+        np.testing.assert_allclose(found[row], np.abs(kernel[:, label]).reshape(2, 2, 3).max(-1), rtol=1e-6)
+
+
+def test_grad_cam_by_hand():
+    """With a mean over positions, the weight of a map is its weight in the dense layer, over the positions."""
+    model = network(layers.Conv2D(3, 1, name="conv"), shape=(4, 4, 1))
+    images = images_of(1, (4, 4, 1))
+    maps = compute_feature_maps(model, images, ["conv"])["conv"]
+    weights = model.get_layer("logits").kernel.numpy()[:, 1]
+    heat = np.maximum((maps * weights).sum(-1), 0)
+    np.testing.assert_allclose(grad_cam(model, images, [1]), heat / max(heat.max(), 1e-30), rtol=1e-4, atol=1e-6)
+
+
+# --- occlusion ------------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_squares_end_at_the_edge():
+    np.testing.assert_array_equal(positions_of(12, 3, 2), [0, 2, 4, 6, 8, 9])
+    np.testing.assert_array_equal(positions_of(3, 3, 2), [0])
+
+
+def test_occlusion_finds_the_only_corner_that_counts():
+    images = keras.Input((12, 12, 1))
+    maps = layers.Conv2D(1, 1, name="conv", use_bias=False)(images)
+    model = keras.Model(images, layers.Dense(2, name="logits")(layers.Flatten()(maps)))
+    model.get_layer("conv").set_weights([np.ones((1, 1, 1, 1))])
+    kernel = np.zeros((12, 12, 2))
+    kernel[9:, 9:, 1] = 0.01
+    model.get_layer("logits").set_weights([kernel.reshape(144, 2), np.array([10.0, 0.0])])
+    image = np.full((12, 12, 1), 20, np.uint8)
+    image[9:, 9:] = 255
+    seen = []
+    found = occlude(model, image, 1, side=3, stride=3, gray=0, batch_size=5, advance=seen.append)
+    assert sum(seen) == 16 and max(seen) == 5
+    assert found.whole > 0.99
+    np.testing.assert_array_equal(found.predictions, [[1] * 4, [1] * 4, [1] * 4, [1, 1, 1, 0]])
+    assert found.probabilities[3, 3] < 0.01 and np.delete(found.probabilities.ravel(), 15).min() > 0.99
+    # The sum of the map falls by the pixels that are covered.
+    assert found.activations[0, 0] == pytest.approx(image.sum() - 9 * 20)
+    assert found.activations[3, 3] == pytest.approx(image.sum() - 9 * 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"side": 9}, "^side: expected 1 to 8 pixels, got 9$"),
+        ({"stride": 0}, "^stride: expected at least 1 pixel, got 0$"),
+    ],
+)
+def test_squares_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        occlude(network(layers.Conv2D(1, 3)), images_of(1)[0], 0, **options)
+
+
+# --- class models ---------------------------------------------------------------------------------------------------
+
+
+def test_a_class_model_is_where_gradient_and_regularization_balance():
+    """Of a linear score w I, the maximum of w I - l2 |(I - m) / 255|^2 is m + 255^2 w / (2 l2)."""
+    model = keras.Sequential([keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(2, name="logits")])
+    model = keras.Model(model.inputs, model.outputs)
+    kernel = np.array([[0, 0.02], [0, -0.01], [0, 0.005], [0, 0.0]], np.float32)
+    model.get_layer("logits").set_weights([kernel, np.zeros(2)])
+    l2 = 20.0
+    found = maximize_class(model, 1, l2=l2, steps=600, step_size=0.3)
+    expected = 127.5 + 255**2 * kernel[:, 1] / (2 * l2)
+    np.testing.assert_allclose(found.image.ravel(), expected, atol=0.5)
+    free = maximize_class(model, 1, steps=600)
+    np.testing.assert_allclose(free.image.ravel()[:3], [255, 0, 255])
+    assert free.score > found.score and free.probability > 0.5
+
+
+def test_classes_that_are_not_there():
+    with pytest.raises(ConfigError, match="^label: expected 0 to 1, got 2$"):
+        maximize_class(network(layers.Conv2D(1, 3)), 2)
+    with pytest.raises(ConfigError, match="^image: expected a network for images of one size, got one for any size$"):
+        maximize_class(network(layers.Conv2D(1, 3), shape=(None, None, 1)), 0)
+
+
+# --- invariance -----------------------------------------------------------------------------------------------------
+
+
+def test_transformations_are_those_of_numpy():
+    image = images_of(1, (9, 9, 2))[0]
+    np.testing.assert_allclose(transform(image, "shift", 2)[:, 2:], image[:, :-2], rtol=1e-5)
+    np.testing.assert_allclose(transform(image, "rotation", 90), np.rot90(image), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(transform(image, "scale", 2)[4, 4], image[4, 4], rtol=1e-5)
+    np.testing.assert_allclose(transform(image, "scale", 2)[2, 2], image[3, 3], rtol=1e-5)
+
+
+def test_a_mean_over_positions_does_not_see_a_shift_of_a_dot():
+    model = network(
+        layers.Conv2D(2, 3, padding="same", name="low"),
+        layers.Conv2D(2, 3, padding="same", name="high"),
+        shape=(16, 16, 1),
+    )
+    image = np.zeros((16, 16, 1), np.float32)
+    image[8, 8] = 255
+    found = measure_invariance(model, image, 1, "shift", [-2, 0, 2])
+    assert found.low[1] == found.high[1] == 0 and found.low[0] > 1 and found.high[2] > 1
+    np.testing.assert_allclose(found.probabilities, found.probabilities[1], rtol=1e-4)
+
+
+def test_an_unknown_change():
+    with pytest.raises(ConfigError, match=r"^change: expected a known name, got 'shfit', did you mean 'shift'\?$"):
+        measure_invariance(network(layers.Conv2D(1, 3)), images_of(1)[0], 0, "shfit")
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_do_what_they_are_named_after():
+    image = np.full((9, 9, 3), 100, np.uint8)
+    for name, response in (("blur", 100), ("sharpen", 100), ("edges", 0), ("vertical edges", 0)):
+        np.testing.assert_allclose(convolve(image, KERNELS[name])[2:-2, 2:-2], response, atol=1e-3)
+    image = np.zeros((12, 12, 1), np.uint8)
+    image[4:8, 3:7, 0] = KERNELS["tail"] > 0
+    image[0, :, 0] = 1
+    # A window of four: its second row and column are the center.
+    assert np.unravel_index(convolve(image, KERNELS["tail"])[..., 0].argmax(), (12, 12)) == (5, 4)
+
+
+# --- heat map -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_upsampling_keeps_lines_straight(stride):
+    """A bilinear interpolation of a ramp is a ramp, and of a constant a constant."""
+    ramp = np.arange(5, dtype=np.float32)[None, :, None] * np.ones((4, 1, 1), np.float32)
+    found = upsample(np.concatenate([ramp, np.full_like(ramp, 7)], axis=-1), (stride, stride), (4 * stride, 5 * stride))
+    assert found.shape == (4 * stride, 5 * stride, 2)
+    np.testing.assert_allclose(found[..., 1], 7, rtol=1e-5)
+    middle = found[:, stride:-stride, 0]
+    np.testing.assert_allclose(np.diff(middle, axis=1), 1 / stride, rtol=1e-4)
+    expected = (np.arange(5 * stride) + 0.5) / stride - 0.5
+    np.testing.assert_allclose(middle[0], expected[stride:-stride], rtol=1e-4)
+
+
+def test_positions_lie_in_the_middle_of_the_image():
+    maps = np.array([0, 9, 0], np.float32)[None, :, None] * np.ones((2, 1, 1), np.float32)
+    found = upsample(maps, (3, 3), (10, 15))
+    assert found.shape == (10, 15, 1)
+    np.testing.assert_allclose(found[5, :, 0], [0, 0, 0, 0, 0, 3, 6, 9, 6, 3, 0, 0, 0, 0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("vgg11", {"head": "gap"})])
+def test_of_its_own_size_a_heat_map_says_what_the_network_says(name, options):
+    """With one position, or with several whose mean it is."""
+    model = build_model(name, options, input_shape=(32, 32, 3), classes=3)
+    image = images_of(1, (32, 32, 3))[0]
+    logits = build_class_map(model)(image[None])
+    np.testing.assert_allclose(np.mean(logits, axis=(1, 2)), model(image[None]), rtol=1e-3, atol=1e-4)
+    found = compute_heat_map(model, np.tile(image, (1, 2, 1)))
+    assert found.shape == (32, 64, 3)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-4)
+
+
+def test_a_heat_map_finds_where_the_class_is():
+    """Bright pixels are class 1, which a linear network sees in 4x4 pixels."""
+    images = keras.Input((4, 4, 1))
+    x = layers.Flatten()(layers.Conv2D(1, 1, name="conv")(images))
+    model = keras.Model(images, layers.Dense(2, name="logits")(x))
+    model.get_layer("conv").set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
+    model.get_layer("logits").set_weights([np.stack([np.zeros(16), np.full(16, 0.01)], 1), np.array([20.0, 0.0])])
+    image = np.zeros((16, 24, 1), np.float32)
+    image[4:12, 14:22] = 255
+    found = compute_heat_map(model, image)[..., 1]
+    assert found[8, 18] > 0.99 and found[:, :10].max() < 0.01 and found[0].max() < 0.2
