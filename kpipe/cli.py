@@ -407,6 +407,14 @@ def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, *
     elif run_directory is None:
         raise click.UsageError("Missing argument 'RUN'. Give the directory of a run, or --kernels.")
     announce(_LOADING)
+    from kpipe.runs.model_files import find_trained
+
+    if not kernels:
+        if unknown := [kind for kind in options["kinds"] if kind not in EXPLANATIONS]:
+            raise ConfigError(
+                f"--kind: expected a kind, got {quoted(unknown[0])}{did_you_mean(unknown[0], EXPLANATIONS)}"
+            )
+        find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
     with _quietly():
         from kpipe.commands.explain import explain, explain_kernels
 

@@ -227,6 +227,7 @@ def _evaluate(
             if options.draw and name == splits.held_out:
                 predictions = Predictions(name, seed=experiment.seed)
                 scores[name] = trainer.evaluate_batches(batches, predictions.add)
+                predictions.name_files(splits.by_name[name])
             else:
                 scores[name] = trainer.evaluate(batches)
     return scores, predictions

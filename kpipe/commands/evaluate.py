@@ -138,7 +138,7 @@ def evaluate(
     with translate_reading_errors(scored.splits.by_name.values()):
         outcomes = _score(protocol, scored, trained, scales, screen)
         images = _read_images(scored.kept, outcomes.mistakes[:NUM_EXAMPLES])
-    names = _name_images(scored.split)
+    names = scored.split.name_images()
     result = _describe(trained, scored, protocol, scales, outcomes, names) | {"data": source, "folder": str(folder)}
     with translate_write_errors(folder), screen.status("drawing figures"):
         _write(folder, result, outcomes, names, trained.class_names, images)
@@ -312,12 +312,6 @@ def _measure(trained: Trained, protocol: str, outcomes: Outcomes) -> dict[str, A
     if not isinstance(trained.model.loss, CrossEntropy):
         metrics["cross_entropy"] = metrics.pop("loss")
     return metrics
-
-
-def _name_images(split: Split) -> list[str]:
-    """Return the file of each readable image; where there are no files, its number in the split."""
-    name = split.unreadable.name if split.unreadable.are_files else str
-    return [name(int(number)) for number in split.readable_numbers()]
 
 
 def _describe_image(place: int, names: Sequence[str], outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, Any]:

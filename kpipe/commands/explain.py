@@ -264,8 +264,8 @@ def _draw_at_random(trained: Trained, split: data.Split, seed: int) -> tuple[np.
     numbers = split.readable_numbers()
     chosen = np.sort(np.random.default_rng(seed).choice(numbers, min(SHOWN, len(numbers)), replace=False))
     images = next(iter(_batches(trained, split, chosen, len(chosen))))
-    name = split.unreadable.name if split.unreadable.are_files else "image {}".format
-    return images, [Path(name(int(number))).name for number in chosen]
+    names = split.name_images(np.searchsorted(numbers, chosen))
+    return images, [Path(name).name if split.unreadable.are_files else f"image {name}" for name in names]
 
 
 def _batches(trained: Trained, split: data.Split, numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

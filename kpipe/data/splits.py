@@ -82,6 +82,15 @@ class Split(abc.ABC):
         """Return the numbers of the images that are not known to be unreadable: int64 [n], n at most N."""
         return np.setdiff1d(np.arange(len(self)), list(self.unreadable.numbers))
 
+    def name_images(self, places: np.ndarray | slice = slice(None)) -> list[str]:
+        """Return the names of readable images: their files, or where there are none, their numbers in the split.
+
+        Args:
+            places: which of the readable images, in their order; default: all.
+        """
+        name = self.unreadable.name if self.unreadable.are_files else str
+        return [name(int(number)) for number in self.readable_numbers()[places]]
+
     @abc.abstractmethod
     def count_labels(self, classes: int) -> np.ndarray:
         """Return how many readable images each of K classes has: int64 [K]."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kpipe.data.splits import Split
 from kpipe.evaluation.metrics import Outcomes, compute_probabilities, concatenate, score_batch
 from kpipe.evaluation.thresholds import Thresholds
 
@@ -59,10 +60,12 @@ class Predictions:
 
     Attributes:
         split: name of the split.
+        files: names of the images in `mistakes`; empty where they have none.
     """
 
     def __init__(self, split: str, *, seed: int, num_examples: int = NUM_EXAMPLES):
         self.split = split
+        self.files: Sequence[str] = ()
         self._batches: list[Outcomes] = []
         self._generator = np.random.default_rng(seed)
         self._sample, self._mistakes = _Smallest(num_examples), _Smallest(num_examples)
@@ -85,6 +88,11 @@ class Predictions:
         examples = Examples(images, outcomes.labels, outcomes.predictions, outcomes.confidences)
         self._sample.add(examples, self._generator.random(len(outcomes)))
         self._mistakes.add(examples.select(outcomes.mistakes), -outcomes.confidences[outcomes.mistakes])
+
+    def name_files(self, split: Split) -> None:
+        """Note the names of the mistakes, of a split that has been seen whole and has files."""
+        if split.unreadable.are_files:
+            self.files = split.name_images(self.outcomes.mistakes[: len(self.mistakes.labels)])
 
     def precision_recall(self, class_names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """Return the counts of `Thresholds` by the name of the class; of more than 20 classes none."""

@@ -84,7 +84,8 @@ def write_figures(
         title = f"Predictions: {len(sample.labels)} of {images}, drawn at random"
         save_figure(draw_predictions(**vars(sample), **style, title=title), run / _PREDICTIONS)
     with noting_failures(failures, run, _MISTAKES):
-        save_figure(draw_mistakes(predictions.mistakes, len(outcomes.mistakes), **style), run / _MISTAKES)
+        mistakes = draw_mistakes(predictions.mistakes, len(outcomes.mistakes), files=predictions.files, **style)
+        save_figure(mistakes, run / _MISTAKES)
     return failures
 
 

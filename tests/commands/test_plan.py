@@ -144,6 +144,7 @@ def test_the_plan_for_programs(plan, experiment):
         "macs": 16 * 2_400,
         "receptive_field": 14,
         "total_stride": 2,
+        "receptive_start": [-2, -2],
         "memory": 4 * 256,
         "training": {"reused": None, "rate": 1.0, "weight_decay": None, "from_step": 0},
     }

@@ -39,6 +39,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
     assert out.endswith(
         f"  model      {run}/model.keras\n"
         f"  figures    {run}/figures\n"
+        f"  report     {run}/report.html\n"
         f"  curves     tensorboard --logdir {logs}\n"
         f"  train on   kpipe run {run}/config.yaml training.epochs=4\n"
         f"  search     kpipe search {run}/config.yaml\n"
@@ -53,7 +54,8 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
         "normalization.npz",
     }
     expected |= {"classes.txt", "data.json"}
-    assert expected | {"train", "validation", "checkpoints", "figures"} == {path.name for path in run.iterdir()}
+    expected |= {"train", "validation", "checkpoints", "figures", "report.html"}
+    assert expected == {path.name for path in run.iterdir() if not path.name.startswith("events.out.")}
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000018"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
