@@ -11,6 +11,7 @@ from functools import partial
 
 from kpipe.assembly import (
     Prepared,
+    first_images,
     load_splits,
     load_weights,
     make_cadence,
@@ -27,9 +28,9 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
-from kpipe.evaluation.page import write_page
+from kpipe.evaluation.overview import write_overview
 from kpipe.evaluation.predictions import Predictions
-from kpipe.evaluation.report import FIGURES, write_figures
+from kpipe.evaluation.report import write_figures
 from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
@@ -47,7 +48,6 @@ from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
-from kpipe.runs.tensorboard import write_ending
 from kpipe.signals import stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, seed_everything
@@ -143,12 +143,12 @@ def train(
         changed = record_environment(run, experiment)
         with (
             translate_reading_errors(splits.by_name.values()),
-            closing(RunLog(run.path, restored.log_lengths)) as log,
+            closing(RunLog(run.path, restored.log_lengths, tensorboard=experiment.logging.tensorboard)) as log,
         ):
             recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
             state = recorder.state
             if not run.resumed:
-                log.write_start(run.path / "config.yaml", model if options.draw else None)
+                log.write_start(run.path / "config.yaml", *((model, first_images(prepared)) if options.draw else ()))
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             ends = recorder.is_done or recorder.ends_here()
@@ -193,9 +193,7 @@ def train(
             stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
             summary = recorder.finish(scores)
             if options.draw:
-                write_page(run.path, experiment)
-                curves = predictions.precision_recall(splits.class_names) if predictions else {}
-                write_ending(run.path, experiment, summary, tuple(FIGURES), curves)
+                undrawn += write_overview(run.path, experiment, summary, predictions, splits.class_names)
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)

@@ -53,7 +53,10 @@ def keras_as_it_was():
 @pytest.fixture(autouse=True)
 def figures_are_drawn_where_they_are_tested(request, monkeypatch):
     """Save each run the half second that its figures take."""
-    if request.path.parent.name not in ("figures", "commands") and request.path.stem != "test_run":
+    if request.path.parent.name not in ("figures", "commands") and request.path.stem not in (
+        "test_run",
+        "test_tensorboard",
+    ):
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 

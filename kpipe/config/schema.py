@@ -254,6 +254,8 @@ class LayerStatisticsEvery(OneOf):
 class LoggingConfig(Section):
     """What is logged besides the metrics."""
 
+    tensorboard: bool = True
+    """Whether the run is logged to TensorBoard. metrics.jsonl, the figures and report.html are there in any case."""
     layer_statistics: LayerStatisticsEvery | None = None
     """How often the dead ReLUs of each layer, and the size of its update beside its weights, are logged to TensorBoard.
     `{steps: 500}` costs about 1 % of the time. Default: never."""

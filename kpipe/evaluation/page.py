@@ -11,7 +11,7 @@ from PIL import Image
 
 from kpipe.config.schema import Experiment
 from kpipe.console import counted, describe_counts, describe_time
-from kpipe.evaluation.report import FIGURES
+from kpipe.evaluation.report import FIGURES, list_figures
 from kpipe.files import read_json, read_names, write_text
 from kpipe.names import from_here, printable, shell_quoted
 from kpipe.runs.dataset import NAMES
@@ -52,11 +52,7 @@ def write_page(run: Path, experiment: Experiment) -> Path:
         has_top5=any("top5" in numbers for numbers in scores.values()),
         results=[_describe_scores(_SPLITS[name], numbers) for name, numbers in scores.items()],
         facts=_collect_facts(run, experiment, summary),
-        figures=[
-            {"title": title, **_embed(run / "figures" / f"{name}.png")}
-            for name, title in FIGURES.items()
-            if (run / "figures" / f"{name}.png").exists()
-        ],
+        figures=[{"title": FIGURES[name], **_embed(file)} for name, file in list_figures(run).items()],
         commands=_list_commands(run),
         config=printable_lines((run / "config.yaml").read_text(encoding="utf-8")),
         environment=_flatten(read_json(run / "environment.json")),

@@ -89,6 +89,12 @@ def write_figures(
     return failures
 
 
+def list_figures(run: Path) -> dict[str, Path]:
+    """Return the figures of a run that have been drawn, by their names in FIGURES."""
+    files = {name: run / "figures" / f"{name}.png" for name in FIGURES}
+    return {name: file for name, file in files.items() if file.exists() and file.stat().st_size}
+
+
 def draw_mistakes(
     mistakes: Examples, total: int, *, class_names: Sequence[str], caption: str, files: Sequence[str] = ()
 ) -> Figure:

@@ -15,6 +15,7 @@ from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 from kpipe.runs.tensorboard import make_layout
 
+_MOST_IMAGES = 9  # of a batch
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
 _SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
@@ -23,9 +24,10 @@ class RunLog:
     """Writes the records of a run.
 
     Args:
-        path: the run directory; `metrics.jsonl`, `train/` and `validation/` are created in it.
+        path: the run directory; `metrics.jsonl`, and for TensorBoard `train/` and `validation/`, are created in it.
         lengths: bytes that each log had at the checkpoint from which the run is resumed, as the method `lengths`
             returned them. What was written later is cut off. None for a new run.
+        tensorboard: whether TensorBoard is written.
 
     Attributes:
         lost: a line about each log that is missing or shorter than it was at that checkpoint.
@@ -34,14 +36,12 @@ class RunLog:
         EnvironmentFault: a log is a symbolic link, and cutting it would change another file.
     """
 
-    def __init__(self, path: Path, lengths: dict[str, int] | None = None):
+    def __init__(self, path: Path, lengths: dict[str, int] | None = None, *, tensorboard: bool = True):
         self._path = path
         self.lost = [] if lengths is None else self._cut_back(lengths)
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
-        self._writers = {
-            "train": tf.summary.create_file_writer(str(path / "train")),
-            "validation": tf.summary.create_file_writer(str(path / "validation")),
-        }
+        splits = ("train", "validation") if tensorboard else ()
+        self._writers = {name: tf.summary.create_file_writer(str(path / name)) for name in splits}
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one record: a line of metrics.jsonl, and scalars at its step in TensorBoard.
@@ -72,19 +72,32 @@ class RunLog:
             FileNotFoundError: the run directory has been deleted.
         """
         self._require_directory()
+        if not self._writers:
+            return
         with self._writers["train"].as_default(step=step):
             for tag, value in values.items():
                 if math.isfinite(value):
                     tf.summary.scalar(tag, value)
 
-    def write_start(self, config: Path, model: keras.Model | None = None) -> None:
-        """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""
+    def write_start(self, config: Path, model: keras.Model | None = None, images: tf.Tensor | None = None) -> None:
+        """Add the experiment to TensorBoard's texts, the model to its graphs and images to its images.
+
+        Args:
+            config: the experiment's file.
+            model: where its graph is wanted.
+            images: a batch as the network is trained on it, [B, H, W, C], 0..255; without three channels or one, None.
+        """
+        if not self._writers:
+            return
         lines = config.read_text(encoding="utf-8").splitlines()
         with self._writers["train"].as_default(step=0):
             tf.summary.experimental.write_raw_pb(make_layout(), step=0)
             tf.summary.text("config", "\n".join("    " + line for line in lines))
             if model is not None:
                 tf.summary.graph(_trace_graph(model))
+            if images is not None:
+                pixels = tf.cast(tf.clip_by_value(tf.round(tf.cast(images, tf.float32)), 0, 255), tf.uint8)
+                tf.summary.image("training_batch", pixels, max_outputs=_MOST_IMAGES)
 
     def lengths(self) -> dict[str, int]:
         """Flush the logs to the disk; return the bytes of each, by its path relative to the run.

@@ -3,7 +3,7 @@
 A run that is extended ends again: what its earlier end has written is replaced.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def write_ending(
     run: Path,
     experiment: Experiment,
     summary: Mapping[str, Any],
-    figures: Sequence[str],
+    figures: Mapping[str, Path],
     curves: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Write what a finished run adds, into its directory.
@@ -52,7 +52,7 @@ def write_ending(
         run: the run directory.
         experiment: what was trained, resolved.
         summary: what summary.json holds.
-        figures: names of the files in `figures/`; those that are there are shown.
+        figures: PNG files by their names.
         curves: counts of `kpipe.evaluation.thresholds.Thresholds` by the name of the class.
 
     Raises:
@@ -62,9 +62,8 @@ def write_ending(
         with suppress(FileNotFoundError):
             earlier.unlink()
     with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=summary["steps"]):
-        for name in figures:
-            if (run / "figures" / f"{name}.png").exists():
-                tf.summary.image(name, _read_figure(run / "figures" / f"{name}.png"))
+        for name, file in figures.items():
+            tf.summary.image(name, _read_figure(file))
         for name, counts in curves.items():
             _write_message(curve_summary.raw_data_pb(f"precision_recall/{name}", **counts))
         _write_message(hparams.hparams_pb(_list_settings(experiment), trial_id=run.name))
