@@ -386,13 +386,6 @@ def make_watchers(
     return watchers
 
 
-def first_images(prepared: Prepared) -> tf.Tensor | None:
-    """Return the images of the first training batch, [B, H, W, C], 0..255; None where they are no pictures."""
-    if prepared.splits.image_shape[-1] not in (1, 3):
-        return None
-    return next(iter(prepared.training_batches(0).take(1)))[0]
-
-
 def _class_frequencies(config: DataConfig, splits: data.Splits) -> np.ndarray:
     """Return the fraction of the training loss that each class has: float [K]; alike where counting reads images."""
     classes = len(splits.class_names)

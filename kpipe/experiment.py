@@ -11,7 +11,6 @@ from functools import partial
 
 from kpipe.assembly import (
     Prepared,
-    first_images,
     load_splits,
     load_weights,
     make_cadence,
@@ -148,7 +147,7 @@ def train(
             recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
             state = recorder.state
             if not run.resumed:
-                log.write_start(run.path / "config.yaml", *((model, first_images(prepared)) if options.draw else ()))
+                log.write_start(run.path / "config.yaml", model if options.draw else None)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             ends = recorder.is_done or recorder.ends_here()
@@ -190,7 +189,7 @@ def train(
                 with screen.status("drawing figures"):
                     undrawn = write_figures(run.path, experiment, state, model, predictions, splits.class_names)
             stop.obey()  # a signal that a library has turned into an error of its own
-            stop.defer()  # what is left takes milliseconds, and a finished run is not resumed
+            stop.defer()  # what is left takes a second, and a finished run is not resumed
             summary = recorder.finish(scores)
             if options.draw:
                 undrawn += write_overview(run.path, experiment, summary, predictions, splits.class_names)

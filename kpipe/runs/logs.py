@@ -15,7 +15,6 @@ from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 from kpipe.runs.tensorboard import make_layout
 
-_MOST_IMAGES = 9  # of a batch
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
 _SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
@@ -79,14 +78,8 @@ class RunLog:
                 if math.isfinite(value):
                     tf.summary.scalar(tag, value)
 
-    def write_start(self, config: Path, model: keras.Model | None = None, images: tf.Tensor | None = None) -> None:
-        """Add the experiment to TensorBoard's texts, the model to its graphs and images to its images.
-
-        Args:
-            config: the experiment's file.
-            model: where its graph is wanted.
-            images: a batch as the network is trained on it, [B, H, W, C], 0..255; without three channels or one, None.
-        """
+    def write_start(self, config: Path, model: keras.Model | None = None) -> None:
+        """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""
         if not self._writers:
             return
         lines = config.read_text(encoding="utf-8").splitlines()
@@ -95,9 +88,6 @@ class RunLog:
             tf.summary.text("config", "\n".join("    " + line for line in lines))
             if model is not None:
                 tf.summary.graph(_trace_graph(model))
-            if images is not None:
-                pixels = tf.cast(tf.clip_by_value(tf.round(tf.cast(images, tf.float32)), 0, 255), tf.uint8)
-                tf.summary.image("training_batch", pixels, max_outputs=_MOST_IMAGES)
 
     def lengths(self) -> dict[str, int]:
         """Flush the logs to the disk; return the bytes of each, by its path relative to the run.

@@ -2,18 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
-import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 from tiny_runs import only_run, train_once
 
 from kpipe import cli
-from kpipe.assembly import load_splits, make_augmentations
-from kpipe.config import load_experiment
-from kpipe.data import make_pipeline
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, augment: [flip_horizontal], synthetic: {images: 200}}
@@ -57,18 +52,6 @@ def test_its_settings_stand_among_the_hparams(run):
     settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["network"].string_value == "lenet5" and settings["augment"].string_value == "flip_horizontal"
     assert settings["epochs"].number_value == 1 and settings["optimizer"].string_value == "adam"
-
-
-def test_the_first_batch_is_shown_as_it_is_trained_on(run):
-    shown = read(run).GetAccumulator("run/train").Tensors("training_batch")[0].tensor_proto
-    width, height, *images = tensor_util.make_ndarray(shown).tolist()
-    assert (width, height, len(images)) == (b"16", b"16", 9)
-    config = load_experiment(run / "config.yaml").experiment
-    splits = load_splits(config.data)
-    augment = make_augmentations(config.data, splits.image_shape)
-    [(batch, _)] = make_pipeline(splits.train, 16, seed=config.seed, augment=augment, image_size=16).take(1)
-    first = tf.io.decode_png(images[0])
-    np.testing.assert_array_equal(first, np.round(batch[0]))
 
 
 def test_it_can_be_switched_off(kpipe, tmp_path):
