@@ -400,9 +400,12 @@ Fixed kernels, for any image: kpipe explain --kernels cat.jpg
 @_weights
 @_image_size
 @_resize
-@click.option("--output", metavar="FOLDER", help="Default: RUN/explain.")
+@click.option("--output", metavar="FOLDER", help="Default: RUN/explain, and for --kernels the working directory.")
 def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, **options: Any) -> None:
     if kernels:
+        given = [name for name in ("kinds", "layer", "class_name", "image_size", "resize") if options[name]]
+        if given or options["weights"] != "best":
+            raise click.UsageError("--kernels: expected only --output beside it. Fixed kernels need no network.")
         images = images if run_directory is None else (run_directory, *images)
     elif run_directory is None:
         raise click.UsageError("Missing argument 'RUN'. Give the directory of a run, or --kernels.")
@@ -412,7 +415,7 @@ def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, *
     if not kernels:
         if unknown := [kind for kind in options["kinds"] if kind not in EXPLANATIONS]:
             raise ConfigError(
-                f"--kind: expected a kind, got {quoted(unknown[0])}{did_you_mean(unknown[0], EXPLANATIONS)}"
+                f"--kind: expected known names, got {quoted(unknown[0])}{did_you_mean(unknown[0], EXPLANATIONS)}"
             )
         find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
     with _quietly():

@@ -5,6 +5,7 @@ The mathematics stands in `kpipe.explaining`, the drawing in `kpipe.figures.expl
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from kpipe import data
 from kpipe.assembly import load_splits, make_form
-from kpipe.caller import about_an_experiment
+from kpipe.caller import about_an_experiment, for_caller
 from kpipe.catalog.explanations import EXPLANATIONS
 from kpipe.console import Screen, counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import ConfigError, DataError, did_you_mean
 from kpipe.explaining.class_models import maximize_class
-from kpipe.explaining.deconvnet import deconvolve
+from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     Strongest,
     choose_depths,
@@ -31,13 +32,14 @@ from kpipe.explaining.feature_maps import (
     find_layer,
     find_strongest,
     first_filters,
-    list_stages,
+    has_feature_maps,
+    last_map,
 )
 from kpipe.explaining.gradients import grad_cam, saliency
 from kpipe.explaining.heat_map import compute_heat_map
 from kpipe.explaining.invariance import AMOUNTS, measure_invariance
 from kpipe.explaining.kernels import KERNELS, convolve
-from kpipe.explaining.occlusion import occlude, positions_of
+from kpipe.explaining.occlusion import default_side, occlude, positions_of
 from kpipe.explaining.receptive_fields import find_field, find_receptive_fields
 from kpipe.figures import explanations as drawing
 from kpipe.figures.style import label, save_figure
@@ -45,6 +47,7 @@ from kpipe.files import check_output_folder, expand_path, translate_write_errors
 from kpipe.layout import find_images
 from kpipe.models.geometry import measure
 from kpipe.names import path_shown
+from kpipe.runs.tensorboard import read_figure
 from kpipe.trained import Trained, load_trained
 
 SHOWN = 3  # images of a split that are explained where the user gives none
@@ -130,33 +133,42 @@ def explain(
     screen = screen or Screen()
     if unknown := [kind for kind in kinds if kind not in EXPLANATIONS]:
         names = did_you_mean(unknown[0], EXPLANATIONS)
-        raise ConfigError(f"kinds: expected known names, got {unknown[0]!r}{names}")
+        raise ConfigError(f"{for_caller('--kind', 'kinds')}: expected known names, got {unknown[0]!r}{names}")
     paths = [images] if isinstance(images, str | Path) else list(images)
     files = find_images([os.fspath(path) for path in paths]) if paths else []
     trained = load_trained(run, weights=weights, image_size=image_size, resize=resize)
     if layer is not None:
         find_layer(trained.model, layer)
+    if class_name is not None and class_name not in trained.class_names:
+        known = did_you_mean(class_name, trained.class_names)
+        where = for_caller("--class", "class_name")
+        raise ConfigError(f"{where}: expected a class of the network, got {class_name!r}{known}")
     default = trained.file.parent / "explain"
     folder = check_output_folder(default if output is None else expand_path(str(output), "output"))
-    subject = _choose(trained, files, layer, class_name, screen)
-    done = []
-    with translate_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    subject = _make_subject(trained, files, layer, class_name, screen)
+    done: list[Explanation] = []
+    with translate_write_errors(folder), _tensorboard(folder) as show:
         for kind in [kind for kind in EXPLANATIONS if kind in kinds or not kinds]:
             try:
                 for name, figure in _DRAW[kind](subject):
                     done.append(Explanation(kind, folder / f"{name}.png"))
                     save_figure(figure, done[-1].path)
-                    with writer.as_default(step=0):
-                        picture = tf.io.decode_png(tf.io.read_file(str(done[-1].path)), channels=3)
-                        tf.summary.image(f"explain/{name}", picture[None])
+                    show(name, done[-1].path)
             except ConfigError as error:
                 if kinds:
-                    raise
-                screen.line(f"note: {kind} is left out: {error}")
-        writer.close()
+                    raise ConfigError(f"{kind}: {error}") from None
+                screen.line(f"note: {kind} is skipped: {error}")
     return done
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[Callable[[str, Path], None]]:
+    """Give a function that shows a PNG file in TensorBoard, in place of what an earlier call has shown."""
+    for earlier in (folder / "tensorboard").glob("events.out.*"):
+        earlier.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(tf.summary.create_file_writer(str(folder / "tensorboard"))) as writer, writer.as_default(step=0):
+        yield lambda name, file: tf.summary.image(f"explain/{name}", read_figure(file))
 
 
 def explain_kernels(images: Iterable[str | Path] = (), *, output: str | Path | None = None) -> list[Explanation]:
@@ -201,7 +213,7 @@ def _own_pictures() -> list[np.ndarray]:
 # --- what is explained ----------------------------------------------------------------------------------------------
 
 
-def _choose(
+def _make_subject(
     trained: Trained, files: Sequence[str], layer: str | None, class_name: str | None, screen: Screen
 ) -> _Subject:
     """Return the images, and the class that is explained for each."""
@@ -210,27 +222,30 @@ def _choose(
     if files:
         size, _, channels = trained.image_shape
         form = make_form(trained.data)
-        images = _read(files, replace(form, size=form.size or size, channels=channels), size)
-        names = [Path(file).name for file in files]
+        # The first are explained one by one; the strongest activations are looked for among the others, too.
+        places = {*range(min(SHOWN, len(files))), *np.linspace(0, len(files) - 1, MOST_SEARCHED).astype(int).tolist()}
+        some = [files[place] for place in sorted(places)]
+        images = _read(some, replace(form, size=form.size or size, channels=channels), size)
+        names = [Path(file).name for file in some]
     else:
         images, names = _draw_at_random(trained, split, seed)
     searched, images = images, images[:SHOWN]
     if len(searched) > len(images):
         screen.line(f"note: of {counted(len(searched), 'image')}, the first {len(images)} are explained one by one")
     logits = np.asarray(trained.model.predict(images, batch_size=_BATCH, verbose=0), np.float64)
+    if not np.isfinite(logits).all():
+        raise ConfigError("the network: expected finite logits, got some that are not. Its weights are of no use")
     probabilities = softmax(logits, axis=1)
     if class_name is None:
         labels = probabilities.argmax(1)
     else:
-        if class_name not in trained.class_names:
-            hint = did_you_mean(class_name, trained.class_names)
-            raise ConfigError(f"class: expected a class of the network, got {class_name!r}{hint}")
         labels = np.full(len(images), trained.class_names.index(class_name))
     shown = [
-        f"{name}: {label(trained.class_names[each], 20)} {row[each]:.0%}"
+        f"{label(name, 30)}\n{label(trained.class_names[each], 20)} ({row[each]:.0%})"
         for name, each, row in zip(names, labels, probabilities, strict=False)
     ]
-    caption = label(f"{trained.file.parent.name} · {trained.file.name}", 100)
+    experiment = f"{trained.experiment.name} · " if trained.experiment else ""
+    caption = label(f"{experiment}{trained.file.resolve().parent.name} · {trained.file.name}", 100)
     return _Subject(trained, images, shown, labels, layer, seed, screen, split, searched, caption)
 
 
@@ -296,7 +311,7 @@ def _draw_feature_maps(subject: _Subject) -> Figures:
     for place, name in enumerate(subject.names):
         maps = {f"{depth}: {layer}": found[layer][place] for depth, layer in depths.items()}
         title = "Feature maps by depth, those that the image excites most"
-        caption = f"{label(name, 60)} · {subject.caption}"
+        caption = f"{label(name.replace(chr(10), ': '), 60)} · {subject.caption}"
         yield (
             f"feature_maps_{place + 1}",
             drawing.draw_feature_maps(subject.images[place], maps, title=title, caption=caption),
@@ -305,19 +320,25 @@ def _draw_feature_maps(subject: _Subject) -> Figures:
 
 def _draw_deconvnet(subject: _Subject) -> Figures:
     trained, model = subject.trained, subject.trained.model
-    stages = list_stages(model)
-    layers = [subject.layer] if subject.layer else list(choose_depths(model).values())[1:] or stages[-1:]
+    layers = [subject.layer] if subject.layer else list(choose_depths(model).values())[1:] or [last_map(model)]
     fields = find_receptive_fields(model)
     for layer in layers:
-        count = model.get_layer(layer).output.shape[-1]
-        maps = np.unique(np.linspace(0, count - 1, _MAPS).astype(int))
+        maps = _active_maps(model, subject.images, layer)
         strongest, searched = _search(subject, layer, maps)
         projections = _project(model, strongest, layer)
-        side = max(fields[layer][2:]) if layer in fields else max(trained.image_shape[:2])
-        cut = _cut_out(model, layer, strongest, side, projections, strongest.images)
+        sides = fields[layer][2:] if layer in fields else trained.image_shape[:2]
+        cut = _cut_out(model, layer, strongest, sides, projections, strongest.images)
         title = f"What excites feature maps of {layer} most: projections and the images"
         caption = f"the strongest activations among {searched} · {subject.caption}"
         yield f"deconvnet_{layer}", drawing.draw_projections(maps, *cut, title=title, caption=caption)
+
+
+def _active_maps(model, images: np.ndarray, layer: str) -> np.ndarray:
+    """Return numbers of feature maps that some images excite, spread over them all: int [M]."""
+    largest = compute_feature_maps(model, images, [layer])[layer].max((0, 1, 2))
+    active = np.flatnonzero(largest > 0)
+    active = active if len(active) else np.arange(len(largest))
+    return active[np.unique(np.linspace(0, len(active) - 1, _MAPS).astype(int))]
 
 
 def _search(subject: _Subject, layer: str, maps: np.ndarray) -> tuple[Strongest, str]:
@@ -337,48 +358,36 @@ def _search(subject: _Subject, layer: str, maps: np.ndarray) -> tuple[Strongest,
 
 def _project(model, strongest: Strongest, layer: str) -> np.ndarray:
     """Return the projections of the strongest activations, float32 [M, n, H, W, C]."""
-    rows = [
-        np.concatenate(
-            [
-                deconvolve(
-                    model,
-                    images[start : start + _BATCH],
-                    layer,
-                    [number] * len(images[start : start + _BATCH]),
-                    positions[start : start + _BATCH],
-                )
-                for start in range(0, len(images), _BATCH)
-            ]
-        )
-        for number, images, positions in zip(strongest.maps, strongest.images, strongest.positions, strict=True)
-    ]
-    return np.stack(rows)
+    network = build_deconvnet(model, layer)
+    rows = zip(strongest.maps, strongest.images, strongest.positions, strict=True)
+    return np.stack([deconvolve(network, images, [number] * len(images), places) for number, images, places in rows])
 
 
-def _cut_out(model, layer: str, strongest: Strongest, side: int, *stacks: np.ndarray) -> list[np.ndarray]:
-    """Cut squares around what the strongest activations see out of images [M, n, H, W, C]."""
+def _cut_out(model, layer: str, strongest: Strongest, sides: Sequence[int], *stacks: np.ndarray) -> list[np.ndarray]:
+    """Cut what the strongest activations see out of images [M, n, H, W, C]; sides: height and width of the cut."""
     height, width = stacks[0].shape[2:4]
-    side = min(side, height, width)
+    cut_height, cut_width = min(sides[0], height), min(sides[1], width)
     row = next(row for row in measure(model) if row.name == layer)
-    cut = [np.empty((*stack.shape[:2], side, side, stack.shape[-1]), stack.dtype) for stack in stacks]
+    cut = [np.empty((*stack.shape[:2], cut_height, cut_width, stack.shape[-1]), stack.dtype) for stack in stacks]
     for place in np.ndindex(strongest.positions.shape[:2]):
         field = find_field(row, strongest.positions[place]) if row.receptive_field else (0, 0, height, width)
         middle = [field[axis] + field[axis + 2] // 2 for axis in (0, 1)]
-        top, left = (
-            int(np.clip(middle[axis] - side // 2, 0, extent - side)) for axis, extent in ((0, height), (1, width))
-        )
+        top = int(np.clip(middle[0] - cut_height // 2, 0, height - cut_height))
+        left = int(np.clip(middle[1] - cut_width // 2, 0, width - cut_width))
         for part, stack in zip(cut, stacks, strict=True):
-            part[place] = stack[place][top : top + side, left : left + side]
+            part[place] = stack[place][top : top + cut_height, left : left + cut_width]
     return cut
 
 
 def _draw_saliency(subject: _Subject) -> Figures:
     model = subject.trained.model
-    salient = saliency(model, subject.images, subject.labels)
-    cam = grad_cam(model, subject.images, subject.labels, subject.layer)
+    columns = [("saliency", np.sqrt(saliency(model, subject.images, subject.labels)))]
+    if has_feature_maps(model):
+        layer = subject.layer or last_map(model)
+        columns.append((f"Grad-CAM, {layer}", grad_cam(model, subject.images, subject.labels, layer)))
     rows = [
-        (image, name, [("saliency", np.sqrt(gradient)), (f"Grad-CAM, {subject.layer or list_stages(model)[-1]}", heat)])
-        for image, name, gradient, heat in zip(subject.images, subject.names, salient, cam, strict=True)
+        (image, name, [(heading, heats[place]) for heading, heats in columns])
+        for place, (image, name) in enumerate(zip(subject.images, subject.names, strict=True))
     ]
     yield "saliency", drawing.draw_heat(rows, title="What the class depends on", caption=subject.caption)
 
@@ -386,16 +395,23 @@ def _draw_saliency(subject: _Subject) -> Figures:
 def _draw_occlusion(subject: _Subject) -> Figures:
     model, rows = subject.trained.model, []
     height, width = subject.images.shape[1:3]
-    side = max(1, round(min(height, width) / 5))
+    side = default_side(subject.images[0])
     stride = max(1, side // 2)
     steps = len(positions_of(height, side, stride)) * len(positions_of(width, side, stride))
     with subject.screen.progress("covering parts of the images", steps * len(subject.images)) as advance:
         for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
             options = {"side": side, "stride": stride, "batch_size": _BATCH, "advance": advance}
             found = occlude(model, image, int(number), **options)
-            heats = [("fall of the probability", found.whole - found.probabilities)]
-            heats.append(("fall of the strongest feature map", -found.activations))
-            heats.append(("where another class wins", (found.predictions != number).astype(np.float32)))
+            # The middles of the squares end half a square before the edges.
+            last_top, last_left = found.tops[-1] + side, found.lefts[-1] + side
+            half = (side - stride) / 2
+            extent = (half - 0.5, last_left - half - 0.5, last_top - half - 0.5, half - 0.5)
+            drop = {"limits": (0.0, 1.0), "extent": extent}
+            heats = [("drop of the probability", found.whole - found.probabilities, drop)]
+            if found.activations is not None:
+                heats.append(("drop of the top feature map", -found.activations, {"extent": extent}))
+            others = (found.predictions != number).astype(np.float32)
+            heats.append(("another class wins", others, {**drop, "smooth": False}))
             rows.append((image, name, heats))
     title = f"What a gray square of {side}x{side} pixels takes away"
     yield "occlusion", drawing.draw_heat(rows, title=title, caption=subject.caption)
@@ -412,7 +428,7 @@ def _draw_class_models(subject: _Subject) -> Figures:
             found = [maximize_class(trained.model, each, l2=l2, steps=_STEPS, advance=advance) for each in labels]
             rows.append(
                 [
-                    (each.image, f"{label(trained.class_names[number], 16)} {each.probability:.0%}")
+                    (each.image, f"{label(trained.class_names[number], 16)}, logit {each.score:.1f}")
                     for number, each in zip(labels, found, strict=True)
                 ]
             )
@@ -424,19 +440,18 @@ def _draw_class_models(subject: _Subject) -> Figures:
 def _draw_invariance(subject: _Subject) -> Figures:
     model, image, number = subject.trained.model, subject.images[0], int(subject.labels[0])
     curves, examples = {}, {}
-    with subject.screen.status("changing an image"):
-        for change in AMOUNTS:
-            found = measure_invariance(model, image, number, change, batch_size=_BATCH)
-            curves[_UNITS[change]] = (found.amounts, found.low, found.high, found.probabilities)
-            examples[_UNITS[change]] = found.images[np.linspace(0, len(found.images) - 1, 4).astype(int)]
+    for change in AMOUNTS:
+        found = measure_invariance(model, image, number, change, batch_size=_BATCH)
+        curves[_UNITS[change]] = (found.amounts, found.low, found.high, found.probabilities)
+        examples[_UNITS[change]] = found.images[np.linspace(0, len(found.images) - 1, 4).astype(int)]
     yield (
         "invariance",
         drawing.draw_invariance(
             curves,
             examples,
             class_name=subject.class_names[number],
-            title="A changed image",
-            caption=f"{label(subject.names[0], 60)} · {subject.caption}",
+            title="How far the features move while the image is changed",
+            caption=f"{label(subject.names[0].replace(chr(10), ': '), 60)} · {subject.caption}",
         ),
     )
 
@@ -457,10 +472,12 @@ def _draw_heat_map(subject: _Subject) -> Figures:
         larger = np.concatenate(list(images), axis=1)
     else:
         larger = tf.image.resize(images[0], 2 * np.array(images.shape[1:3])).numpy()
-    with subject.screen.status("looking at a larger image"):
-        found = compute_heat_map(subject.trained.model, larger)
     labels = list(dict.fromkeys(int(each) for each in subject.labels))
-    rows = [(larger, label(subject.class_names[each], 34), [("probability", found[..., each])]) for each in labels]
+    maps = compute_heat_map(subject.trained.model, larger, labels)
+    rows = [
+        (larger, label(subject.class_names[each], 34), [("probability", maps[..., place])])
+        for place, each in enumerate(labels)
+    ]
     height, width = larger.shape[:2]
     title = f"Where the classes are in a larger image, {height}x{width}"
     yield "heat_map", drawing.draw_heat(rows, title=title, caption=subject.caption, limits=(0, 1))

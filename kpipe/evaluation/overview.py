@@ -38,6 +38,7 @@ def write_overview(
     with noting_failures(failures, run, PAGE):
         write_page(run, experiment)
     if experiment.logging.tensorboard:
-        curves = predictions.precision_recall(class_names) if predictions else {}
-        write_ending(run, experiment, summary, list_figures(run), curves)
+        with noting_failures(failures, run, "TensorBoard's figures"):
+            curves = predictions.precision_recall(class_names) if predictions else {}
+            write_ending(run, experiment, summary, list_figures(run), curves)
     return failures

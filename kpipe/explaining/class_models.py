@@ -58,7 +58,7 @@ def maximize_class(
     height, width, channels = model.input_shape[1:]
     classes = model.outputs[0].shape[-1]
     if height is None or width is None:
-        raise ConfigError("image: expected a network for images of one size, got one for any size")
+        raise ConfigError("expected a network for images of one size, got one for any size")
     if not 0 <= label < classes:
         raise ConfigError(f"label: expected 0 to {classes - 1}, got {label}")
     network = keras.Model(model.inputs[0], model.outputs[0])

@@ -27,29 +27,23 @@ from kpipe.models.layers import LocalResponseNormalization
 
 
 def deconvolve(
-    model: keras.Model,
+    network: keras.Model,
     images: np.ndarray,
-    layer: str,
     maps: Sequence[int],
     positions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Project one activation of each image back to its pixels.
 
     Args:
-        model: the network.
+        network: what `build_deconvnet` returned for a layer.
         images: [B, H, W, C], 0..255.
-        layer: name of a layer with feature maps.
         maps: number of the feature map for each image, 0..F - 1: int [B].
         positions: (row, column) of the activation, int [B, 2]; None: that of the largest.
 
     Returns:
         What the deconvolutional network draws, float32 [B, H, W, C]: above 0 where a brighter pixel would have
         excited the map more, below 0 where a darker one would have.
-
-    Raises:
-        ConfigError: there is no such layer.
     """
-    network = build_deconvnet(model, layer)
     images = tf.convert_to_tensor(images, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(images)
@@ -69,38 +63,35 @@ def deconvolve(
 def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
     """Build the part of a network up to a layer, whose gradient is what the deconvolutional network computes.
 
+    Args:
+        model: the network.
+        layer: name of a layer with feature maps.
+
     Returns:
         Images [B, H, W, C] to the feature maps of this layer.
+
+    Raises:
+        ConfigError: there is no such layer.
     """
     part = keras.Model(model.inputs[0], find_layer(model, layer).output)
 
     def call(each, x, **options):
         if isinstance(each, LocalResponseNormalization):
-            return _as_scale(each(x, **options), x)
+            return x * ops.cast(ops.stop_gradient(each.scale(x)), x.dtype)
         if isinstance(each, layers.ReLU):
-            return layers.Activation(_rectify_both_ways)(x)
+            return layers.Activation(_rectify)(x)
         if getattr(each, "activation", None) is not keras.activations.relu:
             return each(x, **options)
         if isinstance(each, layers.Activation):
-            return layers.Activation(_rectify_both_ways)(x)
-        return layers.Activation(_rectify_both_ways)(_without_activation(each, x))
+            return layers.Activation(_rectify)(x)
+        return layers.Activation(_rectify)(_without_activation(each, x))
 
     return keras.models.clone_model(part, clone_function=lambda each: each, call_function=call)
 
 
-@tf.custom_gradient
 def _rectify(x):
-    return tf.nn.relu(x), tf.nn.relu
-
-
-def _rectify_both_ways(x):
-    return _rectify(x)
-
-
-def _as_scale(output, x):
-    """Return the output of a layer that scales its input x, so that a gradient is scaled in the same way."""
-    scale = ops.stop_gradient(ops.where(ops.equal(x, 0), ops.ones_like(x), output / ops.where(ops.equal(x, 0), 1, x)))
-    return x * scale
+    """Rectify on the way forward, and the signal on the way back."""
+    return tf.custom_gradient(lambda x: (tf.nn.relu(x), tf.nn.relu))(x)
 
 
 def _without_activation(layer: layers.Layer, x):

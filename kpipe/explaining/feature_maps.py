@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from kpipe.caller import option
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.models.layers import Maxout, ScaledTanh
 from kpipe.models.structure import find_nodes, find_trunk
@@ -44,13 +45,21 @@ def list_stages(model: keras.Model) -> list[str]:
             stages[-1] = layer.name
         is_open = maps and (begins or (is_open and isinstance(layer, _ELEMENTWISE)))
     if not stages:
-        raise ConfigError(f"layer: expected a network with convolutions, got {model.name} without any")
+        raise ConfigError(f"expected a network with convolutions, got {model.name} without any")
     return stages
+
+
+def last_map(model: keras.Model) -> str:
+    """Return the name of the last layer whose feature maps still have several positions, else of the last one."""
+    stages = list_stages(model)
+    several = [name for name in stages if np.prod([side or 2 for side in model.get_layer(name).output.shape[1:3]]) > 1]
+    return (several or stages)[-1]
 
 
 def choose_depths(model: keras.Model) -> dict[str, str]:
     """Return a layer of low, middle and high depth each, as `list_stages` names them; fewer of a small network."""
     stages = list_stages(model)
+    stages = stages[: stages.index(last_map(model)) + 1]
     places = {"low": 0, "middle": (len(stages) - 1) // 2, "high": len(stages) - 1}
     found: dict[str, str] = {}
     for depth, place in places.items():
@@ -59,20 +68,31 @@ def choose_depths(model: keras.Model) -> dict[str, str]:
     return found
 
 
+def has_feature_maps(model: keras.Model) -> bool:
+    """Return whether a network has a convolution, or another layer that `list_stages` names."""
+    try:
+        return bool(list_stages(model))
+    except ConfigError:
+        return False
+
+
 def find_layer(model: keras.Model, name: str) -> keras.Layer:
     """Return the layer of a network that has feature maps under this name.
 
     Raises:
         ConfigError: there is no such layer, or its output is no feature map.
     """
-    layers = {layer.name: layer for layer in model.layers}
+    # Those of an auxiliary head have no influence on the logits.
+    nodes = find_nodes(model.inputs, model.outputs[:1])
+    layers = {node.operation.name: node.operation for node in nodes if node.input_tensors}
     if name not in layers:
-        raise ConfigError(
-            f"layer: expected a layer of the network, got {name!r}{did_you_mean(name, list_stages(model))}"
-        )
+        stages = did_you_mean(name, list_stages(model))
+        raise ConfigError(f"{option('layer')}: expected a layer of the network, got {name!r}{stages}")
     if len(layers[name].output.shape) != 4:
         shape = layers[name].output.shape
-        raise ConfigError(f"layer: expected one with feature maps [B, H, W, F], got {name}, whose output is {shape}")
+        raise ConfigError(
+            f"{option('layer')}: expected one with feature maps [B, H, W, F], got {name}, whose output is {shape}"
+        )
     return layers[name]
 
 
@@ -90,7 +110,7 @@ def first_filters(model: keras.Model) -> np.ndarray:
     for layer in model.layers:
         if (kernel := _filters_of(layer)) is not None:
             return _to_numpy(kernel)
-    raise ConfigError(f"filters: expected a network with convolutions, got {model.name} without any")
+    raise ConfigError(f"expected a network with convolutions, got {model.name} without any")
 
 
 def _filters_of(layer: keras.Layer):

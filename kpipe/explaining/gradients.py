@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.explaining.feature_maps import find_layer, list_stages
+from kpipe.explaining.feature_maps import find_layer, last_map
 
 
 def saliency(model: keras.Model, images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
@@ -44,7 +44,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, labels: Sequence[int], laye
         model: the network.
         images: [B, H, W, C], 0..255.
         labels: a class for each image, 0..K - 1: int [B].
-        layer: name of a layer with feature maps; default: the last one.
+        layer: name of a layer with feature maps; default: the last one with several positions.
 
     Returns:
         float32 [B, H, W], scaled up linearly from the size of the feature maps to that of the images; 0..1 for each
@@ -53,7 +53,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, labels: Sequence[int], laye
     Raises:
         ConfigError: there is no such layer.
     """
-    found = find_layer(model, layer or list_stages(model)[-1])
+    found = find_layer(model, layer or last_map(model))
     network = keras.Model(model.inputs[0], [found.output, model.outputs[0]])
     images = tf.convert_to_tensor(images, tf.float32)
     with tf.GradientTape() as tape:

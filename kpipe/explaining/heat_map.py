@@ -7,6 +7,8 @@ that of a bilinear interpolation, where the paper's begins.
 H height, W width, C channels, K classes, h and w positions of the network.
 """
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,15 +17,16 @@ from kpipe.models.fully_convolutional import build_class_map
 from kpipe.models.geometry import measure
 
 
-def compute_heat_map(model: keras.Model, image: np.ndarray) -> np.ndarray:
-    """Return the probability of each class at each pixel of an image.
+def compute_heat_map(model: keras.Model, image: np.ndarray, labels: Sequence[int] | None = None) -> np.ndarray:
+    """Return the probability of classes at each pixel of an image.
 
     Args:
         model: a network for images [B, I, J, C].
         image: [H, W, C], 0..255, H at least I and W at least J.
+        labels: which classes, n of 0..K - 1; default: all, n = K.
 
     Returns:
-        float32 [H, W, K]; of each pixel they sum to 1.
+        float32 [H, W, n]. Those of all classes sum to 1.
 
     Raises:
         ConfigError: a layer of the network needs images of one size.
@@ -32,7 +35,8 @@ def compute_heat_map(model: keras.Model, image: np.ndarray) -> np.ndarray:
     probabilities = ops.softmax(ops.cast(logits, "float32"))
     network = keras.Model(model.inputs[0], model.outputs[0])  # without auxiliary heads
     stride = [row.total_stride for row in measure(network) if row.total_stride][-1]
-    return upsample(ops.convert_to_numpy(probabilities)[0], stride, image.shape[:2])
+    maps = ops.convert_to_numpy(probabilities)[0]
+    return upsample(maps if labels is None else maps[..., list(labels)], stride, image.shape[:2])
 
 
 def upsample(maps: np.ndarray, stride: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.feature_maps import find_layer, list_stages
+from kpipe.explaining.feature_maps import has_feature_maps, last_map
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Occlusion:
     """Probability of the class, float32 [h, w]."""
     predictions: np.ndarray
     """The most probable class, int [h, w]."""
-    activations: np.ndarray
-    """Sum of the feature map of the last layer that is strongest in the whole image, float32 [h, w]."""
-    feature_map: int
+    activations: np.ndarray | None
+    """Sum of the last layer's feature map that is strongest in the whole image, float32 [h, w]; None: there is none."""
+    feature_map: int | None
     """Number of that feature map."""
     whole: float
     """Probability of the class in the whole image."""
@@ -55,8 +55,8 @@ def occlude(
         image: [H, W, C], 0..255.
         label: the class, 0..K - 1.
         side: of the square in pixels; default: about a fifth of the shorter side of the image.
-        stride: pixels from one position to the next; default: a third of the square's side. The last positions lie at
-            the edge of the image.
+        stride: pixels from one position to the next; default: half of the square's side. The last positions lie at the
+            edge of the image.
         gray: value of the square, 0..255.
         batch_size: images that the network sees at a time.
         advance: called with the number of images just seen.
@@ -65,15 +65,16 @@ def occlude(
         ConfigError: a square that the image cannot hold, or a stride below 1.
     """
     height, width = image.shape[:2]
-    side = max(1, round(min(height, width) / 5)) if side is None else side
-    stride = max(1, side // 3) if stride is None else stride
+    side = default_side(image) if side is None else side
+    stride = max(1, side // 2) if stride is None else stride
     if not 1 <= side <= min(height, width):
         raise ConfigError(f"side: expected 1 to {min(height, width)} pixels, got {side}")
     if stride < 1:
         raise ConfigError(f"stride: expected at least 1 pixel, got {stride}")
-    network = keras.Model(model.inputs[0], [find_layer(model, list_stages(model)[-1]).output, model.outputs[0]])
-    maps, logits = network(image[None].astype(np.float32), training=False)
-    strongest = int(np.argmax(_sums(maps)[0]))
+    layers = [model.get_layer(last_map(model)).output] if has_feature_maps(model) else []
+    network = keras.Model(model.inputs[0], [model.outputs[0], *layers])
+    logits, *maps = network(image[None].astype(np.float32), training=False)
+    strongest = int(np.argmax(_sums(maps[0])[0])) if maps else None
     tops, lefts = positions_of(height, side, stride), positions_of(width, side, stride)
     places = [(top, left) for top in tops for left in lefts]
     sums, probabilities = [], []
@@ -82,8 +83,8 @@ def occlude(
         covered = np.repeat(image[None].astype(np.float32), len(part), axis=0)
         for view, (top, left) in zip(covered, part, strict=True):
             view[top : top + side, left : left + side] = gray
-        maps, scores = network(covered, training=False)
-        sums.append(_sums(maps)[:, strongest])
+        scores, *maps = network(covered, training=False)
+        sums += [_sums(each)[:, strongest] for each in maps]
         probabilities.append(_softmax(scores))
         advance(len(part))
     shape = (len(tops), len(lefts))
@@ -91,13 +92,18 @@ def occlude(
     return Occlusion(
         probabilities=found[:, label].reshape(shape),
         predictions=found.argmax(1).reshape(shape),
-        activations=np.concatenate(sums).reshape(shape),
+        activations=np.concatenate(sums).reshape(shape) if sums else None,
         feature_map=strongest,
         whole=float(_softmax(logits)[0, label]),
         tops=tops,
         lefts=lefts,
         side=side,
     )
+
+
+def default_side(image: np.ndarray) -> int:
+    """Return the side of a square that covers about a fifth of the shorter side of an image, [H, W, C]."""
+    return max(1, round(min(image.shape[:2]) / 5))
 
 
 def positions_of(length: int, side: int, stride: int) -> np.ndarray:

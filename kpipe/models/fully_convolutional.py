@@ -78,7 +78,7 @@ def build_class_map(model: keras.Model) -> keras.Model:
     Raises:
         ConfigError: a layer of the network needs images of one size.
     """
-    images, logits = _at_all_positions(model, "kinds: expected for heat_map", averages=False)
+    images, logits = _at_all_positions(model, "expected", averages=False)
     return keras.Model(images, logits, name=f"class_map_{model.name}")
 
 
@@ -115,15 +115,15 @@ def _check_layers(model: keras.Model, wanted: str) -> None:
         if isinstance(layer, SubtractMeanImage | Whiten):
             raise ConfigError(
                 f"{wanted} a network that normalizes all pixels alike, got one whose first layer has values for each "
-                f"pixel ({layer.name}). Use another of them"
+                f"pixel ({layer.name})"
             )
         if not isinstance(layer, _CONVOLUTIONAL):
             raise ConfigError(
                 f"{wanted} a network of convolutions, poolings and dense layers, which can look at images of any size, "
-                f"got one with the layer {layer.name} ({type(layer).__name__}). Use another of them"
+                f"got one with the layer {layer.name} ({type(layer).__name__})"
             )
     if sum(isinstance(layer, layers.Flatten) for layer in model.layers) > 1:
-        raise ConfigError(f"{wanted} a network with one Flatten layer at most, got several. Use another of them")
+        raise ConfigError(f"{wanted} a network with one Flatten layer at most, got several")
 
 
 def _convolve(dense: layers.Dense, kernel_size: tuple[int, int], x):

@@ -139,6 +139,10 @@ class LocalResponseNormalization(layers.Layer):
         self.alpha_times = alpha_times
 
     def call(self, x):
+        return x * ops.cast(self.scale(x), x.dtype)
+
+    def scale(self, x):
+        """Return what each value of x, [B, H, W, C], is multiplied by: float32 [B, H, W, C]."""
         channels = np.arange(x.shape[-1])
         neighbors = np.abs(channels[:, None] - channels) <= self.size // 2
         alpha = self.alpha / self.size if self.alpha_times == "mean" else self.alpha
@@ -147,10 +151,8 @@ class LocalResponseNormalization(layers.Layer):
         base = self.k + alpha * ops.matmul(squares, neighbors.astype("float32"))
         if self.beta == 0.75:  # two roots cost less than a power
             root = ops.rsqrt(base)
-            scale = root * ops.sqrt(root)
-        else:
-            scale = ops.power(base, -self.beta)
-        return x * ops.cast(scale, x.dtype)
+            return root * ops.sqrt(root)
+        return ops.power(base, -self.beta)
 
     def compute_output_shape(self, input_shape):
         return input_shape

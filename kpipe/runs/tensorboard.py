@@ -63,7 +63,7 @@ def write_ending(
             earlier.unlink()
     with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=summary["steps"]):
         for name, file in figures.items():
-            tf.summary.image(name, _read_figure(file))
+            tf.summary.image(name, read_figure(file))
         for name, counts in curves.items():
             _write_message(curve_summary.raw_data_pb(f"precision_recall/{name}", **counts))
         _write_message(hparams.hparams_pb(_list_settings(experiment), trial_id=run.name))
@@ -108,7 +108,7 @@ def _list_results(summary: Mapping[str, Any]) -> dict[str, float]:
     return {f"result/{name}": float(value) for name, value in (numbers | others).items() if value is not None}
 
 
-def _read_figure(file: Path) -> tf.Tensor:
+def read_figure(file: Path) -> tf.Tensor:
     """Return a figure as one image [1, H, W, 3], not too wide for an event file."""
     pixels = tf.io.decode_png(file.read_bytes(), channels=3)
     height, width = pixels.shape[:2]

@@ -78,7 +78,7 @@ def test_some_kinds_of_images_of_the_user(run, tmp_path, quiet):
     [
         ({"kinds": ["salience"]}, r"^kinds: expected known names, got 'salience', did you mean 'saliency'\?$"),
         ({"layer": "c2"}, r"^layer: expected a layer of the network, got 'c2' \(known: c1, c3\)$"),
-        ({"class_name": "cat"}, "^class: expected a class of the network, got 'cat'"),
+        ({"class_name": "cat"}, "^class_name: expected a class of the network, got 'cat'"),
     ],
 )
 def test_what_cannot_be_explained(run, quiet, options, message):
@@ -149,3 +149,41 @@ def test_a_position_sees_its_receptive_field_and_nothing_else():
         assert (seen.max(0) < [top + height, left + width]).all(), layer
     # Of the first layer, every pixel counts.
     assert find_receptive_fields(model)["conv1_1"] == (31, 31, 3, 3)
+
+
+def test_a_second_call_replaces_what_tensorboard_shows(run, tmp_path, quiet):
+    for _ in range(2):
+        explain(run, kinds=["filters"], output=tmp_path / "a", screen=quiet)
+    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "skipped"),
+    [
+        ("{name: mlp, width: 8}", {"filters", "feature_maps", "deconvnet", "invariance", "receptive_fields"}),
+        ("{name: googlenet, auxiliary_heads: true}", set()),
+        ("{name: vgg11, batch_norm: true, head: gap}", set()),
+        ("{name: alexnet, width: 8}", set()),
+        ("{name: lenet5, variant: original}", {"heat_map"}),
+    ],
+)
+def test_every_family_is_explained(kpipe, tmp_path, model, skipped):
+    text = TINY.replace("{name: lenet5}", model).replace("16, stored_size: 20", "32")
+    run = train_once(tmp_path, text, "data.channels=1" if "original" in model else "seed=0")
+    code, out, err = kpipe("explain", str(run))
+    assert (code, err) == (0, "")
+    said = {line.split()[1] for line in out.splitlines() if line.startswith("note: ")}
+    assert said == skipped
+    drawn = {line.rpartition("/")[2].removesuffix(".png") for line in out.splitlines() if line.endswith(".png")}
+    assert {kind for kind in EXPLANATIONS if any(name.startswith(kind) for name in drawn)} == {*EXPLANATIONS} - skipped
+
+
+def test_options_that_fixed_kernels_do_not_have(kpipe):
+    code, _, err = kpipe("explain", "--kernels", "--layer", "c1")
+    assert code == 2 and "--kernels: expected only --output beside it. Fixed kernels need no network." in err
+
+
+def test_mistakes_are_found_before_the_import(kpipe, run):
+    code, _, err = kpipe("explain", str(run), "--kind", "salience")
+    assert code == 2 and err.startswith("--kind: expected known names, got 'salience', did you mean 'saliency'?")

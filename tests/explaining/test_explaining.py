@@ -8,7 +8,7 @@ from keras import layers
 
 from kpipe.errors import ConfigError
 from kpipe.explaining.class_models import maximize_class
-from kpipe.explaining.deconvnet import deconvolve
+from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     choose_depths,
     compute_feature_maps,
@@ -23,6 +23,7 @@ from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import occlude, positions_of
 from kpipe.models import build_model
 from kpipe.models.fully_convolutional import build_class_map
+from kpipe.models.layers import LocalResponseNormalization
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,9 +61,9 @@ def test_the_stages_of_a_network(name, options, first, last, count):
 
 def test_a_network_without_convolutions_has_no_feature_maps():
     model = build_model("mlp", {}, input_shape=(8, 8, 1), classes=2)
-    with pytest.raises(ConfigError, match="^layer: expected a network with convolutions, got mlp without any$"):
+    with pytest.raises(ConfigError, match="^expected a network with convolutions, got mlp without any$"):
         list_stages(model)
-    with pytest.raises(ConfigError, match="^filters: expected a network with convolutions, got mlp without any$"):
+    with pytest.raises(ConfigError, match="^expected a network with convolutions, got mlp without any$"):
         first_filters(model)
 
 
@@ -134,7 +135,7 @@ def test_without_relu_and_pooling_it_is_the_gradient():
         layers.Rescaling(1 / 255), layers.Conv2D(4, 3, padding="same"), layers.Conv2D(3, 3, strides=2, name="top")
     )
     images = images_of(2)
-    found = deconvolve(model, images, "top", [2, 2], np.array([[1, 2], [1, 2]]))
+    found = deconvolve(build_deconvnet(model, "top"), images, [2, 2], np.array([[1, 2], [1, 2]]))
     expected = input_gradient(model, images, "top", 2, (1, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
 
@@ -144,11 +145,11 @@ def test_the_switches_by_hand():
     model = network(layers.MaxPooling2D(2, name="pool"), shape=(4, 4, 1))
     image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
     image[0, 0, 0] = 50
-    found = deconvolve(model, image, "pool", [0], np.array([[0, 0]]))
+    found = deconvolve(build_deconvnet(model, "pool"), image, [0], np.array([[0, 0]]))
     expected = np.zeros((1, 4, 4, 1))
     expected[0, 0, 0] = 50
     np.testing.assert_array_equal(found, expected)
-    found = deconvolve(model, image, "pool", [0], np.array([[1, 0]]))
+    found = deconvolve(build_deconvnet(model, "pool"), image, [0], np.array([[1, 0]]))
     assert found[0, 3, 1] == 13 and np.count_nonzero(found) == 1
 
 
@@ -164,11 +165,30 @@ def test_a_rectification_goes_by_the_sign_of_the_signal():
     image = np.full((1, 1, 1, 1), 5, np.float32)
     # Forward: 5 and 0 after the ReLU, so the value v is -10. Back: 20 and -30. The rectification keeps the 20, which
     # the first filter brings to the pixel; the gradient would do so too, but would also keep a negative signal there.
-    np.testing.assert_allclose(deconvolve(model, image, "top", [0]), np.full((1, 1, 1, 1), 20))
+    np.testing.assert_allclose(deconvolve(build_deconvnet(model, "top"), image, [0]), np.full((1, 1, 1, 1), 20))
     model.get_layer("top").set_weights([np.array([[[[2.0], [3.0]]]])])
     # v is 10, back 20 and 30: the second ReLU was closed forward, so the gradient is 20; the deconvnet's is 20 - 30.
-    np.testing.assert_allclose(deconvolve(model, image, "top", [0]), np.full((1, 1, 1, 1), -10))
+    np.testing.assert_allclose(deconvolve(build_deconvnet(model, "top"), image, [0]), np.full((1, 1, 1, 1), -10))
     np.testing.assert_allclose(input_gradient(model, image, "top", 0, (0, 0)), np.full((1, 1, 1, 1), 20))
+
+
+def test_a_normalization_scales_back_as_it_has_scaled_forward():
+    """Also where the value is 0: k is 2, so the scale is 2 ** -0.75."""
+    model = network(
+        LocalResponseNormalization(name="lrn"), layers.Conv2D(1, 2, use_bias=False, name="top"), shape=(2, 2, 1)
+    )
+    model.get_layer("top").set_weights([np.ones((2, 2, 1, 1))])
+    image = np.array([[0, 0], [1e-3, 0]], np.float32)[None, ..., None]
+    found = deconvolve(build_deconvnet(model, "top"), image, [0])
+    np.testing.assert_allclose(found, 1e-3 * 2**-1.5, rtol=1e-4)
+
+
+def test_a_layer_of_an_auxiliary_head_is_none_of_the_network():
+    model = build_model("googlenet", {"auxiliary_heads": True}, input_shape=(64, 64, 3), classes=3)
+    [name] = [layer.name for layer in model.layers if layer.name.startswith("auxiliary_4a") and "pool" in layer.name]
+    for each in (name, "images"):
+        with pytest.raises(ConfigError, match=f"^layer: expected a layer of the network, got '{each}'"):
+            grad_cam(model, images_of(1, (64, 64, 3)), [0], each)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +203,7 @@ def test_a_rectification_goes_by_the_sign_of_the_signal():
 def test_every_family_can_be_deconvolved(name, options):
     model = build_model(name, options, input_shape=(64, 64, 3), classes=3)
     images = images_of(2, (64, 64, 3))
-    found = deconvolve(model, images, list_stages(model)[-1], [0, 1])
+    found = deconvolve(build_deconvnet(model, list_stages(model)[-1]), images, [0, 1])
     assert found.shape == images.shape and np.isfinite(found).all() and found.any()
     np.testing.assert_array_equal(model(images), model(images))
 
@@ -273,7 +293,7 @@ def test_a_class_model_is_where_gradient_and_regularization_balance():
 def test_classes_that_are_not_there():
     with pytest.raises(ConfigError, match="^label: expected 0 to 1, got 2$"):
         maximize_class(network(layers.Conv2D(1, 3)), 2)
-    with pytest.raises(ConfigError, match="^image: expected a network for images of one size, got one for any size$"):
+    with pytest.raises(ConfigError, match="^expected a network for images of one size, got one for any size$"):
         maximize_class(network(layers.Conv2D(1, 3), shape=(None, None, 1)), 0)
 
 
