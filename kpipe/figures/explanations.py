@@ -77,6 +77,7 @@ def draw_feature_maps(
         title, caption: above and below.
         most: feature maps in a row.
     """
+    most = min(most, max(stack.shape[-1] for stack in maps.values()))
     figure = _make_figure((most + 1) * _INCH, len(maps) * 1.2 * _INCH, title, caption)
     grid = figure.subplots(len(maps), most + 1, squeeze=False)
     headings = two_lines([heading.replace(": ", ":\n", 1) for heading in maps], fit(1.0, 8))
@@ -240,7 +241,7 @@ def draw_invariance(
         ):
             # A line of one point is nothing, and one of two hides how few they are.
             axes.plot(amounts, values, color=color, linewidth=1.8, marker="o" if len(amounts) < 3 else "")
-            style_axes(axes, title=heading, grid=True)
+            style_axes(axes, title=wrap(heading, 2.2, 9, bold=True), grid=True)
             axes.title.set_fontsize(9)
             axes.set_xlabel(wrap(name, 2.2, 8), fontsize=8, color=CAPTION, parse_math=False)
             axes.set_ylim(0, 1.05 if axes is row[3] else None)
@@ -285,6 +286,9 @@ def _make_figure(width: float, height: float, title: str, caption: str, *, least
     figure = Figure(figsize=(max(least, width + 0.4), max(2.0, height + 0.9)), layout=make_layout())
     add_title(figure, title)
     add_caption(figure, caption)
+    # Further lines get room of their own.
+    lines = 0.2 * figure.get_suptitle().count("\n") + 0.15 * figure.get_supxlabel().count("\n")
+    figure.set_figheight(figure.get_figheight() + lines)
     return figure
 
 

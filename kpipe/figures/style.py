@@ -135,7 +135,7 @@ def distinct_labels(names: Iterable[str], most: int) -> list[str]:
 
 def _narrow(text: str, most: int) -> int:
     """Return how many characters fit where `most` of average width do."""
-    return max(4, most * 3 // 5) if any(unicodedata.east_asian_width(each) in "WF" for each in text) else most
+    return max(4, most // 2) if any(unicodedata.east_asian_width(each) in "WF" for each in text) else most
 
 
 def _label_distinctly(names: Sequence[str], most: int) -> list[str]:
