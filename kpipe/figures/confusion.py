@@ -123,7 +123,7 @@ def _draw_bars(rows: Sequence[tuple[str, float, str]], title: str, caption: str)
     figure = Figure(figsize=(8, 0.22 * max(len(rows), 4) + 1.6), layout=make_layout())
     add_caption(figure, caption)
     axes = figure.subplots()
-    name_width = max((len(name) for name, _, _ in rows), default=0) * 0.6 * _NAME_SIZE / _POINTS_PER_INCH
+    name_width = max((len(name) for name, _, _ in rows), default=0) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
     style_axes(axes, title=wrap(title, 7.6 - name_width, 11, bold=True), grid=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     places = range(len(rows))

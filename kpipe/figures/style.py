@@ -215,14 +215,18 @@ def fit(inches: float, size: float) -> int:
 
 
 def wrap(text: str, inches: float, size: float, *, bold: bool = False) -> str:
-    """Return a text on lines of about the same length, none wider than this."""
+    """Return a text of which no line is wider than this; parts of a broken line are about equally long."""
     most = _narrow(text, max(4, int(inches * _POINTS_PER_INCH / ((_BOLD if bold else _CHARACTER) * size))))
-    count = math.ceil(len(text) / most)
-    for width in range(math.ceil(len(text) / max(1, count)), most + 1):
-        lines = textwrap.wrap(text, max(1, width))
+    return "\n".join(_break_evenly(line, most) for line in text.split("\n"))
+
+
+def _break_evenly(line: str, most: int) -> str:
+    count = math.ceil(len(line) / most)
+    for width in range(math.ceil(len(line) / max(1, count)), most + 1):
+        lines = textwrap.wrap(line, max(1, width))
         if len(lines) <= count:
             return "\n".join(lines)
-    return textwrap.fill(text, most)
+    return textwrap.fill(line, most)
 
 
 def make_layout() -> ConstrainedLayoutEngine:

@@ -242,3 +242,4 @@ def test_lines_of_a_caption_are_about_equally_long():
     assert " ".join(lines) == CAPTION
     assert max(map(len, lines)) - min(map(len, lines)) < 25
     assert wrap("", 4, 8) == ""
+    assert wrap("one\ntwo", 4, 8) == "one\ntwo"
