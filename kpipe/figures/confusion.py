@@ -10,7 +10,18 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
 from kpipe.console import counted
-from kpipe.figures.style import BLUE, CAPTION, FAINT, GRID, INK, add_caption, label, make_layout, style_axes
+from kpipe.figures.style import (
+    BLUE,
+    CAPTION,
+    FAINT,
+    GRID,
+    INK,
+    add_caption,
+    distinct_labels,
+    make_layout,
+    style_axes,
+    wrap,
+)
 
 _POINTS_PER_INCH = 72
 _CHARACTER = 0.64  # em: the width of a digit in the default font, and of an average letter at most
@@ -42,7 +53,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], *, caption: s
         return _draw_pairs(counts, class_names, caption)
     # A class without images has no fractions; its row stays empty.
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [label(name, _LONGEST_NAME) for name in class_names]
+    names = distinct_labels(class_names, _LONGEST_NAME)
     name_width = (max(map(len, names)) + 1) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
     cell = min(max(0.45, 4 / classes, name_width), _LARGEST / classes)  # inches
     figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.2), layout=make_layout())
@@ -50,7 +61,8 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], *, caption: s
     axes = figure.subplots()
     images = int(counts.sum())
     correct = f", {np.trace(counts) / images:.1%} correct" if images else ""
-    style_axes(axes, title=f"Confusion matrix: {counted(images, 'image')}{correct}", grid=False)
+    title = f"Confusion matrix: {counted(images, 'image')}{correct}"
+    style_axes(axes, title=wrap(title, cell * classes + 1.7 - name_width / 2, 11, bold=True), grid=False)
     # Where no count is written, the square root makes mistakes of a few percent visible.
     norm = PowerNorm(1 if classes <= _MOST_WRITTEN else 0.5, vmin=0, vmax=1)
     image = axes.imshow(fractions, cmap="Blues", norm=norm)
@@ -75,10 +87,8 @@ def draw_class_accuracy(counts: np.ndarray, class_names: Sequence[str], *, capti
     order = np.argsort(accuracies, kind="stable")[:_MOST_BARS]
     left_out = len(there) - len(order)
     title = "Accuracy of each class" if not left_out else f"Accuracy of the {len(order)} lowest of {len(there)} classes"
-    rows = [
-        (label(class_names[there[place]], _LONGEST_NAME), accuracies[place], f"{images[there[place]]:,}")
-        for place in order
-    ]
+    names = distinct_labels(class_names, _LONGEST_NAME)
+    rows = [(names[there[place]], accuracies[place], f"{images[there[place]]:,}") for place in order]
     figure, axes = _draw_bars(rows, title, caption)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -94,9 +104,10 @@ def _draw_pairs(counts: np.ndarray, class_names: Sequence[str], caption: str) ->
     pairs = [divmod(int(place), len(counts)) for place in order if mistakes.flat[place]]
     wrong = int(mistakes.sum())
     title = f"The {len(pairs)} most frequent confusions: {counted(int(counts.sum()), 'image')}, {wrong:,} wrong"
+    names = distinct_labels(class_names, _LONGEST_NAME)
     rows = [
         (
-            f"{label(class_names[true], _LONGEST_NAME)} taken for {label(class_names[predicted], _LONGEST_NAME)}",
+            f"{names[true]} taken for {names[predicted]}",
             float(mistakes[true, predicted]),
             f"of {counts[true].sum():,}",
         )
@@ -112,7 +123,8 @@ def _draw_bars(rows: Sequence[tuple[str, float, str]], title: str, caption: str)
     figure = Figure(figsize=(8, 0.22 * max(len(rows), 4) + 1.6), layout=make_layout())
     add_caption(figure, caption)
     axes = figure.subplots()
-    style_axes(axes, title=title, grid=False)
+    name_width = max((len(name) for name, _, _ in rows), default=0) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
+    style_axes(axes, title=wrap(title, 7.6 - name_width, 11, bold=True), grid=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     places = range(len(rows))
     axes.barh(places, [length for _, length, _ in rows], color=BLUE, height=0.7)

@@ -10,22 +10,32 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from kpipe.figures.style import (
     BLUE,
     CAPTION,
+    FAINT,
     GREEN,
+    GRID,
     INK,
     VERMILION,
     add_caption,
+    add_title,
+    distinct_labels,
+    find_aspect,
+    fit,
     label,
     make_layout,
     show_image,
     style_axes,
+    two_lines,
+    wrap,
 )
 
 _INCH = 1.0  # of a small image
 _MOST_FILTERS = 100
+_WIDEST = 24  # inches, of a row of wide images
 _HEAT = "magma"
 
 
@@ -33,24 +43,33 @@ def draw_filters(filters: np.ndarray, *, title: str, caption: str = "") -> Figur
     """Draw the filters of a first convolution, each stretched to the whole range of gray or color.
 
     Args:
-        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray.
+        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray. Of more than 100
+            filters the first 100 are drawn, and the caption says so.
         title, caption: above and below.
     """
     shown = filters[..., :_MOST_FILTERS]
+    if shown.shape[-1] < filters.shape[-1]:
+        drawn = f"the first {shown.shape[-1]} of {filters.shape[-1]}"
+        caption = f"{drawn} · {caption}" if caption else drawn
     columns = math.ceil(math.sqrt(shown.shape[-1] * 1.5))
     rows = math.ceil(shown.shape[-1] / columns)
-    figure = _make_figure(columns * 0.7 * _INCH, rows * 0.7 * _INCH, title, caption)
-    for place, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).flat):
+    side = min(max(4 / columns, 0.7), 1.1) * _INCH
+    figure = _make_figure(columns * side, rows * side, title, caption, least=3.6)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[shown.shape[-1] :]:
         axes.axis("off")
-        if place < shown.shape[-1]:
-            axes.imshow(_stretch(_to_picture(shown[..., place])), cmap="gray", interpolation="nearest")
+    for axes, number in zip(grid, range(shown.shape[-1]), strict=False):
+        axes.imshow(_stretch(_to_picture(shown[..., number])), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        # White pixels would vanish into the page.
+        axes.spines[:].set(color=FAINT, linewidth=0.6)
     return figure
 
 
 def draw_feature_maps(
     image: np.ndarray, maps: Mapping[str, np.ndarray], *, title: str, caption: str = "", most: int = 12
 ) -> Figure:
-    """Draw an image and the feature maps that it excites most, a row for each layer.
+    """Draw an image and the feature maps that it excites most, a row for each layer, each row on one scale.
 
     Args:
         image: [H, W, C], 0..255.
@@ -58,16 +77,21 @@ def draw_feature_maps(
         title, caption: above and below.
         most: feature maps in a row.
     """
+    most = min(most, max(stack.shape[-1] for stack in maps.values()))
     figure = _make_figure((most + 1) * _INCH, len(maps) * 1.2 * _INCH, title, caption)
     grid = figure.subplots(len(maps), most + 1, squeeze=False)
-    for row, (heading, stack) in zip(grid, maps.items(), strict=True):
+    headings = two_lines([heading.replace(": ", ":\n", 1) for heading in maps], fit(1.0, 8))
+    for row, heading, stack in zip(grid, headings, maps.values(), strict=True):
         _show(row[0], image)
-        row[0].set_ylabel(label(heading, 24), fontsize=8, color=INK, parse_math=False)
+        row[0].set_ylabel(heading, fontsize=8, color=INK, parse_math=False)
         order = np.argsort(-stack.mean((0, 1)), kind="stable")[:most]
+        smallest, largest = _find_limits(stack[..., order])
+        aspect = find_aspect(*stack.shape[:2])
         for axes in row[1:]:
             axes.axis("off")
         for axes, number in zip(row[1:], order, strict=False):
-            axes.imshow(stack[..., number], cmap=_HEAT, interpolation="nearest")
+            look = {"cmap": _HEAT, "interpolation": "nearest", "aspect": aspect}
+            axes.imshow(stack[..., number], vmin=smallest, vmax=largest, **look)
             axes.set_title(f"{number}", fontsize=7, color=CAPTION, pad=2)
     return figure
 
@@ -79,7 +103,8 @@ def draw_projections(
 
     Args:
         maps: numbers of M feature maps.
-        projections: float [M, n, h, w, C], of which 0 is drawn gray.
+        projections: float [M, n, h, w, C], of which 0 is drawn gray. Three channels are drawn in color, others as their
+            mean. NaN is drawn white, for an activation that is missing.
         patches: [M, n, h, w, C], 0..255, of the same places.
         title, caption: above and below.
     """
@@ -90,69 +115,100 @@ def draw_projections(
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if place < len(maps):
-            left = _tile(_around_gray(projections[place]), side)
-            right = _tile(patches[place].astype(np.float32) / 255, side)
+            left = _tile(_around_gray(_to_pictures(projections[place])), side)
+            right = _to_pictures(patches[place].astype(np.float32) / 255)
+            right = _tile(np.where(np.isnan(right), 1.0, right), side)
             gap = np.ones((left.shape[0], max(2, left.shape[1] // 30), left.shape[2]))
-            axes.imshow(_to_picture(np.concatenate([left, gap, right], axis=1)), cmap="gray", vmin=0, vmax=1)
+            picture = _to_picture(np.concatenate([left, gap, right], axis=1))
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=find_aspect(*picture.shape[:2]))
             axes.set_title(f"feature map {maps[place]}", fontsize=8, color=INK, pad=3)
     return figure
 
 
 def draw_heat(
-    rows: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, np.ndarray]]]],
+    rows: Sequence[tuple[np.ndarray, str, Sequence[tuple]]],
     *,
     title: str,
     caption: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Draw images, and heat over each of them.
+    """Draw images, and heat over each of them. Below a heat stand the values of the darkest and the brightest.
 
     Args:
-        rows: (image [H, W, C] of 0..255, its caption, heats) each; a heat is (heading, float [h, w]) and is laid over
-            the image. All rows have the same headings.
+        rows: (image [H, W, C] of 0..255, its caption, heats) each. A heat is (heading, float [h, w]), or a third entry
+            of options: `limits`, as below but for this heat; `extent`, its (left, right, bottom, top) in pixels of the
+            image, the whole image by default; `smooth`, whether it is interpolated, by default where its size is not
+            that of the image. All rows have the same headings.
         title, caption: above and below.
-        limits: the values of the darkest and the brightest heat; default: those of each heat.
+        limits: the values of the darkest and the brightest heat; default: of each heat, 0 or its smallest value, and
+            its largest.
     """
     columns = 1 + len(rows[0][2])
-    wide = max(1.0, rows[0][0].shape[1] / rows[0][0].shape[0])
-    figure = _make_figure(columns * 2.1 * wide * _INCH, len(rows) * 2.3 * _INCH, title, caption)
-    for row, (image, text, heats) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+    wide = min(max(1.0, rows[0][0].shape[1] / rows[0][0].shape[0]), _WIDEST / (columns * 2.1))
+    figure = _make_figure(columns * 2.1 * wide * _INCH, len(rows) * 2.5 * _INCH, title, caption)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    texts = two_lines([text for _, text, _ in rows], fit(2.0 * wide, 8))
+    headings = two_lines([heading for heading, *_ in rows[0][2]], fit(2.0 * wide, 9))
+    for axes, heading in zip(grid[0][1:], headings, strict=True):
+        axes.set_title(heading, fontsize=9, color=INK, parse_math=False)
+    for row, text, (image, _, heats) in zip(grid, texts, rows, strict=True):
         _show(row[0], image)
-        row[0].set_xlabel(label(text, 34), fontsize=8, color=INK, parse_math=False)
-        height, width = image.shape[:2]
-        for axes, (heading, heat) in zip(row[1:], heats, strict=True):
-            axes.imshow(_to_gray(image), cmap="gray", vmin=0, vmax=255)
-            smooth = "nearest" if heat.shape == (height, width) else "bilinear"
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            smallest, largest = limits or (None, None)
-            axes.imshow(heat, cmap=_HEAT, alpha=0.6, extent=extent, interpolation=smooth, vmin=smallest, vmax=largest)
-            axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-            axes.spines[:].set_visible(False)
-            if row is figure.axes or axes.get_subplotspec().is_first_row():
-                axes.set_title(heading, fontsize=9, color=INK, parse_math=False)
+        row[0].set_xlabel(text, fontsize=8, color=INK, parse_math=False)
+        for axes, (_, heat, *options) in zip(row[1:], heats, strict=True):
+            _lay_over(axes, image, heat, **{"limits": limits, **(options[0] if options else {})})
     return figure
+
+
+def _lay_over(
+    axes: Axes,
+    image: np.ndarray,
+    heat: np.ndarray,
+    *,
+    limits: tuple[float, float] | None,
+    extent: tuple[float, float, float, float] | None = None,
+    smooth: bool | None = None,
+) -> None:
+    """Draw heat over an image in gray, and its limits below."""
+    _show(axes, image if _is_sequence(image) else image.astype(np.float32).mean(-1, keepdims=True))
+    height, width = image.shape[:2]
+    smallest, largest = limits or _find_limits(heat)
+    if smooth is None:
+        smooth = heat.shape != (height, width)
+    axes.imshow(
+        heat,
+        cmap=_HEAT,
+        alpha=0.6,
+        extent=extent or _extent_of(image),
+        interpolation="bilinear" if smooth else "nearest",
+        aspect=find_aspect(height, width),
+        vmin=smallest,
+        vmax=largest,
+    )
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axes.set_xlabel(f"{smallest:.3g} to {largest:.3g}", fontsize=7, color=CAPTION)
 
 
 def draw_pictures(
     rows: Sequence[Sequence[tuple[np.ndarray, str]]], headings: Sequence[str], *, title: str, caption: str = ""
 ) -> Figure:
-    """Draw rows of pictures, each with a line below it.
+    """Draw rows of pictures, each with one or two lines below it.
 
     Args:
-        rows: (image [H, W, C] of 0..255, line) each.
+        rows: (image [H, W, C] of 0..255, text) each.
         headings: of the rows.
         title, caption: above and below.
     """
     columns = max(map(len, rows))
-    figure = _make_figure(columns * 1.7 * _INCH, len(rows) * 2.0 * _INCH, title, caption)
+    figure = _make_figure(columns * 1.7 * _INCH, len(rows) * 2.1 * _INCH, title, caption)
+    texts = iter(two_lines([text for row in rows for _, text in row], fit(1.6, 8)))
     for line, heading, row in zip(figure.subplots(len(rows), columns, squeeze=False), headings, rows, strict=True):
         for axes in line:
             axes.axis("off")
-        for axes, (image, text) in zip(line, row, strict=False):
+        for axes, (image, _) in zip(line, row, strict=False):
             axes.axis("on")
             _show(axes, image)
-            axes.set_xlabel(label(text, 26), fontsize=8, color=INK, parse_math=False)
-        line[0].set_ylabel(heading, fontsize=9, color=INK, parse_math=False)
+            axes.set_xlabel(next(texts), fontsize=8, color=INK, parse_math=False)
+        line[0].set_ylabel(wrap(heading, 1.5, 9), fontsize=9, color=INK, parse_math=False)
     return figure
 
 
@@ -177,17 +233,22 @@ def draw_invariance(
     grid = figure.subplots(len(curves), 4, squeeze=False)
     for row, (name, (amounts, low, high, probabilities)) in zip(grid, curves.items(), strict=True):
         show_image(row[0], _tile_row(examples[name]), framed=False)
-        row[0].set_ylabel(name, fontsize=9, color=INK)
+        row[0].set_ylabel(wrap(name, 2.1, 9), fontsize=9, color=INK, parse_math=False)
         for axes, values, heading, color in (
             (row[1], low, "first layer: distance", BLUE),
             (row[2], high, "last layer: distance", VERMILION),
             (row[3], probabilities, f"probability of {label(class_name, 18)}", GREEN),
         ):
-            axes.plot(amounts, values, color=color, linewidth=1.8)
-            style_axes(axes, title=heading, grid=True)
+            # A line of one point is nothing, and one of two hides how few they are.
+            axes.plot(amounts, values, color=color, linewidth=1.8, marker="o" if len(amounts) < 3 else "")
+            style_axes(axes, title=wrap(heading, 2.2, 9, bold=True), grid=True)
             axes.title.set_fontsize(9)
-            axes.set_xlabel(name, fontsize=8, color=CAPTION)
+            axes.set_xlabel(wrap(name, 2.2, 8), fontsize=8, color=CAPTION, parse_math=False)
             axes.set_ylim(0, 1.05 if axes is row[3] else None)
+            if "degrees" in name:
+                axes.xaxis.set_major_locator(MultipleLocator(90))
+            elif "pixels" in name:
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
 
@@ -198,7 +259,8 @@ def draw_receptive_fields(
 
     Args:
         image: [H, W, C], 0..255.
-        boxes: (top, left, height, width) in pixels by the name of the layer; parts may lie outside of the image.
+        boxes: (top, left, height, width) in pixels by the name of the layer; what lies outside of the image
+            is drawn gray.
         title, caption: above and below.
     """
     columns = min(6, len(boxes))
@@ -206,34 +268,65 @@ def draw_receptive_fields(
     figure = _make_figure(columns * 1.7 * _INCH, rows * 2.0 * _INCH, title, caption)
     for axes in (grid := list(figure.subplots(rows, columns, squeeze=False).flat)):
         axes.axis("off")
-    for axes, (name, (top, left, height, width)) in zip(grid, boxes.items(), strict=False):
+    names = distinct_labels(boxes, fit(1.6, 8))
+    for axes, name, (top, left, height, width) in zip(grid, names, boxes.values(), strict=False):
         axes.axis("on")
         _show(axes, image)
         box = Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=VERMILION, linewidth=1.8)
+        box.set_clip_on(False)  # half of the line at an edge would be cut off
         axes.add_patch(box)
-        axes.set_xlabel(f"{label(name, 20)}\n{height}x{width} pixels", fontsize=8, color=INK, parse_math=False)
+        right, bottom = max(image.shape[1], left + width) - 0.5, max(image.shape[0], top + height) - 0.5
+        axes.set(xlim=(min(0, left) - 0.5, right), ylim=(bottom, min(0, top) - 0.5), facecolor=GRID)
+        axes.set_xlabel(f"{name}\n{height}x{width} pixels", fontsize=8, color=INK, parse_math=False)
     return figure
 
 
-def _make_figure(width: float, height: float, title: str, caption: str) -> Figure:
-    """Make a figure for something of this size in inches."""
-    figure = Figure(figsize=(max(5.5, width + 0.4), max(2.0, height + 0.9)), layout=make_layout())
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+def _make_figure(width: float, height: float, title: str, caption: str, *, least: float = 5.5) -> Figure:
+    """Make a figure for something of this size in inches, at least this wide."""
+    figure = Figure(figsize=(max(least, width + 0.4), max(2.0, height + 0.9)), layout=make_layout())
+    add_title(figure, title)
     add_caption(figure, caption)
+    # Further lines get room of their own.
+    lines = 0.2 * figure.get_suptitle().count("\n") + 0.15 * figure.get_supxlabel().count("\n")
+    figure.set_figheight(figure.get_figheight() + lines)
     return figure
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
+    """Show an image; the axes count its pixels, also where a sequence is drawn as wide as it has channels."""
     show_image(axes, np.clip(np.round(image), 0, 255).astype(np.uint8), framed=False)
+    axes.images[-1].set_extent(_extent_of(image))
+    axes.set_aspect(find_aspect(*image.shape[:2]))
+
+
+def _extent_of(image: np.ndarray) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of an image [H, W, C] in pixels."""
+    return -0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5
+
+
+def _find_limits(values: np.ndarray) -> tuple[float, float]:
+    """Return the values of the darkest and the brightest heat: of a constant positive heat, all is bright."""
+    known = values[np.isfinite(values)]
+    smallest = min(0.0, float(known.min(initial=0.0)))
+    largest = float(known.max()) if known.size else 0.0
+    return smallest, max(largest, smallest + 1e-12)
+
+
+def _is_sequence(image: np.ndarray) -> bool:
+    """Say whether an image [L, 1, C] is one of characters, each a row of channels."""
+    return image.shape[-2] == 1 and image.shape[-1] > 3
+
+
+def _to_pictures(images: np.ndarray) -> np.ndarray:
+    """Return [n, h, w, 3] of three channels, of others their mean, [n, h, w, 1]; sequences as [n, L, C, 1]."""
+    if _is_sequence(images) and images.shape[1] > 1:
+        return np.swapaxes(images, 2, 3)
+    return images if images.shape[-1] == 3 else images.mean(-1, keepdims=True)
 
 
 def _to_picture(values: np.ndarray) -> np.ndarray:
     """Return [h, w, 3] of three channels; of others their mean, [h, w]."""
     return values if values.shape[-1] == 3 else values.mean(-1)
-
-
-def _to_gray(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32).mean(-1)
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
@@ -243,10 +336,13 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _around_gray(projections: np.ndarray) -> np.ndarray:
-    """Return projections [n, h, w, C] as pixels of 0..1, of which 0.5 is no signal; each has its own contrast."""
-    # A few pixels are far above all others.
-    largest = np.quantile(np.abs(projections), 0.995, axis=(1, 2, 3), keepdims=True)
-    return np.clip(0.5 + 0.5 * projections / np.maximum(largest, 1e-12), 0, 1)
+    """Return projections [n, h, w, C] as pixels of 0..1, each with its own contrast: 0.5 is no signal, NaN is 1."""
+    sizes = np.abs(np.nan_to_num(projections))
+    # A few pixels are far above all others; if only these are not 0, the largest counts.
+    largest = np.quantile(sizes, 0.995, axis=(1, 2, 3), keepdims=True)
+    largest = np.where(largest > 0, largest, sizes.max((1, 2, 3), keepdims=True))
+    pixels = np.clip(0.5 + 0.5 * projections / np.maximum(largest, 1e-12), 0, 1)
+    return np.where(np.isnan(pixels), 1.0, pixels)
 
 
 def _tile(images: np.ndarray, side: int) -> np.ndarray:
@@ -261,4 +357,5 @@ def _tile(images: np.ndarray, side: int) -> np.ndarray:
 def _tile_row(images: np.ndarray) -> np.ndarray:
     """Return up to four images [m, H, W, C] as one, two by two: uint8."""
     pixels = np.clip(np.round(images[:4]), 0, 255) / 255
+    pixels = _to_pictures(pixels) if _is_sequence(pixels) else pixels
     return np.round(255 * _tile(pixels, 2)).astype(np.uint8)

@@ -14,6 +14,8 @@ from kpipe.figures.style import (
     INK,
     RED,
     add_caption,
+    add_title,
+    distinct_labels,
     label,
     make_layout,
     show_image,
@@ -67,20 +69,22 @@ def draw_predictions(
     columns = math.ceil(drawn / max(1, rows))
     # Title and caption need some room, even around a single image or none.
     figure = Figure(figsize=(max(6, 2.4 * columns), max(2.1, 2.7 * rows + 0.9)), layout=make_layout())
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    add_title(figure, title)
     add_caption(figure, caption)
     if not drawn:
         figure.text(0.5, 0.5, "none", ha="center", va="center", fontsize=12, color=FAINT)
+    names = distinct_labels(class_names, 18)
+    files = distinct_labels(files[:drawn], 30)
     for index in range(drawn):
         axes = figure.add_subplot(rows, columns, index + 1)
         wrong = is_known[index] and labels[index] != predictions[index]
         show_image(axes, images[index], framed=wrong)
-        true, predicted = (label(class_names[classes[index]], 18) for classes in (labels, predictions))
+        true, predicted = (names[classes[index]] for classes in (labels, predictions))
         text = f"{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
         text = f"true: {true}\n{text}" if is_known[index] else text
         axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
         if files:
-            axes.set_xlabel(label(files[index], 30), fontsize=7, color=INK, parse_math=False)
+            axes.set_xlabel(files[index], fontsize=7, color=INK, parse_math=False)
     return figure
 
 
@@ -114,12 +118,13 @@ def draw_image_grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], headings: 
         lengths = sorted({len(row) for row in rows})
         raise ValueError(f"draw_image_grid: expected {len(headings)} images in each row, got {lengths}.")
     figure = Figure(figsize=(1.9 * len(headings), 2.1 * len(rows) + 0.6), layout=make_layout())
-    figure.suptitle(label(title, 20 * len(headings)), fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    add_title(figure, label(title, 20 * len(headings)))
+    captions = distinct_labels([caption for row in rows for _, caption in row], 30)
     for place, axes in enumerate(figure.subplots(len(rows), len(headings), squeeze=False).flat):
         row, column = divmod(place, len(headings))
-        image, caption = rows[row][column]
+        image, _ = rows[row][column]
         show_image(axes, np.clip(np.round(image), 0, 255).astype(np.uint8), framed=False)
         if not row:
             axes.set_title(headings[column], fontsize=9, color=INK, parse_math=False)
-        axes.set_xlabel(label(caption, 30), fontsize=7.5, color=INK, parse_math=False)
+        axes.set_xlabel(captions[place], fontsize=7.5, color=INK, parse_math=False)
     return figure

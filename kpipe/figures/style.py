@@ -1,8 +1,12 @@
 """The look of figures: colors, fonts, margins and captions. Also how they are saved."""
 
+import math
 import re
+import textwrap
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -18,6 +22,9 @@ from kpipe.layout import OWN_MARK
 from kpipe.names import printable, quoted, shorten
 
 _DPI = 150
+_POINTS_PER_INCH = 72
+_CHARACTER, _BOLD = 0.6, 0.7  # em: the width of an average character of the default font, at most
+_TITLE, _CAPTION = 12, 8  # points
 INK, CAPTION, FAINT, GRID = "#222222", "#666666", "#9a9a9a", "#e6e6e6"
 # Of Okabe and Ito's palette: told apart under every common color blindness.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -67,13 +74,16 @@ def noting_failures(failures: list[str], folder: Path, *names: str) -> Iterator[
 def show_image(axes: Axes, image: np.ndarray, *, framed: bool) -> None:
     """Show uint8 [H, W, C] without ticks, in a red frame if `framed`."""
     pixels = _displayable(image)
-    height, width = pixels.shape[:2]
-    # A long sequence, drawn in square pixels, would be a hairline.
-    aspect = "equal" if max(height, width) <= 4 * min(height, width) else "auto"
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=aspect)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect=find_aspect(*pixels.shape[:2]))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=framed, color=RED, linewidth=2)
+
+
+def find_aspect(height: float, width: float) -> str:
+    """Return how matplotlib draws pixels: squares, but a long picture fills its axes."""
+    # A long sequence, drawn in square pixels, would be a hairline.
+    return "equal" if max(height, width) <= 4 * min(height, width) else "auto"
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
@@ -112,20 +122,134 @@ def _shorten_between_words(text: str, most: int) -> str:
     return f"{head.rstrip(' _-')} … {tail}".rstrip() if head else shorten(text, most)
 
 
+def distinct_labels(names: Iterable[str], most: int) -> list[str]:
+    """Return the names of a figure as `label` does, but different names stay different.
+
+    Args:
+        names: of classes, files or layers.
+        most: characters of each; fewer where some are as wide as Chinese ones.
+    """
+    names = list(names)
+    return _label_distinctly(names, _narrow("".join(names), most))
+
+
+def _narrow(text: str, most: int) -> int:
+    """Return how many characters fit where `most` of average width do."""
+    return max(4, most // 2) if any(unicodedata.east_asian_width(each) in "WF" for each in text) else most
+
+
+def _label_distinctly(names: Sequence[str], most: int) -> list[str]:
+    different = list(dict.fromkeys(names))
+    labels = {name: label(name, most) for name in different}
+    groups: dict[str, list[str]] = {}
+    for name in different:
+        groups.setdefault(labels[name], []).append(name)
+    for group in groups.values():
+        if len(group) > 1:
+            texts = [label(name, len(printable(name)) + 2) for name in group]
+            labels.update(zip(group, _shorten_around_difference(texts, most), strict=True))
+    _number_equal(labels, most)
+    return [labels[name] for name in names]
+
+
+def _shorten_around_difference(texts: Sequence[str], most: int) -> list[str]:
+    """Return of each text the words that the texts do not share, and what fits of the words before these."""
+    split = [re.split(r"(?<=[ _-])", text) for text in texts]
+    fewest = min(map(len, split))
+    start = next((place for place in range(fewest) if len({words[place] for words in split}) > 1), fewest)
+    ends = range(fewest - start)
+    end = next((place for place in ends if len({words[-1 - place] for words in split}) > 1), len(ends))
+    shortened = []
+    for words in split:
+        before, middle = "".join(words[:start]), "".join(words[start : len(words) - end]).rstrip(" _-")
+        closing = "…" if end else ""
+        room = most - len(middle) - len(closing) - 2
+        head = before if len(before) <= room + 2 else "".join(_first_words(words, room)).rstrip(" _-") + "…"
+        shortened.append(shorten(f"{head}{middle}{closing}", most))
+    return shortened
+
+
+def _first_words(words: Sequence[str], most: int) -> Sequence[str]:
+    lengths = [len("".join(words[: count + 1])) for count in range(len(words))]
+    return words[: sum(length <= most + 1 for length in lengths)]
+
+
+def _number_equal(labels: dict[str, str], most: int) -> None:
+    """Number labels that are still equal."""
+    counts, taken = Counter(labels.values()), set(labels.values())
+    for name, text in labels.items():
+        if counts[text] > 1:
+            endings = (f" ({number})" for number in range(1, len(labels) * 2 + 1))
+            new = (shorten(text, most - len(ending)) + ending for ending in endings)
+            labels[name] = next(each for each in new if each not in taken)
+            taken.add(labels[name])
+
+
+def two_lines(texts: Iterable[str], most: int) -> list[str]:
+    """Return captions of at most two lines of `most` characters; different ones stay different.
+
+    Args:
+        texts: captions; a line break in one stays where it is.
+        most: characters of a line.
+    """
+    texts = list(texts)
+    most = _narrow("".join(texts), most)
+    parts = [text.partition("\n") for text in texts]
+    above = _label_distinctly([first for first, line_break, _ in parts if line_break], most)
+    below = _label_distinctly([" ".join(rest.split()) for _, line_break, rest in parts if line_break], most)
+    # Words do not fill a line to its end.
+    whole = iter(_label_distinctly([first for first, line_break, _ in parts if not line_break], most * 7 // 4))
+    broken = iter(zip(above, below, strict=True))
+    return ["\n".join(next(broken)) if line_break else _break(next(whole), most) for _, line_break, _ in parts]
+
+
+def _break(text: str, most: int) -> str:
+    """Break a text of less than two lines, between words where that is enough."""
+    lines = textwrap.wrap(text, most)
+    return "\n".join(lines if len(lines) <= 2 else [text[:most], text[most:]])
+
+
+def fit(inches: float, size: float) -> int:
+    """Return how many characters of a size in points fit in a width."""
+    return max(4, int(inches * _POINTS_PER_INCH / (_CHARACTER * size)))
+
+
+def wrap(text: str, inches: float, size: float, *, bold: bool = False) -> str:
+    """Return a text of which no line is wider than this; parts of a broken line are about equally long."""
+    most = _narrow(text, max(4, int(inches * _POINTS_PER_INCH / ((_BOLD if bold else _CHARACTER) * size))))
+    return "\n".join(_break_evenly(line, most) for line in text.split("\n"))
+
+
+def _break_evenly(line: str, most: int) -> str:
+    count = math.ceil(len(line) / most)
+    for width in range(math.ceil(len(line) / max(1, count)), most + 1):
+        lines = textwrap.wrap(line, max(1, width))
+        if len(lines) <= count:
+            return "\n".join(lines)
+    return textwrap.fill(line, most)
+
+
 def make_layout() -> ConstrainedLayoutEngine:
     """Return the layout of a figure; one engine serves one figure."""
     return ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches; the default margin is too narrow
 
 
+def add_title(figure: Figure, text: str) -> None:
+    """Write the title of a whole figure, on as many lines as its width asks for."""
+    text = wrap(text, figure.get_figwidth() - 0.2, _TITLE, bold=True)
+    figure.suptitle(text, fontsize=_TITLE, fontweight="bold", color=INK, parse_math=False)
+
+
 def add_caption(figure: Figure, text: str) -> None:
     """Write what a figure was drawn from below it, on as many lines as its width asks for."""
     if text:
-        figure.supxlabel(text, fontsize=8, color=CAPTION, wrap=True, parse_math=False)
+        text = wrap(text, figure.get_figwidth() - 0.2, _CAPTION)
+        figure.supxlabel(text, fontsize=_CAPTION, color=CAPTION, parse_math=False)
 
 
 def style_axes(axes: Axes, *, title: str, grid: bool) -> None:
     """Set the title, and leave no more lines than a reader needs."""
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)

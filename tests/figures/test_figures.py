@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from kpipe import figures
 
 LONG_NAMES = [f"a rather long class name, number {number}" for number in range(10)]
+SIMILAR_NAMES = [f"class number {number} with a rather long name" for number in range(34)]
 
 
 def png_size(path):
@@ -300,6 +301,15 @@ def test_long_class_names_are_shortened_at_the_ticks():
     assert names == [f"a rather … number {number}" for number in range(10)]
 
 
+def test_names_that_differ_in_the_middle_stay_different():
+    axes = figures.draw_class_accuracy(np.eye(34, dtype=int), SIMILAR_NAMES).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == [f"class number {number}…" for number in range(34)]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    figure = figures.draw_predictions(images, [0, 1], [1, 0], [1.0, 1.0], SIMILAR_NAMES, title="P")
+    assert figure.axes[0].get_title() == "true: class number 0…\n✗ predicted: class number 1… (100%)"
+
+
 @pytest.mark.parametrize(
     ("names", "rotation"),
     [
@@ -321,11 +331,14 @@ def test_names_of_few_classes_are_horizontal(names, rotation):
 
 
 @pytest.mark.parametrize(
-    "names", [["a", "b"], LONG_NAMES, [f"class {number}" for number in range(100)]], ids=["2", "10", "100"]
+    "names",
+    [["a", "b"], LONG_NAMES[:2], LONG_NAMES, SIMILAR_NAMES, [f"class {number}" for number in range(100)]],
+    ids=["2", "2 long", "10", "34", "100"],
 )
-def test_nothing_is_clipped(names):
+@pytest.mark.parametrize("draw", [figures.draw_confusion, figures.draw_class_accuracy])
+def test_nothing_is_clipped(names, draw):
     caption = "experiment · 2026-11-29_10-12-13 · validation split, 12,345 images · weights of epoch 17"
-    figure = figures.draw_confusion(np.eye(len(names), dtype=int), names, caption=caption)
+    figure = draw(np.full((len(names), len(names)), 1234), names, caption=caption)
     figure.draw_without_rendering()
     inside, outside = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert inside.x0 <= outside.x0 and inside.y0 <= outside.y0
