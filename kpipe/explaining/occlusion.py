@@ -71,10 +71,10 @@ def occlude(
         raise ConfigError(f"side: expected 1 to {min(height, width)} pixels, got {side}")
     if stride < 1:
         raise ConfigError(f"stride: expected at least 1 pixel, got {stride}")
-    layers = [model.get_layer(last_map(model)).output] if has_feature_maps(model) else []
-    network = keras.Model(model.inputs[0], [model.outputs[0], *layers])
-    logits, *maps = network(image[None].astype(np.float32), training=False)
-    strongest = int(np.argmax(_sums(maps[0])[0])) if maps else None
+    maps = {"maps": model.get_layer(last_map(model)).output} if has_feature_maps(model) else {}
+    network = keras.Model(model.inputs[0], {"logits": model.outputs[0], **maps})
+    whole = network(image[None].astype(np.float32), training=False)
+    strongest = int(np.argmax(_sums(whole["maps"])[0])) if maps else None
     tops, lefts = positions_of(height, side, stride), positions_of(width, side, stride)
     places = [(top, left) for top in tops for left in lefts]
     sums, probabilities = [], []
@@ -83,9 +83,10 @@ def occlude(
         covered = np.repeat(image[None].astype(np.float32), len(part), axis=0)
         for view, (top, left) in zip(covered, part, strict=True):
             view[top : top + side, left : left + side] = gray
-        scores, *maps = network(covered, training=False)
-        sums += [_sums(each)[:, strongest] for each in maps]
-        probabilities.append(_softmax(scores))
+        outputs = network(covered, training=False)
+        if maps:
+            sums.append(_sums(outputs["maps"])[:, strongest])
+        probabilities.append(_softmax(outputs["logits"]))
         advance(len(part))
     shape = (len(tops), len(lefts))
     found = np.concatenate(probabilities)
@@ -94,7 +95,7 @@ def occlude(
         predictions=found.argmax(1).reshape(shape),
         activations=np.concatenate(sums).reshape(shape) if sums else None,
         feature_map=strongest,
-        whole=float(_softmax(logits)[0, label]),
+        whole=float(_softmax(whole["logits"])[0, label]),
         tops=tops,
         lefts=lefts,
         side=side,
