@@ -409,7 +409,8 @@ def _draw_occlusion(subject: _Subject) -> Figures:
             drop = {"limits": (0.0, 1.0), "extent": extent}
             heats = [("drop of the probability", found.whole - found.probabilities, drop)]
             if found.activations is not None:
-                heats.append(("drop of the top feature map", -found.activations, {"extent": extent}))
+                lost = (found.whole_activation - found.activations) / max(abs(found.whole_activation), 1e-12)
+                heats.append(("drop of the top feature map", lost, drop))
             others = (found.predictions != number).astype(np.float32)
             heats.append(("another class wins", others, {**drop, "smooth": False}))
             rows.append((image, name, heats))

@@ -29,6 +29,8 @@ class Occlusion:
     """Number of that feature map."""
     whole: float
     """Probability of the class in the whole image."""
+    whole_activation: float | None
+    """Sum of that feature map in the whole image."""
     tops: np.ndarray
     """First rows of the squares, int [h]."""
     lefts: np.ndarray
@@ -96,6 +98,7 @@ def occlude(
         activations=np.concatenate(sums).reshape(shape) if sums else None,
         feature_map=strongest,
         whole=float(_softmax(whole["logits"])[0, label]),
+        whole_activation=float(_sums(whole["maps"])[0, strongest]) if maps else None,
         tops=tops,
         lefts=lefts,
         side=side,

@@ -256,6 +256,7 @@ def test_occlusion_finds_the_only_corner_that_counts():
     np.testing.assert_array_equal(found.predictions, [[1] * 4, [1] * 4, [1] * 4, [1, 1, 1, 0]])
     assert found.probabilities[3, 3] < 0.01 and np.delete(found.probabilities.ravel(), 15).min() > 0.99
     # The sum of the map falls by the pixels that are covered.
+    assert found.whole_activation == pytest.approx(image.sum())
     assert found.activations[0, 0] == pytest.approx(image.sum() - 9 * 20)
     assert found.activations[3, 3] == pytest.approx(image.sum() - 9 * 255)
 

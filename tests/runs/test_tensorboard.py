@@ -54,6 +54,7 @@ def test_its_settings_stand_among_the_hparams(run):
     assert settings["epochs"].number_value == 1 and settings["optimizer"].string_value == "adam"
 
 
+@pytest.mark.slow
 def test_it_can_be_switched_off(kpipe, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert kpipe("run", str(tmp_path / "tiny.yaml"), "logging.tensorboard=false")[0] == 0
@@ -67,6 +68,7 @@ def test_training_and_validation_share_a_chart(run):
     assert b"^epoch_loss$" in tensor_util.make_ndarray(layout[0].tensor_proto).item()
 
 
+@pytest.mark.slow
 def test_an_extended_run_replaces_its_end(run):
     [before] = run.glob("events.out.*")
     assert cli.main(["run", "--resume", str(run), "training.epochs=2"]) == 0
