@@ -402,7 +402,8 @@ def test_a_figure_that_cannot_be_drawn_costs_no_run(kpipe, experiment, logs, mon
     assert "\nnote: figures/confusion_matrix.png could not be drawn: no such font\n" in out
     run = only_run(logs)
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
-    assert {path.stem for path in (run / "figures").iterdir()} == {"curves", "predictions", "mistakes"}
+    others = {"curves", "class_accuracy", "predictions", "mistakes", "filters"}
+    assert {path.stem for path in (run / "figures").iterdir()} == others
 
 
 @pytest.mark.slow
