@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
-from scipy.special import softmax
 from sklearn.datasets import load_digits, load_sample_image
 
 from kpipe import data
@@ -23,6 +22,7 @@ from kpipe.console import Screen, counted
 from kpipe.data.image_files import why_unreadable
 from kpipe.data.reading import translate_reading_errors
 from kpipe.errors import ConfigError, DataError, did_you_mean
+from kpipe.evaluation.metrics import check_finite, compute_probabilities
 from kpipe.explaining.class_models import maximize_class
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
@@ -50,7 +50,7 @@ from kpipe.names import path_shown
 from kpipe.runs.tensorboard import read_figure
 from kpipe.trained import Trained, load_trained
 
-SHOWN = 3  # images of a split that are explained where the user gives none
+SHOWN = 3  # images that are explained one by one
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
 _MAPS = 6  # feature maps of the deconvolutional network
 _CLASSES = 4  # classes whose model is drawn
@@ -88,7 +88,7 @@ class _Subject:
     split: data.Split | None
     """Where the strongest activations are looked for; None: among the images of the user, which are `searched`."""
     searched: np.ndarray
-    """All images of the user, uint8 [m, H, W, C]; the first of them are `images`."""
+    """Up to MOST_SEARCHED images of the user, uint8 [m, H, W, C]; the first of them are `images`."""
     caption: str
 
     @property
@@ -232,10 +232,8 @@ def _make_subject(
     searched, images = images, images[:SHOWN]
     if len(searched) > len(images):
         screen.line(f"note: of {counted(len(searched), 'image')}, the first {len(images)} are explained one by one")
-    logits = np.asarray(trained.model.predict(images, batch_size=_BATCH, verbose=0), np.float64)
-    if not np.isfinite(logits).all():
-        raise ConfigError("the network: expected finite logits, got some that are not. Its weights are of no use")
-    probabilities = softmax(logits, axis=1)
+    probabilities = compute_probabilities(trained.model.predict(images, batch_size=_BATCH, verbose=0))
+    check_finite(probabilities)
     if class_name is None:
         labels = probabilities.argmax(1)
     else:
@@ -256,7 +254,7 @@ def _load_split(trained: Trained, screen: Screen) -> data.Split:
             f"images: expected image files or folders for {path_shown(trained.file)}, which has no data of its own"
         )
     splits = load_splits(trained.data, ahead=False, progress=screen.progress)
-    return next(splits.by_name[name] for name in ("test", "validation", "train") if name in splits.by_name)
+    return splits.by_name[splits.held_out or "train"]
 
 
 def _read(files: Sequence[str], form: data.Form, size: int) -> np.ndarray:
@@ -402,11 +400,7 @@ def _draw_occlusion(subject: _Subject) -> Figures:
         for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
             options = {"side": side, "stride": stride, "batch_size": _BATCH, "advance": advance}
             found = occlude(model, image, int(number), **options)
-            # The middles of the squares end half a square before the edges.
-            last_top, last_left = found.tops[-1] + side, found.lefts[-1] + side
-            half = (side - stride) / 2
-            extent = (half - 0.5, last_left - half - 0.5, last_top - half - 0.5, half - 0.5)
-            drop = {"limits": (0.0, 1.0), "extent": extent}
+            drop = {"limits": (0.0, 1.0), "extent": found.extent}
             heats = [("drop of the probability", found.whole - found.probabilities, drop)]
             if found.activations is not None:
                 lost = (found.whole_activation - found.activations) / max(abs(found.whole_activation), 1e-12)

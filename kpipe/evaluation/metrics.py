@@ -13,6 +13,8 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from kpipe.errors import ConfigError
+
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 _SMALLEST = np.finfo(np.float64).tiny
 
@@ -50,6 +52,12 @@ def compute_probabilities(logits: Any) -> np.ndarray:
     In float32, several classes of a confident network would be level.
     """
     return softmax(np.asarray(logits, np.float64), axis=-1)
+
+
+def check_finite(probabilities: np.ndarray) -> None:
+    """Raise ConfigError where a network computes something that is not a number."""
+    if not np.isfinite(probabilities).all():
+        raise ConfigError("the network: expected finite logits, got some that are not. Its weights are of no use")
 
 
 def score_batch(probabilities: np.ndarray, labels: np.ndarray, *, label_smoothing: float = 0.0) -> Outcomes:

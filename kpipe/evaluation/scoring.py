@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kpipe.errors import ConfigError, DataError
-from kpipe.evaluation.metrics import Outcomes, concatenate, score_batch
+from kpipe.errors import DataError
+from kpipe.evaluation.metrics import Outcomes, check_finite, concatenate, score_batch
 from kpipe.evaluation.views import Protocol
 
 
@@ -35,8 +35,7 @@ def score(
     for views, labels in protocol.batches:
         labels = labels if label_order is None else np.take(label_order, labels).astype(np.int32)
         probabilities = protocol.predict(views, labels)
-        if not np.isfinite(probabilities).all():
-            raise ConfigError("the network: expected finite logits, got some that are not. Its weights are of no use")
+        check_finite(probabilities)
         batches.append(score_batch(probabilities, np.asarray(labels), label_smoothing=label_smoothing))
         advance(len(labels))
     if not batches:

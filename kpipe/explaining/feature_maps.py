@@ -33,6 +33,13 @@ def list_stages(model: keras.Model) -> list[str]:
     Raises:
         ConfigError: the network has no convolution.
     """
+    stages = _find_stages(model)
+    if not stages:
+        raise ConfigError(f"expected a network with convolutions, got {model.name} without any")
+    return stages
+
+
+def _find_stages(model: keras.Model) -> list[str]:
     trunk, stages, is_open = find_trunk(model), [], False
     for node in find_nodes(model.inputs, model.outputs[:1]):
         if id(node) not in trunk:
@@ -44,8 +51,6 @@ def list_stages(model: keras.Model) -> list[str]:
         elif maps and is_open and isinstance(layer, _ELEMENTWISE):
             stages[-1] = layer.name
         is_open = maps and (begins or (is_open and isinstance(layer, _ELEMENTWISE)))
-    if not stages:
-        raise ConfigError(f"expected a network with convolutions, got {model.name} without any")
     return stages
 
 
@@ -70,10 +75,7 @@ def choose_depths(model: keras.Model) -> dict[str, str]:
 
 def has_feature_maps(model: keras.Model) -> bool:
     """Return whether a network has a convolution, or another layer that `list_stages` names."""
-    try:
-        return bool(list_stages(model))
-    except ConfigError:
-        return False
+    return bool(_find_stages(model))
 
 
 def find_layer(model: keras.Model, name: str) -> keras.Layer:
@@ -109,7 +111,7 @@ def first_filters(model: keras.Model) -> np.ndarray:
     """
     for layer in model.layers:
         if (kernel := _filters_of(layer)) is not None:
-            return _to_numpy(kernel)
+            return to_numpy(kernel)
     raise ConfigError(f"expected a network with convolutions, got {model.name} without any")
 
 
@@ -131,7 +133,7 @@ def compute_feature_maps(model: keras.Model, images: np.ndarray, layers: Sequenc
     """
     outputs = {name: find_layer(model, name).output for name in layers}
     found = keras.Model(model.inputs[0], outputs)(images, training=False)
-    return {name: _to_numpy(maps) for name, maps in found.items()}
+    return {name: to_numpy(maps) for name, maps in found.items()}
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def find_strongest(
     best: Strongest | None = None
     seen = 0
     for images in batches:
-        activations = _to_numpy(network(images, training=False))  # [B, h, w, M]
+        activations = to_numpy(network(images, training=False))  # [B, h, w, M]
         best = _keep(best, activations, np.asarray(images), seen, np.asarray(maps), most)
         seen += len(images)
         advance(len(images))
@@ -217,5 +219,6 @@ def _keep(
     )
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def to_numpy(tensor) -> np.ndarray:
+    """Return a tensor of any precision as float32."""
     return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))

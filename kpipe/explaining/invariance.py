@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.special import softmax
 
 from kpipe.errors import ConfigError, did_you_mean
-from kpipe.explaining.feature_maps import find_layer, list_stages
+from kpipe.explaining.feature_maps import find_layer, list_stages, to_numpy
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def measure_invariance(
 def _outputs(network: keras.Model, images: np.ndarray, batch_size: int) -> Iterator[list[np.ndarray]]:
     for start in range(0, len(images), batch_size):
         outputs = network(images[start : start + batch_size], training=False)
-        yield [keras.ops.convert_to_numpy(keras.ops.cast(output, "float32")) for output in outputs]
+        yield [to_numpy(output) for output in outputs]
 
 
 def transform(image: np.ndarray, change: str, amount: float) -> np.ndarray:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from scipy.special import softmax
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.feature_maps import has_feature_maps, last_map
+from kpipe.explaining.feature_maps import has_feature_maps, last_map, to_numpy
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Occlusion:
     side: int
     """Side of the square in pixels."""
 
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """(left, right, bottom, top) of the map in pixels: each value lies in the middle of its square."""
+        (left, right), (top, bottom) = (self._ends(starts) for starts in (self.lefts, self.tops))
+        return left, right, bottom, top
+
+    def _ends(self, starts: np.ndarray) -> tuple[float, float]:
+        middles = starts[[0, -1]] + (self.side - 1) / 2
+        half = (middles[1] - middles[0]) / max(1, len(starts) - 1) / 2 or self.side / 2
+        return float(middles[0] - half), float(middles[1] + half)
+
 
 def occlude(
     model: keras.Model,
@@ -57,8 +69,8 @@ def occlude(
         image: [H, W, C], 0..255.
         label: the class, 0..K - 1.
         side: of the square in pixels; default: about a fifth of the shorter side of the image.
-        stride: pixels from one position to the next; default: half of the square's side. The last positions lie at the
-            edge of the image.
+        stride: most pixels from one position to the next; default: half of the square's side. The first and the last
+            positions lie at the edges of the image.
         gray: value of the square, 0..255.
         batch_size: images that the network sees at a time.
         advance: called with the number of images just seen.
@@ -111,14 +123,14 @@ def default_side(image: np.ndarray) -> int:
 
 
 def positions_of(length: int, side: int, stride: int) -> np.ndarray:
-    """Return where squares begin on a side of an image, int [n]; the last one ends at its edge."""
-    return np.unique([*range(0, length - side + 1, stride), length - side])
+    """Return where squares begin on a side of an image, int [n]: spread evenly, the last one ends at its edge."""
+    return np.round(np.linspace(0, length - side, 1 - (side - length) // stride)).astype(int)
 
 
 def _sums(maps) -> np.ndarray:
     """Return the sum of each feature map, float32 [B, F], of [B, h, w, F]."""
-    return keras.ops.convert_to_numpy(keras.ops.sum(keras.ops.cast(maps, "float32"), axis=(1, 2)))
+    return to_numpy(maps).sum(axis=(1, 2))
 
 
 def _softmax(logits) -> np.ndarray:
-    return keras.ops.convert_to_numpy(keras.ops.softmax(keras.ops.cast(logits, "float32")))
+    return softmax(to_numpy(logits), axis=1)

@@ -66,20 +66,20 @@ def write_ending(
             tf.summary.image(name, read_figure(file))
         for name, counts in curves.items():
             _write_message(curve_summary.raw_data_pb(f"precision_recall/{name}", **counts))
-        _write_message(hparams.hparams_pb(_list_settings(experiment), trial_id=run.name))
+        _write_message(hparams.hparams_pb(_list_settings(experiment, summary), trial_id=run.name))
         for name, value in _list_results(summary).items():
             tf.summary.scalar(name, value)
         _write_message(session_summary.session_end_pb(api_pb2.STATUS_SUCCESS))
 
 
-def _list_settings(experiment: Experiment) -> dict[str, Any]:
+def _list_settings(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings by which runs are compared most: text, numbers, true and false."""
     training = experiment.training
     rate = training.learning_rate
     settings = {
         "network": experiment.model.name,
         "data": experiment.data.source,
-        "image_size": experiment.data.image_size,
+        "image_size": summary["image"][0],
         "batch_size": experiment.data.batch_size,
         "augment": ", ".join(map(_name_of, experiment.data.model_dump(mode="json").get("augment") or [])),
         "optimizer": training.optimizer.name,

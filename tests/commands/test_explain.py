@@ -8,12 +8,15 @@ from PIL import Image
 from tiny_runs import train_once
 
 from kpipe import explain
+from kpipe.assembly import load_splits
 from kpipe.catalog.explanations import EXPLANATIONS
 from kpipe.commands.explain import explain_kernels
 from kpipe.console import Screen, quiet_console
+from kpipe.data import make_evaluation_pipeline
 from kpipe.errors import ConfigError, DataError
 from kpipe.explaining.receptive_fields import find_receptive_fields
 from kpipe.models import build_model
+from kpipe.trained import load_trained
 
 TINY = """\
 data: {source: synthetic, image_size: 16, stored_size: 20, batch_size: 16, synthetic: {classes: 3, images: 120}}
@@ -61,6 +64,20 @@ def test_all_kinds_are_drawn_and_stand_in_tensorboard(kpipe, run, tmp_path):
     [events] = (tmp_path / "drawn" / "tensorboard").iterdir()
     tags = [value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value]
     assert tags == [f"explain/{name}" for name in names]
+
+
+def test_images_are_explained_as_evaluation_sees_them(run, quiet, monkeypatch):
+    """Of images that are stored larger, the center; and the strongest ones are those of the test split."""
+    shown = []
+    monkeypatch.setattr(
+        "kpipe.commands.explain.saliency", lambda model, images, labels: shown.append(images) or images[..., 0]
+    )
+    explain(run, kinds=["saliency"], screen=quiet)
+    trained = load_trained(run)
+    splits = load_splits(trained.data)
+    seen = np.concatenate([images for images, _ in make_evaluation_pipeline(splits.test, 16, image_size=16)])
+    numbers = [int(np.flatnonzero((seen == image).all((1, 2, 3)))[0]) for image in shown[0]]
+    assert len(set(numbers)) == 3
 
 
 def test_some_kinds_of_images_of_the_user(run, tmp_path, quiet):

@@ -235,7 +235,7 @@ def test_grad_cam_by_hand():
 
 
 def test_positions_of_squares_end_at_the_edge():
-    np.testing.assert_array_equal(positions_of(12, 3, 2), [0, 2, 4, 6, 8, 9])
+    np.testing.assert_array_equal(positions_of(12, 3, 2), [0, 2, 4, 5, 7, 9])
     np.testing.assert_array_equal(positions_of(3, 3, 2), [0])
 
 
@@ -255,6 +255,8 @@ def test_occlusion_finds_the_only_corner_that_counts():
     assert found.whole > 0.99
     np.testing.assert_array_equal(found.predictions, [[1] * 4, [1] * 4, [1] * 4, [1, 1, 1, 0]])
     assert found.probabilities[3, 3] < 0.01 and np.delete(found.probabilities.ravel(), 15).min() > 0.99
+    # Squares side by side cover the image, so their map does, too.
+    assert found.extent == (-0.5, 11.5, 11.5, -0.5)
     # The sum of the map falls by the pixels that are covered.
     assert found.whole_activation == pytest.approx(image.sum())
     assert found.activations[0, 0] == pytest.approx(image.sum() - 9 * 20)
