@@ -67,7 +67,7 @@ def test_all_kinds_are_drawn_and_stand_in_tensorboard(kpipe, run, tmp_path):
 
 
 def test_images_are_explained_as_evaluation_sees_them(run, quiet, monkeypatch):
-    """Of images that are stored larger, the center; and the strongest ones are those of the test split."""
+    """Of images that are stored larger, the center; and they are images of the test split."""
     shown = []
     monkeypatch.setattr(
         "kpipe.commands.explain.saliency", lambda model, images, labels: shown.append(images) or images[..., 0]
