@@ -45,6 +45,7 @@ def runs_in_a_temporary_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def keras_as_it_was():
+    keras.utils.set_random_seed(0)  # Networks with weights of chance are the same ones in every order of the tests.
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
