@@ -15,7 +15,8 @@ from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 from kpipe.runs.tensorboard import make_layout
 
-_SCALARS = ("loss", "accuracy", "top5", "learning_rate", "images_per_second")
+_SCALARS = ("loss", "accuracy", "top5", "learning_rate", "gradient_norm")
+_SCALARS += ("images_per_second", "waiting")
 _SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
 

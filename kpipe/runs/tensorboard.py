@@ -25,7 +25,9 @@ _CHARTS = {
     "accuracy": "epoch_accuracy",
     "top-5 accuracy": "epoch_top5",
     "learning rate": "learning_rate",
+    "norm of the gradient": "gradient_norm",
     "images per second": "images_per_second",
+    "time waiting for data": "waiting",
 }
 
 

@@ -1,6 +1,7 @@
-"""Steps that Keras's `train_step` and `test_step` do not know: in pieces, from features, and with the logits.
+"""One step of training or evaluation: what Keras's `train_step` and `test_step` do, and what they leave out.
 
-A step stays a step: the batch, the schedule, log lines and checkpoints are those of the whole batch.
+That is: a batch in pieces, features instead of images, the norm of the gradient, and the logits. A step in pieces stays
+a step: the schedule, log lines and checkpoints are those of the whole batch.
 
 B batch, P pieces.
 """
@@ -9,8 +10,15 @@ import keras
 import tensorflow as tf
 
 
-def train_step(model: keras.Model, batch: tuple[tf.Tensor, ...], *, head: keras.Model | None = None, pieces: int = 1):
-    """Do what `model.train_step` does, with the gradients of B / P images at a time.
+def train_step(
+    model: keras.Model,
+    batch: tuple[tf.Tensor, ...],
+    *,
+    head: keras.Model | None = None,
+    pieces: int = 1,
+    measures: bool | tf.Tensor = True,
+) -> tf.Tensor:
+    """Do what `model.train_step` does, with the gradients of B / P images at a time; return the norm of the gradient.
 
     The gradients are the mean of those of the pieces, so without batch normalization, which sees one piece at a time,
     the step is that of the whole batch. Dropout draws anew for each piece.
@@ -20,19 +28,46 @@ def train_step(model: keras.Model, batch: tuple[tf.Tensor, ...], *, head: keras.
         batch: (images [B, H, W, C], labels) or (images, labels, sample_weights float32 [B]).
         head: the last layers of the model, where the batch has their input instead of images.
         pieces: P, which divides B.
+        measures: whether the norm is computed; else it is 0.
+
+    Returns:
+        The norm of the gradient of the mean loss over all variables, before it is clipped: float32 [].
     """
-    batch = [tf.reshape(part, (pieces, part.shape[0] // pieces, *part.shape[1:])) for part in batch]
     variables = model.trainable_variables
+    if pieces == 1:
+        gradients = _gradients(model, head or model, batch, variables, 1)
+    else:
+        gradients = _gradients_in_pieces(model, head or model, batch, variables, pieces)
+    norm = tf.cond(measures, lambda: _norm(model.optimizer, gradients), lambda: tf.constant(0.0))
+    model.optimizer.apply(gradients, variables)
+    return norm
+
+
+def _norm(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor]) -> tf.Tensor:
+    """Return the norm of gradients of a loss that `optimizer` has scaled."""
+    return tf.linalg.global_norm(gradients) / optimizer.scale_loss(1.0)
+
+
+def _gradients_in_pieces(
+    model: keras.Model, forward: keras.Model, batch, variables: list[keras.Variable], pieces: int
+) -> list[tf.Tensor]:
+    batch = [tf.reshape(part, (pieces, part.shape[0] // pieces, *part.shape[1:])) for part in batch]
     gradients = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
     for piece in tf.range(pieces):
         tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # one piece in memory at a time
-        inputs, labels, *weights = (part[piece] for part in batch)
-        with tf.GradientTape() as tape:
-            loss, _ = _compute_loss(model, head or model, inputs, labels, *weights, training=True)
-            scaled = model.optimizer.scale_loss(loss / pieces)
-        found = tape.gradient(scaled, variables)
+        found = _gradients(model, forward, [part[piece] for part in batch], variables, pieces)
         gradients = [total + gradient for total, gradient in zip(gradients, found, strict=True)]
-    model.optimizer.apply(gradients, variables)
+    return gradients
+
+
+def _gradients(
+    model: keras.Model, forward: keras.Model, batch, variables: list[keras.Variable], pieces: int
+) -> list[tf.Tensor]:
+    """Return the gradients of 1 / P of the mean loss of a batch, as the optimizer scales it."""
+    with tf.GradientTape() as tape:
+        loss, _ = _compute_loss(model, forward, *batch, training=True)
+        scaled = model.optimizer.scale_loss(loss / pieces if pieces > 1 else loss)
+    return tape.gradient(scaled, [variable.value for variable in variables])
 
 
 def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: keras.Model | None = None) -> tf.Tensor:

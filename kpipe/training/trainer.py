@@ -1,4 +1,4 @@
-"""The training loop: Keras's own `train_step`, many times inside one compiled function.
+"""The training loop: the step of Keras's `train_step`, many times inside one compiled function.
 
 Python runs only between chunks of steps. A chunk ends at the next event that is due (a log line, a save, the
 end of an epoch) and lasts at most about `max_chunk_seconds`, so that a progress bar moves and a stop is obeyed.
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -23,6 +24,20 @@ from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, Trai
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
+
+
+_TIMED = 16  # steps of a chunk, spread over it, whose waiting is measured: reading a clock takes up to 50 µs
+
+
+class Chunk(NamedTuple):
+    """What came out of a few steps."""
+
+    metrics: Metrics
+    """Means since the metrics were last reset."""
+    gradient_norm: float
+    """Norm of the gradient of the last step, see `kpipe.training.steps.train_step`."""
+    waited: float
+    """Seconds in which the steps waited for their batches."""
 
 
 class Trainer:
@@ -211,30 +226,37 @@ class Trainer:
         for name in self.thaws:
             self.model.get_layer(name).trainable = name in names
 
-    def run_steps(self, iterator, num_steps: int, head: keras.Model | None = None) -> Metrics:
-        """Train for `num_steps` steps; return the metrics since their last reset, once the device is done.
+    def run_steps(self, iterator, num_steps: int, head: keras.Model | None = None) -> Chunk:
+        """Train for `num_steps` steps; return what came out of them, once the device is done.
 
         Args:
             iterator: of the batches.
             num_steps: how many of them.
             head: the last layers of the model, where the batches have their input instead of images.
         """
-        self._run_steps(iterator, tf.constant(num_steps), head)
-        return self.read_metrics()
+        norm, waited = self._run_steps(iterator, tf.constant(num_steps), head)
+        return Chunk(self.read_metrics(), float(norm), float(waited))
 
     def read_metrics(self) -> Metrics:
         """Return the means since the metrics were last reset."""
         return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     def _steps(self, iterator, num_steps, head):
-        for _ in tf.range(num_steps):
-            self.strategy.run(self._train_step, args=(next(iterator), head))
+        norm, waited = tf.constant(0.0), tf.constant(0.0, tf.float64)
+        every = (num_steps - 1) // _TIMED + 1
+        for step in tf.range(num_steps):
+            is_timed = tf.equal(step % every, every // 2)
+            asked_at = _clock(is_timed)
+            with tf.control_dependencies([asked_at]):
+                batch = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+                waited += _clock(is_timed) - asked_at
+            norms = self.strategy.run(self._train_step, args=(batch, head, tf.equal(step + 1, num_steps)))
+            norm = self.strategy.experimental_local_results(norms)[0]
+        return norm, waited * tf.cast(every, tf.float64)
 
-    def _train_step(self, batch, head):
-        if head is None and self.pieces == 1:
-            self.model.train_step(batch)
-        else:
-            train_step(self.model, batch, head=head, pieces=self.pieces)
+    def _train_step(self, batch, head, measures):
+        return train_step(self.model, batch, head=head, pieces=self.pieces, measures=measures)
 
     def _evaluation(self, iterator, num_batches, head):
         """Evaluate at most `num_batches` batches; return their images, and whether there may be more batches."""
@@ -256,27 +278,43 @@ class Trainer:
         return tf.shape(batch[0])[0]
 
 
+def _clock(is_read: tf.Tensor) -> tf.Tensor:
+    """Return the seconds of Python's clock, or 0 unless it `is_read`: `tf.timestamp` refuses to be deterministic."""
+    return tf.cond(
+        is_read,
+        lambda: tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), []),
+        lambda: tf.constant(0.0, tf.float64),
+    )
+
+
 @dataclass
 class _Speed:
-    """Images per second of training alone, without validation and callbacks."""
+    """Speed of training alone, without validation and callbacks."""
 
     images: int = 0
     seconds: float = 0.0
-    first_chunk: float | None = None
+    waited: float = 0.0
+    first_chunk: Metrics = field(default_factory=dict)
     """Speed of the first chunk of a process, in which buffers are filled. It counts only where there is no other."""
 
-    def add(self, images: int, seconds: float, *, is_first: bool) -> None:
+    def add(self, images: int, seconds: float, waited: float, *, is_first: bool) -> None:
         if is_first:
-            self.first_chunk = images / max(seconds, 1e-9)
+            self.first_chunk = _speed(images, seconds, waited)
         else:
             self.images += images
             self.seconds += seconds
+            self.waited += waited
 
-    def take(self) -> float | None:
-        """Return the speed since it was last taken; None if this process has trained no step."""
-        speed = self.images / max(self.seconds, 1e-9) if self.images else self.first_chunk
-        self.images, self.seconds = 0, 0.0
+    def take(self) -> Metrics:
+        """Return the speed since it was last taken; nothing if this process has trained no step."""
+        speed = _speed(self.images, self.seconds, self.waited) if self.images else self.first_chunk
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
         return speed
+
+
+def _speed(images: int, seconds: float, waited: float) -> Metrics:
+    """Return the images per second, and the fraction of the time in which steps waited for their batches."""
+    return {"images_per_second": images / max(seconds, 1e-9), "waiting": waited / max(seconds, 1e-9)}
 
 
 @dataclass
@@ -294,6 +332,7 @@ class _Loop:
     cadence: Cadence
     hooks: Hooks
     seconds_per_step: float = math.inf
+    gradient_norm: float | None = None
     saved_at: float = field(default_factory=time.monotonic)
     line_speed: _Speed = field(default_factory=_Speed)
     epoch_speed: _Speed = field(default_factory=_Speed)
@@ -401,13 +440,14 @@ class _Loop:
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
-        metrics = self.trainer.run_steps(self.iterator, num_steps, self.head)
+        chunk = self.trainer.run_steps(self.iterator, num_steps, self.head)
         seconds = time.perf_counter() - start
+        metrics, self.gradient_norm = chunk.metrics, chunk.gradient_norm
         check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
         self.state.step += num_steps
         self.state.seconds += seconds
         for speed in (self.line_speed, self.epoch_speed):
-            speed.add(num_steps * self.batch_size, seconds, is_first=math.isinf(self.seconds_per_step))
+            speed.add(num_steps * self.batch_size, seconds, chunk.waited, is_first=math.isinf(self.seconds_per_step))
         self.seconds_per_step = seconds / num_steps
         means = self.epoch_means(metrics)
         self.callback_list.on_train_batch_end(first + num_steps - 1, means)
@@ -443,7 +483,8 @@ class _Loop:
         state = self.state
         self.collect_metrics()
         means = {name: total / (state.step - state.line_step) for name, total in state.line_sums.items()}
-        self.log(epoch, "train", "steps", means | self.rate_and_speed(self.line_speed))
+        latest = {"gradient_norm": self.gradient_norm, **self.rate_and_speed(self.line_speed)}
+        self.log(epoch, "train", "steps", means | latest)
         state.line_step, state.line_sums = state.step, {}
 
     def end_epoch(self, epoch: int) -> Metrics:
@@ -494,9 +535,7 @@ class _Loop:
         return rate_of_step(self.model.optimizer)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
-        images_per_second = speed.take()
-        known = {} if images_per_second is None else {"images_per_second": images_per_second}
-        return {"learning_rate": self.learning_rate(), **known}
+        return {"learning_rate": self.learning_rate(), **speed.take()}
 
     def log(self, epoch: int, split: str, span: str, values: Metrics) -> None:
         self.hooks.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})

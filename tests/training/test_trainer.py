@@ -1,4 +1,5 @@
 import math
+import time
 from dataclasses import fields
 
 import keras
@@ -90,7 +91,8 @@ def reference():
 
 
 def without_speed(records):
-    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+    speed = {"images_per_second", "waiting"}
+    return [{key: value for key, value in record.items() if key not in speed} for record in records]
 
 
 class Stopper:
@@ -189,7 +191,24 @@ def test_log_lines_say_what_the_mean_is_over(reference):
     assert epoch["loss"] == pytest.approx((first["loss"] + second["loss"]) / 2)
     assert first["learning_rate"] == pytest.approx(0.05)
     assert first["images_per_second"] > 0 and epoch["images_per_second"] > 0
+    assert 0 < first["waiting"] < 1 and 0 < epoch["waiting"] < 1
+    assert "gradient_norm" in first and "gradient_norm" not in epoch  # of one step
     assert set(validation) == {"step", "epoch", "split", "span", "loss", "accuracy"}
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 0.0, 0.6), (0.02, 0.6, 1.0)])
+def test_waiting_is_the_time_in_which_batches_are_missing(seconds, least, most):
+    def slow(first):
+        def delay(images, labels):
+            tf.py_function(lambda: time.sleep(seconds), [], [])
+            return images, labels
+
+        batches = batches_from(first, STEPS_PER_EPOCH)
+        return batches.map(delay) if seconds else batches.cache().prefetch(STEPS_PER_EPOCH)
+
+    records = []
+    fit(Trainer(make_model()), slow, epochs=1, log_every=5, max_chunk_seconds=10, on_log=records.append)
+    assert least < records[1]["waiting"] < most  # the first chunk also waits for the threads of the input to start
 
 
 def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference):
