@@ -4,6 +4,7 @@
 the experiment.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from kpipe.training.device import free_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
-from kpipe.training.layer_statistics import LayerStatistics
+from kpipe.training.layer_statistics import LayerHistograms, LayerStatistics
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
@@ -120,6 +121,7 @@ def prepare(
     if isinstance(training.learning_rate, PlateauOptions) and splits.validation is None:
         raise ConfigError("training.learning_rate.schedule: plateau needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
+    check_profile(experiment, steps_per_epoch)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
     normalize = resolve_normalize(config, weights)
     most = most_measured(normalize)
@@ -362,6 +364,7 @@ def make_watchers(
     *,
     on_stuck: Callable[[str], None],
     write: Callable[[int, Mapping[str, float]], None],
+    write_histograms: Callable[[int, Mapping[str, np.ndarray]], None],
 ) -> list[keras.callbacks.Callback]:
     """Build the callbacks that watch a training and change nothing in it.
 
@@ -370,20 +373,35 @@ def make_watchers(
         prepared: data and model.
         on_stuck: called once if the training is stuck at guessing, with a sentence that says so.
         write: gets the step and the statistics of the layers, by tag.
+        write_histograms: gets the step and the values of each histogram, by tag.
     """
     training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
     length = _lengths(experiment, steps_per_epoch)
     stuck_after = training.stuck_after and steps_of(training.stuck_after, **length)
     frequencies = _class_frequencies(experiment.data, prepared.splits)
     watchers = [StuckWatcher(frequencies, on_stuck, steps_per_epoch=steps_per_epoch, stuck_after=stuck_after)]
-    if every := experiment.logging.layer_statistics:
+    logging = experiment.logging
+    if logging.tensorboard and (logging.layer_statistics or logging.histograms):
         train = prepared.splits.train
         # As many images as the memory takes at once.
         some = train.select(train.spread(min(len(train), experiment.data.batch_size // training.accumulate)))
         images = next(data.iterate_images(some, prepared.splits.image_size), None)
-        if images is not None:  # else none of them can be read
+        if images is None:  # none of them can be read
+            return watchers
+        if every := logging.layer_statistics:
             watchers.append(LayerStatistics(tf.constant(images), steps_of(every, **length), write))
+        if every := logging.histograms:
+            watchers.append(LayerHistograms(tf.constant(images), steps_of(every, **length), write_histograms))
     return watchers
+
+
+def check_profile(experiment: Experiment, steps_per_epoch: int) -> None:
+    """Raise ConfigError if the steps that are to be profiled come after the end of the training."""
+    profile, steps = experiment.training.profile, experiment.training.epochs * steps_per_epoch
+    if profile and profile.steps[0] > steps:
+        raise ConfigError(
+            f"training.profile.steps: expected steps of the training, which has {steps:,}, got {profile.steps}"
+        )
 
 
 def _class_frequencies(config: DataConfig, splits: data.Splits) -> np.ndarray:
@@ -424,6 +442,7 @@ def _make_training_batches(
     augment = make_augmentations(config, splits.image_shape)
     worker, workers = workers_of(strategy)
 
+    @functools.lru_cache(maxsize=1)  # the first batch is shown, and another pipeline would take a second of the start
     def training_batches(first_step: int) -> tf.data.Dataset:
         weights = data.balanced_weights(splits.train, classes) if config.class_weights else None
         return data.make_pipeline(

@@ -5,9 +5,14 @@
 """
 
 import shutil
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
+
+import keras
+import numpy as np
+import tensorflow as tf
 
 from kpipe.assembly import (
     Prepared,
@@ -27,9 +32,11 @@ from kpipe.console import Screen
 from kpipe.data.pipeline import evaluation_batches
 from kpipe.data.reading import translate_reading_errors
 from kpipe.data.splits import Splits
+from kpipe.evaluation.epoch_figures import make_epoch_figures
 from kpipe.evaluation.overview import write_overview
 from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import write_figures
+from kpipe.figures.image_grids import tile_images
 from kpipe.files import expand_path
 from kpipe.frozen_features import make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
@@ -47,10 +54,11 @@ from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
-from kpipe.signals import stop_signals
+from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, seed_everything
 from kpipe.training.distribution import make_strategy
+from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
 from kpipe.training_screen import training_screen
@@ -147,7 +155,8 @@ def train(
             recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
             state = recorder.state
             if not run.resumed:
-                log.write_start(run.path / "config.yaml", model if options.draw else None)
+                shown = (model, _first_batch(experiment, prepared)) if options.draw else ()
+                log.write_start(run.path / "config.yaml", *shown)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             ends = recorder.is_done or recorder.ends_here()
@@ -160,17 +169,17 @@ def train(
             if not ends:
                 with recorder.counting_time():
                     features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
-                watch = {"on_stuck": partial(recorder.note_stuck, screen), "write": log.write_training_scalars}
-                watchers = make_watchers(experiment, prepared, **watch)
+                validation = evaluation_batches(splits, "validation", config.batch_size)
                 with (
                     recorder.saving_at_the_end(),
+                    _watching(recorder, prepared, trainer, validation, screen, stop) as watchers,
                     training_screen(screen, **length, last_thaw=prepared.last_thaw) as shown,
                 ):
                     trainer.fit(
                         prepared.training_batches,
                         **length,
                         state=state.train,
-                        validation=evaluation_batches(splits, "validation", config.batch_size),
+                        validation=validation,
                         features=features,
                         callbacks=[*make_callbacks(training), *options.callbacks, *watchers],
                         cadence=make_cadence(training, steps_per_epoch),
@@ -196,6 +205,49 @@ def train(
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
             return Result(run.path, summary)
+
+
+def _first_batch(experiment: Experiment, prepared: Prepared) -> np.ndarray | None:
+    """Return the images of the first training batch side by side; None where they are not to be shown."""
+    if not (experiment.logging.tensorboard and experiment.logging.images):
+        return None
+    images, *_ = next(iter(prepared.training_batches(0).take(1)))
+    return tile_images(images.numpy())
+
+
+@contextmanager
+def _watching(
+    recorder: Recorder,
+    prepared: Prepared,
+    trainer: Trainer,
+    validation: tf.data.Dataset | None,
+    screen: Screen,
+    stop: Stop,
+) -> Iterator[list[keras.callbacks.Callback]]:
+    """Give the callbacks that watch a training and change nothing in it."""
+    experiment, run, log = recorder.experiment, recorder.run, recorder.log
+    watchers = make_watchers(
+        experiment,
+        prepared,
+        on_stuck=partial(recorder.note_stuck, screen),
+        write=log.write_training_scalars,
+        write_histograms=log.write_histograms,
+    )
+    logging, profile = experiment.logging, experiment.training.profile
+    if recorder.options.draw and logging.tensorboard and logging.images and validation is not None:
+        figures = make_epoch_figures(
+            trainer,
+            run.path,
+            validation,
+            name=experiment.name,
+            class_names=prepared.splits.class_names,
+            seed=experiment.seed,
+            write=log.write_figures,
+            should_stop=lambda: stop.number is not None,
+        )
+        watchers.append(figures)
+    with profiling(run.path / "train", profile.steps) if profile else nullcontext() as callback:
+        yield [*watchers, *([callback] if callback else [])]
 
 
 def _save_models(recorder: Recorder, prepared: Prepared) -> None:

@@ -46,7 +46,8 @@ def records_of(run):
 
 
 def timeless(run):
-    return [{k: v for k, v in r.items() if not k.endswith(("seconds", "per_second"))} for r in records_of(run)]
+    times = ("seconds", "per_second", "waiting")
+    return [{k: v for k, v in r.items() if not k.endswith(times)} for r in records_of(run)]
 
 
 def arrays_of(run):

@@ -36,7 +36,7 @@ _IN_COLUMNS = {
     "name", "seed", "model.name", "data.source", "training.precision", "chosen.precision",
 }  # fmt: skip
 """Keys of config.yaml that are columns already."""
-_WITHOUT_EFFECT = re.compile(r"logs|logging\b.*|training\.(log_every|checkpoint|when_stuck)\b.*")
+_WITHOUT_EFFECT = re.compile(r"logs|logging\b.*|training\.(log_every|checkpoint|when_stuck|profile)\b.*")
 """Keys of config.yaml that say what is written and when, and change no result."""
 _ACCURACIES = ("val_accuracy", "test_accuracy")
 _OF_GROUPS = (RUNS, *(name + STD for name in _ACCURACIES))

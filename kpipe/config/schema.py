@@ -14,6 +14,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -251,11 +252,23 @@ class LayerStatisticsEvery(OneOf):
     epochs: Positive | None = None
 
 
+class HistogramsEvery(OneOf):
+    """How often histograms are logged."""
+
+    steps: Count | None = None
+    epochs: Positive | None = None
+
+
 class LoggingConfig(Section):
     """What is logged besides the metrics."""
 
     tensorboard: bool = True
     """Whether the run is logged to TensorBoard. metrics.jsonl, the figures and report.html are there in any case."""
+    images: bool = True
+    """Whether TensorBoard shows images during the training: the first batch as the network sees it, and at the end of
+    up to ten epochs what it says of the validation split. They take at most 2 % of the time."""
+    histograms: HistogramsEvery | None = None
+    """How often histograms of the weights and of what the layers compute are logged to TensorBoard. Default: never."""
     layer_statistics: LayerStatisticsEvery | None = None
     """How often the dead ReLUs of each layer, and the size of its update beside its weights, are logged to TensorBoard.
     `{steps: 500}` costs about 1 % of the time. Default: never."""
@@ -270,6 +283,20 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints that are kept, besides the best."""
     keep_last: bool = True
     """Whether the last checkpoint is kept when the run is finished, so that it can be extended."""
+
+
+class Profile(Section):
+    """Which steps are profiled."""
+
+    steps: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    """The first and the last one, as [10, 20]. The first steps of a process also allocate memory."""
+
+    @field_validator("steps")
+    @classmethod
+    def _check_order(cls, steps: list[int]) -> list[int]:
+        if steps[0] > steps[1]:
+            raise PydanticCustomError("order", "expected the first step before the last")
+        return steps
 
 
 class TrainingConfig(Section):
@@ -311,6 +338,8 @@ class TrainingConfig(Section):
     kept; the trials of a search always do. Only `cross_entropy` has a known loss of guessing."""
     stuck_after: Duration | None = None
     """Length of training before these 50 steps. Default: one epoch, but at least 100 steps."""
+    profile: Profile | None = None
+    """Steps whose operations and times are recorded for TensorBoard's profiler. Default: none."""
     log_every: LogEvery = LogEvery(steps=50)
     """How often training metrics are logged."""
     checkpoint: CheckpointConfig = CheckpointConfig()

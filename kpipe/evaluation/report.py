@@ -1,7 +1,7 @@
 """The figures of a finished run, and those that an evaluation draws as well."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -29,8 +29,6 @@ FIGURES = {
 }
 """Names of the files in `figures/`, and what they show."""
 
-_CURVES, _MATRIX, _CLASSES, _PREDICTIONS, _MISTAKES, _FILTERS = (f"figures/{name}.png" for name in FIGURES)
-
 
 def write_figures(
     run: Path,
@@ -56,43 +54,84 @@ def write_figures(
     Raises:
         OSError: the disk refuses what is written.
     """
-    failures: list[str] = []
     source = label(f"{experiment.name} · {run.name}", 100)
     weights = f"weights of {state.kept}"
-    with noting_failures(failures, run, _CURVES):
-        (run / "figures").mkdir(exist_ok=True)
+
+    def draw_run() -> Figure:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         caption = "\n".join([f"{source} · {weights}", *_describe_training_accuracy(experiment, model)])
-        figure = draw_curves([json.loads(line) for line in lines], best_epoch=state.best_epoch, caption=caption)
-        save_figure(figure, run / _CURVES)
-    if has_filters(model):
-        with noting_failures(failures, run, _FILTERS):
-            filters = first_filters(model)
-            title = f"Filters of the first convolution: {filters.shape[-1]} of {filters.shape[0]}x{filters.shape[1]}"
-            save_figure(draw_filters(filters, title=title, caption=f"{source} · {weights}"), run / _FILTERS)
-    if predictions is None:
-        return failures
-    outcomes, sample = predictions.outcomes, predictions.sample
-    images = counted(len(outcomes), "image")
-    style = {"class_names": class_names, "caption": f"{source} · {predictions.split} split, {images} · {weights}"}
-    counts = make_confusion_matrix(outcomes, len(class_names))
-    with noting_failures(failures, run, _MATRIX):
-        save_figure(draw_confusion(counts, **style), run / _MATRIX)
-    with noting_failures(failures, run, _CLASSES):
-        save_figure(draw_class_accuracy(counts, **style), run / _CLASSES)
-    with noting_failures(failures, run, _PREDICTIONS):
+        return draw_curves([json.loads(line) for line in lines], best_epoch=state.best_epoch, caption=caption)
+
+    drawings = plan_figures(model, predictions, class_names, source=source, weights=weights)
+    return save_figures(run, {"curves": draw_run} | drawings)
+
+
+def plan_figures(
+    model: keras.Model, predictions: Predictions | None, class_names: Sequence[str], *, source: str, weights: str
+) -> dict[str, Callable[[], Figure]]:
+    """Return functions that draw what a model has learned, by names in FIGURES.
+
+    Args:
+        model: images [B, H, W, C] to logits [B, K].
+        predictions: of a held-out split; None: there is none.
+        class_names: K names.
+        source: which run this is, for the line below a figure.
+        weights: which weights the model has, for the same line.
+    """
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if predictions is not None:
+        outcomes, sample, mistakes = predictions.outcomes, predictions.sample, predictions.mistakes
+        images = counted(len(outcomes), "image")
+        style = {"class_names": class_names, "caption": f"{source} · {predictions.split} split, {images} · {weights}"}
+        counts = make_confusion_matrix(outcomes, len(class_names))
         title = f"Predictions: {len(sample.labels)} of {images}, drawn at random"
-        save_figure(draw_predictions(**vars(sample), **style, title=title), run / _PREDICTIONS)
-    with noting_failures(failures, run, _MISTAKES):
-        mistakes = draw_mistakes(predictions.mistakes, len(outcomes.mistakes), files=predictions.files, **style)
-        save_figure(mistakes, run / _MISTAKES)
+        drawings |= {
+            "confusion_matrix": lambda: draw_confusion(counts, **style),
+            "class_accuracy": lambda: draw_class_accuracy(counts, **style),
+            "predictions": lambda: draw_predictions(**vars(sample), **style, title=title),
+            "mistakes": lambda: draw_mistakes(mistakes, len(outcomes.mistakes), files=predictions.files, **style),
+        }
+    if has_filters(model):
+        drawings["filters"] = lambda: _draw_first_filters(model, f"{source} · {weights}")
+    return drawings
+
+
+def save_figures(run: Path, drawings: Mapping[str, Callable[[], Figure]]) -> list[str]:
+    """Draw figures into `figures/` of a run.
+
+    Args:
+        run: the run directory.
+        drawings: functions that draw them, by names in FIGURES.
+
+    Returns:
+        A line for the user about each figure that could not be drawn.
+
+    Raises:
+        OSError: the disk refuses what is written.
+    """
+    failures: list[str] = []
+    for name, draw in drawings.items():
+        file = _file_of(run, name)
+        with noting_failures(failures, run, str(file.relative_to(run))):
+            file.parent.mkdir(exist_ok=True)
+            save_figure(draw(), file)
     return failures
+
+
+def _draw_first_filters(model: keras.Model, caption: str) -> Figure:
+    filters = first_filters(model)
+    title = f"Filters of the first convolution: {filters.shape[-1]} of {filters.shape[0]}x{filters.shape[1]}"
+    return draw_filters(filters, title=title, caption=caption)
 
 
 def list_figures(run: Path) -> dict[str, Path]:
     """Return the figures of a run that have been drawn, by their names in FIGURES."""
-    files = {name: run / "figures" / f"{name}.png" for name in FIGURES}
+    files = {name: _file_of(run, name) for name in FIGURES}
     return {name: file for name, file in files.items() if file.exists() and file.stat().st_size}
+
+
+def _file_of(run: Path, name: str) -> Path:
+    return run / "figures" / f"{name}.png"
 
 
 def draw_mistakes(

@@ -19,12 +19,32 @@ from kpipe.figures.style import (
     label,
     make_layout,
     show_image,
+    to_rgb,
 )
 
 UNKNOWN = -1
 """Label of an image whose true class is not known."""
 
 _MOST_COLUMNS = 5
+_TILE = 64  # pixels a side of a small image among others
+
+
+def tile_images(images: np.ndarray, most: int = 25) -> np.ndarray:
+    """Return images side by side, in about as many rows as columns.
+
+    Args:
+        images: uint8 or float32 [N, H, W, C], 0..255, N at least 1. Channels are shown as by `draw_predictions`.
+        most: how many are shown, the first ones.
+
+    Returns:
+        uint8 [h, w, 3]; small images are enlarged to about 64 pixels.
+    """
+    tiles = [to_rgb(np.clip(np.round(image), 0, 255).astype(np.uint8)) for image in images[:most]]
+    factor = max(1, _TILE // max(tiles[0].shape[:2]))
+    tiles = [np.pad(tile.repeat(factor, 0).repeat(factor, 1), ((1, 1), (1, 1), (0, 0))) for tile in tiles]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
 
 
 def draw_predictions(

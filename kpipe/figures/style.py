@@ -99,6 +99,12 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     return np.pad(channels, ((0, 0), (0, 0), (0, 3 - channels.shape[-1])))
 
 
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W, 3] of an image as `show_image` shows it."""
+    pixels = _displayable(image)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
 def label(name: str, most: int) -> str:
     """Return the name of a class on one line of at most `most` characters; one of spaces alone is put in quotes."""
     text = printable(name)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
-from kpipe.runs.tensorboard import make_layout
+from kpipe.runs.tensorboard import make_layout, write_figures
 
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "gradient_norm")
 _SCALARS += ("images_per_second", "waiting")
@@ -79,8 +80,37 @@ class RunLog:
                 if math.isfinite(value):
                     tf.summary.scalar(tag, value)
 
-    def write_start(self, config: Path, model: keras.Model | None = None) -> None:
-        """Add the experiment to TensorBoard's texts and the model, where it is given, to its graphs."""
+    def write_figures(self, step: int, files: Mapping[str, Path]) -> None:
+        """Add figures of the validation split to TensorBoard's images by tag.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
+        """
+        self._require_directory()
+        if self._writers:
+            with self._writers["validation"].as_default(step=step):
+                write_figures(files)
+
+    def write_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Add histograms of values to TensorBoard's training run by tag.
+
+        Raises:
+            FileNotFoundError: the run directory has been deleted.
+        """
+        self._require_directory()
+        if self._writers:
+            with self._writers["train"].as_default(step=step):
+                for tag, array in values.items():
+                    tf.summary.histogram(tag, array)
+
+    def write_start(self, config: Path, model: keras.Model | None = None, batch: np.ndarray | None = None) -> None:
+        """Add the start of a run to TensorBoard.
+
+        Args:
+            config: the file of the experiment, which is shown as a text.
+            model: shown as a graph; None: it is not.
+            batch: the first batch as one image uint8 [H, W, 3]; None: it is not shown.
+        """
         if not self._writers:
             return
         lines = config.read_text(encoding="utf-8").splitlines()
@@ -89,6 +119,8 @@ class RunLog:
             tf.summary.text("config", "\n".join("    " + line for line in lines))
             if model is not None:
                 tf.summary.graph(_trace_graph(model))
+            if batch is not None:
+                tf.summary.image("training_batch", batch[None])
 
     def lengths(self) -> dict[str, int]:
         """Flush the logs to the disk; return the bytes of each, by its path relative to the run.

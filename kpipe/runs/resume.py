@@ -75,8 +75,8 @@ def check_resume(run: str | Path, experiment: Experiment) -> None:
     if problems:
         raise ConfigError(
             "\n".join(problems) + "\nUnder --resume only training.log_every, training.checkpoint, "
-            "training.max_minutes, training.when_stuck, logging, more training.epochs and the folder of data.source "
-            "may differ. Train another run with these values:\n"
+            "training.max_minutes, training.when_stuck, training.profile, logging, more training.epochs and the folder "
+            "of data.source may differ. Train another run with these values:\n"
             f"  kpipe run {' '.join(map(shell_quoted, [str(Path(run) / 'config.yaml'), *values]))}"
             f"{_or_from_its_weights(Path(run), before, *values) if changed == [('training', 'epochs')] else ''}"
         )
@@ -149,7 +149,7 @@ def _forbidden(keys: Keys, before: Experiment, now: Experiment) -> str | None:
     if keys == ("data", "source") and all(parse_source(each.data.source)[0].is_path for each in (before, now)):
         return None  # the images are compared when they are found
     before, now = before.training, now.training
-    free = ("log_every", "checkpoint", "max_minutes", "when_stuck")
+    free = ("log_every", "checkpoint", "max_minutes", "when_stuck", "profile")
     if keys[0] == "logging" or keys[0] == "training" and keys[1] in free:
         return None
     if keys != ("training", "epochs"):

@@ -64,8 +64,7 @@ def write_ending(
         with suppress(FileNotFoundError):
             earlier.unlink()
     with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=summary["steps"]):
-        for name, file in figures.items():
-            tf.summary.image(name, read_figure(file))
+        write_figures(figures)
         for name, counts in curves.items():
             _write_message(curve_summary.raw_data_pb(f"precision_recall/{name}", **counts))
         _write_message(hparams.hparams_pb(_list_settings(experiment, summary), trial_id=run.name))
@@ -108,6 +107,12 @@ def _list_results(summary: Mapping[str, Any]) -> dict[str, float]:
     }
     others = {name: summary.get(name) for name in ("parameters", "seconds", "images_per_second", "best_epoch")}
     return {f"result/{name}": float(value) for name, value in (numbers | others).items() if value is not None}
+
+
+def write_figures(files: Mapping[str, Path]) -> None:
+    """Write PNG files by their tags, with the default writer."""
+    for tag, file in files.items():
+        tf.summary.image(tag, read_figure(file))
 
 
 def read_figure(file: Path) -> tf.Tensor:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,7 +24,6 @@ from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, Trai
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
-
 
 _TIMED = 16  # steps of a chunk, spread over it, whose waiting is measured: reading a clock takes up to 50 µs
 
@@ -66,6 +65,7 @@ class Trainer:
             _sum_over_one_replica(model.optimizer)
         self.freeze(0)
         self._run_evaluation = tf.function(self._evaluation)
+        self._batch_functions: dict[Any, Callable] = {}
         self._are_finite = tf.function(are_finite)
 
     def fit(
@@ -163,13 +163,18 @@ class Trainer:
         return self._take_scores(total)
 
     def evaluate_batches(
-        self, dataset: tf.data.Dataset, see: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
-    ) -> dict[str, float]:
+        self,
+        dataset: tf.data.Dataset,
+        see: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
         """Return what `evaluate` returns, and show each batch on the way.
 
         Args:
             dataset: batches of (images, labels).
             see: called with images [B, H, W, C], labels [B] and logits float32 [B, K] of each batch.
+            should_stop: asked after each batch.
 
         Raises:
             DataError: the dataset is empty.
@@ -177,18 +182,21 @@ class Trainer:
         self.model.reset_metrics()
         batches, total = self.strategy.experimental_distribute_dataset(dataset), 0
 
-        @tf.function(input_signature=[batches.element_spec])  # the last batch may be smaller
-        def run(batch):
-            return self.strategy.run(lambda batch: test_step(self.model, batch), args=(batch,))
+        spec = batches.element_spec  # the last batch may be smaller
+        if spec not in self._batch_functions:
+            self._batch_functions[spec] = tf.function(self._batch, input_signature=[spec])
 
         def gather(part) -> np.ndarray:
             """Return what the replicas have of a batch."""
             return np.concatenate([local.numpy() for local in self.strategy.experimental_local_results(part)])
 
         for batch in batches:
-            images, labels, logits = map(gather, (*batch, run(batch)))
+            images, labels, logits = map(gather, (*batch, self._batch_functions[spec](batch)))
             see(images, labels, logits)
             total += len(labels)
+            if should_stop():
+                self.model.reset_metrics()
+                return None
         return self._take_scores(total)
 
     def _take_scores(self, images: int) -> dict[str, float]:
@@ -269,6 +277,9 @@ class Trainer:
                 images += self.strategy.reduce("sum", counts, axis=None)
                 done += 1
         return images, more
+
+    def _batch(self, batch):
+        return self.strategy.run(lambda batch: test_step(self.model, batch), args=(batch,))
 
     def _test_step(self, batch, head):
         if head is None:

@@ -1,4 +1,4 @@
-"""Dead ReLUs and the size of updates, by hand, and at the right steps whatever happens to the training."""
+"""Statistics of layers by hand, and at the right steps whatever happens to the training."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kpipe.training.control import Cadence, Hooks, TrainState
-from kpipe.training.layer_statistics import LayerStatistics
+from kpipe.training.layer_statistics import LayerHistograms, LayerStatistics
 from kpipe.training.losses import CrossEntropy
 from kpipe.training.trainer import Trainer
 
@@ -79,11 +79,12 @@ def test_layers_with_a_relu_count_and_others_do_not():
     kernel = np.zeros((3, 3, 3, 2), "float32")
     kernel[1, 1, 2, 1] = 1
     inside.set_weights([kernel, np.zeros(2, "float32")])
-    statistics = LayerStatistics(tf.constant(np.eye(16, dtype="float32")[3:7].reshape(4, 4, 4, 1) * 2), 1, print)
+    written = Written()
+    images = tf.constant(np.eye(16, dtype="float32")[3:7].reshape(4, 4, 4, 1) * 2)
+    statistics = LayerStatistics(images, 1, written.write)
     statistics.set_model(model)
-    assert statistics._measure() == pytest.approx(
-        {"dead_relus/relu": 2 / 3, "dead_relus/again": 2 / 3, "dead_relus/inside": 0.5}
-    )
+    statistics.measure()
+    assert written[0] == pytest.approx({"dead_relus/relu": 2 / 3, "dead_relus/again": 2 / 3, "dead_relus/inside": 0.5})
 
 
 def test_under_plain_sgd_the_update_is_the_rate_times_the_gradient():
@@ -127,3 +128,28 @@ def test_a_training_may_be_interrupted_after_any_step():
         assert (state.step, state.interrupted) == (step, True)
         fit(Trainer(model), LayerStatistics(images, 7, written.write), TrainState(**state.to_dict()))
         assert written == whole, step
+
+
+def test_histograms_are_of_the_values_after_a_step():
+    model, written = make_model(), Written()
+    images = tf.random.stateless_normal((5, 3), (1, 2))
+    fit(Trainer(model), LayerHistograms(images, 15, written.write))
+    assert list(written) == [15, 30]
+    expected = {f"weights/{weight.path}": weight.numpy() for weight in model.trainable_weights}
+    hidden, logits = (model.get_layer(name) for name in ("hidden", "logits"))
+    expected["activations/hidden"] = hidden(images).numpy()
+    expected["activations/logits"] = logits(hidden(images)).numpy()
+    assert written[30].keys() == expected.keys()
+    for tag, values in expected.items():
+        np.testing.assert_allclose(written[30][tag], values.ravel(), rtol=1e-6)
+
+
+def test_a_histogram_of_many_values_is_of_some_spread_over_all():
+    images = keras.Input((500,))
+    model, written = keras.Model(images, keras.layers.Dense(1000, use_bias=False)(images)), Written()
+    histograms = LayerHistograms(tf.zeros((1, 500)), 1, written.write)
+    histograms.set_model(model)
+    histograms.measure()
+    [weights] = [values for tag, values in written[0].items() if tag.startswith("weights/")]
+    np.testing.assert_array_equal(weights, model.layers[1].kernel.numpy().ravel()[::5])
+    assert len(weights) == 100_000
