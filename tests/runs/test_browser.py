@@ -136,9 +136,8 @@ def test_training_and_validation_share_a_chart(read_page, browser, run):
 def test_figures(read_page, browser, run):
     figures = [path.stem for path in (run / "figures").iterdir()]
     read_page("images", f"tiny/{run.name}", *figures)
-    look(
-        browser, "shown.filter(each => each.matches('button.heading:not([open-button])')).forEach(each => each.click())"
-    )
+    closed = "button.heading:not([open-button])"
+    look(browser, f"shown.filter(each => each.matches('{closed}')).forEach(each => each.click())")
     wait_until_equal(browser, loaded_images, [True] * len(figures))
 
 
@@ -150,9 +149,8 @@ def test_graph(read_page, browser):
 
 def test_hparams(read_page, run, summary):
     settings = ("network lenet5", "optimizer adam", "precision float32", "schedule constant")
-    read_page(
-        "hparams", run.name, *settings, *(f"{summary[split]['accuracy']:.5f}" for split in ("validation", "test"))
-    )
+    accuracies = [f"{summary[split]['accuracy']:.5f}" for split in ("validation", "test")]
+    read_page("hparams", run.name, *settings, *accuracies)
 
 
 def test_config(read_page):
@@ -160,11 +158,8 @@ def test_config(read_page):
 
 
 def test_precision_recall_curves(read_page, run, summary):
-    read_page(
-        "pr_curves",
-        f"tiny/{run.name} is at step {summary['steps']}",
-        *(f"precision_recall/class_{k}" for k in range(10)),
-    )
+    classes = [f"precision_recall/class_{k}" for k in range(10)]
+    read_page("pr_curves", f"tiny/{run.name} is at step {summary['steps']}", *classes)
 
 
 @pytest.mark.parametrize("width, height", [(1400, 1800), (390, 844)], ids=["desktop", "phone"])
