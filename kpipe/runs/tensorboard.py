@@ -99,14 +99,16 @@ def _name_of(entry: Any) -> str:
 
 
 def _list_results(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return a finished run's numbers by tag; HParams shows the first five tags of all unless told otherwise."""
     numbers = {
-        f"{split}_{metric}": summary[split][metric]
+        f"{metric}/{split}": summary[split][metric]
         for split in ("validation", "test")
         for metric in ("accuracy", "loss")
         if summary.get(split)
     }
-    others = {name: summary.get(name) for name in ("parameters", "seconds", "images_per_second", "best_epoch")}
-    return {f"result/{name}": float(value) for name, value in (numbers | others).items() if value is not None}
+    for name in ("parameters", "seconds", "images_per_second", "best_epoch"):
+        numbers[f"result/{name}"] = summary.get(name)
+    return {tag: float(value) for tag, value in numbers.items() if value is not None}
 
 
 def write_figures(files: Mapping[str, Path]) -> None:

@@ -40,9 +40,11 @@ def test_a_finished_run_shows_its_figures_curves_and_numbers(run):
     assert figures < {*tags}
     assert {f"precision_recall/{name}/pr_curves" for name in (run / "classes.txt").read_text().split()} < {*tags}
     numbers = {
-        tag: float(tensor_util.make_ndarray(end.Tensors(tag)[0].tensor_proto)) for tag in tags if "result/" in tag
+        tag: float(tensor_util.make_ndarray(end.Tensors(tag)[0].tensor_proto))
+        for tag in ("accuracy/test", "loss/validation", "result/parameters")
     }
-    assert numbers["result/test_accuracy"] == pytest.approx(summary["test"]["accuracy"])
+    assert numbers["accuracy/test"] == pytest.approx(summary["test"]["accuracy"])
+    assert numbers["loss/validation"] == pytest.approx(summary["validation"]["loss"])
     assert numbers["result/parameters"] == summary["parameters"]
 
 
