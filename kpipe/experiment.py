@@ -155,8 +155,8 @@ def train(
             recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
             state = recorder.state
             if not run.resumed:
-                shown = (model, _first_batch(experiment, prepared)) if options.draw else ()
-                log.write_start(run.path / "config.yaml", *shown)
+                batch = _first_batch(experiment, prepared) if options.draw else None
+                log.write_start(run.path / "config.yaml", model, batch=batch, graph=options.draw)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             ends = recorder.is_done or recorder.ends_here()

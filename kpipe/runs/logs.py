@@ -103,21 +103,23 @@ class RunLog:
                 for tag, array in values.items():
                     tf.summary.histogram(tag, array)
 
-    def write_start(self, config: Path, model: keras.Model | None = None, batch: np.ndarray | None = None) -> None:
+    def write_start(self, config: Path, model: keras.Model, *, batch: np.ndarray | None, graph: bool) -> None:
         """Add the start of a run to TensorBoard.
 
         Args:
             config: the file of the experiment, which is shown as a text.
-            model: shown as a graph; None: it is not.
+            model: the network.
             batch: the first batch as one image uint8 [H, W, 3]; None: it is not shown.
+            graph: whether the graph of the network is shown.
         """
         if not self._writers:
             return
         lines = config.read_text(encoding="utf-8").splitlines()
         with self._writers["train"].as_default(step=0):
-            tf.summary.experimental.write_raw_pb(make_layout(), step=0)
+            layout = make_layout(has_top5="top5" in model.get_metrics_result())
+            tf.summary.experimental.write_raw_pb(layout, step=0)
             tf.summary.text("config", "\n".join("    " + line for line in lines))
-            if model is not None:
+            if graph:
                 tf.summary.graph(_trace_graph(model))
             if batch is not None:
                 tf.summary.image("training_batch", batch[None])

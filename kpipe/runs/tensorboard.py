@@ -31,11 +31,12 @@ _CHARTS = {
 }
 
 
-def make_layout() -> bytes:
+def make_layout(*, has_top5: bool) -> bytes:
     """Return TensorBoard's layout of custom scalars: training and validation on one chart for each metric."""
     charts = [
         layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"]))
         for title, tag in _CHARTS.items()
+        if has_top5 or tag != "epoch_top5"
     ]
     layout = layout_pb2.Layout(category=[layout_pb2.Category(title="kpipe", chart=charts)])
     return layout_summary.pb(layout).SerializeToString()

@@ -134,7 +134,7 @@ def test_training_and_validation_share_a_chart(read_page, browser, run):
 
 
 def test_figures(read_page, browser, run):
-    figures = [path.stem for path in (run / "figures").iterdir()]
+    figures = ["training_batch", *(path.stem for path in (run / "figures").iterdir())]
     read_page("images", f"tiny/{run.name}", *figures)
     closed = "button.heading:not([open-button])"
     look(browser, f"shown.filter(each => each.matches('{closed}')).forEach(each => each.click())")

@@ -1,14 +1,22 @@
 """What a finished run adds to TensorBoard, read as TensorBoard reads it."""
 
 import json
+import math
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 from tiny_runs import only_run, train_once
 
-from kpipe import cli
+from kpipe import cli, data
+from kpipe.assembly import load_splits, make_augmentations
+from kpipe.config.loading import load_experiment
+from kpipe.figures.image_grids import tile_images
+from kpipe.runs.recorder import Recorder
+from kpipe.runs.tensorboard import make_layout
 
 TINY = """\
 data: {source: synthetic, image_size: 16, batch_size: 16, augment: [flip_horizontal], synthetic: {images: 200}}
@@ -67,7 +75,71 @@ def test_it_can_be_switched_off(kpipe, tmp_path):
 
 def test_training_and_validation_share_a_chart(run):
     layout = read(run).GetAccumulator("run/train").Tensors("custom_scalars__config__")
-    assert b"^epoch_loss$" in tensor_util.make_ndarray(layout[0].tensor_proto).item()
+    charts = tensor_util.make_ndarray(layout[0].tensor_proto).item()
+    assert b"^epoch_loss$" in charts and b"^epoch_top5$" in charts
+    assert b"^epoch_loss$" in make_layout(has_top5=False) and b"top5" not in make_layout(has_top5=False)
+
+
+def images_of(events, name, tag):
+    """Return an image of each step."""
+    tensors = events.GetAccumulator(name).Tensors(tag)
+    images = [tensor_util.make_ndarray(event.tensor_proto)[2] for event in tensors]
+    return {event.step: tf.io.decode_png(image).numpy() for event, image in zip(tensors, images, strict=True)}
+
+
+def test_the_first_batch_is_shown_as_the_network_sees_it(run):
+    experiment = load_experiment(run / "config.yaml").experiment
+    splits = load_splits(experiment.data)
+    augment = make_augmentations(experiment.data, splits.image_shape)
+    options = {"seed": experiment.seed, "augment": augment, "image_size": splits.image_size}
+    images, _ = next(iter(data.make_pipeline(splits.train, 16, **options)))
+    shown = images_of(read(run), "run/train", "training_batch")
+    assert list(shown) == [0]
+    np.testing.assert_array_equal(shown[0], tile_images(images.numpy()))
+
+
+@pytest.mark.slow
+def test_figures_of_epochs_are_there_once_each_when_a_run_is_resumed(kpipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("kpipe.evaluation.epoch_figures._SHARE", math.inf)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    command = ("run", str(tmp_path / "tiny.yaml"), "training.epochs=5", "logging.histograms.epochs=1")
+    real = Recorder.end_epoch
+
+    def die_in_the_third(recorder, logs):
+        if recorder.epoch == 3:
+            raise RuntimeError("killed")
+        return real(recorder, logs)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(Recorder, "end_epoch", die_in_the_third)
+        kpipe(*command)
+    run = only_run(tmp_path / "logs")
+    assert {*images_of(read(run), "run/validation", "confusion_matrix")} == {9, 18, 27}  # the last one is not saved
+    assert kpipe(*command)[0] == 0
+    events = read(run)
+    for tag in ("confusion_matrix", "class_accuracy", "predictions", "mistakes", "filters"):
+        assert [event.step for event in events.GetAccumulator("run/validation").Tensors(tag)] == [9, 18, 27, 36]
+    train = events.GetAccumulator("run/train")
+    for tag in ("weights/c1/kernel", "activations/c1"):
+        assert [event.step for event in train.Tensors(tag)] == [9, 18, 27, 36, 45]
+    assert len(train.Tensors("training_batch")) == 1
+
+
+def test_a_profile_has_the_operations_of_its_steps(kpipe, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code, *_ = kpipe("run", str(tmp_path / "tiny.yaml"), "training.profile.steps=[3,5]", "logging.images=false")
+    assert code == 0
+    run = only_run(tmp_path / "logs")
+    [profile] = run.glob("train/plugins/profile/*/*.xplane.pb")
+    assert b"Conv2DBackpropFilter" in profile.read_bytes()
+    assert "training_batch" not in read(run).GetAccumulator("run/train").Tags()["tensors"]
+
+
+def test_a_profile_after_the_end_of_the_training_is_refused(kpipe, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code, _, err = kpipe("run", str(tmp_path / "tiny.yaml"), "training.profile.steps=[10,20]")
+    assert code == 2
+    assert "training.profile.steps: expected steps of the training, which has 9, got [10, 20]" in err
 
 
 @pytest.mark.slow
