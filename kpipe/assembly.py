@@ -31,7 +31,7 @@ from kpipe.normalization import describe_normalization, make_normalization, most
 from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
 from kpipe.training.device import free_memory
-from kpipe.training.distribution import workers_of
+from kpipe.training.distribution import synchronize, workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
 from kpipe.training.layer_statistics import LayerHistograms, LayerStatistics
@@ -122,6 +122,7 @@ def prepare(
         raise ConfigError("training.learning_rate.schedule: plateau needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
     check_profile(experiment, steps_per_epoch)
+    _check_replicas(experiment, strategy)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
     normalize = resolve_normalize(config, weights)
     most = most_measured(normalize)
@@ -182,6 +183,7 @@ def build(
     with strategy.scope(), precision_scope(experiment.chosen.precision):
         with deferred_initialization():
             model = build_model(**network)
+        synchronize(model, strategy)
         if not only_shapes:
             _check_weights_fit(model)
             initialize_variables()
@@ -401,6 +403,18 @@ def check_profile(experiment: Experiment, steps_per_epoch: int) -> None:
     if profile and profile.steps[0] > steps:
         raise ConfigError(
             f"training.profile.steps: expected steps of the training, which has {steps:,}, got {profile.steps}"
+        )
+
+
+def _check_replicas(experiment: Experiment, strategy: tf.distribute.Strategy) -> None:
+    """Raise ConfigError unless a batch can be divided among the replicas, and their rows into pieces."""
+    batch, replicas, pieces = experiment.data.batch_size, strategy.num_replicas_in_sync, experiment.training.accumulate
+    if batch % replicas:
+        raise ConfigError(f"data.batch_size: expected a multiple of the {replicas} devices, got {batch}")
+    if replicas > 1 and batch // replicas % pieces:
+        raise ConfigError(
+            f"training.accumulate: expected a divisor of the {batch // replicas} images that each of {replicas} devices "
+            f"has of a batch, got {pieces}"
         )
 
 

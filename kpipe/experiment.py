@@ -13,9 +13,11 @@ from functools import partial
 import keras
 import numpy as np
 import tensorflow as tf
+from rich.console import Console
 
 from kpipe.assembly import (
     Prepared,
+    build,
     load_splits,
     load_weights,
     make_cadence,
@@ -43,8 +45,9 @@ from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.pretrained import Reuse
 from kpipe.overview import show_header, show_result
+from kpipe.runs.cluster import check_same_data, open_run_together, translate_lost_workers
 from kpipe.runs.dataset import record_data, record_unreadable
-from kpipe.runs.directory import logs_folder, open_run
+from kpipe.runs.directory import Run, logs_folder
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
@@ -57,7 +60,7 @@ from kpipe.runs.state import restore_state
 from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, seed_everything
-from kpipe.training.distribution import make_strategy
+from kpipe.training.distribution import Workers, make_strategy
 from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
@@ -92,13 +95,18 @@ def train(
     experiment, options, screen = experiment_of(experiment), options or RunOptions(), screen or Screen()
     if splits is None:
         check_source(experiment.data.source)  # before there is a run directory
+    strategy = _find_strategy(experiment, screen)
+    workers = Workers(strategy)
+    if not workers.is_chief:
+        screen = Screen(Console(quiet=True))
     resume = options.resume and expand_path(str(options.resume), "resume").resolve()
     if resume:
         check_resume(resume, experiment)
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
-        open_run(
+        open_run_together(
+            workers,
             logs_folder(experiment.logs),
             experiment.name,
             experiment.identity(),
@@ -109,6 +117,7 @@ def train(
         ) as run,
         screen.logging_to(run.path / "console.log"),
         translate_interruption(run, stop),
+        translate_lost_workers(run, workers),
         MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
@@ -124,9 +133,10 @@ def train(
             splits = load_splits(config, check=partial(record_data, run), progress=screen.progress)
         else:
             record_data(run, splits)
+        check_same_data(run, workers)
         prepared = prepare(
             experiment,
-            make_strategy(),
+            strategy,
             splits=splits,
             weights=weights,
             constants=constants,
@@ -139,20 +149,21 @@ def train(
             run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules)
-        checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
+        checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep, writes=workers.is_chief)
 
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
         restored = restore_state(run, checkpoints, model, splits.counts, steps_per_epoch)
         splits.note_unreadable(restored.state.unreadable)
         need = estimate_disk(model, model.optimizer.variables, training.checkpoint.keep)
-        check_disk(run.path, run.checkpoints, need, training.checkpoint.keep)
+        if workers.is_chief:
+            check_disk(run.path, run.checkpoints, need, training.checkpoint.keep)
         run.begin(experiment.identity(), experiment.chosen.model_dump())
         changed = record_environment(run, experiment)
         with (
             translate_reading_errors(splits.by_name.values()),
             closing(RunLog(run.path, restored.log_lengths, tensorboard=experiment.logging.tensorboard)) as log,
         ):
-            recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options)
+            recorder = Recorder(experiment, run, checkpoints, log, restored.state, prepared, options, workers)
             state = recorder.state
             if not run.resumed:
                 batch = _first_batch(experiment, prepared) if options.draw else None
@@ -169,7 +180,8 @@ def train(
             if not ends:
                 with recorder.counting_time():
                     features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
-                validation = evaluation_batches(splits, "validation", config.batch_size)
+                part = (workers.index, workers.count)
+                validation = evaluation_batches(splits, "validation", config.batch_size, *part)
                 with (
                     recorder.saving_at_the_end(),
                     _watching(recorder, prepared, trainer, validation, screen, stop) as watchers,
@@ -187,9 +199,14 @@ def train(
                     )
             stop.obey()  # all is saved
             recorder.raise_if_stuck()
+            if not workers.is_chief:
+                workers.wait()  # for what the chief still does
+                return Result(run.path, {})
 
             # Save the best weights, and evaluate them on every held-out split.
             _save_models(recorder, prepared)
+            if workers.count > 1:
+                trainer = _trainer_of_one(experiment, prepared, run)
             scores, predictions = _evaluate(trainer, splits, experiment, options, screen)
 
             # Write: figures, summary.json; and say where they are.
@@ -204,7 +221,23 @@ def train(
                 undrawn += write_overview(run.path, experiment, summary, predictions, splits.class_names)
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
+            workers.wait()
             return Result(run.path, summary)
+
+
+def _find_strategy(experiment: Experiment, screen: Screen) -> tf.distribute.Strategy:
+    """Return the strategy under which the experiment is trained, once all workers are there."""
+    name = experiment.training.distribution
+    with screen.status("waiting for the other workers") if name == "multi_worker" else nullcontext():
+        return make_strategy(name)
+
+
+def _trainer_of_one(experiment: Experiment, prepared: Prepared, run: Run) -> Trainer:
+    """Return a trainer with the weights of the run that needs no other worker."""
+    strategy = make_strategy()
+    built = build(experiment, prepared.network, prepared.steps_per_epoch, strategy, weights=prepared.reuse)
+    load_portable_weights(built.model, run.model)
+    return make_trainer(experiment.training, built.model, built.layer_rules)
 
 
 def _first_batch(experiment: Experiment, prepared: Prepared) -> np.ndarray | None:
@@ -234,7 +267,8 @@ def _watching(
         write_histograms=log.write_histograms,
     )
     logging, profile = experiment.logging, experiment.training.profile
-    if recorder.options.draw and logging.tensorboard and logging.images and validation is not None:
+    is_drawn = recorder.options.draw and logging.tensorboard and logging.images
+    if is_drawn and validation is not None and recorder.workers.count == 1:  # a worker sees a part of the split
         figures = make_epoch_figures(
             trainer,
             run.path,

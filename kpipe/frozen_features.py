@@ -76,7 +76,7 @@ def plan_features(experiment: Experiment, prepared: Prepared, step: int) -> tupl
     """
     config, splits = experiment.data, prepared.splits
     output, until = _find_features(experiment, prepared, step)
-    if output is None or config.cache == "none" or splits.train.is_stream:
+    if experiment.training.distribution != "none" or output is None or config.cache == "none" or splits.train.is_stream:
         return None, None
     augment = make_augmentations(config, splits.image_shape)
     views = count_views(augment)

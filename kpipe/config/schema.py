@@ -338,6 +338,9 @@ class TrainingConfig(Section):
     kept; the trials of a search always do. Only `cross_entropy` has a known loss of guessing."""
     stuck_after: Duration | None = None
     """Length of training before these 50 steps. Default: one epoch, but at least 100 steps."""
+    distribution: Literal["none", "mirrored", "multi_worker"] = "none"
+    """Which devices train together: one; all GPUs of this machine; or one device each of several processes, which
+    TF_CONFIG or SLURM lists. They share `data.batch_size`."""
     profile: Profile | None = None
     """Steps whose operations and times are recorded for TensorBoard's profiler. Default: none."""
     log_every: LogEvery = LogEvery(steps=50)

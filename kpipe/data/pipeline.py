@@ -110,7 +110,13 @@ def make_drawing(
 
 
 def make_evaluation_pipeline(
-    split: Split, batch_size: int, *, image_size: int | None = None, ten_crops: bool = False
+    split: Split,
+    batch_size: int,
+    *,
+    image_size: int | None = None,
+    ten_crops: bool = False,
+    worker: int = 0,
+    workers: int = 1,
 ) -> tf.data.Dataset:
     """Return each image once, in the order of the split; the last batch may be smaller.
 
@@ -121,6 +127,7 @@ def make_evaluation_pipeline(
         batch_size: at least 1.
         image_size: I: the network sees the center of each image; None: images are as large as the split keeps them.
         ten_crops: whether each image gives ten views instead of the center, see `ten_crop`; needs `image_size`.
+        worker, workers: this worker sees every `workers`-th image from `worker` on.
 
     Returns:
         Dataset of (images uint8 [b, I, I, C], 0..255, labels int32 [b]), 1 <= b <= B, with known cardinality. The
@@ -136,16 +143,18 @@ def make_evaluation_pipeline(
     def see(images, labels):
         return ten_crop(images, size) if ten_crops else _center(images, size), labels
 
-    numbers = split.readable_numbers()
+    numbers = split.readable_numbers()[worker::workers]
     return with_cardinality(split.evaluation_batches(numbers, batch_size, see), -(-len(numbers) // batch_size))
 
 
-def evaluation_batches(splits: Splits, name: str, batch_size: int) -> tf.data.Dataset | None:
+def evaluation_batches(
+    splits: Splits, name: str, batch_size: int, worker: int = 0, workers: int = 1
+) -> tf.data.Dataset | None:
     """Return the evaluation pipeline of a split, as the network sees its images; None where there is no such split."""
     split = splits.by_name.get(name)
     if split is None:
         return None
-    return make_evaluation_pipeline(split, batch_size, image_size=splits.image_size)
+    return make_evaluation_pipeline(split, batch_size, image_size=splits.image_size, worker=worker, workers=workers)
 
 
 def iterate_images(

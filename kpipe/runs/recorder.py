@@ -21,6 +21,7 @@ from kpipe.signals import Stop
 from kpipe.training.averaging import average_of
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.control import Hooks, TrainState
+from kpipe.training.distribution import Workers
 from kpipe.training_screen import TrainingScreen
 
 _METRICS = ("loss", "accuracy", "top5")  # top5 where there are more than five classes
@@ -46,6 +47,7 @@ class Recorder:
         state: of the run; the trainer moves `state.train`.
         subject: what is trained, see `kpipe.assembly.Prepared`.
         options: how the experiment is run.
+        workers: that train together.
         ended_by: what has ended the training before its last epoch, other than a callback: finish, stuck or
             max_minutes.
     """
@@ -57,6 +59,7 @@ class Recorder:
     state: RunState
     subject: Subject
     options: RunOptions = RunOptions()
+    workers: Workers = field(default_factory=Workers)
     ended_by: str | None = field(default=None, init=False)
     _started_at: float = field(init=False)
     """When the training would have started, had it not been interrupted: seconds of the monotonic clock."""
@@ -84,6 +87,10 @@ class Recorder:
         minutes = self.experiment.training.max_minutes
         return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self._started_at)
 
+    def _is_time_over(self) -> bool:
+        has_limit = self.experiment.training.max_minutes is not None
+        return has_limit and self.workers.agree(self.seconds_left <= 0)
+
     def ends_here(self) -> bool:
         """Return whether the training ends before its last epoch: it is to be finished, is stuck, or its time is over.
 
@@ -94,7 +101,7 @@ class Recorder:
                 self.ended_by = "finish"
             elif self.state.stuck and self.experiment.training.when_stuck == "stop":
                 self.ended_by = "stuck"
-            elif self.seconds_left <= 0:
+            elif self._is_time_over():
                 self.ended_by = "max_minutes"
         return self.ended_by is not None
 

@@ -84,11 +84,13 @@ class Checkpoints:
     Args:
         folder: `checkpoints` of the run; created by the first commit, in a run directory that exists.
         keep: how many of the newest are kept.
+        writes: whether they are written. Of several workers the others than the chief only read them.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, *, writes: bool = True):
         self._folder = Path(folder)
         self._keep = keep
+        self._writes = writes
         self._committed: int | None = None
         self._stale: set[Path] = set()
 
@@ -129,6 +131,9 @@ class Checkpoints:
             return
         arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
         _check_finite(arrays)
+        if not self._writes:  # the values of some variables had to be asked of all workers
+            self._committed = step
+            return
         weights = {name: array for name, array in arrays.items() if name.startswith(_WEIGHTS)}
         training = {name: array for name, array in arrays.items() if name not in weights}
         text = json.dumps(_without_arrays(dict(state), training)).encode()
@@ -178,7 +183,7 @@ class Checkpoints:
             ConfigError: names, shapes or dtypes differ from the model's; nothing was assigned.
             EnvironmentFault: no checkpoint is whole; nothing was assigned.
         """
-        for debris in self._folder.glob(".step-*"):
+        for debris in self._folder.glob(".step-*") if self._writes else ():
             _delete(debris)
         candidates, skipped = self._candidates(), {}
         for path in candidates:
@@ -238,6 +243,8 @@ class Checkpoints:
 
     def finish(self, *, keep_last: bool) -> None:
         """Delete all checkpoints, but for the newest if it is kept."""
+        if not self._writes:
+            return
         for path in self._candidates():
             if not keep_last or path != self.latest:
                 _remove(path)

@@ -21,7 +21,8 @@ def train_step(
     """Do what `model.train_step` does, with the gradients of B / P images at a time; return the norm of the gradient.
 
     The gradients are the mean of those of the pieces, so without batch normalization, which sees one piece at a time,
-    the step is that of the whole batch. Dropout draws anew for each piece.
+    the step is that of the whole batch. Dropout draws anew for each piece. Under a strategy, a batch is the rows of one
+    replica, and the gradients are those of all replicas.
 
     Args:
         model: compiled; metrics and optimizer are updated.
@@ -38,6 +39,9 @@ def train_step(
         gradients = _gradients(model, head or model, batch, variables, 1)
     else:
         gradients = _gradients_in_pieces(model, head or model, batch, variables, pieces)
+    replicas = tf.distribute.get_replica_context()
+    if replicas.num_replicas_in_sync > 1:
+        gradients = replicas.all_reduce("sum", gradients)
     norm = tf.cond(measures, lambda: _norm(model.optimizer, gradients), lambda: tf.constant(0.0))
     model.optimizer.apply(gradients, variables)
     return norm

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from kpipe.training.control import steps_within
+from kpipe.training.distribution import distribute
 from kpipe.training.trainer import Trainer
 
 _MOST_STEPS = 20
@@ -38,7 +39,7 @@ def time_steps(
     images = tf.zeros((batch_size, *head.input_shape[1:])) if head else _make_up_images(trainer.model, batch_size)
     labels = tf.random.uniform((batch_size,), 0, classes, "int32")
     batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    iterator = iter(trainer.strategy.experimental_distribute_dataset(batches))
+    iterator = iter(distribute(trainer.strategy, batches))
     trainer.run_steps(iterator, 0, head)  # traces
     return _time(lambda steps: trainer.run_steps(iterator, steps, head), max_seconds)
 

@@ -21,6 +21,7 @@ from kpipe.errors import ConfigError, DataError, Diverged
 from kpipe.training.averaging import average_of
 from kpipe.training.callback_state import remember_callbacks, restore_callbacks
 from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, TrainState, steps_within
+from kpipe.training.distribution import Workers, distribute, separate_dropout
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
@@ -61,8 +62,8 @@ class Trainer:
         self._train_layers([name for name, step in self.thaws.items() if step < math.inf])
         with self.strategy.scope():
             _build_variables(model)
-        if self.strategy.num_replicas_in_sync == 1:
-            _sum_over_one_replica(model.optimizer)
+        self.workers = Workers(self.strategy)
+        _leave_sums_to_the_step(model.optimizer)
         self.freeze(0)
         self._run_evaluation = tf.function(self._evaluation)
         self._batch_functions: dict[Any, Callable] = {}
@@ -150,8 +151,10 @@ class Trainer:
             DataError: the dataset is empty.
         """
         self.model.reset_metrics()
-        iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
+        iterator = iter(distribute(self.strategy, dataset))
         total, chunk, more = 0, 1, True
+        if self.workers.count > 1:  # whose number of batches may differ: they stop before or after it
+            chunk, should_stop = np.iinfo(np.int32).max, lambda: False
         while more:
             start = time.perf_counter()
             images, more = self._run_evaluation(iterator, tf.constant(chunk), head)
@@ -180,7 +183,7 @@ class Trainer:
             DataError: the dataset is empty.
         """
         self.model.reset_metrics()
-        batches, total = self.strategy.experimental_distribute_dataset(dataset), 0
+        batches, total = distribute(self.strategy, dataset), 0
 
         spec = batches.element_spec  # the last batch may be smaller
         if spec not in self._batch_functions:
@@ -201,6 +204,7 @@ class Trainer:
 
     def _take_scores(self, images: int) -> dict[str, float]:
         """Return the means of an evaluation and its number of images, and reset the metrics."""
+        images = self.workers.total(images)
         if not images:
             raise DataError("evaluation: expected at least one image, got none")
         metrics = self.read_metrics()
@@ -209,8 +213,7 @@ class Trainer:
 
     def trace_evaluation(self, dataset: tf.data.Dataset, head: keras.Model | None = None) -> None:
         """Compile the evaluation of such batches, which the first one would otherwise have to do."""
-        iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
-        self._run_evaluation(iterator, tf.constant(0), head)
+        self._run_evaluation(iter(distribute(self.strategy, dataset)), tf.constant(0), head)
 
     def check_finite(self, first: int, last: int) -> None:
         """Raise Diverged if a weight or a variable of the optimizer is not finite after these steps."""
@@ -274,7 +277,7 @@ class Trainer:
             more = batch.has_value()
             if more:
                 counts = self.strategy.run(self._test_step, args=(batch.get_value(), head))
-                images += self.strategy.reduce("sum", counts, axis=None)
+                images += tf.add_n(self.strategy.experimental_local_results(counts))
                 done += 1
         return images, more
 
@@ -349,7 +352,7 @@ class _Loop:
     epoch_speed: _Speed = field(default_factory=_Speed)
 
     def __post_init__(self):
-        self.model = self.trainer.model
+        self.model, self.workers = self.trainer.model, self.trainer.workers
         self.average = average_of(self.model.optimizer)
         self.thaw_steps = {step for step in self.trainer.thaws.values() if step < math.inf}
         self.callback_list = keras.callbacks.CallbackList(
@@ -373,6 +376,7 @@ class _Loop:
         """Train to the end of the last epoch, or to a stop."""
         state, logs = self.state, {}
         self.model.stop_training = False
+        separate_dropout(self.model, self.trainer.strategy)
         self.callback_list.on_train_begin()
         restore_callbacks(self.callbacks, state.callbacks)
         self.begin_stage()
@@ -383,7 +387,7 @@ class _Loop:
                 self.run_epoch(epoch)
             if state.ending:
                 logs = self.end_epoch(epoch)
-            if state.interrupted or (not self.finished and self.hooks.should_stop()):
+            if state.interrupted or (not self.finished and self.should_stop()):
                 state.interrupted = True
                 return
         self.callback_list.on_train_end(logs)
@@ -405,8 +409,8 @@ class _Loop:
             batches_from, self.head = self.features.batches_from, self.features.head
             validation = self.features.validation
         batches = batches_from(step)
-        self.batch_size = _batch_size(batches, self.steps_per_epoch * self.epochs - step)
-        self.iterator = iter(trainer.strategy.experimental_distribute_dataset(batches))
+        self.batch_size = self.workers.count * _batch_size(batches, self.steps_per_epoch * self.epochs - step)
+        self.iterator = iter(distribute(trainer.strategy, batches))
         trainer.run_steps(self.iterator, 0, self.head)
         if validation is not None:
             trainer.trace_evaluation(validation, self.head)
@@ -426,7 +430,7 @@ class _Loop:
                 self.log_line(epoch)
             if state.step < end and not self.model.stop_training:
                 self.save_if_due()
-                if self.hooks.should_stop():
+                if self.should_stop():
                     state.callbacks = remember_callbacks(self.callbacks)
                     state.interrupted = True
                     return
@@ -434,10 +438,16 @@ class _Loop:
         state.ending, state.stopped = True, bool(self.model.stop_training)
         state.callbacks = remember_callbacks(self.callbacks)
 
+    def should_stop(self) -> bool:
+        """Return whether the training stops here, on all workers."""
+        return self.workers.agree(self.hooks.should_stop())
+
     def save_if_due(self) -> None:
         """Offer the state to be saved, if a save is due and the state is finite."""
         state = self.state
-        if self.cadence.is_save_due(state.step, time.monotonic() - self.saved_at):
+        is_timed = self.cadence.save_seconds < math.inf
+        seconds = self.workers.largest(time.monotonic() - self.saved_at) if is_timed else 0.0
+        if self.cadence.is_save_due(state.step, seconds):
             state.callbacks = remember_callbacks(self.callbacks)
             self.trainer.check_finite(state.reset_step + 1, state.step)
             self.hooks.on_save(state)
@@ -447,7 +457,7 @@ class _Loop:
         """Train one chunk of steps."""
         asked_for = (getattr(callback, "callback_steps", ()) for callback in self.callbacks)
         ends = [(epoch + 1) * self.steps_per_epoch, *itertools.chain(*asked_for), *self.thaw_steps]
-        num_steps = self.cadence.chunk_steps(self.state.step, ends, self.seconds_per_step)
+        num_steps = self.cadence.chunk_steps(self.state.step, ends, self.workers.largest(self.seconds_per_step))
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
@@ -566,10 +576,11 @@ def _build_variables(model: keras.Model) -> None:
     model.reset_metrics()
 
 
-def _sum_over_one_replica(optimizer: keras.optimizers.Optimizer) -> None:
-    """Leave out Keras's sum of the gradients over replicas, which changes nothing with one replica.
+def _leave_sums_to_the_step(optimizer: keras.optimizers.Optimizer) -> None:
+    """Leave out Keras's sum of the gradients over replicas, which `train_step` takes.
 
-    TensorFlow keeps the graph around each such sum for the life of the process: 7 MB for each LeNet-5 of a search.
+    With one replica there is nothing to add up, and TensorFlow would keep the graph around each such sum for the life
+    of the process: 7 MB for each LeNet-5 of a search.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     optimizer._all_reduce_sum_gradients = list
