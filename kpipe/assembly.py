@@ -413,8 +413,8 @@ def _check_replicas(experiment: Experiment, strategy: tf.distribute.Strategy) ->
         raise ConfigError(f"data.batch_size: expected a multiple of the {replicas} devices, got {batch}")
     if replicas > 1 and batch // replicas % pieces:
         raise ConfigError(
-            f"training.accumulate: expected a divisor of the {batch // replicas} images that each of {replicas} devices "
-            f"has of a batch, got {pieces}"
+            f"training.accumulate: expected a divisor of the {batch // replicas} images of a batch on each of "
+            f"{replicas} devices, got {pieces}"
         )
 
 

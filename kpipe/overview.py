@@ -44,7 +44,7 @@ def show_header(
         "data": f"{config.source}: {counts}; {'x'.join(map(str, splits.image_shape))}",
         "images": splits.describe_places(),
         "training": ", ".join(
-            [epochs, f"batch size {config.batch_size}", training.optimizer.name, *describe_options(training)]
+            [epochs, _describe_batch(config.batch_size, prepared), training.optimizer.name, *describe_options(training)]
         ),
         "device": f"{describe_device()}, {experiment.chosen.precision}",
         "run": from_here(run.path),
@@ -52,6 +52,12 @@ def show_header(
     if run.resumed:
         rows["resumed"] = _describe_progress(state, training.epochs, prepared.steps_per_epoch)
     screen.header(f"kpipe {version('kpipe')}: {experiment.name}", rows, notes)
+
+
+def _describe_batch(batch_size: int, prepared: Prepared) -> str:
+    replicas = prepared.model.distribute_strategy.num_replicas_in_sync
+    share = f" ({batch_size // replicas} on each of {replicas} devices)" if replicas > 1 else ""
+    return f"batch size {batch_size}{share}"
 
 
 def describe_options(training: TrainingConfig) -> list[str]:

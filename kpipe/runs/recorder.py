@@ -290,6 +290,7 @@ class Recorder:
         try:
             yield
             self.save()
+            self.workers.wait()  # until it is on the disk
             self.write_summary("interrupted")  # until all is evaluated and written
         except Diverged as error:
             self._bring_up_to_date()
