@@ -45,13 +45,14 @@ from kpipe.figures import explanations as drawing
 from kpipe.figures.style import label, save_figure
 from kpipe.files import check_output_folder, expand_path, translate_write_errors
 from kpipe.layout import find_images
-from kpipe.models.geometry import measure
+from kpipe.models.geometry import LayerGeometry, count_macs, measure
 from kpipe.names import path_shown
 from kpipe.runs.tensorboard import read_figure
 from kpipe.trained import Trained, load_trained
 
 SHOWN = 3  # images that are explained one by one
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
+_SEARCHED_MACS = 3e12  # most multiplications for that: half a minute of two cores
 _MAPS = 6  # feature maps of the deconvolutional network
 _CLASSES = 4  # classes whose model is drawn
 _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
@@ -320,52 +321,64 @@ def _draw_deconvnet(subject: _Subject) -> Figures:
     trained, model = subject.trained, subject.trained.model
     layers = [subject.layer] if subject.layer else list(choose_depths(model).values())[1:] or [last_map(model)]
     fields = find_receptive_fields(model)
-    for layer in layers:
-        maps = _active_maps(model, subject.images, layer)
-        strongest, searched = _search(subject, layer, maps)
-        projections = _project(model, strongest, layer)
+    rows = {row.name: row for row in measure(model)}
+    found, searched = _search(subject, _active_maps(model, subject.images, layers))
+    for layer, strongest in found.items():
+        projections = _project(subject, strongest, rows[layer])
         sides = fields[layer][2:] if layer in fields else trained.image_shape[:2]
-        cut = _cut_out(model, layer, strongest, sides, projections, strongest.images)
+        cut = _cut_out(rows[layer], strongest, sides, projections, strongest.images)
         title = f"What excites feature maps of {layer} most: projections and the images"
         caption = f"the strongest activations among {searched} · {subject.caption}"
-        yield f"deconvnet_{layer}", drawing.draw_projections(maps, *cut, title=title, caption=caption)
+        yield f"deconvnet_{layer}", drawing.draw_projections(strongest.maps, *cut, title=title, caption=caption)
 
 
-def _active_maps(model, images: np.ndarray, layer: str) -> np.ndarray:
-    """Return numbers of feature maps that some images excite, spread over them all: int [M]."""
-    largest = compute_feature_maps(model, images, [layer])[layer].max((0, 1, 2))
-    active = np.flatnonzero(largest > 0)
-    active = active if len(active) else np.arange(len(largest))
-    return active[np.unique(np.linspace(0, len(active) - 1, _MAPS).astype(int))]
+def _active_maps(model, images: np.ndarray, layers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return numbers of feature maps that some images excite, spread over those of a layer: int [M] by its name."""
+    numbers = {}
+    for layer, maps in compute_feature_maps(model, images, layers).items():
+        largest = maps.max((0, 1, 2))
+        active = np.flatnonzero(largest > 0)
+        active = active if len(active) else np.arange(len(largest))
+        numbers[layer] = active[np.unique(np.linspace(0, len(active) - 1, _MAPS).astype(int))]
+    return numbers
 
 
-def _search(subject: _Subject, layer: str, maps: np.ndarray) -> tuple[Strongest, str]:
-    """Return the strongest activations, and among which images they were looked for."""
+def _search(subject: _Subject, maps: dict[str, np.ndarray]) -> tuple[dict[str, Strongest], str]:
+    """Return the strongest activations by the name of the layer, and among which images they were looked for."""
     trained, split = subject.trained, subject.split
+    most = _most_searched(trained.model)
     if split is None:
-        images = subject.searched
-        parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-        return find_strongest(trained.model, parts, layer, maps), counted(len(images), "image")
-    numbers = split.readable_numbers()
-    if len(numbers) > MOST_SEARCHED:
-        numbers = np.sort(np.random.default_rng(subject.seed).choice(numbers, MOST_SEARCHED, replace=False))
-    batches = _batches(trained, split, numbers, _BATCH)
-    with subject.screen.progress(f"looking for what excites {layer}", len(numbers)) as advance:
-        return find_strongest(trained.model, batches, layer, maps, advance=advance), counted(len(numbers), "image")
+        images = subject.searched[np.unique(np.linspace(0, len(subject.searched) - 1, most).astype(int))]
+        total, batches = len(images), (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    else:
+        numbers = split.readable_numbers()
+        if len(numbers) > most:
+            numbers = np.sort(np.random.default_rng(subject.seed).choice(numbers, most, replace=False))
+        total, batches = len(numbers), _batches(trained, split, numbers, _BATCH)
+    with subject.screen.progress("looking for what excites feature maps", total) as advance:
+        return find_strongest(trained.model, batches, maps, advance=advance), counted(total, "image")
 
 
-def _project(model, strongest: Strongest, layer: str) -> np.ndarray:
+def _most_searched(model) -> int:
+    """Return among how many images the strongest activations are looked for: fewer for a large network."""
+    return int(np.clip(_SEARCHED_MACS // max(1, count_macs(measure(model))), 9, MOST_SEARCHED))
+
+
+def _project(subject: _Subject, strongest: Strongest, geometry: LayerGeometry) -> np.ndarray:
     """Return the projections of the strongest activations, float32 [M, n, H, W, C]."""
-    network = build_deconvnet(model, layer)
-    rows = zip(strongest.maps, strongest.images, strongest.positions, strict=True)
-    return np.stack([deconvolve(network, images, [number] * len(images), places) for number, images, places in rows])
+    network = build_deconvnet(subject.trained.model, geometry.name)
+    shape = strongest.images.shape
+    images, positions = strongest.images.reshape(-1, *shape[2:]), strongest.positions.reshape(-1, 2)
+    with subject.screen.progress(f"projecting {geometry.name}", len(images)) as advance:
+        maps = np.repeat(strongest.maps, shape[1])
+        found = deconvolve(network, images, maps, positions, geometry=geometry, advance=advance)
+    return found.reshape(shape)
 
 
-def _cut_out(model, layer: str, strongest: Strongest, sides: Sequence[int], *stacks: np.ndarray) -> list[np.ndarray]:
+def _cut_out(row: LayerGeometry, strongest: Strongest, sides: Sequence[int], *stacks: np.ndarray) -> list[np.ndarray]:
     """Cut what the strongest activations see out of images [M, n, H, W, C]; sides: height and width of the cut."""
     height, width = stacks[0].shape[2:4]
     cut_height, cut_width = min(sides[0], height), min(sides[1], width)
-    row = next(row for row in measure(model) if row.name == layer)
     cut = [np.empty((*stack.shape[:2], cut_height, cut_width, stack.shape[-1]), stack.dtype) for stack in stacks]
     for place in np.ndindex(strongest.positions.shape[:2]):
         field = find_field(row, strongest.positions[place]) if row.receptive_field else (0, 0, height, width)
