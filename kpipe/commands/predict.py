@@ -16,7 +16,7 @@ from kpipe import data, figures
 from kpipe.assembly import make_form
 from kpipe.caller import about_an_experiment
 from kpipe.console import counted
-from kpipe.data.image_files import why_unreadable
+from kpipe.data.image_files import list_unreadable, why_unreadable
 from kpipe.errors import ConfigError, DataError
 from kpipe.evaluation.metrics import compute_probabilities, concatenate
 from kpipe.evaluation.predictions import Examples, Prediction
@@ -175,16 +175,7 @@ def print_predictions(
 
 def _refuse_unreadable(unreadable: Sequence[Prediction], total: int) -> None:
     """Raise DataError with a line for each file that cannot be read."""
-    lines = [f"{path_shown(each.file)}: cannot be read ({each.problem})" for each in unreadable]
-    if total > 1:
-        them = "it" if len(unreadable) == 1 else "them"
-        said = (
-            f"{len(unreadable):,} of {total:,} files cannot"
-            if len(unreadable) < total
-            else f"none of {total:,} files can"
-        )
-        lines.append(f"{said} be read. Replace or remove {them}")
-    raise DataError("\n".join(lines))
+    raise DataError(list_unreadable([(each.file, each.problem) for each in unreadable], total))
 
 
 # --- predictions ----------------------------------------------------------------------------------------------------

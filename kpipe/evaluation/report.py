@@ -67,9 +67,7 @@ def write_figures(
         save_figure(figure, run / _CURVES)
     if has_filters(model):
         with noting_failures(failures, run, _FILTERS):
-            filters = first_filters(model)
-            title = f"Filters of the first convolution: {filters.shape[-1]} of {filters.shape[0]}x{filters.shape[1]}"
-            save_figure(draw_filters(filters, title=title, caption=f"{source} · {weights}"), run / _FILTERS)
+            save_figure(draw_filters(first_filters(model), caption=f"{source} · {weights}"), run / _FILTERS)
     if predictions is None:
         return failures
     outcomes, sample = predictions.outcomes, predictions.sample

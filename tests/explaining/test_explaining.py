@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.class_models import maximize_class
+from kpipe.explaining.class_models import find_training_mean, maximize_class
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     choose_depths,
@@ -22,9 +22,11 @@ from kpipe.explaining.invariance import measure_invariance, transform
 from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import occlude, positions_of
 from kpipe.models import build_model
+from kpipe.models.building import build_network
 from kpipe.models.fully_convolutional import build_class_map
 from kpipe.models.geometry import measure
 from kpipe.models.layers import LocalResponseNormalization
+from kpipe.models.preprocessing import NAMED, Normalization, make_preprocessing
 
 RANDOM = np.random.default_rng(0)
 
@@ -324,6 +326,32 @@ def test_a_class_model_is_where_gradient_and_regularization_balance():
     free = maximize_class(model, 1, steps=600)
     np.testing.assert_allclose(free.image.ravel()[:3], [255, 0, 255])
     assert free.score > found.score and free.probability > 0.5
+
+
+MEANS = {
+    "affine": Normalization("affine", [10.0, 20.0, 30.0], [60.0, 60.0, 60.0]),
+    "one number": Normalization("affine", 33.0, 70.0),
+    "caffe": Normalization("caffe", [30.0, 20.0, 10.0]),
+    "mean_image": Normalization("mean_image", np.arange(192.0).reshape(8, 8, 3)),
+    "whiten": Normalization("whiten", np.arange(192.0), matrix=np.eye(192)),
+}
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("name", MEANS)
+def test_a_network_knows_the_mean_of_its_training_images(name, portable):
+    """An image of this mean is normalized to 0."""
+    preprocessing = make_preprocessing(MEANS[name], portable=portable)
+    model = build_network("mlp", {}, (8, 8, 3), 2, preprocessing)
+    image = np.broadcast_to(find_training_mean(model), (1, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(preprocessing(image), 0, atol=1e-5)
+
+
+def test_a_network_that_subtracts_no_mean():
+    for name in ("none", "unit"):
+        model = build_network("mlp", {}, (8, 8, 3), 2, make_preprocessing(NAMED[name]))
+        assert find_training_mean(model) is None
+    assert find_training_mean(network(layers.Conv2D(1, 3))) is None
 
 
 def test_classes_that_are_not_there():
