@@ -54,11 +54,13 @@ from kpipe.trained import Trained, load_trained
 
 SHOWN = 3  # images that are explained one by one
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
-_SEARCHED_MACS = 3e12  # most multiplications for that: half a minute of two cores
 _MAPS = 6  # feature maps of the deconvolutional network
-_CLASSES = 4  # classes whose model is drawn
+_CLASSES = 4  # classes whose model is drawn; half as many of a large network
+_MACS = 3e12  # most multiplications for the search, and forward for class models: half a minute each of two cores
 _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
-_STEPS = 100  # of a class model
+_STEPS = 100  # of a class model, at most
+_FEWEST_STEPS = 40
+_STEP_SIZE = 2.0  # of 100 steps
 _L2 = 150  # its regularization, over the number of values of an image
 _FILTERED = 8  # images that fixed kernels are applied to
 _LARGEST = 3  # most times the side of the network, of an image whose heat map is drawn
@@ -434,7 +436,12 @@ def _search(subject: _Subject, maps: dict[str, np.ndarray]) -> tuple[dict[str, S
 
 def _most_searched(model) -> int:
     """Return among how many images the strongest activations are looked for: fewer for a large network."""
-    return int(np.clip(_SEARCHED_MACS // max(1, count_macs(measure(model))), 9, MOST_SEARCHED))
+    return int(np.clip(_affordable(model), 9, MOST_SEARCHED))
+
+
+def _affordable(model) -> int:
+    """Return how many images a network may see in a search or a climb."""
+    return int(_MACS // max(1, count_macs(measure(model))))
 
 
 def _project(subject: _Subject, strongest: Strongest, geometry: LayerGeometry) -> np.ndarray:
@@ -511,11 +518,13 @@ def _draw_class_models(subject: _Subject) -> Figures:
     trained = subject.trained
     labels = list(dict.fromkeys(int(each) for each in subject.labels))
     labels += [each for each in range(len(trained.class_names)) if each not in labels]
-    labels = labels[:_CLASSES]
+    affordable = _affordable(trained.model) // 2  # there are two rows
+    labels = labels[: _CLASSES if affordable >= _CLASSES * _STEPS else _CLASSES // 2]
+    steps = int(np.clip(affordable // len(labels), min(_FEWEST_STEPS, _STEPS), _STEPS))
     rows: list[list[tuple[np.ndarray, str]]] = []
     mean = find_training_mean(trained.model)
-    options = {"mean": 127.5 if mean is None else mean, "steps": _STEPS}
-    with subject.screen.progress("climbing to class models", 2 * _STEPS * len(labels)) as advance:
+    options = {"mean": 127.5 if mean is None else mean, "steps": steps, "step_size": _STEP_SIZE * _STEPS / steps}
+    with subject.screen.progress("climbing to class models", 2 * steps * len(labels)) as advance:
         for l2 in (_L2 / np.prod(trained.image_shape), 0.0):
             found = [maximize_class(trained.model, each, l2=l2, **options, advance=advance) for each in labels]
             rows.append(
