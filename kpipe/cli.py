@@ -753,5 +753,16 @@ def _quietly(writes: Path | None = None) -> Iterator[None]:
 
     os.environ["MPLBACKEND"] = "agg"  # what Jupyter sets for its cells is not installed everywhere
     os.environ.setdefault(LOG_LEVEL, "0")  # what is held back may explain an error, so it is everything
-    with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
-        yield
+    _describe_undrawn()  # what an earlier command in this process has left
+    try:
+        with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
+            yield
+    finally:
+        if note := _describe_undrawn():
+            click.echo(f"note: {note}", err=True)
+
+
+def _describe_undrawn() -> str | None:
+    """Return the note of `kpipe.figures.describe_undrawn` if figures have been drawn."""
+    figures = sys.modules.get("kpipe.figures")
+    return figures and figures.describe_undrawn()

@@ -277,3 +277,10 @@ def test_options_that_fixed_kernels_do_not_have(kpipe):
 def test_mistakes_are_found_before_the_import(kpipe, run):
     code, _, err = kpipe("explain", str(run), "--kind", "salience")
     assert code == 2 and err.startswith("--kind: expected known names, got 'salience', did you mean 'saliency'?")
+
+
+def test_a_command_says_which_characters_it_could_not_draw(kpipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("kpipe.figures.style._find_further_families", lambda: [])
+    monkeypatch.setattr("kpipe.commands.explain.KERNELS", {"猫": np.ones((1, 1))})
+    code, _, err = kpipe("explain", "--kernels", "--output", str(tmp_path))
+    assert code == 0 and err.startswith("note: no font has the characters 猫, so figures show boxes. Install a font")
