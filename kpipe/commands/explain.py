@@ -50,7 +50,7 @@ from kpipe.layout import find_images
 from kpipe.models.geometry import LayerGeometry, count_macs, measure
 from kpipe.names import path_shown
 from kpipe.runs.tensorboard import read_figure
-from kpipe.trained import Trained, load_trained
+from kpipe.trained import Trained, check_takes_files, load_trained
 
 SHOWN = 3  # images that are explained one by one
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
@@ -101,6 +101,12 @@ class _Subject:
     unreadable: list[tuple[str, str]]
     """(path, why) of the files of the user that cannot be read."""
     caption: str
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether one channel of each pixel is 255 and the others are 0, as in boards and texts."""
+        is_on = self.images == 255
+        return bool((is_on | (self.images == 0)).all() and (is_on.sum(-1) == 1).all() and self.images.shape[-1] > 1)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -188,6 +194,8 @@ def _explain(
     paths = [images] if isinstance(images, str | Path) else list(images)
     files = find_images([os.fspath(path) for path in paths]) if paths else []
     trained = load_trained(run, **how_loaded)
+    if files:
+        check_takes_files(trained, "Give no files, so that images of its own data are explained")
     if layer is not None:
         find_layer(trained.model, layer)
     if class_name is not None and class_name not in trained.class_names:
@@ -491,7 +499,9 @@ def _draw_occlusion(subject: _Subject) -> Figures:
     steps = len(positions_of(height, side, stride)) * len(positions_of(width, side, stride))
     with subject.screen.progress("covering parts of the images", steps * len(subject.images)) as advance:
         for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
-            options = {"side": side, "stride": stride, "batch_size": _BATCH, "advance": advance}
+            # Gray would be a bit of each stone, or of each character; 0 is none of them.
+            options = {"side": side, "stride": stride, "gray": 0.0 if subject.is_one_hot else 127.5}
+            options |= {"batch_size": _BATCH, "advance": advance}
             found = occlude(model, image, int(number), **options)
             drop = {"limits": (0.0, 1.0), "extent": found.extent}
             heats = [("drop of the probability", found.whole - found.probabilities, drop)]
@@ -502,7 +512,7 @@ def _draw_occlusion(subject: _Subject) -> Figures:
             text = _describe_others(found.predictions[found.predictions != number], subject.class_names)
             heats.append(("another class wins", others, {**drop, "smooth": False, "text": text}))
             rows.append((image, name, heats))
-    title = f"What a gray square of {side}x{side} pixels takes away"
+    title = f"What {'an empty' if subject.is_one_hot else 'a gray'} square of {side}x{side} pixels takes away"
     yield "occlusion", drawing.draw_heat(rows, title=title, caption=subject.caption)
 
 
@@ -540,8 +550,14 @@ def _draw_class_models(subject: _Subject) -> Figures:
 
 def _draw_invariance(subject: _Subject) -> Figures:
     model, image, number = subject.trained.model, subject.images[0], int(subject.labels[0])
+    if subject.is_one_hot:
+        raise ConfigError(
+            "expected images whose pixels can be interpolated, got boards or texts, in which one channel of each pixel "
+            "is on"
+        )
     curves, examples = {}, {}
-    for change in AMOUNTS:
+    # Time and frequency of a spectrogram, which is not square, are no directions that a rotation could mix.
+    for change in AMOUNTS if image.shape[0] == image.shape[1] else ["shift"]:
         found = measure_invariance(model, image, number, change, batch_size=_BATCH)
         curves[_UNITS[change]] = (found.amounts, found.low, found.high, found.probabilities)
         examples[_UNITS[change]] = found.images[np.linspace(0, len(found.images) - 1, 4).astype(int)]
@@ -570,13 +586,17 @@ def _draw_heat_map(subject: _Subject) -> Figures:
     """Draw where the classes are in a larger image.
 
     This is the first image of the user in its own size; else several images side by side, or one at twice its size.
+    Boards side by side are no board.
     """
     images = subject.images.astype(np.float32)
     labels = list(dict.fromkeys(int(each) for each in subject.labels))
+    if subject.is_one_hot and (images.shape[2] > 1 or len(images) == 1):
+        raise ConfigError("expected images of which a larger one can be made, got boards, or a single text")
     if (larger := _read_larger(subject)) is not None:
         labels = labels[:1]
     elif len(images) > 1:
-        larger = np.concatenate(list(images), axis=1)
+        # Texts, one pixel wide, follow one another.
+        larger = np.concatenate(list(images), axis=0 if images.shape[2] == 1 else 1)
     else:
         larger = tf.image.resize(images[0], 2 * np.array(images.shape[1:3])).numpy()
     maps = compute_heat_map(subject.trained.model, larger, labels)

@@ -24,7 +24,7 @@ from kpipe.evaluation.views import compile_forward
 from kpipe.layout import find_images, normalize_name
 from kpipe.names import from_here, path_shown
 from kpipe.streams import hold_back_libraries
-from kpipe.trained import Trained, load_trained
+from kpipe.trained import Trained, check_takes_files, load_trained
 
 MOST_DRAWN = 36
 
@@ -117,14 +117,7 @@ def load_network(run: str | Path, **options: str | int | None) -> Trained:
         DataError: as `load_trained`.
     """
     trained = load_trained(run, **options)
-    height, width, channels = trained.image_shape
-    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
-    kind = f" ({source.kind})" if source and source.native.has_fixed_channels else ""
-    if height != width or channels not in (1, 3) or kind:
-        raise ConfigError(
-            f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
-            f"{height}x{width}x{channels}{kind}. kpipe predict takes image files only"
-        )
+    check_takes_files(trained, "kpipe predict takes image files only")
     return trained
 
 

@@ -43,8 +43,8 @@ def draw_filters(filters: np.ndarray, *, caption: str = "") -> Figure:
     """Draw the filters of a first convolution, each stretched to the whole range of gray or color.
 
     Args:
-        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray. Of more than 100
-            filters the first 100 are drawn, and the caption says so.
+        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray, but those of a
+            sequence side by side. Of more than 100 filters the first 100 are drawn, and the caption says so.
         caption: below.
     """
     height, width, _, count = filters.shape
@@ -60,8 +60,8 @@ def draw_filters(filters: np.ndarray, *, caption: str = "") -> Figure:
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[shown.shape[-1] :]:
         axes.axis("off")
-    for axes, number in zip(grid, range(shown.shape[-1]), strict=False):
-        axes.imshow(_stretch(_to_picture(shown[..., number])), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+    for axes, picture in zip(grid, _to_pictures(np.moveaxis(shown, -1, 0)), strict=False):
+        axes.imshow(_stretch(_to_picture(picture)), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         # White pixels would vanish into the page.
         axes.spines[:].set(color=FAINT, linewidth=0.6)

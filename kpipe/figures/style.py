@@ -57,7 +57,7 @@ _undrawn: set[str] = set()
 
 
 def save_figure(figure: Figure, path: str | PathLike) -> None:
-    """Write a figure to a PNG file of 150 dpi. Characters that its font lacks are drawn in other fonts that are installed.
+    """Write a figure to a PNG file of 150 dpi, with other fonts for characters that the default font lacks.
 
     Args:
         figure: what a `draw_*` function returned.

@@ -16,7 +16,7 @@ from kpipe.commands.explain import print_kernels
 from kpipe.console import Screen, quiet_console
 from kpipe.data import make_evaluation_pipeline
 from kpipe.errors import ConfigError, DataError
-from kpipe.explaining.occlusion import Occlusion
+from kpipe.explaining.occlusion import Occlusion, occlude
 from kpipe.explaining.receptive_fields import find_receptive_fields
 from kpipe.models import build_model
 from kpipe.trained import load_trained
@@ -284,3 +284,47 @@ def test_a_command_says_which_characters_it_could_not_draw(kpipe, tmp_path, monk
     monkeypatch.setattr("kpipe.commands.explain.KERNELS", {"猫": np.ones((1, 1))})
     code, _, err = kpipe("explain", "--kernels", "--output", str(tmp_path))
     assert code == 0 and err.startswith("note: no font has the characters 猫, so figures show boxes. Install a font")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("invariance", "got boards or texts, in which one channel of each pixel is on$"),
+        ("heat_map", "^heat_map: expected images of which a larger one can be made, got boards, or a single text$"),
+    ],
+)
+def test_boards_are_neither_shifted_nor_put_side_by_side(run, quiet, monkeypatch, kind, message):
+    boards = (255 * np.eye(3)[np.random.default_rng(0).integers(0, 3, (3, 16, 16))]).astype(np.uint8)
+    monkeypatch.setattr("kpipe.commands.explain._draw_at_random", lambda *a: (boards, list("abc")))
+    with pytest.raises(ConfigError, match=message):
+        explain(run, kinds=[kind], screen=quiet)
+
+
+def test_empty_squares_cover_boards(run, tmp_path, quiet, monkeypatch):
+    boards, given = np.zeros((1, 16, 16, 3), np.uint8), []
+    boards[..., 1] = 255
+    monkeypatch.setattr("kpipe.commands.explain._draw_at_random", lambda *a: (boards, ["a"]))
+    monkeypatch.setattr("kpipe.commands.explain.occlude", lambda *a, **k: given.append(k["gray"]) or occlude(*a, **k))
+    explain(run, kinds=["occlusion"], output=tmp_path, screen=quiet)
+    assert given == [0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "model", "skipped"),
+    [
+        ("board", "{name: go_policy, depth: 3, width: 8}", {"invariance", "heat_map"}),
+        ("spectrogram", "{name: speech_cnn, width: 8}", set()),
+        ("text", "{name: text_cnn, width: 8, hidden: 16}", {"invariance"}),
+    ],
+)
+def test_networks_for_boards_sounds_and_texts(kpipe, tmp_path, kind, model, skipped):
+    data = f"{{source: synthetic, synthetic: {{kind: {kind}, images: 120}}}}"
+    text = f"data: {data}\nmodel: {model}\ntraining: {{epochs: 1}}\n"
+    run = train_once(tmp_path, text)
+    code, out, err = kpipe("explain", str(run))
+    assert (code, err) == (0, "")
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("note: ")} == skipped
+    write_image(tmp_path / "a.png", size=(30, 24), channels=3)
+    code, _, err = kpipe("explain", str(run), str(tmp_path / "a.png"))
+    assert code == 2 and f" ({kind}). Give no files, so that images of its own data are explained" in err

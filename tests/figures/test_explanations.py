@@ -106,6 +106,11 @@ def test_each_filter_has_a_frame():
     assert axes.axison and all(spine.get_visible() for spine in axes.spines.values())
 
 
+def test_the_channels_of_a_sequence_are_drawn_side_by_side():
+    axes = explanations.draw_filters(RNG.normal(size=(7, 1, 27, 2))).axes[0]
+    assert axes.images[0].get_array().shape == (7, 27)
+
+
 def test_the_maps_of_a_row_share_a_scale():
     maps = {
         "low: a": np.stack([np.full((2, 2), 4.0), np.full((2, 2), 1.0)], axis=-1),
