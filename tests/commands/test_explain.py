@@ -16,6 +16,7 @@ from kpipe.commands.explain import print_kernels
 from kpipe.console import Screen, quiet_console
 from kpipe.data import make_evaluation_pipeline
 from kpipe.errors import ConfigError, DataError
+from kpipe.explaining.class_models import maximize_class
 from kpipe.explaining.occlusion import Occlusion, occlude
 from kpipe.explaining.receptive_fields import find_receptive_fields
 from kpipe.models import build_model
@@ -245,6 +246,30 @@ def test_a_second_call_replaces_what_tensorboard_shows(run, tmp_path, quiet):
     for _ in range(2):
         explain(run, kinds=["filters"], output=tmp_path / "a", screen=quiet)
     assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 1
+
+
+def test_class_models_start_at_the_mean_of_the_training_images(run, tmp_path, quiet, monkeypatch):
+    given = []
+
+    def climb(model, number, **options):
+        given.append(options["mean"])
+        return maximize_class(model, number, **options)
+
+    monkeypatch.setattr("kpipe.commands.explain.maximize_class", climb)
+    explain(run, kinds=["class_models"], output=tmp_path, screen=quiet)
+    assert len(given) == 6  # three classes, with L2 and without
+    np.testing.assert_allclose(given[0], np.load(run / "normalization.npz")["mean"], rtol=1e-6)
+
+
+def test_a_large_network_sees_fewer_images(run, tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr("kpipe.commands.explain._MACS", 1)
+    drawn = []
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_projections", lambda *a, **k: drawn.append(k["caption"]))
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_pictures", lambda rows, *a, **k: drawn.append(rows))
+    monkeypatch.setattr("kpipe.commands.explain.save_figure", lambda figure, path: path.write_bytes(PNG))
+    explain(run, kinds=["deconvnet", "class_models"], output=tmp_path, screen=quiet)
+    assert drawn[0].startswith("the strongest activations among 9 images · ")
+    assert [len(row) for row in drawn[1]] == [2, 2]
 
 
 @pytest.mark.slow
