@@ -384,6 +384,8 @@ held-out split are explained.
 Kinds:
 {_KINDS}
 
+Files that cannot be read are left out and named at the end, with exit code 3.
+
 Fixed kernels, for any image: kpipe explain --kernels cat.jpg
 """
 
@@ -419,14 +421,15 @@ def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, *
             )
         find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
     with _quietly():
-        from kpipe.commands.explain import explain, explain_kernels
+        from kpipe.commands.explain import print_explanations, print_kernels
+
+        def write(figure) -> None:
+            click.echo(str(figure.path))
 
         if kernels:
-            explained = explain_kernels(images, output=options["output"])
+            print_kernels(images, write, output=options["output"])
         else:
-            explained = explain(run_directory, images, **options)
-        for figure in explained:
-            click.echo(str(figure.path))
+            print_explanations(run_directory, images, write, **options)
 
 
 def _paths_in(argument: str) -> list[str]:
@@ -750,5 +753,16 @@ def _quietly(writes: Path | None = None) -> Iterator[None]:
 
     os.environ["MPLBACKEND"] = "agg"  # what Jupyter sets for its cells is not installed everywhere
     os.environ.setdefault(LOG_LEVEL, "0")  # what is held back may explain an error, so it is everything
-    with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
-        yield
+    _describe_undrawn()  # what an earlier command in this process has left
+    try:
+        with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
+            yield
+    finally:
+        if note := _describe_undrawn():
+            click.echo(f"note: {note}", err=True)
+
+
+def _describe_undrawn() -> str | None:
+    """Return the note of `kpipe.figures.describe_undrawn` if figures have been drawn."""
+    figures = sys.modules.get("kpipe.figures")
+    return figures and figures.describe_undrawn()
