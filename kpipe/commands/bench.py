@@ -38,7 +38,7 @@ from kpipe.training.precision import resolve_precision
 from kpipe.training.timing import Turn, Work, repeat_batch, time_in_turns
 from kpipe.training.trainer import Chunk, Trainer
 
-_TURNS = {"rounds": 5, "turn_seconds": 0.6}
+_TURNS = {"rounds": 5, "turn_seconds": 0.5}
 _MAX_SECONDS = 40.0
 _ENDLESS = 10**8  # epochs: a short training would end before it is measured
 _BUFFERED = 64  # batches that the input may have read ahead, at most
