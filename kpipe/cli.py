@@ -258,6 +258,36 @@ def plan(
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
+@cli.command(short_help="Measure the speed of a training, and find what limits it.")
+@_experiment
+@_overrides
+@_as_json
+def bench(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure how fast an experiment trains on this machine, and what limits it: the input or the training step.
+
+    Both are measured alone and together. Nothing is written but the cache of decoded images, if data.cache is disk.
+
+    To compare: kpipe bench experiments/vgg16.yaml data.batch_size=128 training.precision=float32
+    """
+    if not as_json:
+        announce(_LOADING)
+    from kpipe.config.loading import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    if not as_json:
+        _say_what_was_dropped(loaded)
+    _check_folders(loaded)
+    _check_source(loaded)
+    with _quietly():
+        from kpipe.commands.bench import bench
+        from kpipe.commands.bench_screen import show_bench
+        from kpipe.console import Screen, quiet_console
+
+        screen = Screen(quiet_console()) if as_json else Screen()
+        measured = bench(loaded, screen=screen)
+        click.echo(json.dumps(measured, indent=2)) if as_json else show_bench(measured, screen)
+
+
 _PROTOCOLS = "\n".join(["\b", "Protocols:", *(f"  {name:<10}  {views}" for name, views in PROTOCOLS.items())])
 
 
