@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "RunOptions": "kpipe.runs.options",
+    "bench": "kpipe.commands.bench",
     "build_model": "kpipe.models",
     "evaluate": "kpipe.commands.evaluate",
     "explain": "kpipe.commands.explain",

@@ -258,6 +258,36 @@ def plan(
         click.echo(json.dumps(made, indent=2)) if as_json else show_plan(made)
 
 
+@cli.command(short_help="Measure the speed of a training, and find what limits it.")
+@_experiment
+@_overrides
+@_as_json
+def bench(experiment: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure how fast an experiment trains on this machine, and what limits it: the input or the training step.
+
+    Both are measured alone and together. Nothing is written but the cache of decoded images, if data.cache is disk.
+
+    To compare: kpipe bench experiments/vgg16.yaml data.batch_size=128 training.precision=float32
+    """
+    if not as_json:
+        announce(_LOADING)
+    from kpipe.config.loading import load_experiment
+
+    loaded = load_experiment(experiment, overrides)
+    if not as_json:
+        _say_what_was_dropped(loaded)
+    _check_folders(loaded)
+    _check_source(loaded)
+    with _quietly():
+        from kpipe.commands.bench import bench
+        from kpipe.commands.bench_screen import show_bench
+        from kpipe.console import Screen, quiet_console
+
+        screen = Screen(quiet_console()) if as_json else Screen()
+        measured = bench(loaded, screen=screen)
+        click.echo(json.dumps(measured, indent=2)) if as_json else show_bench(measured, screen)
+
+
 _PROTOCOLS = "\n".join(["\b", "Protocols:", *(f"  {name:<10}  {views}" for name, views in PROTOCOLS.items())])
 
 
@@ -384,6 +414,8 @@ held-out split are explained.
 Kinds:
 {_KINDS}
 
+Files that cannot be read are left out and named at the end, with exit code 3.
+
 Fixed kernels, for any image: kpipe explain --kernels cat.jpg
 """
 
@@ -419,14 +451,15 @@ def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, *
             )
         find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
     with _quietly():
-        from kpipe.commands.explain import explain, explain_kernels
+        from kpipe.commands.explain import print_explanations, print_kernels
+
+        def write(figure) -> None:
+            click.echo(str(figure.path))
 
         if kernels:
-            explained = explain_kernels(images, output=options["output"])
+            print_kernels(images, write, output=options["output"])
         else:
-            explained = explain(run_directory, images, **options)
-        for figure in explained:
-            click.echo(str(figure.path))
+            print_explanations(run_directory, images, write, **options)
 
 
 def _paths_in(argument: str) -> list[str]:
@@ -750,5 +783,16 @@ def _quietly(writes: Path | None = None) -> Iterator[None]:
 
     os.environ["MPLBACKEND"] = "agg"  # what Jupyter sets for its cells is not installed everywhere
     os.environ.setdefault(LOG_LEVEL, "0")  # what is held back may explain an error, so it is everything
-    with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
-        yield
+    _describe_undrawn()  # what an earlier command in this process has left
+    try:
+        with hold_back_libraries(), translate_write_errors(writes.parent) if writes else nullcontext():
+            yield
+    finally:
+        if note := _describe_undrawn():
+            click.echo(f"note: {note}", err=True)
+
+
+def _describe_undrawn() -> str | None:
+    """Return the note of `kpipe.figures.describe_undrawn` if figures have been drawn."""
+    figures = sys.modules.get("kpipe.figures")
+    return figures and figures.describe_undrawn()

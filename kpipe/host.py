@@ -1,4 +1,4 @@
-"""What this machine has: memory that is free, the driver of a GPU."""
+"""What this machine has: memory that is free or taken, the driver of a GPU."""
 
 import os
 import re
@@ -6,12 +6,22 @@ import shutil
 from pathlib import Path
 
 MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")  # getrusage would also tell the peak of the program that has started this one
 
 
 def free_memory() -> int | None:
     """Return the bytes that this process can still take; None: unknown."""
     limits = [_available(), _container_limit(), _address_limit()]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has held at a time; None: unknown."""
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return 1024 * int(found[1]) if found else None
 
 
 def has_nvidia_driver() -> bool:

@@ -64,6 +64,26 @@ class Trained:
         return self.file.stem.removeprefix("model_")
 
 
+def check_takes_files(trained: Trained, remedy: str) -> None:
+    """Check that a network is one for photographs.
+
+    Args:
+        trained: the network.
+        remedy: ends the message.
+
+    Raises:
+        ConfigError: it takes boards, sounds or texts, which no image file can hold.
+    """
+    height, width, channels = trained.image_shape
+    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
+    kind = f" ({source.kind})" if source and source.native.has_fixed_channels else ""
+    if height != width or channels not in (1, 3) or kind:
+        raise ConfigError(
+            f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
+            f"{height}x{width}x{channels}{kind}. {remedy}"
+        )
+
+
 def load_trained(
     path: str | Path, *, weights: str = "best", image_size: int | None = None, resize: str | None = None
 ) -> Trained:

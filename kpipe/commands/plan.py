@@ -271,7 +271,7 @@ def _time_stages(
         stages.append(
             {
                 "from_step": start,
-                "measured_steps": measured.measured_steps,
+                "measured_steps": measured.steps,
                 "seconds_per_step": seconds,
                 "images_per_second": batch_size / seconds,
                 "seconds_per_epoch": steps_per_epoch and seconds * steps_per_epoch,

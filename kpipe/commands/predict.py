@@ -16,7 +16,7 @@ from kpipe import data, figures
 from kpipe.assembly import make_form
 from kpipe.caller import about_an_experiment
 from kpipe.console import counted
-from kpipe.data.image_files import why_unreadable
+from kpipe.data.image_files import list_unreadable, why_unreadable
 from kpipe.errors import ConfigError, DataError
 from kpipe.evaluation.metrics import compute_probabilities, concatenate
 from kpipe.evaluation.predictions import Examples, Prediction
@@ -24,7 +24,7 @@ from kpipe.evaluation.views import compile_forward
 from kpipe.layout import find_images, normalize_name
 from kpipe.names import from_here, path_shown
 from kpipe.streams import hold_back_libraries
-from kpipe.trained import Trained, load_trained
+from kpipe.trained import Trained, check_takes_files, load_trained
 
 MOST_DRAWN = 36
 
@@ -117,14 +117,7 @@ def load_network(run: str | Path, **options: str | int | None) -> Trained:
         DataError: as `load_trained`.
     """
     trained = load_trained(run, **options)
-    height, width, channels = trained.image_shape
-    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
-    kind = f" ({source.kind})" if source and source.native.has_fixed_channels else ""
-    if height != width or channels not in (1, 3) or kind:
-        raise ConfigError(
-            f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
-            f"{height}x{width}x{channels}{kind}. kpipe predict takes image files only"
-        )
+    check_takes_files(trained, "kpipe predict takes image files only")
     return trained
 
 
@@ -175,16 +168,7 @@ def print_predictions(
 
 def _refuse_unreadable(unreadable: Sequence[Prediction], total: int) -> None:
     """Raise DataError with a line for each file that cannot be read."""
-    lines = [f"{path_shown(each.file)}: cannot be read ({each.problem})" for each in unreadable]
-    if total > 1:
-        them = "it" if len(unreadable) == 1 else "them"
-        said = (
-            f"{len(unreadable):,} of {total:,} files cannot"
-            if len(unreadable) < total
-            else f"none of {total:,} files can"
-        )
-        lines.append(f"{said} be read. Replace or remove {them}")
-    raise DataError("\n".join(lines))
+    raise DataError(list_unreadable([(each.file, each.problem) for each in unreadable], total))
 
 
 # --- predictions ----------------------------------------------------------------------------------------------------

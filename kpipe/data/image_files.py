@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import BinaryIO, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kpipe.errors import first_line
+from kpipe.names import path_shown
 
 JPEG = ("JPEG", "MPO")  # the second has more pictures after the first
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -152,6 +153,22 @@ def why_unreadable(path: str | PathLike) -> str:
             return "cut off" if "truncated" in str(error) else "cut off or damaged"
         return str(error)
     return "damaged, or so narrow that it would grow too large"
+
+
+def list_unreadable(problems: Sequence[tuple[str, str]], total: int) -> str:
+    """Return a message with a line for each file that cannot be read.
+
+    Args:
+        problems: (path, why) of each, at least one.
+        total: number of files, these among them.
+    """
+    lines = [f"{path_shown(path)}: cannot be read ({why})" for path, why in problems]
+    if total > 1:
+        them = "it" if len(problems) == 1 else "them"
+        some = len(problems) < total
+        said = f"{len(problems):,} of {total:,} files cannot" if some else f"none of {total:,} files can"
+        lines.append(f"{said} be read. Replace or remove {them}")
+    return "\n".join(lines)
 
 
 @contextmanager

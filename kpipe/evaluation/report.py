@@ -92,7 +92,7 @@ def plan_figures(
             "mistakes": lambda: draw_mistakes(mistakes, len(outcomes.mistakes), files=predictions.files, **style),
         }
     if has_filters(model):
-        drawings["filters"] = lambda: _draw_first_filters(model, f"{source} · {weights}")
+        drawings["filters"] = lambda: draw_filters(first_filters(model), caption=f"{source} · {weights}")
     return drawings
 
 
@@ -116,12 +116,6 @@ def save_figures(run: Path, drawings: Mapping[str, Callable[[], Figure]]) -> lis
             file.parent.mkdir(exist_ok=True)
             save_figure(draw(), file)
     return failures
-
-
-def _draw_first_filters(model: keras.Model, caption: str) -> Figure:
-    filters = first_filters(model)
-    title = f"Filters of the first convolution: {filters.shape[-1]} of {filters.shape[0]}x{filters.shape[1]}"
-    return draw_filters(filters, title=title, caption=caption)
 
 
 def list_figures(run: Path) -> dict[str, Path]:

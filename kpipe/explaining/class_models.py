@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kpipe.errors import ConfigError
+from kpipe.models.preprocessing import SubtractMeanImage, Whiten, flips_channels, is_preprocessing
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def maximize_class(
     Args:
         model: the network, for images of a known size.
         label: the class, 0..K - 1.
-        mean: where it starts, and from where the regularization counts: a value, or [C] or [H, W, C], 0..255.
+        mean: where it starts, such as the mean of the training images, see `find_training_mean`; from where the
+            regularization counts: a value, or [C] or [H, W, C], 0..255.
         l2: weight of the regularization, of pixels in units of 255; 0: none.
         steps: of the ascent.
         step_size: length of a step: root mean square of its change of a pixel, in units of 0..255.
@@ -80,3 +82,23 @@ def maximize_class(
         advance(1)
     logits = tf.cast(network(image, training=False)[0], tf.float32)
     return ClassModel(image[0].numpy(), float(logits[label]), float(tf.nn.softmax(logits)[label]))
+
+
+def find_training_mean(model: keras.Model) -> np.ndarray | None:
+    """Return the mean of the training images that a network subtracts from an image: [C] or [H, W, C], 0..255.
+
+    None of a network that subtracts none.
+    """
+    for layer in model.layers:
+        if not is_preprocessing(layer):
+            continue
+        if isinstance(layer, keras.layers.Rescaling):
+            mean = -np.asarray(layer.offset) / np.asarray(layer.scale)
+        else:
+            mean = keras.ops.convert_to_numpy(layer.mean)
+        per_pixel = isinstance(layer, SubtractMeanImage | Whiten)
+        mean = np.reshape(mean, layer.input.shape[1:] if per_pixel else -1)
+        if flips_channels(layer.input._keras_history.operation):
+            mean = mean[..., ::-1]
+        return np.clip(mean, 0, 255).astype(np.float32) if mean.any() else None
+    return None

@@ -15,7 +15,7 @@ normalization scales on the way back by what it has scaled forward.
 B batch, H height, W width, C channels, F feature maps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -23,7 +23,11 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kpipe.explaining.feature_maps import find_layer
+from kpipe.explaining.receptive_fields import find_field
+from kpipe.models.fully_convolutional import CONVOLUTIONAL
+from kpipe.models.geometry import LayerGeometry
 from kpipe.models.layers import LocalResponseNormalization
+from kpipe.models.preprocessing import flips_channels
 
 
 def deconvolve(
@@ -31,6 +35,9 @@ def deconvolve(
     images: np.ndarray,
     maps: Sequence[int],
     positions: np.ndarray | None = None,
+    *,
+    geometry: LayerGeometry | None = None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
     """Project one activation of each image back to its pixels.
 
@@ -39,25 +46,63 @@ def deconvolve(
         images: [B, H, W, C], 0..255.
         maps: number of the feature map for each image, 0..F - 1: int [B].
         positions: (row, column) of the activation, int [B, 2]; None: that of the largest.
+        geometry: of the layer, from `measure`. With it and positions, a network for images of any size computes no
+            more than the receptive field of each activation, which changes nothing but the time.
+        advance: called with 1 after each image.
 
     Returns:
         What the deconvolutional network draws, float32 [B, H, W, C]: above 0 where a brighter pixel would have
         excited the map more, below 0 where a darker one would have.
     """
-    images = tf.convert_to_tensor(images, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        activations = tf.transpose(tf.cast(network(images, training=False), tf.float32), [0, 3, 1, 2])
-        own = tf.gather(activations, np.asarray(maps, np.int64), axis=1, batch_dims=1)  # [B, h, w]
-        flat = tf.reshape(own, [own.shape[0], -1])
-        if positions is None:
-            places = tf.argmax(flat, axis=1)
-        else:
-            places = np.asarray(positions)[:, 0] * own.shape[2] + np.asarray(positions)[:, 1]
-        # Only this activation goes back; the others of its layer are set to 0.
-        value = tf.gather(flat, places, batch_dims=1)
-        signal = tf.reduce_sum(value * tf.stop_gradient(value))
-    return tape.gradient(signal, images).numpy()
+    channels = images.shape[-1]
+
+    # A graph leaves out the gradients of the weights, which a tape outside of one computes as well.
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((1, *network.input_shape[1:3], channels)),
+            tf.TensorSpec((), tf.int64),
+            tf.TensorSpec((2,), tf.int64),
+        ]
+    )
+    def project(image, number, position):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            own = tf.cast(network(image, training=False), tf.float32)[0, :, :, number]
+            flat = tf.reshape(own, [-1])
+            place = position[0] * tf.shape(own, tf.int64)[1] + position[1]
+            # Only this activation goes back; the others of its layer are set to 0.
+            value = flat[tf.argmax(flat) if positions is None else place]
+            signal = value * tf.stop_gradient(value)
+        return tape.gradient(signal, image)
+
+    has_field = geometry is not None and geometry.receptive_field is not None
+    cuts = has_field and positions is not None and None in network.input_shape[1:3]
+    projections = np.zeros(images.shape, np.float32)
+    for place, (image, number) in enumerate(zip(images, maps, strict=True)):
+        position = np.zeros(2, np.int64) if positions is None else np.asarray(positions[place], np.int64)
+        part = np.s_[:, :]
+        if cuts:
+            part, skipped = _find_part(geometry, position, image.shape[:2])
+            position = position - skipped
+        projections[place][part] = project(image[part][None].astype(np.float32), int(number), position)[0]
+        advance(1)
+    return projections
+
+
+def _find_part(geometry: LayerGeometry, position: np.ndarray, size: tuple[int, int]) -> tuple[tuple, np.ndarray]:
+    """Return the part of an image [H, W] that a position sees, and by how many positions that of the part is less.
+
+    What is cut off at each side is a multiple of the total stride. So each window of a convolution or pooling lies as
+    in the whole image, and where the part ends at an edge of the image, the padding is the same.
+    """
+    field = find_field(geometry, position)
+    part, skipped = [], []
+    for axis, stride in enumerate(geometry.total_stride):
+        before = max(0, field[axis]) // stride
+        after = max(0, size[axis] - field[axis] - field[axis + 2]) // stride
+        part.append(slice(before * stride, size[axis] - after * stride))
+        skipped.append(before)
+    return tuple(part), np.array(skipped)
 
 
 def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
@@ -68,12 +113,13 @@ def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
         layer: name of a layer with feature maps.
 
     Returns:
-        Images [B, H, W, C] to the feature maps of this layer.
+        Images [B, H, W, C] to the feature maps of this layer. Images of any size where no layer needs one size.
 
     Raises:
         ConfigError: there is no such layer.
     """
-    part = keras.Model(model.inputs[0], find_layer(model, layer).output)
+    part = keras.Model(model.inputs, find_layer(model, layer).output)
+    takes_any_size = all(isinstance(each, CONVOLUTIONAL) or flips_channels(each) for each in part.operations)
 
     def call(each, x, **options):
         if isinstance(each, LocalResponseNormalization):
@@ -81,12 +127,16 @@ def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
         if isinstance(each, layers.ReLU):
             return layers.Activation(_rectify)(x)
         if getattr(each, "activation", None) is not keras.activations.relu:
+            # A layer without weights may have been built for one size.
+            if takes_any_size and not getattr(each, "weights", True):
+                each = type(each).from_config(each.get_config())
             return each(x, **options)
         if isinstance(each, layers.Activation):
             return layers.Activation(_rectify)(x)
         return layers.Activation(_rectify)(_without_activation(each, x))
 
-    return keras.models.clone_model(part, clone_function=lambda each: each, call_function=call)
+    images = keras.Input((None, None, model.input_shape[-1])) if takes_any_size else keras.Input(model.input_shape[1:])
+    return keras.models.clone_model(part, [images], clone_function=lambda each: each, call_function=call)
 
 
 def _rectify(x):

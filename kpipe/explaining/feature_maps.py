@@ -3,11 +3,12 @@
 N images, B batch, H height, W width, C channels, F filters or feature maps of a layer, h and w their height and width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kpipe.caller import option
 from kpipe.errors import ConfigError, did_you_mean
@@ -155,41 +156,46 @@ class Strongest:
 def find_strongest(
     model: keras.Model,
     batches: Iterable[np.ndarray],
-    layer: str,
-    maps: Sequence[int],
+    maps: Mapping[str, Sequence[int]],
     *,
     most: int = 9,
     advance: Callable[[int], None] = lambda images: None,
-) -> Strongest:
+) -> dict[str, Strongest]:
     """Find the images in which feature maps have their largest activations. Zeiler and Fergus 2014, section 4.1.
 
-    No more than `most` images of each map are held.
+    No more than `most` images of each map are held. The network sees each image once.
 
     Args:
         model: the network.
         batches: images [B, H, W, C], 0..255.
-        layer: see `list_stages`.
-        maps: numbers of feature maps of this layer, 0..F - 1.
+        maps: numbers of feature maps, 0..F - 1, by the name of the layer, see `list_stages`.
         most: n, as many as there are images at most.
         advance: called with the number of images just seen.
+
+    Returns:
+        The images by the name of the layer.
 
     Raises:
         ConfigError: there is no such layer or map.
     """
-    output = find_layer(model, layer).output
-    if wrong := [number for number in maps if not 0 <= number < output.shape[-1]]:
-        raise ConfigError(f"maps: expected numbers of 0 to {output.shape[-1] - 1}, got {wrong[0]}")
-    network = keras.Model(model.inputs[0], keras.ops.take(output, list(maps), axis=-1))
-    best: Strongest | None = None
+    outputs = {}
+    for layer, numbers in maps.items():
+        output = find_layer(model, layer).output
+        if wrong := [number for number in numbers if not 0 <= number < output.shape[-1]]:
+            raise ConfigError(f"maps: expected numbers of 0 to {output.shape[-1] - 1}, got {wrong[0]}")
+        outputs[layer] = keras.ops.take(output, list(numbers), axis=-1)
+    compute = tf.function(keras.Model(model.inputs[0], outputs), reduce_retracing=True)
+    best: dict[str, Strongest] = {}
     seen = 0
     for images in batches:
-        activations = to_numpy(network(images, training=False))  # [B, h, w, M]
-        best = _keep(best, activations, np.asarray(images), seen, np.asarray(maps), most)
+        images = np.asarray(images)
+        for layer, activations in compute(images, training=False).items():  # [B, h, w, M]
+            best[layer] = _keep(best.get(layer), to_numpy(activations), images, seen, np.asarray(maps[layer]), most)
         seen += len(images)
         advance(len(images))
-    if best is None:
+    if not seen:
         raise ConfigError("images: expected at least one, got none")
-    return best
+    return {layer: best[layer] for layer in maps}
 
 
 def _keep(

@@ -5,11 +5,12 @@ M. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", EC
 H height, W width, C channels, n amounts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy import ndimage
 from scipy.special import softmax
 
@@ -71,7 +72,7 @@ def measure_invariance(
         amounts = np.unique(np.round(amounts)) if change == "shift" else amounts
     stages = list_stages(model)
     outputs = [find_layer(model, stages[0]).output, find_layer(model, stages[-1]).output, model.outputs[0]]
-    network = keras.Model(model.inputs[0], outputs)
+    network = tf.function(keras.Model(model.inputs[0], outputs), reduce_retracing=True)
     images = np.stack([transform(image, change, amount) for amount in amounts])
     low, high, probabilities = [], [], []
     [whole] = _outputs(network, transform(image, change, 1.0 if change == "scale" else 0.0)[None], 1)
@@ -82,7 +83,7 @@ def measure_invariance(
     return Invariance(np.asarray(amounts), images, *(np.concatenate(each) for each in (low, high, probabilities)))
 
 
-def _outputs(network: keras.Model, images: np.ndarray, batch_size: int) -> Iterator[list[np.ndarray]]:
+def _outputs(network: Callable, images: np.ndarray, batch_size: int) -> Iterator[list[np.ndarray]]:
     for start in range(0, len(images), batch_size):
         outputs = network(images[start : start + batch_size], training=False)
         yield [to_numpy(output) for output in outputs]

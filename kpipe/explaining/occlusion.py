@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.special import softmax
 
 from kpipe.errors import ConfigError
@@ -86,7 +87,7 @@ def occlude(
     if stride < 1:
         raise ConfigError(f"stride: expected at least 1 pixel, got {stride}")
     maps = {"maps": model.get_layer(last_map(model)).output} if has_feature_maps(model) else {}
-    network = keras.Model(model.inputs[0], {"logits": model.outputs[0], **maps})
+    network = tf.function(keras.Model(model.inputs[0], {"logits": model.outputs[0], **maps}), reduce_retracing=True)
     whole = network(image[None].astype(np.float32), training=False)
     strongest = int(np.argmax(_sums(whole["maps"])[0])) if maps else None
     tops, lefts = positions_of(height, side, stride), positions_of(width, side, stride)

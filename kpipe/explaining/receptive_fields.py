@@ -5,10 +5,12 @@ W. Luo et al., "Understanding the Effective Receptive Field", NIPS 2016, call th
 H height, W width.
 """
 
+from collections.abc import Sequence
+
 import keras
 
 from kpipe.explaining.feature_maps import list_stages
-from kpipe.models.geometry import measure
+from kpipe.models.geometry import LayerGeometry, measure
 
 Box = tuple[int, int, int, int]
 
@@ -33,7 +35,7 @@ def find_receptive_fields(model: keras.Model) -> dict[str, Box]:
     }
 
 
-def find_field(row, position) -> Box:
+def find_field(row: LayerGeometry, position: Sequence[int]) -> Box:
     """Return the receptive field of a position (row, column) of a layer, as `find_receptive_fields`."""
     top, left = (row.receptive_start[axis] + position[axis] * row.total_stride[axis] for axis in (0, 1))
     return top, left, *row.receptive_field

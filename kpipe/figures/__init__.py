@@ -8,11 +8,12 @@ from kpipe.figures.confusion import draw_class_accuracy, draw_confusion
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.image_grids import UNKNOWN, draw_image_grid, draw_predictions
 from kpipe.figures.search import SearchedKey, draw_search, draw_search_keys
-from kpipe.figures.style import noting_failures, save_figure
+from kpipe.figures.style import describe_undrawn, noting_failures, save_figure
 
 __all__ = [
     "UNKNOWN",
     "SearchedKey",
+    "describe_undrawn",
     "draw_class_accuracy",
     "draw_confusion",
     "draw_curves",

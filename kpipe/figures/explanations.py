@@ -39,14 +39,16 @@ _WIDEST = 24  # inches, of a row of wide images
 _HEAT = "magma"
 
 
-def draw_filters(filters: np.ndarray, *, title: str, caption: str = "") -> Figure:
+def draw_filters(filters: np.ndarray, *, caption: str = "") -> Figure:
     """Draw the filters of a first convolution, each stretched to the whole range of gray or color.
 
     Args:
-        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray. Of more than 100
-            filters the first 100 are drawn, and the caption says so.
-        title, caption: above and below.
+        filters: float [h, w, C, F]. Three channels are drawn in color, others as their mean in gray, but those of a
+            sequence side by side. Of more than 100 filters the first 100 are drawn, and the caption says so.
+        caption: below.
     """
+    height, width, _, count = filters.shape
+    title = f"Filters of the first convolution: {count} of {height}x{width}"
     shown = filters[..., :_MOST_FILTERS]
     if shown.shape[-1] < filters.shape[-1]:
         drawn = f"the first {shown.shape[-1]} of {filters.shape[-1]}"
@@ -58,8 +60,8 @@ def draw_filters(filters: np.ndarray, *, title: str, caption: str = "") -> Figur
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[shown.shape[-1] :]:
         axes.axis("off")
-    for axes, number in zip(grid, range(shown.shape[-1]), strict=False):
-        axes.imshow(_stretch(_to_picture(shown[..., number])), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+    for axes, picture in zip(grid, _to_pictures(np.moveaxis(shown, -1, 0)), strict=False):
+        axes.imshow(_stretch(_to_picture(picture)), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         # White pixels would vanish into the page.
         axes.spines[:].set(color=FAINT, linewidth=0.6)
@@ -132,13 +134,13 @@ def draw_heat(
     caption: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Draw images, and heat over each of them. Below a heat stand the values of the darkest and the brightest.
+    """Draw images, and heat over each of them. Below a heat stand its limits, or a text.
 
     Args:
         rows: (image [H, W, C] of 0..255, its caption, heats) each. A heat is (heading, float [h, w]), or a third entry
             of options: `limits`, as below but for this heat; `extent`, its (left, right, bottom, top) in pixels of the
             image, the whole image by default; `smooth`, whether it is interpolated, by default where its size is not
-            that of the image. All rows have the same headings.
+            that of the image; `text`, what stands below instead of the limits. All rows have the same headings.
         title, caption: above and below.
         limits: the values of the darkest and the brightest heat; default: of each heat, 0 or its smallest value, and
             its largest.
@@ -167,8 +169,9 @@ def _lay_over(
     limits: tuple[float, float] | None,
     extent: tuple[float, float, float, float] | None = None,
     smooth: bool | None = None,
+    text: str | None = None,
 ) -> None:
-    """Draw heat over an image in gray, and its limits below."""
+    """Draw heat over an image in gray, and below a text or the limits of the heat."""
     _show(axes, image if _is_sequence(image) else image.astype(np.float32).mean(-1, keepdims=True))
     height, width = image.shape[:2]
     smallest, largest = limits or _find_limits(heat)
@@ -185,7 +188,8 @@ def _lay_over(
         vmax=largest,
     )
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    axes.set_xlabel(f"{smallest:.3g} to {largest:.3g}", fontsize=7, color=CAPTION)
+    below = f"{smallest:.3g} to {largest:.3g}" if text is None else wrap(text, 2.0, 7)
+    axes.set_xlabel(below, fontsize=7, color=CAPTION, parse_math=False)
 
 
 def draw_pictures(

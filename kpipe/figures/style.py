@@ -1,5 +1,6 @@
 """The look of figures: colors, fonts, margins and captions. Also how they are saved."""
 
+import functools
 import math
 import re
 import textwrap
@@ -12,9 +13,11 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 from kpipe.errors import first_line
 from kpipe.files import REFUSALS
@@ -30,10 +33,31 @@ INK, CAPTION, FAINT, GRID = "#222222", "#666666", "#9a9a9a", "#e6e6e6"
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 # Red alone says nothing to some readers, so a wrong prediction also gets a frame and a cross.
 RED = "#C1121F"
+_SCRIPTS = (
+    "Noto Sans CJK",
+    "Source Han Sans",
+    "WenQuanYi",
+    "Microsoft YaHei",
+    "PingFang",
+    "Hiragino Sans",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "Noto Sans Devanagari",
+    "Noto Sans Arabic",
+    "Noto Sans Bengali",
+    "Noto Sans Tamil",
+    "Noto Sans Thai",
+    "Nirmala UI",
+    "Kohinoor",
+    "Arial Unicode MS",
+)
+"""How the names of families begin that have scripts which the default font of Matplotlib lacks."""
+_undrawn: set[str] = set()
 
 
 def save_figure(figure: Figure, path: str | PathLike) -> None:
-    """Write a figure to a PNG file of 150 dpi.
+    """Write a figure to a PNG file of 150 dpi, with other fonts for characters that the default font lacks.
 
     Args:
         figure: what a `draw_*` function returned.
@@ -42,10 +66,53 @@ def save_figure(figure: Figure, path: str | PathLike) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes. That is no reason to warn.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font|Matplotlib currently does not support")
+    lacking = _save(figure, path)
+    if lacking and (families := _find_further_families()):
+        for text in figure.findobj(Text):
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+        lacking = _save(figure, path)
+    _undrawn.update(lacking)
+
+
+def _save(figure: Figure, path: str | PathLike) -> set[str]:
+    """Write a figure, and return the characters that are drawn as boxes because no font has them."""
+    lacking = set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white", metadata={"Software": OWN_MARK.decode()})
+    for each in caught:
+        if glyph := re.match(r"Glyph (\d+) .*missing from", str(each.message)):
+            lacking.add(chr(int(glyph[1])))
+        elif not str(each.message).startswith("Matplotlib currently does not support"):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return lacking
+
+
+@functools.cache
+def _find_further_families() -> list[str]:
+    """Return the families of _SCRIPTS that are installed."""
+    # Matplotlib keeps its list of fonts; what has been installed since is not on it.
+    known = {Path(font.fname).name for font in font_manager.fontManager.ttflist}
+    prefixes = tuple(family.replace(" ", "") for family in _SCRIPTS)
+    for file in font_manager.findSystemFonts():
+        name = Path(file)
+        if name.name not in known and name.name.startswith(prefixes) and name.stem.endswith(("-Regular", "-Bold")):
+            with suppress(Exception):  # a damaged font, of which FreeType says so in many ways
+                font_manager.fontManager.addfont(file)
+    names = sorted({font.name for font in font_manager.fontManager.ttflist})
+    return [name for family in _SCRIPTS for name in names if name.startswith(family)]
+
+
+def describe_undrawn() -> str | None:
+    """Return a note on the characters that no font had since the last call; None: there were none."""
+    if not _undrawn:
+        return None
+    characters = "".join(sorted(_undrawn))
+    _undrawn.clear()
+    return (
+        f"no font has the characters {shorten(characters, 40)}, so figures show boxes. Install a font that has them, "
+        "such as fonts-noto-cjk (Chinese, Japanese, Korean) or fonts-noto-core of Debian and Ubuntu"
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from kpipe.errors import ConfigError
 from kpipe.models.layers import LocalResponseNormalization, Maxout, ScaledTanh
 from kpipe.models.preprocessing import Standardize, SubtractMeanImage, Whiten
 
-_CONVOLUTIONAL = (
+CONVOLUTIONAL = (
     layers.InputLayer,
     layers.Conv2D,
     layers.MaxPooling2D,
@@ -117,7 +117,7 @@ def _check_layers(model: keras.Model, wanted: str) -> None:
                 f"{wanted} a network that normalizes all pixels alike, got one whose first layer has values for each "
                 f"pixel ({layer.name})"
             )
-        if not isinstance(layer, _CONVOLUTIONAL):
+        if not isinstance(layer, CONVOLUTIONAL):
             raise ConfigError(
                 f"{wanted} a network of convolutions, poolings and dense layers, which can look at images of any size, "
                 f"got one with the layer {layer.name} ({type(layer).__name__})"

@@ -9,7 +9,7 @@ Legend of the shapes: B batch, H height, W width, C channels.
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -107,6 +107,32 @@ def measure(model: keras.Model) -> list[LayerGeometry]:
 def count_macs(rows: Sequence[LayerGeometry]) -> int:
     """Return the multiply-additions of one image in the forward pass."""
     return sum(row.macs for row in rows)
+
+
+def count_training_flops(model: keras.Model, layers: Collection[str] | None = None) -> int:
+    """Return the floating-point operations with weights in a training step, for one image.
+
+    A multiplication and its addition are 2 operations. The forward pass does each once. The backward pass does it once
+    for the gradient of the weights, if the layer is trained, and once for the gradient of its input, if a layer before
+    it is trained. That is 3 x 2 x `count_macs` for a network that is trained as a whole, but for its first layer, for
+    which it is 2 x 2: nobody needs the gradient of the images.
+
+    Args:
+        model: as for `measure`; which layers are trained says `trainable`.
+        layers: names of those that are run; None: all.
+
+    Raises:
+        ConfigError: as for `measure`.
+    """
+    trained = {layer.name for layer in model.layers if layer.trainable_weights}
+    total, depends_on_trained = 0, set()
+    for row in measure(model):
+        if layers is None or row.name in layers:
+            needs = (row.name in trained, not depends_on_trained.isdisjoint(row.inputs))
+            total += 2 * row.macs * (1 + sum(needs))
+            if any(needs):
+                depends_on_trained.add(row.name)
+    return total
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,11 @@ def is_preprocessing(layer: object) -> bool:
     return isinstance(layer, (*own, keras.layers.Normalization, keras.layers.Rescaling))
 
 
+def flips_channels(operation: object) -> bool:
+    """Return whether an operation of a network brings blue first, as the normalization `caffe` does."""
+    return type(operation).__name__ == "Flip" and operation.axis in (-1, 3)
+
+
 def _starting_with(constant: np.ndarray) -> Callable[..., Any]:
     """Return an initializer of a weight that has this value."""
     return lambda shape, dtype=None: ops.convert_to_tensor(constant, dtype)

@@ -108,6 +108,12 @@ def translate_lost_workers(run: Run, workers: Workers) -> Iterator[None]:
         step = saved_step(run.path)
         saved = "nothing is saved yet" if step is None else f"the training is saved up to step {step:,}"
         raise EnvironmentFault(
-            f"another worker has ended, or cannot be reached ({first_line(error)}); {saved}. Start all of them again. "
+            f"another worker has ended, or cannot be reached ({_reason(error)}); {saved}. Start all of them again. "
             f"{how_again('resumes it' if step is not None else 'starts again', resumes=step is not None)}"
         ) from None
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Return the line of an error that says more than that a graph has failed."""
+    lines = [line for line in error.message.splitlines() if line.strip() and not line.startswith("Graph execution")]
+    return first_line(lines[-1] if lines else error.message)

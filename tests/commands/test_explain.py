@@ -1,5 +1,7 @@
 """`kpipe explain`: the figures of a trained network, in TensorBoard as well, and what it refuses."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,10 +12,12 @@ from tiny_runs import train_once
 from kpipe import explain
 from kpipe.assembly import load_splits
 from kpipe.catalog.explanations import EXPLANATIONS
-from kpipe.commands.explain import explain_kernels
+from kpipe.commands.explain import print_kernels
 from kpipe.console import Screen, quiet_console
 from kpipe.data import make_evaluation_pipeline
 from kpipe.errors import ConfigError, DataError
+from kpipe.explaining.class_models import maximize_class
+from kpipe.explaining.occlusion import Occlusion, occlude
 from kpipe.explaining.receptive_fields import find_receptive_fields
 from kpipe.models import build_model
 from kpipe.trained import load_trained
@@ -23,6 +27,7 @@ data: {source: synthetic, image_size: 16, stored_size: 20, batch_size: 16, synth
 model: {name: lenet5}
 training: {epochs: 1, precision: mixed_bfloat16}
 """
+PNG = tf.io.encode_png(np.zeros((2, 2, 3), np.uint8)).numpy()
 FIGURES = {
     "filters": ["filters"],
     "feature_maps": ["feature_maps_1", "feature_maps_2", "feature_maps_3"],
@@ -109,6 +114,60 @@ def test_images_that_cannot_be_read(run, tmp_path, quiet):
         explain(run, tmp_path / "text.jpg", screen=quiet)
 
 
+def test_one_broken_file_among_several(kpipe, run, tmp_path, quiet):
+    for name in "abd":
+        write_image(tmp_path / "images" / f"{name}.png", size=(30, 24), channels=3)
+    (tmp_path / "images" / "b.png").write_text("no image")
+    code, out, err = kpipe(
+        "explain", str(run), str(tmp_path / "images"), "--kind", "filters", "--output", str(tmp_path)
+    )
+    assert (code, out) == (3, f"{tmp_path / 'filters.png'}\n")
+    assert "b.png: cannot be read (" in err and "1 of 3 files cannot be read. Replace or remove it\n" in err
+    [figure] = explain(run, tmp_path / "images", kinds=["filters"], output=tmp_path, screen=quiet)
+    assert figure.path == tmp_path / "filters.png"
+
+
+def test_python_notes_a_broken_file(run, tmp_path, capsys):
+    write_image(tmp_path / "a.png", size=(30, 24), channels=3)
+    (tmp_path / "b.png").write_text("no image")
+    explain(run, [tmp_path / "a.png", tmp_path / "b.png"], kinds=["filters"], output=tmp_path)
+    assert re.search(r"note: \S+b.png: cannot be read \(.+\), so it is left out", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((30, 24), (30, 24)),
+        ((160, 80), (48, 24)),  # the longer side is three times the network's
+        ((200, 20), (48, 16)),  # the shorter side is not below the network's; the middle of the longer one
+        ((30, 14), (16, 48)),  # too small: three images side by side
+        ((16, 16), (16, 48)),
+    ],
+)
+def test_a_heat_map_is_of_the_whole_image_of_the_user(run, tmp_path, quiet, monkeypatch, size, shape):
+    seen = []
+    monkeypatch.setattr(
+        "kpipe.commands.explain.compute_heat_map",
+        lambda model, image, labels: seen.append(image) or np.zeros((*image.shape[:2], len(labels)), np.float32),
+    )
+    monkeypatch.setattr("kpipe.commands.explain.save_figure", lambda figure, path: path.write_bytes(PNG))
+    write_image(tmp_path / "a.png", size=size, channels=3)
+    explain(run, [tmp_path / "a.png"] * 3, kinds=["heat_map"], output=tmp_path, screen=quiet)
+    assert seen[0].shape == (*shape, 3) and seen[0].max() > 1
+
+
+def test_occlusion_names_the_class_that_wins_instead(run, tmp_path, quiet, monkeypatch):
+    drawn = []
+    found = Occlusion(np.ones((2, 2)), np.array([[0, 2], [2, 1]]), None, None, 1.0, None, *np.array([[0, 8]] * 2), 8)
+    monkeypatch.setattr("kpipe.commands.explain.occlude", lambda *a, **k: found)
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_heat", lambda rows, **looks: drawn.append(rows) or 1)
+    monkeypatch.setattr("kpipe.commands.explain.save_figure", lambda figure, path: path.write_bytes(PNG))
+    for name, text in (("class_1", "most often class_2"), ("class_2", "most often class_0")):
+        explain(run, kinds=["occlusion"], class_name=name, output=tmp_path, screen=quiet)
+        heading, _, options = drawn[-1][0][2][-1]
+        assert (heading, options["text"]) == ("another class wins", text)
+
+
 def test_a_model_file_alone_needs_images(run, tmp_path, quiet):
     for name in ("model.keras", "classes.txt"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
@@ -124,8 +183,23 @@ def test_fixed_kernels_need_no_run(kpipe, tmp_path):
     code, out, err = kpipe("explain", "--kernels", "--output", str(tmp_path))
     assert (code, out.split(), err) == (0, [str(tmp_path / "kernels.png")], "")
     write_image(tmp_path / "a.png", size=(30, 24), channels=3)
-    [figure] = explain_kernels([tmp_path / "a.png"], output=tmp_path / "b")
-    assert figure.path.exists()
+    figures = []
+    print_kernels([tmp_path / "a.png"], figures.append, output=tmp_path / "b")
+    assert [figure.path.exists() for figure in figures] == [True]
+
+
+def test_fixed_kernels_of_a_folder(kpipe, tmp_path, monkeypatch):
+    """Of the first images, without those that cannot be read."""
+    drawn = []
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_pictures", lambda rows, *a, **k: drawn.append(rows) or 1)
+    monkeypatch.setattr("kpipe.commands.explain.save_figure", lambda figure, path: None)
+    for number in range(10):
+        write_image(tmp_path / "images" / f"{number}.png", size=(30, 24), channels=3)
+    (tmp_path / "images" / "1.png").write_text("no image")
+    code, out, err = kpipe("explain", "--kernels", str(tmp_path / "images"), "--output", str(tmp_path))
+    assert code == 3 and len(drawn[0]) == 7
+    assert out == f"note: of 10 images, the first 8 are drawn\n{tmp_path / 'kernels.png'}\n"
+    assert err.endswith("1 of 8 files cannot be read. Replace or remove it\n")
 
 
 def test_a_run_is_needed(kpipe):
@@ -174,6 +248,30 @@ def test_a_second_call_replaces_what_tensorboard_shows(run, tmp_path, quiet):
     assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 1
 
 
+def test_class_models_start_at_the_mean_of_the_training_images(run, tmp_path, quiet, monkeypatch):
+    given = []
+
+    def climb(model, number, **options):
+        given.append(options["mean"])
+        return maximize_class(model, number, **options)
+
+    monkeypatch.setattr("kpipe.commands.explain.maximize_class", climb)
+    explain(run, kinds=["class_models"], output=tmp_path, screen=quiet)
+    assert len(given) == 6  # three classes, with L2 and without
+    np.testing.assert_allclose(given[0], np.load(run / "normalization.npz")["mean"], rtol=1e-6)
+
+
+def test_a_large_network_sees_fewer_images(run, tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr("kpipe.commands.explain._MACS", 1)
+    drawn = []
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_projections", lambda *a, **k: drawn.append(k["caption"]))
+    monkeypatch.setattr("kpipe.commands.explain.drawing.draw_pictures", lambda rows, *a, **k: drawn.append(rows))
+    monkeypatch.setattr("kpipe.commands.explain.save_figure", lambda figure, path: path.write_bytes(PNG))
+    explain(run, kinds=["deconvnet", "class_models"], output=tmp_path, screen=quiet)
+    assert drawn[0].startswith("the strongest activations among 9 images · ")
+    assert [len(row) for row in drawn[1]] == [2, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "skipped"),
@@ -204,3 +302,54 @@ def test_options_that_fixed_kernels_do_not_have(kpipe):
 def test_mistakes_are_found_before_the_import(kpipe, run):
     code, _, err = kpipe("explain", str(run), "--kind", "salience")
     assert code == 2 and err.startswith("--kind: expected known names, got 'salience', did you mean 'saliency'?")
+
+
+def test_a_command_says_which_characters_it_could_not_draw(kpipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("kpipe.figures.style._find_further_families", lambda: [])
+    monkeypatch.setattr("kpipe.commands.explain.KERNELS", {"猫": np.ones((1, 1))})
+    code, _, err = kpipe("explain", "--kernels", "--output", str(tmp_path))
+    assert code == 0 and err.startswith("note: no font has the characters 猫, so figures show boxes. Install a font")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("invariance", "got boards or texts, in which one channel of each pixel is on$"),
+        ("heat_map", "^heat_map: expected images of which a larger one can be made, got boards, or a single text$"),
+    ],
+)
+def test_boards_are_neither_shifted_nor_put_side_by_side(run, quiet, monkeypatch, kind, message):
+    boards = (255 * np.eye(3)[np.random.default_rng(0).integers(0, 3, (3, 16, 16))]).astype(np.uint8)
+    monkeypatch.setattr("kpipe.commands.explain._draw_at_random", lambda *a: (boards, list("abc")))
+    with pytest.raises(ConfigError, match=message):
+        explain(run, kinds=[kind], screen=quiet)
+
+
+def test_empty_squares_cover_boards(run, tmp_path, quiet, monkeypatch):
+    boards, given = np.zeros((1, 16, 16, 3), np.uint8), []
+    boards[..., 1] = 255
+    monkeypatch.setattr("kpipe.commands.explain._draw_at_random", lambda *a: (boards, ["a"]))
+    monkeypatch.setattr("kpipe.commands.explain.occlude", lambda *a, **k: given.append(k["gray"]) or occlude(*a, **k))
+    explain(run, kinds=["occlusion"], output=tmp_path, screen=quiet)
+    assert given == [0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "model", "skipped"),
+    [
+        ("board", "{name: go_policy, depth: 3, width: 8}", {"invariance", "heat_map"}),
+        ("spectrogram", "{name: speech_cnn, width: 8}", set()),
+        ("text", "{name: text_cnn, width: 8, hidden: 16}", {"invariance"}),
+    ],
+)
+def test_networks_for_boards_sounds_and_texts(kpipe, tmp_path, kind, model, skipped):
+    data = f"{{source: synthetic, synthetic: {{kind: {kind}, images: 120}}}}"
+    text = f"data: {data}\nmodel: {model}\ntraining: {{epochs: 1}}\n"
+    run = train_once(tmp_path, text)
+    code, out, err = kpipe("explain", str(run))
+    assert (code, err) == (0, "")
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("note: ")} == skipped
+    write_image(tmp_path / "a.png", size=(30, 24), channels=3)
+    code, _, err = kpipe("explain", str(run), str(tmp_path / "a.png"))
+    assert code == 2 and f" ({kind}). Give no files, so that images of its own data are explained" in err

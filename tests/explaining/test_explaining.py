@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.class_models import maximize_class
+from kpipe.explaining.class_models import find_training_mean, maximize_class
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     choose_depths,
@@ -22,8 +22,11 @@ from kpipe.explaining.invariance import measure_invariance, transform
 from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import occlude, positions_of
 from kpipe.models import build_model
+from kpipe.models.building import build_network
 from kpipe.models.fully_convolutional import build_class_map
+from kpipe.models.geometry import measure
 from kpipe.models.layers import LocalResponseNormalization
+from kpipe.models.preprocessing import NAMED, Normalization, make_preprocessing
 
 RANDOM = np.random.default_rng(0)
 
@@ -92,14 +95,15 @@ def test_a_layer_without_feature_maps(name, message):
 
 
 def test_the_strongest_images_of_a_feature_map_are_those_of_a_sort():
-    model = network(layers.Conv2D(5, 3, name="conv"))
+    model = network(layers.Conv2D(3, 3, name="low"), layers.Conv2D(5, 3, name="conv"))
     images = images_of(37)
     maps = compute_feature_maps(model, images, ["conv"])["conv"]
     seen = []
-    found = find_strongest(
-        model, [images[:20], images[20:30], images[30:]], "conv", [4, 1], most=6, advance=seen.append
-    )
+    batches = [images[:20], images[20:30], images[30:]]
+    of_layers = find_strongest(model, batches, {"low": [2], "conv": [4, 1]}, most=6, advance=seen.append)
     assert seen == [20, 10, 7]
+    assert list(of_layers) == ["low", "conv"] and of_layers["low"].positions.shape == (1, 6, 2)
+    found = of_layers["conv"]
     for row, number in enumerate([4, 1]):
         order = np.argsort(-maps[..., number].max((1, 2)))[:6]
         np.testing.assert_array_equal(found.numbers[row], order)
@@ -112,9 +116,9 @@ def test_the_strongest_images_of_a_feature_map_are_those_of_a_sort():
 def test_what_strongest_images_need():
     model = network(layers.Conv2D(5, 3, name="conv"))
     with pytest.raises(ConfigError, match="^maps: expected numbers of 0 to 4, got 5$"):
-        find_strongest(model, [images_of(1)], "conv", [5])
+        find_strongest(model, [images_of(1)], {"conv": [5]})
     with pytest.raises(ConfigError, match="^images: expected at least one, got none$"):
-        find_strongest(model, [], "conv", [0])
+        find_strongest(model, [], {"conv": [0]})
 
 
 # --- deconvnet ------------------------------------------------------------------------------------------------------
@@ -181,6 +185,32 @@ def test_a_normalization_scales_back_as_it_has_scaled_forward():
     image = np.array([[0, 0], [1e-3, 0]], np.float32)[None, ..., None]
     found = deconvolve(build_deconvnet(model, "top"), image, [0])
     np.testing.assert_allclose(found, 1e-3 * 2**-1.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["low", "high"])
+@pytest.mark.parametrize("side", [46, 47])
+def test_the_receptive_field_alone_is_deconvolved_like_the_whole_image(layer, side):
+    """In the middle and at corners, where paddings count, of even and odd sides."""
+    model = network(
+        layers.Rescaling(1 / 255),
+        layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+        layers.MaxPooling2D(3, 2, padding="same"),
+        layers.Conv2D(16, 3, padding="same", activation="relu", name="low"),
+        layers.MaxPooling2D(2),
+        layers.Conv2D(4, 3, padding="same", name="high"),
+        shape=(side, side, 2),
+    )
+    [geometry] = [row for row in measure(model) if row.name == layer]
+    height, width = geometry.output[:2]
+    positions = np.array([(height // 2, width // 2), (0, 0), (0, width - 1), (height - 1, width - 1), (height - 1, 1)])
+    images, deconvnet = images_of(len(positions), (side, side, 2)), build_deconvnet(model, layer)
+    seen = []
+    maps = compute_feature_maps(model, images, [layer])[layer]
+    maps = [int(each[tuple(position)].argmax()) for each, position in zip(maps, positions, strict=True)]
+    found = deconvolve(deconvnet, images, maps, positions, geometry=geometry, advance=seen.append)
+    whole = deconvolve(deconvnet, images, maps, positions)
+    assert seen == [1] * 5 and all(image.any() for image in whole)
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
 
 
 def test_a_layer_of_an_auxiliary_head_is_none_of_the_network():
@@ -296,6 +326,32 @@ def test_a_class_model_is_where_gradient_and_regularization_balance():
     free = maximize_class(model, 1, steps=600)
     np.testing.assert_allclose(free.image.ravel()[:3], [255, 0, 255])
     assert free.score > found.score and free.probability > 0.5
+
+
+MEANS = {
+    "affine": Normalization("affine", [10.0, 20.0, 30.0], [60.0, 60.0, 60.0]),
+    "one number": Normalization("affine", 33.0, 70.0),
+    "caffe": Normalization("caffe", [30.0, 20.0, 10.0]),
+    "mean_image": Normalization("mean_image", np.arange(192.0).reshape(8, 8, 3)),
+    "whiten": Normalization("whiten", np.arange(192.0), matrix=np.eye(192)),
+}
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("name", MEANS)
+def test_a_network_knows_the_mean_of_its_training_images(name, portable):
+    """An image of this mean is normalized to 0."""
+    preprocessing = make_preprocessing(MEANS[name], portable=portable)
+    model = build_network("mlp", {}, (8, 8, 3), 2, preprocessing)
+    image = np.broadcast_to(find_training_mean(model), (1, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(preprocessing(image), 0, atol=1e-5)
+
+
+def test_a_network_that_subtracts_no_mean():
+    for name in ("none", "unit"):
+        model = build_network("mlp", {}, (8, 8, 3), 2, make_preprocessing(NAMED[name]))
+        assert find_training_mean(model) is None
+    assert find_training_mean(network(layers.Conv2D(1, 3))) is None
 
 
 def test_classes_that_are_not_there():

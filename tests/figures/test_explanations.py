@@ -48,8 +48,8 @@ def draw_pairs(images):
 
 
 FIGURES = {
-    "six filters": lambda: explanations.draw_filters(RNG.normal(size=(5, 5, 1, 6)), **LOOKS),
-    "one filter": lambda: explanations.draw_filters(np.ones((1, 1, 3, 1)), **LOOKS),
+    "six filters": lambda: explanations.draw_filters(RNG.normal(size=(5, 5, 1, 6)), caption=CAPTION),
+    "one filter": lambda: explanations.draw_filters(np.ones((1, 1, 3, 1)), caption=CAPTION),
     "maps": lambda: draw_maps(IMAGE),
     "maps of one pixel": lambda: draw_maps(IMAGE, size=1),
     "maps of a sequence": lambda: draw_maps(SEQUENCE),
@@ -95,14 +95,20 @@ def test_names_of_any_kind_are_saved(name, tmp_path):
 
 
 def test_the_caption_says_how_many_filters_are_left_out():
-    figure = explanations.draw_filters(RNG.normal(size=(3, 3, 3, 128)), title="T", caption="of a run")
+    figure = explanations.draw_filters(RNG.normal(size=(3, 3, 3, 128)), caption="of a run")
+    assert figure.get_suptitle() == "Filters of the first convolution: 128 of 3x3"
     assert figure.get_supxlabel() == "the first 100 of 128 · of a run"
     assert sum(len(axes.images) for axes in figure.axes) == 100
 
 
 def test_each_filter_has_a_frame():
-    axes = explanations.draw_filters(np.ones((3, 3, 1, 1)), title="T").axes[0]
+    axes = explanations.draw_filters(np.ones((3, 3, 1, 1))).axes[0]
     assert axes.axison and all(spine.get_visible() for spine in axes.spines.values())
+
+
+def test_the_channels_of_a_sequence_are_drawn_side_by_side():
+    axes = explanations.draw_filters(RNG.normal(size=(7, 1, 27, 2))).axes[0]
+    assert axes.images[0].get_array().shape == (7, 27)
 
 
 def test_the_maps_of_a_row_share_a_scale():

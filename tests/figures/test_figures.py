@@ -1,13 +1,17 @@
 import itertools
 import math
 import struct
+import warnings
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from kpipe import figures
+from kpipe.figures import style
 
 LONG_NAMES = [f"a rather long class name, number {number}" for number in range(10)]
 SIMILAR_NAMES = [f"class number {number} with a rather long name" for number in range(34)]
@@ -512,3 +516,45 @@ def test_global_settings_stay(tmp_path):
     before = dict(matplotlib.rcParams)
     figures.save_figure(figures.draw_curves(ONE_EPOCH), tmp_path / "curves.png")
     assert dict(matplotlib.rcParams) == before
+
+
+# Fonts.
+
+
+def save_titled(text, folder):
+    figure = Figure()
+    figure.suptitle(text)
+    figures.save_figure(figure, folder / "figure.png")
+    return figure
+
+
+def test_characters_that_the_font_lacks_are_drawn_in_another(tmp_path, monkeypatch):
+    """STIX, which comes with Matplotlib, has a letter that its default font lacks."""
+    figures.describe_undrawn()
+    monkeypatch.setattr(style, "_find_further_families", lambda: ["STIXGeneral"])
+    assert "STIXGeneral" in save_titled("\u1d81 cat", tmp_path).texts[0].get_fontfamily()
+    assert figures.describe_undrawn() is None
+    assert "STIXGeneral" not in save_titled("cat", tmp_path).texts[0].get_fontfamily()
+
+
+def test_characters_that_no_font_has_are_named_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "_find_further_families", lambda: [])
+    figures.describe_undrawn()
+    for text in ("猫犬", "猫 cat"):
+        save_titled(text, tmp_path)
+    assert figures.describe_undrawn().startswith(
+        "no font has the characters 犬猫, so figures show boxes. Install a font that has them, such as fonts-noto-cjk ("
+    )
+    assert figures.describe_undrawn() is None
+
+
+def test_further_families_are_installed():
+    families = style._find_further_families()
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    assert set(families) <= installed and all(name.startswith(style._SCRIPTS) for name in families)
+
+
+def test_other_warnings_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda *a, **k: warnings.warn("too large", stacklevel=1))
+    with pytest.warns(UserWarning, match="^too large$"):
+        save_titled("cat", tmp_path)

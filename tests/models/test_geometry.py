@@ -10,7 +10,14 @@ import pytest
 from kpipe.catalog.networks import MODELS
 from kpipe.errors import ConfigError
 from kpipe.models.building import deferred_initialization, discard_variables
-from kpipe.models.geometry import TrainingMemory, count_macs, estimate_training_memory, fitting_batch_size, measure
+from kpipe.models.geometry import (
+    TrainingMemory,
+    count_macs,
+    count_training_flops,
+    estimate_training_memory,
+    fitting_batch_size,
+    measure,
+)
 from kpipe.models.googlenet import googlenet
 from kpipe.models.lenet import lenet5
 from kpipe.models.preprocessing import Whiten
@@ -285,3 +292,21 @@ def test_halved_precision_halves_the_activations():
     rows = {row.name: row for row in measure(lenet5())}
     assert rows["c1"].memory == 2 * 28 * 28 * 6
     assert rows["logits"].memory == 4 * 10
+
+
+def test_operations_of_a_training_step_by_hand(without_weights):
+    """Two for each multiply-add: forward, for the gradient of the weights, and for that of the input."""
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="first")(images)  # 64 x 27 x 4
+    x = keras.ops.relu(keras.layers.Conv2D(2, 1, name="second")(x))  # 64 x 4 x 2
+    outputs = keras.layers.Dense(5, name="last")(keras.layers.Flatten()(x))  # 128 x 5
+    model = keras.Model(images, outputs)
+    first, second, last = 64 * 27 * 4, 64 * 4 * 2, 128 * 5
+    assert count_training_flops(model) == 2 * (2 * first + 3 * second + 3 * last)
+    model.get_layer("first").trainable = False
+    assert count_training_flops(model) == 2 * (first + 2 * second + 3 * last)
+    model.get_layer("second").trainable = False
+    assert count_training_flops(model) == 2 * (first + second + 2 * last)
+    assert count_training_flops(model, {"last"}) == 2 * 2 * last
+    model.get_layer("first").trainable = True  # whose gradient runs through the frozen layer
+    assert count_training_flops(model) == 2 * (2 * first + 2 * second + 3 * last)

@@ -57,3 +57,11 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch):
 
     monkeypatch.setattr(environment.subprocess, "run", missing)
     assert environment.describe_environment()["git"] is None
+
+
+def test_the_peak_of_the_memory(tmp_path, monkeypatch):
+    assert 10**8 < host.peak_memory() < 10**12
+    monkeypatch.setattr(host, "STATUS", tmp_path / "status")
+    assert host.peak_memory() is None
+    host.STATUS.write_text("VmPeak:\t 9 kB\nVmHWM:\t    2000 kB\n")
+    assert host.peak_memory() == 2_048_000

@@ -1,0 +1,123 @@
+"""What the workers tell each other about their run, with stand-ins for the others."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from kpipe.errors import ConfigError, DataError, EnvironmentFault
+from kpipe.runs import cluster
+from kpipe.runs.cluster import check_same_data, open_run_together, translate_lost_workers
+from kpipe.runs.directory import Run
+from kpipe.training.distribution import Workers
+
+IDENTITY = {"name": "tiny"}
+
+
+class Two(Workers):
+    """One of two workers; what the other one says is given."""
+
+    def __init__(self, index, *, told="", flag=False):
+        self.index, self.count, self._told, self._flag = index, 2, told, flag
+        self.said = []
+
+    def share(self, text=""):
+        self.said.append(text)
+        return text if self.is_chief else self._told
+
+    def largest(self, value):
+        return max(value, float(self._flag))
+
+
+def offer(path, **others):
+    told = {"path": str(path), "resumed": True, "resolved": {"precision": "float32"}, "status": None, "token": "7 run"}
+    return json.dumps(told | others)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / ".workers").write_text("7 run")
+    (run / "config.yaml").write_text("name: tiny\n")
+    return run
+
+
+def test_the_others_get_a_copy_that_they_may_write_to(run):
+    with open_run_together(Two(1, told=offer(run))) as copy:
+        assert copy.path != run and copy.resumed and copy.resolved == {"precision": "float32"}
+        assert (copy.path / "config.yaml").read_text() == "name: tiny\n"
+        assert copy.checkpoints.resolve() == run / "checkpoints"
+        copy.write_json("summary.json", {})
+    assert not copy.path.exists() and not (run / "summary.json").exists() and (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("token", ["8 run", None])
+def test_a_run_directory_that_is_not_shared_is_refused_by_the_others(run, token):
+    (run / ".workers").unlink() if token is None else (run / ".workers").write_text(token)
+    message = "run: expected a run directory that all workers see, and not all do. Put the runs on a disk that all"
+    with pytest.raises(EnvironmentFault, match=message), open_run_together(Two(1, told=offer(run))):
+        pass
+
+
+def test_the_chief_ends_as_well_where_another_does_not_see_its_run(tmp_path):
+    chief = Two(0, flag=True)
+    message = "expected a run directory that all workers see, and not all do"
+    with pytest.raises(EnvironmentFault, match=message), open_run_together(chief, tmp_path, "tiny", IDENTITY):
+        pass
+    assert not [*(tmp_path / "tiny").glob("2*")]
+
+
+def test_the_others_are_told_why_the_chief_has_no_run(tmp_path):
+    chief = Two(0)
+    (tmp_path / "tiny").touch()
+    with pytest.raises(EnvironmentFault), open_run_together(chief, tmp_path, "tiny", IDENTITY):
+        pass
+    [told] = chief.said
+    with pytest.raises(EnvironmentFault, match="^the first worker could not open a run: .*tiny"):
+        with open_run_together(Two(1, told=told)):
+            pass
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_workers_with_other_data_are_refused(tmp_path, differs):
+    (tmp_path / "data.json").write_text('{"classes": ["a"]}')
+    chief = Two(0)
+    check_same_data(Run(tmp_path, False, None), chief)
+    (tmp_path / "data.json").write_text('{"classes": ["b"]}' if differs else '{"classes": ["a"]}')
+    check = lambda: check_same_data(Run(tmp_path, False, None), Two(1, told=chief.said[0]))  # noqa: E731
+    if not differs:
+        return check()
+    with pytest.raises(DataError, match="^the workers have found different data; they need the same images under data"):
+        check()
+
+
+def test_a_lost_worker_is_said_with_how_to_resume(run):
+    error = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nSocket closed")
+    (run / "checkpoints" / "step-00000012").mkdir()
+    with pytest.raises(EnvironmentFault) as found, translate_lost_workers(Run.reading(run), Two(0)):
+        raise error
+    said = str(found.value)
+    assert said.startswith(
+        "another worker has ended, or cannot be reached (Socket closed); the training is saved up to "
+    )
+    assert "step 12. Start all of them again. " in said
+
+
+@pytest.mark.parametrize(
+    "error", [tf.errors.ResourceExhaustedError(None, None, "OOM"), ConfigError("data.source: expected")]
+)
+def test_other_errors_stay_what_they_are(run, error):
+    with pytest.raises(type(error)), translate_lost_workers(Run.reading(run), Two(0)):
+        raise error
+
+
+def test_alone_an_error_of_tensorflow_stays_one(run):
+    with pytest.raises(tf.errors.UnavailableError), translate_lost_workers(Run.reading(run), Workers()):
+        raise tf.errors.UnavailableError(None, None, "x")
+
+
+def test_a_token_is_no_part_of_a_run(tmp_path):
+    chief = Two(0)
+    with open_run_together(chief, tmp_path, "tiny", IDENTITY) as opened:
+        assert not (opened.path / cluster._TOKEN).exists()

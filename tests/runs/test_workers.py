@@ -1,0 +1,167 @@
+"""Two workers on this machine train as one process does, end together, and are resumed together."""
+
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from image_sets import define_set, prepare_set, tfds_in, write_image
+from tiny_runs import arrays_of, only_run, records_of, timeless
+
+pytestmark = pytest.mark.slow
+
+NETS = """\
+import keras
+
+
+def normed(input_shape, classes, preprocessing):
+    images = keras.Input(input_shape)
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(preprocessing(images))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, keras.layers.Dense(classes, dtype="float32", name="logits")(x))
+"""
+TINY = """\
+data: {{source: "{source}", image_size: 8, batch_size: 8, cache: {cache}, augment: [flip_horizontal]}}
+model: {{name: "nets.py:normed"}}
+training: {{epochs: 3, precision: float32, log_every: {{steps: 4}}, learning_rate: {{schedule: constant, peak: 0.01}}}}
+"""
+TOGETHER = "training.distribution=multi_worker"
+
+
+@pytest.fixture
+def write_experiment(tmp_path):
+    def write_experiment(source="synthetic", cache="auto"):
+        (tmp_path / "nets.py").write_text(NETS)
+        (tmp_path / "tiny.yaml").write_text(TINY.format(source=source, cache=cache))
+        return str(tmp_path / "tiny.yaml")
+
+    return write_experiment
+
+
+@pytest.fixture
+def start_two(start):
+    """Start two workers, the chief first."""
+
+    def start_two(*arguments, blows=(None, None), logs=None, **environment):
+        with socket.socket() as one, socket.socket() as other:
+            for each in (one, other):
+                each.bind(("127.0.0.1", 0))
+            addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+        return [
+            start(
+                *arguments,
+                blow=blow,
+                TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}),
+                **({"KPIPE_LOGS": str(logs[index])} if logs else {}),
+                **environment,
+            )
+            for index, blow in enumerate(blows)
+        ]
+
+    return start_two
+
+
+def wait_for_both(workers, *codes):
+    found = tuple(worker.wait() for worker in workers)
+    assert found == codes, "\n".join(worker.err for worker in workers)
+
+
+def numbers_of(run):
+    return [
+        {key: value for key, value in record.items() if key != "split" and key != "span"} for record in timeless(run)
+    ]
+
+
+def images_in_memory(tmp_path):
+    return {"source": "synthetic"}
+
+
+def image_files(tmp_path):
+    random = np.random.default_rng(0)
+    for place in range(90):
+        shade = place % 3
+        path = tmp_path / "images" / "abc"[shade] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, random.integers(60 * shade, 60 * shade + 100, (8, 8, 3)).astype(np.uint8))
+    return {"source": f"folder:{tmp_path / 'images'}", "cache": "none"}
+
+
+def a_stream(tmp_path):
+    for tfds in tfds_in(tmp_path / "tfds"):
+        define_set(tfds, "shades", {"train": [place % 2 for place in range(90)], "test": [0, 1, 1] * 9})
+        prepare_set(tfds, "shades", shards=3)
+    return {"source": "tfds:shades", "cache": "none"}
+
+
+@pytest.mark.parametrize("make", [images_in_memory, image_files, a_stream])
+def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start, start_two, make):
+    """With batch normalization, and each image of an uneven test split scored once."""
+    experiment = write_experiment(**make(tmp_path))
+    environment = {"TFDS_DATA_DIR": str(tmp_path / "tfds")}
+    alone = start("run", experiment, **environment, KPIPE_LOGS=str(tmp_path / "alone"))
+    assert alone.wait() == 0, alone.err
+    chief, other = workers = start_two("run", experiment, TOGETHER, **environment)
+    wait_for_both(workers, 0, 0)
+    assert "batch size 8 (4 on each of 2 devices)" in chief.out
+    assert other.out == "waiting for the other workers ...\n" and other.err == ""
+    one, two = only_run(tmp_path / "alone"), only_run(tmp_path / "logs")
+    for record, expected in zip(records_of(two), records_of(one), strict=True):
+        for key in ("step", "split", "span"):
+            assert record[key] == expected[key]
+        for key in ("loss", "accuracy", "gradient_norm"):
+            assert record.get(key) == pytest.approx(expected.get(key), rel=1e-4, abs=1e-6), (key, record)
+    ours, theirs = arrays_of(two), arrays_of(one)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, write_experiment, start_two, victim):
+    experiment = write_experiment()
+    whole = tmp_path / "whole"
+    wait_for_both(start_two("run", experiment, TOGETHER, logs=[whole, whole]), 0, 0)
+    blows = [None, None]
+    blows[victim] = ("kpipe.training.trainer", "Trainer", "run_steps", 250, signal.SIGKILL)
+    workers = start_two("run", experiment, TOGETHER, blows=blows)
+    assert workers[victim].wait() == -signal.SIGKILL
+    killed_at = time.monotonic()
+    survivor = workers[1 - victim]
+    assert survivor.wait() == 5
+    assert time.monotonic() - killed_at < 20
+    run = only_run(tmp_path / "logs")
+    assert "another worker has ended, or cannot be reached" in survivor.err
+    assert "; the training is saved up to step " in survivor.err
+    assert "Start all of them again. The same command resumes it:\n  kpipe run " in survivor.err
+    wait_for_both(start_two("run", experiment, TOGETHER), 0, 0)
+    assert only_run(tmp_path / "logs") == run
+    assert numbers_of(run) == numbers_of(only_run(whole))
+    for name, array in arrays_of(run).items():
+        np.testing.assert_array_equal(array, arrays_of(only_run(whole))[name], err_msg=name)
+
+
+def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_two):
+    blow = ("kpipe.training.trainer", "Trainer", "run_steps", 20, signal.SIGINT)
+    workers = start_two("run", write_experiment(), TOGETHER, blows=(None, blow))
+    wait_for_both(workers, 130, 130)
+    step = int((only_run(tmp_path / "logs") / "checkpoints" / "latest").read_text().strip()[5:])
+    for worker in workers:
+        assert f"interrupted; the training is saved up to step {step}. The same command resumes it:" in worker.err
+
+
+def test_only_the_chief_writes(tmp_path, write_experiment, start_two):
+    workers = start_two("run", write_experiment(), TOGETHER, "training.max_minutes=0.0001")
+    wait_for_both(workers, 0, 0)
+    run = only_run(tmp_path / "logs")
+    assert json.loads((run / "summary.json").read_text())["ended_by"] == "max_minutes"
+    assert len([*run.glob("train/events*")]) == 1 and not (run / ".workers").exists()
+    assert str(workers[0].pid) not in str(workers[1].out)
+
+
+def test_workers_need_one_folder_of_runs(tmp_path, write_experiment, start_two):
+    workers = start_two("run", write_experiment(), TOGETHER, logs=[tmp_path / "a", tmp_path / "b"])
+    wait_for_both(workers, 0, 0)  # both see the folder of the chief, whatever their own is
+    assert not (tmp_path / "b").exists()
