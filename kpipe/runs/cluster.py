@@ -114,6 +114,6 @@ def translate_lost_workers(run: Run, workers: Workers) -> Iterator[None]:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """Return the line of an error that says more than that a graph has failed."""
-    lines = [line for line in error.message.splitlines() if line.strip() and not line.startswith("Graph execution")]
+    """Return the line of an error that says what has failed, after the many that say where."""
+    lines = [line for line in error.message.splitlines() if line.strip() and not line.lstrip().startswith("[[")]
     return first_line(lines[-1] if lines else error.message)

@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -24,18 +23,23 @@ def normed(input_shape, classes, preprocessing):
     return keras.Model(images, keras.layers.Dense(classes, dtype="float32", name="logits")(x))
 """
 TINY = """\
-data: {{source: "{source}", image_size: 8, batch_size: 8, cache: {cache}, augment: [flip_horizontal]}}
+data: {{source: "{source}", image_size: 8, batch_size: 8, cache: {cache}, augment: [flip_horizontal]{more}}}
 model: {{name: "nets.py:normed"}}
-training: {{epochs: 3, precision: float32, log_every: {{steps: 4}}, learning_rate: {{schedule: constant, peak: 0.01}}}}
+training:
+  epochs: 3
+  precision: float32
+  optimizer: {{name: sgd, momentum: 0.9}}  # Adam would enlarge the rounding of gradients that are nearly 0
+  log_every: {{steps: 4}}
+  learning_rate: {{schedule: constant, peak: 0.01}}
 """
 TOGETHER = "training.distribution=multi_worker"
 
 
 @pytest.fixture
 def write_experiment(tmp_path):
-    def write_experiment(source="synthetic", cache="auto"):
+    def write_experiment(source="synthetic", cache="auto", more=", synthetic: {images: 300}"):
         (tmp_path / "nets.py").write_text(NETS)
-        (tmp_path / "tiny.yaml").write_text(TINY.format(source=source, cache=cache))
+        (tmp_path / "tiny.yaml").write_text(TINY.format(source=source, cache=cache, more=more))
         return str(tmp_path / "tiny.yaml")
 
     return write_experiment
@@ -76,7 +80,7 @@ def numbers_of(run):
 
 
 def images_in_memory(tmp_path):
-    return {"source": "synthetic"}
+    return {}
 
 
 def image_files(tmp_path):
@@ -86,14 +90,14 @@ def image_files(tmp_path):
         path = tmp_path / "images" / "abc"[shade] / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, random.integers(60 * shade, 60 * shade + 100, (8, 8, 3)).astype(np.uint8))
-    return {"source": f"folder:{tmp_path / 'images'}", "cache": "none"}
+    return {"source": f"folder:{tmp_path / 'images'}", "cache": "none", "more": ""}
 
 
 def a_stream(tmp_path):
-    for tfds in tfds_in(tmp_path / "tfds"):
+    with tfds_in(tmp_path / "tfds") as tfds:
         define_set(tfds, "shades", {"train": [place % 2 for place in range(90)], "test": [0, 1, 1] * 9})
         prepare_set(tfds, "shades", shards=3)
-    return {"source": "tfds:shades", "cache": "none"}
+    return {"source": "tfds:shades", "cache": "none", "more": ""}
 
 
 @pytest.mark.parametrize("make", [images_in_memory, image_files, a_stream])
@@ -111,8 +115,8 @@ def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start
     for record, expected in zip(records_of(two), records_of(one), strict=True):
         for key in ("step", "split", "span"):
             assert record[key] == expected[key]
-        for key in ("loss", "accuracy", "gradient_norm"):
-            assert record.get(key) == pytest.approx(expected.get(key), rel=1e-4, abs=1e-6), (key, record)
+        for key in expected.keys() & {"loss", "accuracy", "gradient_norm"}:
+            assert record[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (key, record)
     ours, theirs = arrays_of(two), arrays_of(one)
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
@@ -125,13 +129,11 @@ def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, w
     whole = tmp_path / "whole"
     wait_for_both(start_two("run", experiment, TOGETHER, logs=[whole, whole]), 0, 0)
     blows = [None, None]
-    blows[victim] = ("kpipe.training.trainer", "Trainer", "run_steps", 250, signal.SIGKILL)
+    blows[victim] = ("kpipe.training.trainer", "Trainer", "run_steps", 12, signal.SIGKILL)
     workers = start_two("run", experiment, TOGETHER, blows=blows)
     assert workers[victim].wait() == -signal.SIGKILL
-    killed_at = time.monotonic()
     survivor = workers[1 - victim]
     assert survivor.wait() == 5
-    assert time.monotonic() - killed_at < 20
     run = only_run(tmp_path / "logs")
     assert "another worker has ended, or cannot be reached" in survivor.err
     assert "; the training is saved up to step " in survivor.err
@@ -152,16 +154,12 @@ def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_t
         assert f"interrupted; the training is saved up to step {step}. The same command resumes it:" in worker.err
 
 
-def test_only_the_chief_writes(tmp_path, write_experiment, start_two):
-    workers = start_two("run", write_experiment(), TOGETHER, "training.max_minutes=0.0001")
+def test_only_the_chief_writes_and_says_when_the_time_is_over(tmp_path, write_experiment, start_two):
+    """The others take the folder of the chief, whatever their own is."""
+    options = (TOGETHER, "training.max_minutes=0.0001")
+    workers = start_two("run", write_experiment(), *options, logs=[tmp_path / "logs", tmp_path / "other"])
     wait_for_both(workers, 0, 0)
     run = only_run(tmp_path / "logs")
     assert json.loads((run / "summary.json").read_text())["ended_by"] == "max_minutes"
     assert len([*run.glob("train/events*")]) == 1 and not (run / ".workers").exists()
-    assert str(workers[0].pid) not in str(workers[1].out)
-
-
-def test_workers_need_one_folder_of_runs(tmp_path, write_experiment, start_two):
-    workers = start_two("run", write_experiment(), TOGETHER, logs=[tmp_path / "a", tmp_path / "b"])
-    wait_for_both(workers, 0, 0)  # both see the folder of the chief, whatever their own is
-    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "other").exists()
