@@ -49,7 +49,7 @@ from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
 from kpipe.runs.logs import RunLog
-from kpipe.runs.machine import resolve_auto
+from kpipe.runs.machine import check_precision, resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
@@ -124,21 +124,20 @@ def train(
             splits = load_splits(config, check=partial(record_data, run), progress=screen.progress)
         else:
             record_data(run, splits)
-        prepared = prepare(
-            experiment,
-            make_strategy(),
-            splits=splits,
-            weights=weights,
-            constants=constants,
-            progress=screen.progress,
-        )
+        given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
+        prepared, precision_note = prepare(experiment, make_strategy(), **given), None
+        if not run.resumed:
+            experiment, precision_note = check_precision(experiment, prepared.model)
+        if precision_note:
+            seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+            prepared = prepare(experiment, make_strategy(), **given)
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:
             record = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
             run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
-        trainer = make_trainer(training, model, prepared.layer_rules)
+        trainer = make_trainer(training, model, prepared.layer_rules, xla=experiment.chosen.xla)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep)
 
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
@@ -157,7 +156,7 @@ def train(
             if not run.resumed:
                 batch = _first_batch(experiment, prepared) if options.draw else None
                 log.write_start(run.path / "config.yaml", model, batch=batch, graph=options.draw)
-            notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
+            notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note, precision_note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
             ends = recorder.is_done or recorder.ends_here()
             planned, note = (None, None) if ends else plan_features(experiment, prepared, state.train.step)

@@ -16,7 +16,13 @@ from kpipe.catalog.wording import show
 from kpipe.errors import did_you_mean
 
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "logging")
-NOT_SEARCHED += ("training.deterministic", "training.monitor", "training.when_stuck", "training.profile")
+NOT_SEARCHED += (
+    "training.deterministic",
+    "training.xla",
+    "training.monitor",
+    "training.when_stuck",
+    "training.profile",
+)
 """Keys, with all below them, that do not change the training or that a search sets itself."""
 _DIGITS = 6  # of a sampled number, so that it can be read, and is the same number when it is typed again
 _LARGEST_GRID = 100_000  # combinations, where search.trials is not given

@@ -1,5 +1,6 @@
 """The device that this machine trains on, and its free memory."""
 
+import contextlib
 import os
 
 import keras
@@ -16,6 +17,16 @@ def describe_device() -> str:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
         return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
     return f"CPU, {counted(os.cpu_count() or 1, 'core')}"
+
+
+def grow_gpu_memory() -> None:
+    """Let TensorFlow take the memory of the GPUs as it is needed, and not all of it at its start.
+
+    Where it has started already, or devices were divided by hand, they stay as they are.
+    """
+    with contextlib.suppress(RuntimeError, ValueError):
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
