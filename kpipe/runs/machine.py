@@ -3,7 +3,6 @@
 import math
 
 import keras
-import tensorflow as tf
 from pydantic import ValidationError
 
 from kpipe.caller import flag
@@ -33,7 +32,8 @@ def resolve_auto(experiment: Experiment, run: Run | None = None) -> Experiment:
     training, earlier = experiment.training, _read_resolved(run) or experiment.chosen
     precision, reason = training.precision, "as training.precision says"
     if precision == "auto" and earlier:
-        precision, reason = earlier.precision, f"as {_describe_beginning(run)}"
+        precision = earlier.precision
+        reason = "as the run began" if run and run.resolved else "as in the run of this file"
         _check_gpu_is_there(precision, run)
     elif precision == "auto":
         reason = f"auto: {explain_auto()}"
@@ -41,7 +41,7 @@ def resolve_auto(experiment: Experiment, run: Run | None = None) -> Experiment:
     if earlier:
         deterministic = earlier.deterministic if deterministic == "auto" else deterministic
         xla = earlier.xla if xla == "auto" else xla
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    has_gpu = gpu_capability() is not None
     if xla == "auto":  # XLA has no deterministic gradient of max pooling
         xla = has_gpu and deterministic is not True and can_compile()
     resolved = Resolved(
@@ -77,25 +77,22 @@ def check_precision(experiment: Experiment, model: keras.Model) -> tuple[Experim
             f"training.precision: expected logits in {precision} within {100 * LARGEST_ERROR:.0f} % of those in "
             f"float32, got some {got}. Use training.precision=float32"
         )
-    reason = f"auto: in {precision} the network has logits {got}"
+    reason = f"auto: its logits in {precision} are some {got}"
     resolved = experiment.chosen.model_copy(update={"precision": "float32", "precision_reason": reason})
-    note = f"the network is trained in float32: its first logits in {precision} are some {got} from those in float32"
+    note = f"in {precision}, the first logits are some {got}, against float32; float32 is used instead"
     return experiment.model_copy(update={"chosen": resolved}), note
-
-
-def _describe_beginning(run: Run | None) -> str:
-    return "the run began" if run and run.resolved else "the run of this file chose"
 
 
 def _check_gpu_is_there(precision: str, run: Run | None) -> None:
     """Raise ConfigError for a run that began in float16 on a GPU, where there is none."""
-    if precision == "mixed_float16" and gpu_capability() is None:
-        where = path_shown(run.path) if run and run.resolved else "chosen"
-        remedy = f"start another run with {flag('new')}" if run and run.resolved else "give training.precision=float32"
-        raise ConfigError(
-            f"{where}: expected a GPU, since {_describe_beginning(run)} in mixed_float16 on one, got none. Make it "
-            f"visible (see kpipe doctor), or {remedy}"
-        )
+    if precision != "mixed_float16" or gpu_capability() is not None:
+        return
+    is_resumed = run is not None and run.resolved
+    where = path_shown(run.path) if is_resumed else "chosen.precision"
+    remedy = f"start another run with {flag('new')}" if is_resumed else "give training.precision=float32"
+    raise ConfigError(
+        f"{where}: expected a GPU, since the run began in mixed_float16 on one, got none. Make one visible, or {remedy}"
+    )
 
 
 def _read_resolved(run: Run | None) -> Resolved | None:

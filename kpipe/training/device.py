@@ -41,14 +41,44 @@ def free_memory() -> int | None:
     if tf.config.list_physical_devices("GPU"):
         from tensorflow.python.client import device_lib  # nothing else in TensorFlow says it
 
+        tf.config.list_logical_devices()  # first, for they are made with memory that grows
         limit = min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
         return limit - tf.config.experimental.get_memory_info("GPU:0")["current"]
     return host.free_memory()
 
 
-def gpu_hint() -> str | None:
-    """Return a line on how to make the GPU visible; None if TensorFlow sees one or there is no NVIDIA driver."""
-    if host.has_nvidia_driver() and not tf.config.list_physical_devices("GPU"):
+def describe_gpus() -> list[str]:
+    """Return name and compute capability of each GPU that TensorFlow sees: `NVIDIA T4, compute capability 7.5`."""
+    gpus = tf.config.list_physical_devices("GPU")
+    lines = []
+    for gpu, details in zip(gpus, map(tf.config.experimental.get_device_details, gpus), strict=True):
+        capability = details.get("compute_capability")
+        said = f"compute capability {'.'.join(map(str, capability))}" if capability else "no compute capability known"
+        lines.append(f"{details.get('device_name', gpu.name)}, {said}")
+    return lines
+
+
+def describe_cuda() -> str | None:
+    """Return the versions of CUDA and cuDNN that TensorFlow was built for; None: it was built for none."""
+    build = tf.sysconfig.get_build_info()
+    if not build.get("is_cuda_build"):
+        return None
+    return f"{build.get('cuda_version', 'unknown')}, cuDNN {build.get('cudnn_version', 'unknown')}"
+
+
+def gpu_hint(used: int = 1) -> str | None:
+    """Return a line on GPUs that are not used, and how they would be; None: there is none that is known of.
+
+    Args:
+        used: number of GPUs that train, where TensorFlow sees as many.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if len(gpus) > used:
+        return (
+            f"{used} of the {len(gpus)} GPUs that TensorFlow sees {'trains' if used == 1 else 'train'}. "
+            "CUDA_VISIBLE_DEVICES says which are seen"
+        )
+    if host.has_nvidia_driver() and not gpus:
         return (
             "This machine has an NVIDIA driver, but TensorFlow sees no GPU. "
             'Install its CUDA libraries: pip install -e ".[gpu]"'
