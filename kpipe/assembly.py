@@ -30,7 +30,7 @@ from kpipe.models.pretrained import Pretrained, Reuse, find_reuse, initialize_fr
 from kpipe.normalization import describe_normalization, make_normalization, most_measured, resolve_normalize
 from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
-from kpipe.training.device import free_memory
+from kpipe.training.device import free_memory, grow_gpu_memory
 from kpipe.training.distribution import workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
@@ -267,6 +267,7 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: as `load_dataset`, and as `check`.
     """
+    grow_gpu_memory()  # a search reads data before anything else
     form = ("image_size", "stored_size", "resize", "channels", "background")
     reading = ("cache", "cache_gigabytes", "on_error", "skip_limit")
     return data.load_dataset(

@@ -143,8 +143,8 @@ def _resolve(experiment: Experiment) -> tuple[Experiment, tuple[str, ...]]:
     if chosen is None or chosen.precision != "mixed_float16" or gpu_capability() is not None:
         return resolve_auto(experiment), ()
     notes = (
-        "the network is computed in float32, since there is no GPU; the run computed in mixed_float16, so that its own "
-        "numbers may differ a little",
+        "the network is computed in float32, since TensorFlow sees no GPU; the run computed in mixed_float16, so that "
+        "its own numbers may differ a little",
     )
     return experiment.model_copy(update={"chosen": chosen.model_copy(update={"precision": "float32"})}), notes
 

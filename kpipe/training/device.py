@@ -41,7 +41,8 @@ def free_memory() -> int | None:
     if tf.config.list_physical_devices("GPU"):
         from tensorflow.python.client import device_lib  # nothing else in TensorFlow says it
 
-        tf.config.list_logical_devices()  # first, for they are made with memory that grows
+        grow_gpu_memory()
+        tf.config.list_logical_devices()  # else they are made below, with all memory taken
         limit = min(device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU")
         return limit - tf.config.experimental.get_memory_info("GPU:0")["current"]
     return host.free_memory()

@@ -44,7 +44,7 @@ def fit(trainer, poisoned, *, chunk, log_every=200):
     return records
 
 
-@pytest.mark.parametrize("chunk", [1, 130])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 130])
 def test_fifty_skipped_steps_in_a_row_end_the_training(chunk):
     trainer = make_trainer()
     poisoned = [step == 3 or 20 <= step for step in range(STEPS)]

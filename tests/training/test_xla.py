@@ -36,7 +36,8 @@ def batches(step=0):
     return tf.data.Dataset.range(step, 6).map(make_batch)
 
 
-@pytest.mark.parametrize("pieces", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_a_compiled_step_is_the_same_step(pieces):
     """Layers that thaw on the way are trained, too."""
     compiled, plain = (make_trainer(xla=xla, pieces=pieces) for xla in (True, False))
