@@ -30,11 +30,12 @@ from kpipe.models.pretrained import Pretrained, Reuse, find_reuse, initialize_fr
 from kpipe.normalization import describe_normalization, make_normalization, most_measured, resolve_normalize
 from kpipe.training.averaging import WeightAverage
 from kpipe.training.control import Cadence
-from kpipe.training.device import free_memory
+from kpipe.training.device import free_memory, grow_gpu_memory
 from kpipe.training.distribution import synchronize, workers_of
 from kpipe.training.durations import steps_of
 from kpipe.training.finetuning import LayerRule, make_layer_rules
 from kpipe.training.layer_statistics import LayerHistograms, LayerStatistics
+from kpipe.training.loss_scaling import LossScaling
 from kpipe.training.losses import make_loss
 from kpipe.training.metrics import make_metrics
 from kpipe.training.optimizers import make_optimizer
@@ -202,8 +203,9 @@ def build(
         )
         for name, rule in rules.items():
             model.get_layer(name).trainable = rule.thaws < math.inf
+        optimizer = _make_optimizer(training, model, rules, lengths)
         model.compile(
-            optimizer=_make_optimizer(training, model, rules, lengths),
+            optimizer=LossScaling(optimizer) if experiment.chosen.precision == "mixed_float16" else optimizer,
             loss=make_loss(*experiment.loss),
             metrics=make_metrics(network["classes"]),
             jit_compile=False,  # on a CPU, XLA makes these networks slower
@@ -235,10 +237,19 @@ def load_weights(experiment: Experiment, *, only_shapes: bool = False) -> Pretra
     return weights
 
 
-def make_trainer(training: TrainingConfig, model: keras.Model, rules: Mapping[str, LayerRule]) -> Trainer:
-    """Return the trainer of a model whose layers are trained by these rules."""
+def make_trainer(
+    training: TrainingConfig, model: keras.Model, rules: Mapping[str, LayerRule], *, xla: bool = False
+) -> Trainer:
+    """Return the trainer of a model whose layers are trained by these rules.
+
+    Args:
+        training: the section of the experiment.
+        model: compiled.
+        rules: how each layer is trained, by its name.
+        xla: whether XLA compiles the training step.
+    """
     thaws = {name: rule.thaws for name, rule in rules.items() if rule.thaws}
-    return Trainer(model, thaws=thaws, pieces=training.accumulate)
+    return Trainer(model, thaws=thaws, pieces=training.accumulate, xla=xla)
 
 
 def load_splits(
@@ -258,6 +269,7 @@ def load_splits(
     Raises:
         ConfigError, DataError, EnvironmentFault: as `load_dataset`, and as `check`.
     """
+    grow_gpu_memory()  # a search reads data before anything else
     form = ("image_size", "stored_size", "resize", "channels", "background")
     reading = ("cache", "cache_gigabytes", "on_error", "skip_limit")
     return data.load_dataset(

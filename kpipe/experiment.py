@@ -45,21 +45,21 @@ from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.pretrained import Reuse
 from kpipe.overview import show_header, show_result
-from kpipe.runs.cluster import check_same_data, open_run_together, translate_lost_workers
+from kpipe.runs.cluster import check_same_data, open_run_together, share_resolved, translate_lost_workers
 from kpipe.runs.dataset import record_data, record_unreadable
 from kpipe.runs.directory import Run, logs_folder
 from kpipe.runs.disk import check_disk
 from kpipe.runs.environment import record_environment
 from kpipe.runs.interruption import translate_interruption
 from kpipe.runs.logs import RunLog
-from kpipe.runs.machine import resolve_auto
+from kpipe.runs.machine import check_precision, resolve_auto
 from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
 from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
-from kpipe.training.device import gpu_hint, seed_everything
+from kpipe.training.device import gpu_hint, grow_gpu_memory, seed_everything
 from kpipe.training.distribution import Workers, make_strategy
 from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
@@ -121,7 +121,7 @@ def train(
         MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
-        experiment = resolve_auto(experiment, run)
+        experiment = share_resolved(resolve_auto(experiment, run), workers)
         seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
         config, training = experiment.data, experiment.training
         constants = options.constants or run.constants
@@ -134,21 +134,22 @@ def train(
         else:
             record_data(run, splits)
         check_same_data(run, workers)
-        prepared = prepare(
-            experiment,
-            strategy,
-            splits=splits,
-            weights=weights,
-            constants=constants,
-            progress=screen.progress,
-        )
+        given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
+        prepared, precision_note = prepare(experiment, strategy, **given), None
+        if not run.resumed:
+            tried = experiment.chosen.precision
+            experiment, precision_note = check_precision(experiment, prepared.model)
+            experiment = share_resolved(experiment, workers)
+        if not run.resumed and experiment.chosen.precision != tried:
+            seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+            prepared = prepare(experiment, strategy, **given)
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:
             record = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
             run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
-        trainer = make_trainer(training, model, prepared.layer_rules)
+        trainer = make_trainer(training, model, prepared.layer_rules, xla=experiment.chosen.xla)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep, writes=workers.is_chief)
 
         # Restore: the state of a resumed run, and whether this machine has the disk and memory for the rest.
@@ -168,8 +169,9 @@ def train(
             if not run.resumed:
                 batch = _first_batch(experiment, prepared) if options.draw else None
                 log.write_start(run.path / "config.yaml", model, batch=batch, graph=options.draw)
-            notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note]
-            notes += [*restored.notes, *changed, *memory.watch(model), *log.lost, gpu_hint()]
+            notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note, precision_note]
+            notes += [*restored.notes, *changed, *memory.watch(model), *log.lost]
+            notes.append(gpu_hint(used=strategy.num_replicas_in_sync // workers.count))
             ends = recorder.is_done or recorder.ends_here()
             planned, note = (None, None) if ends else plan_features(experiment, prepared, state.train.step)
             notes.append(note)
@@ -228,6 +230,7 @@ def train(
 def _find_strategy(experiment: Experiment, screen: Screen) -> tf.distribute.Strategy:
     """Return the strategy under which the experiment is trained, once all workers are there."""
     name = experiment.training.distribution
+    grow_gpu_memory()  # before a GPU is used
     with screen.status("waiting for the other workers") if name == "multi_worker" else nullcontext():
         return make_strategy(name)
 
@@ -237,7 +240,7 @@ def _trainer_of_one(experiment: Experiment, prepared: Prepared, run: Run) -> Tra
     strategy = make_strategy()
     built = build(experiment, prepared.network, prepared.steps_per_epoch, strategy, weights=prepared.reuse)
     load_portable_weights(built.model, run.model)
-    return make_trainer(experiment.training, built.model, built.layer_rules)
+    return make_trainer(experiment.training, built.model, built.layer_rules, xla=experiment.chosen.xla)
 
 
 def _first_batch(experiment: Experiment, prepared: Prepared) -> np.ndarray | None:

@@ -1,12 +1,13 @@
 """What this machine has: memory that is free or taken, the driver of a GPU."""
 
-import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")  # getrusage would also tell the peak of the program that has started this one
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def free_memory() -> int | None:
@@ -26,7 +27,21 @@ def peak_memory() -> int | None:
 
 def has_nvidia_driver() -> bool:
     """Return whether an NVIDIA driver is installed; under WSL2, only its program shows it."""
-    return shutil.which("nvidia-smi") is not None or os.path.exists("/proc/driver/nvidia/version")
+    return shutil.which("nvidia-smi") is not None or NVIDIA_DRIVER.exists()
+
+
+def nvidia_driver_version() -> str | None:
+    """Return the version of the NVIDIA driver, as `550.54.15`; None: there is none, or it does not say."""
+    try:
+        said = NVIDIA_DRIVER.read_text()
+    except OSError:  # WSL2
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        try:
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout
+        except (OSError, subprocess.SubprocessError):
+            return None
+    found = re.search(r"\b\d{3,}(\.\d+)+\b", said)
+    return found[0] if found else None
 
 
 def _available() -> int | None:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from kpipe.assembly import Prepared
-from kpipe.config.schema import Experiment, TrainingConfig
+from kpipe.config.schema import Experiment, Resolved, TrainingConfig
 from kpipe.console import Screen, counted, describe_counts, describe_time
 from kpipe.names import from_here, path_shown, shell_quoted
 from kpipe.runs.dataset import UNREADABLE
@@ -46,7 +46,7 @@ def show_header(
         "training": ", ".join(
             [epochs, _describe_batch(config.batch_size, prepared), training.optimizer.name, *describe_options(training)]
         ),
-        "device": f"{describe_device()}, {experiment.chosen.precision}",
+        "device": f"{describe_device()}, {_describe_resolved(experiment.chosen)}",
         "run": from_here(run.path),
     }
     if run.resumed:
@@ -73,6 +73,10 @@ def describe_options(training: TrainingConfig) -> list[str]:
     if training.average:
         words.append(f"averaged weights (decay {training.average.decay:g})")
     return words
+
+
+def _describe_resolved(resolved: Resolved) -> str:
+    return f"{resolved.precision} ({resolved.precision_reason})" + (", compiled by XLA" if resolved.xla else "")
 
 
 def _describe_start(experiment: Experiment, prepared: Prepared) -> dict[str, str]:

@@ -29,7 +29,7 @@ from kpipe.runs.machine import resolve_auto
 from kpipe.runs.model_files import TrainedFile, find_trained, remedy_for_damage
 from kpipe.training.losses import CrossEntropy, make_loss
 from kpipe.training.metrics import make_metrics
-from kpipe.training.precision import precision_scope
+from kpipe.training.precision import gpu_capability, precision_scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,8 @@ def _find_shape(found: TrainedFile, saved: keras.Model) -> tuple[int, int, int]:
 
 
 def _load_run(found: TrainedFile) -> Trained:
-    run, file, experiment = found.run, found.file, resolve_auto(found.experiment)
+    run, file = found.run, found.file
+    experiment, notes = _resolve(found.experiment)
     saved = _load_of_run(found)
     shape = _find_shape(found, saved)
     normalization = load_normalization(run.constants, shape)
@@ -150,10 +151,22 @@ def _load_run(found: TrainedFile) -> Trained:
     if is_own(experiment.model.name):
         model, notes = _restore_first_layer(saved, normalization), _describe_precision(experiment)
     else:
-        model, notes = _build(found, experiment, shape, normalization), ()
+        model = _build(found, experiment, shape, normalization)
         _copy_weights(file, saved, model)
     _compile(model, make_loss(*experiment.loss), len(found.class_names))
     return Trained(file, run, experiment, model, found.class_names, shape, experiment.data, notes)
+
+
+def _resolve(experiment: Experiment) -> tuple[Experiment, tuple[str, ...]]:
+    """Return the experiment in a precision that this machine computes in, and what the user must know of it."""
+    chosen = experiment.chosen
+    if chosen is None or chosen.precision != "mixed_float16" or gpu_capability() is not None:
+        return resolve_auto(experiment), ()
+    notes = (
+        "the network is computed in float32, since TensorFlow sees no GPU; the run computed in mixed_float16, so that "
+        "its own numbers may differ a little",
+    )
+    return experiment.model_copy(update={"chosen": chosen.model_copy(update={"precision": "float32"})}), notes
 
 
 def _load_saved(found: TrainedFile) -> keras.Model:

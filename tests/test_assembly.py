@@ -90,7 +90,7 @@ def test_weights_and_batches_that_do_not_fit_are_refused_before_they_are_made(mo
 
 def test_a_resumed_run_keeps_what_it_resolved(tmp_path):
     experiment = Experiment.model_validate(TINY)
-    before = {"precision": "mixed_bfloat16", "deterministic": not resolve_auto(experiment).chosen.deterministic}
+    before = {"precision": "mixed_bfloat16", "deterministic": False, "xla": True}
     kept = resolve_auto(experiment, Run(tmp_path, resumed=True, resolved=before)).chosen
     assert kept.model_dump() == before
     told = experiment.model_copy(update={"training": experiment.training.model_copy(update={"precision": "float32"})})

@@ -42,6 +42,18 @@ def test_it_computes_what_its_run_computed(finished):
     assert scores == {name: pytest.approx(summary[name], rel=1e-6) for name in ("loss", "accuracy", "top5")}
 
 
+def test_a_run_in_float16_is_computed_in_float32_without_a_gpu(copied, monkeypatch):
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("precision: mixed_bfloat16", "precision: mixed_float16"))
+    monkeypatch.setattr("kpipe.trained.gpu_capability", lambda: None)
+    trained = load_trained(copied)
+    assert trained.model.dtype_policy.name == "float32"
+    assert trained.notes == (
+        "the network is computed in float32, since TensorFlow sees no GPU; the run computed in mixed_float16, so that "
+        "its own numbers may differ a little",
+    )
+
+
 def test_both_kinds_of_weights_can_be_had(finished):
     preferred = json.loads((finished / "summary.json").read_text())["weights"]
     kinds = {kind: load_trained(finished, weights=kind) for kind in ("best", "raw", "averaged")}

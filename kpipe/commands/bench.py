@@ -89,7 +89,7 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
         splits = load_splits(experiment.data, progress=screen.progress)
         with translate_reading_errors(splits.by_name.values()):
             prepared = prepare(experiment, make_strategy(), splits=splits, weights=weights, progress=screen.progress)
-            trainer = make_trainer(training, prepared.model, prepared.layer_rules)
+            trainer = make_trainer(training, prepared.model, prepared.layer_rules, xla=experiment.chosen.xla)
             notes = [*splits.notes, *prepared.notes, *memory.watch(prepared.model), gpu_hint()]
             planned, note = plan_features(experiment, prepared, 0)
             features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)

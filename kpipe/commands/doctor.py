@@ -10,8 +10,9 @@ from kpipe.config.schema import Experiment
 from kpipe.console import Screen
 from kpipe.errors import EnvironmentFault, Interrupted
 from kpipe.experiment import train
-from kpipe.training.device import describe_device, gpu_hint
-from kpipe.training.precision import resolve_precision
+from kpipe.host import nvidia_driver_version
+from kpipe.training.device import describe_cuda, describe_device, describe_gpus, gpu_hint
+from kpipe.training.precision import explain_auto, resolve_precision
 
 _PACKAGES = ("tensorflow", "keras", "keras-tuner", "tensorboard", "tensorflow-datasets", "numpy", "pydantic")
 _TINY = {
@@ -32,7 +33,11 @@ def examine(screen: Screen | None = None) -> None:
     screen = screen or Screen()
     rows = {"kpipe": version("kpipe"), "python": f"{platform.python_version()}, {platform.platform()}"}
     rows |= {name: version(name) for name in _PACKAGES}
-    rows |= {"device": describe_device(), "precision": f"auto is {resolve_precision('auto')} here"}
+    driver, cuda, gpus = nvidia_driver_version(), describe_cuda(), describe_gpus()
+    rows |= {"NVIDIA driver": driver} if driver else {}
+    rows |= {"CUDA": f"{cuda} (TensorFlow's build)"} if cuda and (driver or gpus) else {}
+    rows |= {f"GPU {number}": gpu for number, gpu in enumerate(gpus)}
+    rows |= {"device": describe_device(), "precision": f"auto is {resolve_precision('auto')}: {explain_auto()}"}
     screen.line("kpipe doctor", style="bold")
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -51,6 +56,8 @@ def examine(screen: Screen | None = None) -> None:
             f"A tiny network on synthetic data reached {accuracy:.2f} accuracy, expected at least {_LEAST_ACCURACY}. "
             "This installation computes wrongly: install kpipe with constraints.txt into a new environment."
         )
+    device, speed = "GPU" if gpus else "CPU", result.summary["images_per_second"]
     screen.prose(
-        f"A tiny network was trained, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}. All is well."
+        f"A tiny network was trained on the {device}, saved and evaluated in {seconds:.0f} s: accuracy {accuracy:.2f}, "
+        f"{speed:,.0f} images/s. All is well."
     )

@@ -230,7 +230,7 @@ def _measure_time(
         steps_per_epoch = training["steps_per_epoch"]
         built = build(experiment, network, steps_per_epoch or _ENOUGH_STEPS, make_strategy(), weights=weights)
         memory.watch(built.model)
-        trainer = make_trainer(experiment.training, built.model, built.layer_rules)
+        trainer = make_trainer(experiment.training, built.model, built.layer_rules, xla=experiment.chosen.xla)
         planned = None
         if prepared:
             prepared = replace(prepared, model=built.model, layer_rules=built.layer_rules)

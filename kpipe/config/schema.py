@@ -327,7 +327,11 @@ class TrainingConfig(Section):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     """Precision of the computations. `auto`: what suits the device."""
     deterministic: Literal["auto", True, False] = "auto"
-    """Whether each run on the same machine computes the same bits. `auto`: on a CPU, where it costs little."""
+    """Whether each run on the same machine computes the same bits. `auto`: on a CPU, where it costs little, unless
+    `xla` is on."""
+    xla: Literal["auto", "on", "off"] = "auto"
+    """Whether XLA compiles the training step. `auto`: on a GPU, unless `deterministic` is true. On a CPU, XLA makes
+    these networks slower."""
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     """Metric that decides which weights are the best, and when training stops early."""
     early_stopping: EarlyStopping | None = None
@@ -362,7 +366,9 @@ class Resolved(Section):
     """Settings resolved from `auto` on this machine. Written by kpipe into a run's config.yaml."""
 
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
+    precision_reason: str = Field("", exclude=True)
     deterministic: bool
+    xla: bool = False
 
 
 class OwnModel(OwnNetworkOptions):

@@ -18,6 +18,7 @@ from kpipe.errors import did_you_mean
 NOT_SEARCHED = ("name", "logs", "chosen", "search", "logging")
 NOT_SEARCHED += (
     "training.deterministic",
+    "training.xla",
     "training.monitor",
     "training.when_stuck",
     "training.profile",

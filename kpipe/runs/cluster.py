@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from kpipe.config.schema import Experiment, Resolved
 from kpipe.errors import DataError, EnvironmentFault, KpipeError, first_line
 from kpipe.names import path_shown
 from kpipe.runs.dataset import RECORD
@@ -87,6 +88,12 @@ def _not_shared(path: Path) -> EnvironmentFault:
         f"{path_shown(path)}: expected a run directory that all workers see, and not all do. Put the runs on a disk "
         "that all machines share, under the same path: logs=FOLDER or KPIPE_LOGS"
     )
+
+
+def share_resolved(experiment: Experiment, workers: Workers) -> Experiment:
+    """Return the experiment with what the chief has resolved for its machine, on all workers."""
+    resolved = Resolved.model_validate_json(workers.share(experiment.chosen.model_dump_json()))
+    return experiment if workers.is_chief else experiment.model_copy(update={"chosen": resolved})
 
 
 def check_same_data(run: Run, workers: Workers) -> None:

@@ -45,6 +45,7 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
     now = {
         **describe_environment(),
         **experiment.chosen.model_dump(),
+        "precision_reason": experiment.chosen.precision_reason,
         "command": sys.argv,
         "seed": experiment.seed,
     }

@@ -17,7 +17,7 @@ from kpipe.files import finite_or_null
 from kpipe.runs.tensorboard import make_layout, write_figures
 
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "gradient_norm")
-_SCALARS += ("images_per_second", "waiting")
+_SCALARS += ("images_per_second", "waiting", "loss_scale", "skipped_steps")
 _SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kpipe.catalog.wording import show
@@ -13,6 +14,10 @@ from kpipe.errors import ConfigError, did_you_mean
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 CPU_INFO = Path("/proc/cpuinfo")
+LARGEST_ERROR = 0.25
+"""Largest relative error of the logits of a mixed precision. Measured over all networks with random weights, 3 seeds:
+at most 0.012 in mixed_bfloat16 and 0.059 in mixed_float16, both for GoogLeNet with batch normalization."""
+_TESTED = 8  # images
 
 
 def resolve_precision(name: str) -> str:
@@ -34,6 +39,62 @@ def resolve_precision(name: str) -> str:
     if name != "auto":
         return name
     return _fastest_on_cpu() if capability is None else _fastest_on_gpu(capability)
+
+
+def explain_auto() -> str:
+    """Return why `auto` is what it is on this machine."""
+    capability = gpu_capability()
+    if capability is None:
+        return f"this CPU {'multiplies' if _multiplies_bfloat16() else 'does not multiply'} bfloat16"
+    if capability == (0, 0):
+        return "the GPU does not say its compute capability"
+    return f"compute capability {'.'.join(map(str, capability))}"
+
+
+def measure_error(model: keras.Model) -> float:
+    """Return the relative error of a network's logits in its precision, against float32 with the same weights.
+
+    The images are noise, the same ones each time. Nothing of the model changes. What fails in inference is measured in
+    training as well, without dropout, and the smaller error counts: before the first step, batch normalization divides
+    by nothing in inference, and the numbers of a deep network may be too small for float16.
+
+    Args:
+        model: takes images [B, H, W, C] and returns logits [B, K], or several outputs, the logits first.
+
+    Returns:
+        The norm of the difference over the norm of the logits in float32. Infinity where they are finite in float32
+        alone; 0 where they are not finite in float32 either.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (_TESTED, *model.input_shape[1:]), np.uint8)
+    error = _compare(model, images, training=False)
+    return error if error <= LARGEST_ERROR else min(error, _compare(model, images, training=True))
+
+
+def _compare(model: keras.Model, images: np.ndarray, *, training: bool) -> float:
+    mixed = _compute_logits(model, images, training, "")
+    exact = _compute_logits(model, images, training, "float32")
+    if not np.isfinite(exact).all():
+        return 0.0
+    error = np.linalg.norm(mixed - exact) / max(np.linalg.norm(exact), np.finfo(np.float32).tiny)
+    return float(error) if np.isfinite(error) else float("inf")
+
+
+def _compute_logits(model: keras.Model, images: np.ndarray, training: bool, policy: str) -> np.ndarray:
+    """Return logits float64 [B, K], computed without dropout under a dtype policy; empty: under that of each layer."""
+    kept = [(layer, layer.dtype_policy, getattr(layer, "rate", None)) for layer in model._flatten_layers()]
+    try:
+        for layer, own_policy, rate in kept:
+            layer.dtype_policy = policy or own_policy
+            if rate is not None:
+                layer.rate = 0.0
+        with keras.StatelessScope():  # the statistics of batch normalization stay as they are
+            outputs = model(images, training=training)
+    finally:
+        for layer, own_policy, rate in kept:
+            layer.dtype_policy = own_policy
+            if rate is not None:
+                layer.rate = rate
+    return np.asarray(outputs[0] if isinstance(outputs, list | tuple) else outputs, np.float64)
 
 
 @contextlib.contextmanager
@@ -61,9 +122,13 @@ def _fastest_on_gpu(capability: tuple[int, int]) -> str:
 
 
 def _fastest_on_cpu() -> str:
+    return "mixed_bfloat16" if _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16() -> bool:
     try:
         flags = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
     except OSError:  # not Linux
-        return "float32"
+        return False
     known = set(flags[1].split()) if flags else set()
-    return "mixed_bfloat16" if known & {"amx_bf16", "avx512_bf16"} else "float32"
+    return bool(known & {"amx_bf16", "avx512_bf16"})

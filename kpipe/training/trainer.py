@@ -23,8 +23,10 @@ from kpipe.training.callback_state import remember_callbacks, restore_callbacks
 from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, TrainState, steps_within
 from kpipe.training.distribution import Workers, distribute, separate_dropout
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
+from kpipe.training.loss_scaling import loss_scaling_of
 from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
+from kpipe.training.xla import translate_xla_errors
 
 _TIMED = 16  # steps of a chunk, spread over it, whose waiting is measured: reading a clock takes up to 50 µs
 
@@ -52,13 +54,25 @@ class Trainer:
         thaws: the step from which a layer is trained, by its name; infinity: never. Layers that are not named are
             trained from the first step.
         pieces: number of pieces in which a step computes its batch, see `kpipe.training.steps`.
+        xla: whether XLA compiles the training step. Dropout then draws other numbers.
+
+    Raises:
+        ConfigError: `xla` with several replicas.
     """
 
-    def __init__(self, model: keras.Model, *, thaws: Mapping[str, float] | None = None, pieces: int = 1):
+    def __init__(
+        self, model: keras.Model, *, thaws: Mapping[str, float] | None = None, pieces: int = 1, xla: bool = False
+    ):
         self.model = model
         self.thaws = thaws or {}
         self.pieces = pieces
+        self.xla = xla
         self.strategy = model.distribute_strategy
+        if xla and self.strategy.num_replicas_in_sync > 1:
+            raise ConfigError(
+                f"training.xla: expected one device, got {self.strategy.num_replicas_in_sync}: XLA cannot compile a "
+                "step that sums gradients over devices. Use training.xla=off"
+            )
         self._train_layers([name for name, step in self.thaws.items() if step < math.inf])
         with self.strategy.scope():
             _build_variables(model)
@@ -105,9 +119,10 @@ class Trainer:
             `on_train_end` was not called (EarlyStopping would exchange the weights).
 
         Raises:
-            ConfigError: the batches end before the training, or differ in size.
+            ConfigError: the batches end before the training, or differ in size; or XLA cannot compile the step.
             DataError: there is no image to validate.
-            Diverged: a loss, a weight or a variable of the optimizer is not finite; noticed at the next log line.
+            Diverged: a loss, a weight or a variable of the optimizer is not finite; noticed at the next log line. Or
+                float16 loss scaling has skipped 50 steps in a row.
         """
         state = TrainState() if state is None else state
         state.interrupted = False
@@ -227,6 +242,8 @@ class Trainer:
         """Freeze the layers that are not trained at a step, and train the others. The next step is traced anew."""
         self._train_layers([name for name, thaw in self.thaws.items() if thaw <= step])
         self._run_steps = tf.function(self._steps)
+        # The loop around it asks for batches, which XLA cannot.
+        self._step = tf.function(self._train_step, jit_compile=True) if self.xla else self._train_step
 
     def is_thawed(self, step: int) -> bool:
         """Return whether all layers are trained that are to be trained at a step."""
@@ -244,8 +261,12 @@ class Trainer:
             iterator: of the batches.
             num_steps: how many of them.
             head: the last layers of the model, where the batches have their input instead of images.
+
+        Raises:
+            ConfigError: XLA cannot compile the step.
         """
-        norm, waited = self._run_steps(iterator, tf.constant(num_steps), head)
+        with translate_xla_errors():
+            norm, waited = self._run_steps(iterator, tf.constant(num_steps), head)
         return Chunk(self.read_metrics(), float(norm), float(waited))
 
     def read_metrics(self) -> Metrics:
@@ -262,7 +283,7 @@ class Trainer:
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 waited += _clock(is_timed) - asked_at
-            norms = self.strategy.run(self._train_step, args=(batch, head, tf.equal(step + 1, num_steps)))
+            norms = self.strategy.run(self._step, args=(batch, head, tf.equal(step + 1, num_steps)))
             norm = self.strategy.experimental_local_results(norms)[0]
         return norm, waited * tf.cast(every, tf.float64)
 
@@ -354,6 +375,7 @@ class _Loop:
     def __post_init__(self):
         self.model, self.workers = self.trainer.model, self.trainer.workers
         self.average = average_of(self.model.optimizer)
+        self.loss_scaling = loss_scaling_of(self.model.optimizer)
         self.thaw_steps = {step for step in self.trainer.thaws.values() if step < math.inf}
         self.callback_list = keras.callbacks.CallbackList(
             self.callbacks,
@@ -458,6 +480,8 @@ class _Loop:
         asked_for = (getattr(callback, "callback_steps", ()) for callback in self.callbacks)
         ends = [(epoch + 1) * self.steps_per_epoch, *itertools.chain(*asked_for), *self.thaw_steps]
         num_steps = self.cadence.chunk_steps(self.state.step, ends, self.workers.largest(self.seconds_per_step))
+        if self.loss_scaling:
+            num_steps = min(num_steps, self.loss_scaling.steps_before_end())
         first = self.state.step - epoch * self.steps_per_epoch
         self.callback_list.on_train_batch_begin(first)
         start = time.perf_counter()
@@ -465,6 +489,8 @@ class _Loop:
         seconds = time.perf_counter() - start
         metrics, self.gradient_norm = chunk.metrics, chunk.gradient_norm
         check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
+        if self.loss_scaling:
+            self.loss_scaling.check_skipped(self.state.step + num_steps)
         self.state.step += num_steps
         self.state.seconds += seconds
         for speed in (self.line_speed, self.epoch_speed):
@@ -505,6 +531,7 @@ class _Loop:
         self.collect_metrics()
         means = {name: total / (state.step - state.line_step) for name, total in state.line_sums.items()}
         latest = {"gradient_norm": self.gradient_norm, **self.rate_and_speed(self.line_speed)}
+        latest |= self.loss_scaling.read() if self.loss_scaling else {}
         self.log(epoch, "train", "steps", means | latest)
         state.line_step, state.line_sums = state.step, {}
 

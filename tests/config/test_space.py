@@ -61,6 +61,7 @@ BROKEN = [
     ("method: hyperband\n" + space("training.epochs: [1, 2]"), "hyperband itself decides how long a trial trains"),
     (space("name: [a, b]"), "search.space.name: cannot be searched"),
     (space("training.monitor: [val_loss, val_accuracy]"), "search.space.training.monitor: cannot be searched"),
+    (space("training.xla: [on, off]"), "search.space.training.xla: cannot be searched"),
     (space("training.when_stuck: [warn, stop]"), "search.space.training.when_stuck: cannot be searched"),
     (space("logging.layer_statistics.steps: [5, 6]"), "search.space.logging.layer_statistics.steps: cannot be"),
     (

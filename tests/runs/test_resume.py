@@ -484,12 +484,12 @@ def test_a_run_is_not_resumed_on_data_that_have_changed(kpipe, experiment, unfin
 
 def test_what_was_resolved_for_the_machine_may_be_damaged(kpipe, experiment, unfinished):
     config = unfinished / "config.yaml"
-    config.write_text(config.read_text().replace("precision: float32\n  deterministic: true", "precision: fast"))
+    resolved = "precision: float32\n  deterministic: true\n  xla: false"
+    config.write_text(config.read_text().replace(resolved, "precision: fast"))
     code, _, err = kpipe("run", experiment)
     assert code == 2
-    assert (
-        f"{config}: chosen: expected precision and deterministic as kpipe has written them, got {{'precision': " in err
-    )
+    expected = "expected precision, deterministic and xla as kpipe has written them"
+    assert f"{config}: chosen: {expected}, got {{'precision': " in err
 
 
 def test_a_log_that_is_a_link_is_not_cut(kpipe, experiment, unfinished, tmp_path):

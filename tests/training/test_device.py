@@ -1,5 +1,7 @@
 """What is said of the machine."""
 
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 
@@ -65,3 +67,57 @@ def test_the_peak_of_the_memory(tmp_path, monkeypatch):
     assert host.peak_memory() is None
     host.STATUS.write_text("VmPeak:\t 9 kB\nVmHWM:\t    2000 kB\n")
     assert host.peak_memory() == 2_048_000
+
+
+def pretend_gpus(monkeypatch, *details):
+    """Let TensorFlow see GPUs of which it says this."""
+    config = device.tf.config
+    gpus = [config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(len(details))]
+    known = dict(zip(gpus, details, strict=True))
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(config.experimental, "get_device_details", known.get)
+
+
+def test_gpus_are_described(monkeypatch):
+    pretend_gpus(monkeypatch, {"device_name": "NVIDIA T4", "compute_capability": (7, 5)}, {})
+    assert device.describe_gpus() == [
+        "NVIDIA T4, compute capability 7.5",
+        "/physical_device:GPU:1, no compute capability known",
+    ]
+    assert device.describe_device() == "GPU NVIDIA T4 (the first of 2)"
+
+
+def test_what_tensorflow_was_built_for(monkeypatch):
+    build = {"is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
+    monkeypatch.setattr(device.tf.sysconfig, "get_build_info", lambda: build)
+    assert device.describe_cuda() == "12.5.1, cuDNN 9"
+    build["is_cuda_build"] = False
+    assert device.describe_cuda() is None
+
+
+def test_gpus_that_are_not_used_are_said(monkeypatch):
+    pretend_gpus(monkeypatch, {}, {})
+    assert device.gpu_hint() == (
+        "1 of the 2 GPUs that TensorFlow sees trains. CUDA_VISIBLE_DEVICES says which are seen"
+    )
+    assert device.gpu_hint(used=2) is None
+    pretend_gpus(monkeypatch)
+    monkeypatch.setattr("kpipe.host.shutil.which", lambda name: "/usr/bin/nvidia-smi")
+    assert device.gpu_hint().endswith('pip install -e ".[gpu]"')
+
+
+def test_the_version_of_the_driver(monkeypatch, tmp_path):
+    monkeypatch.setattr(host, "NVIDIA_DRIVER", tmp_path / "version")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\nGCC 12.2.0\n"
+    )
+    assert host.nvidia_driver_version() == "550.54.15"
+    (tmp_path / "version").unlink()
+    monkeypatch.setattr(host.subprocess, "run", lambda *arguments, **options: SimpleNamespace(stdout="551.86\n"))
+    assert host.nvidia_driver_version() == "551.86"
+
+    def missing(*arguments, **options):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(host.subprocess, "run", missing)
+    assert host.nvidia_driver_version() is None
