@@ -34,6 +34,7 @@ class SecondOfTwo:
     cluster_resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": ["host:1", "host:2"]}), task_type="worker", task_id=1
     )
+    num_replicas_in_sync = 2
 
     def scope(self):
         return tf.distribute.get_strategy().scope()

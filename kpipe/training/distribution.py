@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kpipe.console import counted
 from kpipe.errors import ConfigError, EnvironmentFault, first_line
+from kpipe.host import has_nvidia_driver
 
 _KEY = "training.distribution"
 _LONGEST = 4096  # bytes that `Workers.share` passes on
@@ -67,7 +68,9 @@ def _make_multi_worker() -> tf.distribute.Strategy:
 def _find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     """Return the resolver of TF_CONFIG, or inside SLURM that of its tasks."""
     if "TF_CONFIG" not in os.environ and "SLURM_PROCID" in os.environ:
-        return tf.distribute.cluster_resolver.SlurmClusterResolver()
+        # It asks nvidia-smi for the GPUs, and gives each task its own.
+        none = {} if has_nvidia_driver() else {"gpus_per_node": 0, "gpus_per_task": 0, "auto_set_gpu": False}
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(**none)
     given = os.environ.get("TF_CONFIG")
     example = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
     if given is None:

@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -111,7 +113,11 @@ def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start
     wait_for_both(workers, 0, 0)
     assert "batch size 8 (4 on each of 2 devices)" in chief.out
     assert other.out == "waiting for the other workers ...\n" and other.err == ""
-    one, two = only_run(tmp_path / "alone"), only_run(tmp_path / "logs")
+    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
+
+
+def assert_close(two, one):
+    """Compare the logs and all variables of two runs."""
     for record, expected in zip(records_of(two), records_of(one), strict=True):
         for key in ("step", "split", "span"):
             assert record[key] == expected[key]
@@ -163,3 +169,39 @@ def test_only_the_chief_writes_and_says_when_the_time_is_over(tmp_path, write_ex
     assert json.loads((run / "summary.json").read_text())["ended_by"] == "max_minutes"
     assert len([*run.glob("train/events*")]) == 1 and not (run / ".workers").exists()
     assert not (tmp_path / "other").exists()
+
+
+MIRRORED = """\
+import sys
+import tensorflow as tf
+[cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from kpipe.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_devices_of_a_machine_train_as_one_does(tmp_path, write_experiment, start):
+    """With a test split of 27 images, of which the last batch has 3."""
+    experiment = write_experiment(**image_files(tmp_path))
+    alone = start("run", experiment, KPIPE_LOGS=str(tmp_path / "alone"))
+    assert alone.wait() == 0, alone.err
+    command = [sys.executable, "-c", MIRRORED, "run", experiment, "training.distribution=mirrored"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "batch size 8 (4 on each of 2 devices)" in done.stdout
+    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, write_experiment):
+    command = [sys.executable, "-c", MIRRORED, "run", write_experiment(), "training.distribution=mirrored"]
+    for override, message in (
+        ("data.batch_size=7", "data.batch_size: expected a multiple of the 2 devices, got 7"),
+        (
+            "training.accumulate=8",
+            "training.accumulate: expected a divisor of the 4 images of a batch on each of 2 devices",
+        ),
+        ("training.xla=on", "training.xla: expected one device, got 2"),
+    ):
+        done = subprocess.run([*command, override], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
