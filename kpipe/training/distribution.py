@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from kpipe.console import counted
 from kpipe.errors import ConfigError, EnvironmentFault, first_line
-from kpipe.host import has_nvidia_driver
 
 _KEY = "training.distribution"
+_MOST_TASKS = 1024  # on a node
 _LONGEST = 4096  # bytes that `Workers.share` passes on
 
 
@@ -68,9 +68,10 @@ def _make_multi_worker() -> tf.distribute.Strategy:
 def _find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     """Return the resolver of TF_CONFIG, or inside SLURM that of its tasks."""
     if "TF_CONFIG" not in os.environ and "SLURM_PROCID" in os.environ:
-        # It asks nvidia-smi for the GPUs, and gives each task its own.
-        none = {} if has_nvidia_driver() else {"gpus_per_node": 0, "gpus_per_task": 0, "auto_set_gpu": False}
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(**none)
+        # Which GPU a task sees is left to SLURM. The resolver needs numbers that allow for any number of tasks.
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(
+            gpus_per_node=_MOST_TASKS, gpus_per_task=1, auto_set_gpu=False
+        )
     given = os.environ.get("TF_CONFIG")
     example = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
     if given is None:
