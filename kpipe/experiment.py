@@ -186,7 +186,7 @@ def train(
                 validation = evaluation_batches(splits, "validation", config.batch_size, *part)
                 with (
                     recorder.saving_at_the_end(),
-                    _watching(recorder, prepared, trainer, validation, screen, stop) as watchers,
+                    _watching(recorder, prepared, trainer, None if planned else validation, screen, stop) as watchers,
                     training_screen(screen, **length, last_thaw=prepared.last_thaw) as shown,
                 ):
                     trainer.fit(
@@ -260,7 +260,12 @@ def _watching(
     screen: Screen,
     stop: Stop,
 ) -> Iterator[list[keras.callbacks.Callback]]:
-    """Give the callbacks that watch a training and change nothing in it."""
+    """Give the callbacks that watch a training and change nothing in it.
+
+    Args:
+        recorder, prepared, trainer, screen, stop: of the training.
+        validation: images of the validation split; None: there are none, or it is evaluated without images.
+    """
     experiment, run, log = recorder.experiment, recorder.run, recorder.log
     watchers = make_watchers(
         experiment,
@@ -279,7 +284,7 @@ def _watching(
             name=experiment.name,
             class_names=prepared.splits.class_names,
             seed=experiment.seed,
-            write=log.write_figures,
+            write=log.write_images,
             should_stop=lambda: stop.number is not None,
         )
         watchers.append(figures)

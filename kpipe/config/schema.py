@@ -295,7 +295,7 @@ class Profile(Section):
     @classmethod
     def _check_order(cls, steps: list[int]) -> list[int]:
         if steps[0] > steps[1]:
-            raise PydanticCustomError("order", "expected the first step before the last")
+            raise PydanticCustomError("order", "expected a first step that is not after the last")
         return steps
 
 

@@ -11,10 +11,11 @@ import tensorflow as tf
 from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import list_figures, plan_figures, save_figures
 from kpipe.figures.style import label
+from kpipe.training.averaging import average_of
 from kpipe.training.trainer import Trainer
 
 _MOST = 10  # TensorBoard shows as many images of a tag
-_SHARE = 0.02  # of the time of training steps
+_MOST_TIME = 0.02  # of that of the training steps
 _FIRST_SECONDS = 3.0  # that the first figures take, matplotlib's import included
 
 
@@ -25,16 +26,16 @@ class EpochFigures(keras.callbacks.Callback):
     steps. So a short run has those of its end alone. The last epoch has none: they are those of the end of the run.
 
     Args:
-        draw: gets the model, and the number of the epoch and of its last step.
+        draw: gets the model, and the number of the epoch and of its last step; returns whether it has drawn.
     """
 
     not_kept = ("_began",)
 
-    def __init__(self, draw: Callable[[keras.Model, int, int], None]):
+    def __init__(self, draw: Callable[[keras.Model, int, int], bool]):
         super().__init__()
         self._draw = draw
         self._began = 0.0
-        # Seconds. A resumed training goes on with them.
+        # Seconds, which a resumed training remembers.
         self.trained = self.drawn = 0.0
         self.expected = math.inf
 
@@ -54,11 +55,11 @@ class EpochFigures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         number, epochs = epoch + 1, self.params["epochs"]
         is_turn = number % math.ceil(epochs / _MOST) == 0 and number < epochs
-        if is_turn and self.drawn + self.expected <= _SHARE * self.trained:
+        if is_turn and self.drawn + self.expected <= _MOST_TIME * self.trained:
             start = time.perf_counter()
-            self._draw(self.model, number, number * self.params["steps"])
-            self.expected = time.perf_counter() - start
-            self.drawn += self.expected
+            if self._draw(self.model, number, number * self.params["steps"]):
+                self.expected = time.perf_counter() - start
+                self.drawn += self.expected
 
 
 def make_epoch_figures(
@@ -72,7 +73,7 @@ def make_epoch_figures(
     write: Callable[[int, Mapping[str, Path]], None],
     should_stop: Callable[[], bool],
 ) -> EpochFigures:
-    """Return the callback that draws what a network says of the validation split.
+    """Return the callback that draws predictions on the validation split, and what becomes of them.
 
     Args:
         trainer: of the network.
@@ -85,13 +86,15 @@ def make_epoch_figures(
         should_stop: asked after each batch; if it says so, nothing is drawn.
     """
 
-    def draw(model: keras.Model, epoch: int, step: int) -> None:
+    def draw(model: keras.Model, epoch: int, step: int) -> bool:
         predictions = Predictions("validation", seed=seed)
         if trainer.evaluate_batches(batches, predictions.add, should_stop=should_stop) is None:
-            return
+            return False
+        kind = "raw weights" if average_of(model.optimizer) else "weights"
         source = label(f"{name} · {run.name}", 100)
-        drawings = plan_figures(model, predictions, class_names, source=source, weights=f"weights of epoch {epoch}")
+        drawings = plan_figures(model, predictions, class_names, source=source, weights=f"{kind} of epoch {epoch}")
         save_figures(run, drawings)  # what cannot be drawn is said at the end of the run
         write(step, {name: file for name, file in list_figures(run).items() if name in drawings})
+        return True
 
     return EpochFigures(draw)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import keras
@@ -21,7 +22,7 @@ from kpipe.runs.state import RunState
 
 FIGURES = {
     "curves": "Learning curves",
-    "confusion_matrix": "What is taken for what",
+    "confusion_matrix": "Confusion matrix",
     "class_accuracy": "Accuracy of each class",
     "predictions": "Predictions",
     "mistakes": "Most confident mistakes",
@@ -83,11 +84,11 @@ def plan_figures(
         outcomes, sample, mistakes = predictions.outcomes, predictions.sample, predictions.mistakes
         images = counted(len(outcomes), "image")
         style = {"class_names": class_names, "caption": f"{source} · {predictions.split} split, {images} · {weights}"}
-        counts = make_confusion_matrix(outcomes, len(class_names))
+        counts = cache(partial(make_confusion_matrix, outcomes, len(class_names)))  # gigabytes of very many classes
         title = f"Predictions: {len(sample.labels)} of {images}, drawn at random"
         drawings |= {
-            "confusion_matrix": lambda: draw_confusion(counts, **style),
-            "class_accuracy": lambda: draw_class_accuracy(counts, **style),
+            "confusion_matrix": lambda: draw_confusion(counts(), **style),
+            "class_accuracy": lambda: draw_class_accuracy(counts(), **style),
             "predictions": lambda: draw_predictions(**vars(sample), **style, title=title),
             "mistakes": lambda: draw_mistakes(mistakes, len(outcomes.mistakes), files=predictions.files, **style),
         }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from kpipe.figures.style import (
     FAINT,
@@ -26,7 +27,7 @@ UNKNOWN = -1
 """Label of an image whose true class is not known."""
 
 _MOST_COLUMNS = 5
-_TILE = 64  # pixels a side of a small image among others
+_TILE, _LARGEST_TILE = 64, 200  # pixels a side of an image among others
 
 
 def tile_images(images: np.ndarray, most: int = 25) -> np.ndarray:
@@ -37,9 +38,11 @@ def tile_images(images: np.ndarray, most: int = 25) -> np.ndarray:
         most: how many are shown, the first ones.
 
     Returns:
-        uint8 [h, w, 3]; small images are enlarged to about 64 pixels.
+        uint8 [h, w, 3]; small images are enlarged to about 64 pixels, and large ones reduced to at most 200.
     """
     tiles = [to_rgb(np.clip(np.round(image), 0, 255).astype(np.uint8)) for image in images[:most]]
+    largest = max(tiles[0].shape[:2])
+    tiles = [np.asarray(Image.fromarray(tile).reduce(-(-largest // _LARGEST_TILE))) for tile in tiles]
     factor = max(1, _TILE // max(tiles[0].shape[:2]))
     tiles = [np.pad(tile.repeat(factor, 0).repeat(factor, 1), ((1, 1), (1, 1), (0, 0))) for tile in tiles]
     columns = math.ceil(math.sqrt(len(tiles)))

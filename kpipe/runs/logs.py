@@ -14,7 +14,7 @@ import tensorflow as tf
 from kpipe.console import counted
 from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
-from kpipe.runs.tensorboard import make_layout, write_figures
+from kpipe.runs.tensorboard import make_layout, write_images
 
 _SCALARS = ("loss", "accuracy", "top5", "learning_rate", "gradient_norm")
 _SCALARS += ("images_per_second", "waiting", "loss_scale", "skipped_steps")
@@ -80,7 +80,7 @@ class RunLog:
                 if math.isfinite(value):
                     tf.summary.scalar(tag, value)
 
-    def write_figures(self, step: int, files: Mapping[str, Path]) -> None:
+    def write_images(self, step: int, files: Mapping[str, Path]) -> None:
         """Add figures of the validation split to TensorBoard's images by tag.
 
         Raises:
@@ -89,7 +89,7 @@ class RunLog:
         self._require_directory()
         if self._writers:
             with self._writers["validation"].as_default(step=step):
-                write_figures(files)
+                write_images(files)
 
     def write_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Add histograms of values to TensorBoard's training run by tag.

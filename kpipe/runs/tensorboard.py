@@ -65,7 +65,7 @@ def write_ending(
         with suppress(FileNotFoundError):
             earlier.unlink()
     with closing(tf.summary.create_file_writer(str(run))) as writer, writer.as_default(step=summary["steps"]):
-        write_figures(figures)
+        write_images(figures)
         for name, counts in curves.items():
             _write_message(curve_summary.raw_data_pb(f"precision_recall/{name}", **counts))
         _write_message(hparams.hparams_pb(_list_settings(experiment, summary), trial_id=run.name))
@@ -112,7 +112,7 @@ def _list_results(summary: Mapping[str, Any]) -> dict[str, float]:
     return {tag: float(value) for tag, value in numbers.items() if value is not None}
 
 
-def write_figures(files: Mapping[str, Path]) -> None:
+def write_images(files: Mapping[str, Path]) -> None:
     """Write PNG files by their tags, with the default writer."""
     for tag, file in files.items():
         tf.summary.image(tag, read_figure(file))

@@ -33,7 +33,12 @@ def restore_callbacks(callbacks: Sequence[keras.callbacks.Callback], memory: dic
 
 
 def _keys(callbacks: Sequence[keras.callbacks.Callback]) -> list[str]:
-    return [f"{index} {type(callback).__name__}" for index, callback in enumerate(callbacks)]
+    """Return the name of each callback's class, numbered among those of the same name.
+
+    Another callback beside them does not change it: one that logs may be added when a training is resumed.
+    """
+    names = [type(callback).__name__ for callback in callbacks]
+    return [f"{name} {names[:place].count(name) + 1}" for place, name in enumerate(names)]
 
 
 def _can_be_kept(value: Any) -> bool:

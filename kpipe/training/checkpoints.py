@@ -36,7 +36,7 @@ from kpipe.errors import Diverged, EnvironmentFault
 from kpipe.files import remedy
 from kpipe.training.variables import AVERAGES, NETWORK, assign_all, named_variables
 
-FORMAT = 4  # version of the directory's contents and of the order of images; any other is refused
+FORMAT = 5  # version of the directory's contents and of the order of images; any other is refused
 WEIGHTS, TRAINING, STATE, MANIFEST, LATEST = "weights.npz", "training.npz", "state.json", "manifest.json", "latest"
 _MEMBERS = (WEIGHTS, TRAINING, STATE)
 _WEIGHTS = (f"{NETWORK}/", f"{AVERAGES}/")  # groups of variables in weights.npz

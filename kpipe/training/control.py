@@ -34,6 +34,8 @@ class TrainState:
     """The steps of an epoch are done, its validation and the callbacks' end of the epoch are not."""
     seconds: float = 0.0
     """Seconds of training steps, without validation, callbacks and saving."""
+    speed: Metrics = field(default_factory=dict)
+    """Images per second and `waiting` of the latest chunk of steps."""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each Keras callback remembers, NumPy arrays included."""
     stopped: bool = False

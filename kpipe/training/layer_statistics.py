@@ -13,7 +13,7 @@ _MOST_VALUES = 100_000  # of a histogram, spread over a tensor with more of them
 class _EverySteps(keras.callbacks.Callback):
     """Call `measure` every so many steps."""
 
-    not_kept = ("every",)  # it may differ in a resumed run
+    not_kept = ("every", "step", "epoch_begin")  # it may be added, or have another interval, in a resumed run
 
     def __init__(self, every: int):
         super().__init__()
@@ -24,6 +24,11 @@ class _EverySteps(keras.callbacks.Callback):
     def callback_steps(self) -> tuple[int, ...]:
         """The next step after which it must be called."""
         return (self.step - self.step % self.every + self.every,)
+
+    def set_params(self, params):
+        super().set_params(params)
+        self.step = params["first_step"]
+        self.epoch_begin = self.step - self.step % params["steps"]
 
     def on_epoch_begin(self, epoch, logs=None):
         self.step = self.epoch_begin = epoch * self.params["steps"]

@@ -26,7 +26,7 @@ def profiling(folder: Path, steps: tuple[int, int]) -> Iterator[keras.callbacks.
 
 
 class _Profile(keras.callbacks.Callback):
-    not_kept = ("first", "last", "is_running")
+    not_kept = ("first", "last", "epoch_begin", "is_running")
 
     def __init__(self, folder: Path, first: int, last: int):
         super().__init__()
@@ -38,6 +38,10 @@ class _Profile(keras.callbacks.Callback):
     def callback_steps(self) -> tuple[int, int]:
         """The steps after which it must be called."""
         return self.first - 1, self.last
+
+    def set_params(self, params):
+        super().set_params(params)
+        self.epoch_begin = params["first_step"] - params["first_step"] % params["steps"]
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch_begin = epoch * self.params["steps"]

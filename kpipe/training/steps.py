@@ -16,7 +16,7 @@ def train_step(
     *,
     head: keras.Model | None = None,
     pieces: int = 1,
-    measures: bool | tf.Tensor = True,
+    measures: tf.Tensor,
 ) -> tf.Tensor:
     """Do what `model.train_step` does, with the gradients of B / P images at a time; return the norm of the gradient.
 
@@ -29,7 +29,7 @@ def train_step(
         batch: (images [B, H, W, C], labels) or (images, labels, sample_weights float32 [B]).
         head: the last layers of the model, where the batch has their input instead of images.
         pieces: P, which divides B.
-        measures: whether the norm is computed; else it is 0.
+        measures: bool [], whether the norm is computed; else it is 0.
 
     Returns:
         The norm of the gradient of the mean loss over all variables, before it is clipped: float32 [].

@@ -28,6 +28,7 @@ from kpipe.training.schedules import rate_of_step
 from kpipe.training.steps import test_step, train_step
 from kpipe.training.xla import translate_xla_errors
 
+_PRIME = 7919
 _TIMED = 16  # steps of a chunk, spread over it, whose waiting is measured: reading a clock takes up to 50 µs
 
 
@@ -108,9 +109,9 @@ class Trainer:
             state: where to resume, with the variables of the same moment in the model; None for the start.
             validation: evaluated at the end of each epoch.
             features: what to train on instead of images, as long as the layers that compute it are frozen.
-            callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once
-                a chunk with the true index of the batch and the means of the epoch so far, test methods at begin and
-                end of the validation.
+            callbacks: Keras callbacks. Epoch methods are called as by `keras.Model.fit`, batch methods once a chunk
+                with the true index of the batch and the means of the epoch so far, test methods at begin and end of
+                the validation. `params` also has the steps that were done before, as `first_step`.
             cadence: when to log, to save and to return to Python; None: as `Cadence()`.
             hooks: what to call then; None: nothing.
 
@@ -277,7 +278,8 @@ class Trainer:
         norm, waited = tf.constant(0.0), tf.constant(0.0, tf.float64)
         every = (num_steps - 1) // _TIMED + 1
         for step in tf.range(num_steps):
-            is_timed = tf.equal(step % every, every // 2)
+            # At another place of each `every` steps, since batches may be slow at regular distances.
+            is_timed = tf.equal(step % every, step // every * _PRIME % every)
             asked_at = _clock(is_timed)
             with tf.control_dependencies([asked_at]):
                 batch = next(iterator)
@@ -349,7 +351,7 @@ class _Speed:
 
 def _speed(images: int, seconds: float, waited: float) -> Metrics:
     """Return the images per second, and the fraction of the time in which steps waited for their batches."""
-    return {"images_per_second": images / max(seconds, 1e-9), "waiting": waited / max(seconds, 1e-9)}
+    return {"images_per_second": images / max(seconds, 1e-9), "waiting": min(1.0, waited / max(seconds, 1e-9))}
 
 
 @dataclass
@@ -383,6 +385,7 @@ class _Loop:
             model=self.model,
             epochs=self.epochs,
             steps=self.steps_per_epoch,
+            first_step=self.state.step,
             verbose=0,
         )
 
@@ -498,8 +501,8 @@ class _Loop:
         self.seconds_per_step = seconds / num_steps
         means = self.epoch_means(metrics)
         self.callback_list.on_train_batch_end(first + num_steps - 1, means)
-        speed = num_steps * self.batch_size / seconds
-        latest = {"learning_rate": self.learning_rate(), "images_per_second": speed}
+        self.state.speed = _speed(num_steps * self.batch_size, seconds, chunk.waited)
+        latest = {"learning_rate": self.learning_rate(), **self.state.speed}
         self.hooks.on_progress(self.state.step, means | latest)
 
     def epoch_means(self, metrics: Metrics) -> Metrics:
@@ -583,7 +586,8 @@ class _Loop:
         return rate_of_step(self.model.optimizer)
 
     def rate_and_speed(self, speed: _Speed) -> Metrics:
-        return {"learning_rate": self.learning_rate(), **speed.take()}
+        # A resumed training may begin with the end of an epoch.
+        return {"learning_rate": self.learning_rate(), **(speed.take() or self.state.speed)}
 
     def log(self, epoch: int, split: str, span: str, values: Metrics) -> None:
         self.hooks.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})

@@ -100,7 +100,7 @@ def test_the_first_batch_is_shown_as_the_network_sees_it(run):
 
 @pytest.mark.slow
 def test_figures_of_epochs_are_there_once_each_when_a_run_is_resumed(kpipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("kpipe.evaluation.epoch_figures._SHARE", math.inf)
+    monkeypatch.setattr("kpipe.evaluation.epoch_figures._MOST_TIME", math.inf)
     (tmp_path / "tiny.yaml").write_text(TINY)
     command = ("run", str(tmp_path / "tiny.yaml"), "training.epochs=5", "logging.histograms.epochs=1")
     real = Recorder.end_epoch

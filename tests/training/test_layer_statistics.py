@@ -130,6 +130,16 @@ def test_a_training_may_be_interrupted_after_any_step():
         assert written == whole, step
 
 
+@pytest.mark.parametrize("made", [LayerStatistics, LayerHistograms])
+def test_they_may_be_asked_for_when_a_training_is_resumed(made):
+    trainer, written = Trainer(make_model()), Written()
+    stop = {"should_stop": lambda: int(trainer.model.optimizer.iterations) >= 13}
+    state = fit(trainer, keras.callbacks.Callback(), **stop)
+    assert state.step % STEPS_PER_EPOCH
+    fit(trainer, made(tf.zeros((4, 3)), 7, written.write), TrainState(**state.to_dict()))
+    assert list(written) == [step for step in (7, 14, 21, 28) if step > state.step]
+
+
 def test_histograms_are_of_the_values_after_a_step():
     model, written = make_model(), Written()
     images = tf.random.stateless_normal((5, 3), (1, 2))

@@ -196,19 +196,37 @@ def test_log_lines_say_what_the_mean_is_over(reference):
     assert set(validation) == {"step", "epoch", "split", "span", "loss", "accuracy"}
 
 
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 0.0, 0.6), (0.02, 0.6, 1.0)])
-def test_waiting_is_the_time_in_which_batches_are_missing(seconds, least, most):
-    def slow(first):
-        def delay(images, labels):
-            tf.py_function(lambda: time.sleep(seconds), [], [])
-            return images, labels
+def measure_waiting(delay, every, steps=60):
+    """Return `waiting` of one chunk of steps, of which each n-th waits for its batch."""
 
-        batches = batches_from(first, STEPS_PER_EPOCH)
-        return batches.map(delay) if seconds else batches.cache().prefetch(STEPS_PER_EPOCH)
+    def slow(place, batch):
+        tf.py_function(lambda place: time.sleep(delay if place % every == 0 else 0), [place], [])
+        return batch
+
+    def slow_from(first):
+        batches = batches_from(first, 2 * steps).take(1).cache().repeat().take(2 * steps - first)
+        return batches.enumerate().map(slow).apply(tf.data.experimental.assert_cardinality(2 * steps - first))
 
     records = []
-    fit(Trainer(make_model()), slow, epochs=1, log_every=5, max_chunk_seconds=10, on_log=records.append)
-    assert least < records[1]["waiting"] < most  # the first chunk also waits for the threads of the input to start
+    options = {"steps_per_epoch": 2 * steps, "epochs": 1, "log_every": steps, "max_chunk_seconds": 100}
+    fit(Trainer(make_model()), slow_from, chunk=steps, on_log=records.append, **options)
+    return records[1]["waiting"]  # the first chunk also waits for the threads of the input to start
+
+
+def test_waiting_is_the_fraction_of_the_time_in_which_batches_are_missing():
+    without, often, always = (measure_waiting(*delays) for delays in ((0, 1), (0.01, 2), (0.01, 1)))
+    assert without < 0.9 * often and 0.5 < often <= 1.0 and 0.8 < always <= 1.0
+
+
+def test_a_training_that_is_resumed_at_the_end_of_an_epoch_knows_its_speed():
+    records, stopper = [], Stopper(STEPS_PER_EPOCH)
+    trainer = Trainer(make_model())
+    state = fit(trainer, validation=held_out(), should_stop=stopper, on_progress=stopper.see)
+    assert state.ending
+    fit(trainer, state=TrainState(**state.to_dict()), validation=held_out(), on_log=records.append)
+    first = records[0]
+    assert (first["span"], first["step"]) == ("epoch", STEPS_PER_EPOCH)
+    assert first["images_per_second"] > 0 and 0 <= first["waiting"] <= 1
 
 
 def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference):
@@ -476,7 +494,7 @@ def test_early_stopping_stops_and_remembers(tmp_path):
     Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
     trainer = Trainer(make_model())
     state = TrainState(**Checkpoints(tmp_path).restore(trainer.model).state)
-    assert state.callbacks["0 EarlyStopping"]["wait"] == 1
+    assert state.callbacks["EarlyStopping 1"]["wait"] == 1
     state = fit(trainer, batches, epochs=10, state=state, callbacks=[early_stopping()])
     assert (state.step, state.stopped, state.interrupted) == (5 * STEPS_PER_EPOCH, True, False)
     assert fit(trainer, None, epochs=10, state=state).step == 5 * STEPS_PER_EPOCH
@@ -496,7 +514,7 @@ def test_what_a_callback_keeps_survives_with_its_arrays(tmp_path):
     assert given is state
     assert set(logs) == {"loss", "accuracy", "learning_rate"}
     Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
-    kept = Checkpoints(tmp_path).restore(trainer.model).state["callbacks"]["0 Keeper"]
+    kept = Checkpoints(tmp_path).restore(trainer.model).state["callbacks"]["Keeper 1"]
     np.testing.assert_array_equal(kept["history"]["weights"].pop(), np.arange(3.0))
     assert (kept["best"], kept["history"]) == (0.5, {"losses": [1.0, [2, None]], "weights": []})
     assert not {"file", "params", "_model"} & set(kept)
