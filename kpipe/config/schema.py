@@ -268,10 +268,10 @@ class LoggingConfig(Section):
     """Whether TensorBoard shows images during the training: the first batch as the network sees it, and at the end of
     up to ten epochs what it says of the validation split. They take at most 2 % of the time."""
     histograms: HistogramsEvery | None = None
-    """How often histograms of the weights and of what the layers compute are logged to TensorBoard. Default: never."""
+    """How often histograms of weights and activations are logged to TensorBoard. Default: never."""
     layer_statistics: LayerStatisticsEvery | None = None
-    """How often the dead ReLUs of each layer, and the size of its update beside its weights, are logged to TensorBoard.
-    `{steps: 500}` costs about 1 % of the time. Default: never."""
+    """How often the fraction of dead ReLUs of each layer, and the norm of its update divided by that of its weights, are
+    logged to TensorBoard. `{steps: 500}` costs about 1 % of the time. Default: never."""
 
 
 class CheckpointConfig(Section):

@@ -318,7 +318,7 @@ def test_a_run_whose_time_is_over_is_finished_and_resumed_with_more_of_it(
     assert (code, err) == (0, "")
     run = only_run(logs)
     assert "Kept are the weights of step 4.\n" in out  # of 9 in an epoch: there are no best weights yet
-    assert f"  train on   kpipe run --resume {run} training.max_minutes=2.5\n" in out
+    assert f"  longer     kpipe run --resume {run} training.max_minutes=2.5\n" in out
     summary = summary_of(run)
     assert [summary[key] for key in ("status", "ended_by", "steps", "epochs")] == ["finished", "max_minutes", 4, 0]
     assert summary["test"]["images"] == 40
@@ -352,7 +352,7 @@ def test_an_interrupted_run_is_finished_as_it_stands_and_resumed_later(kpipe, ex
     code, out, err = kpipe("finish", str(run))
     assert (code, err) == (0, "")
     assert "  resumed    after step 12, in epoch 2 of 2; best so far: epoch 1, val_accuracy " in out
-    assert f"  train on   kpipe run --resume {run}\n" in out
+    assert f"  longer     kpipe run --resume {run}\n" in out
     summary = summary_of(run)
     assert [summary[key] for key in ("status", "ended_by", "steps", "best_epoch")] == ["finished", "finish", 12, 1]
     assert summary["test"]["images"] == 40

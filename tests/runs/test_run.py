@@ -41,7 +41,7 @@ def test_a_run_from_file_to_model(kpipe, experiment, logs):
         f"  figures    {run}/figures\n"
         f"  report     {run}/report.html\n"
         f"  curves     tensorboard --logdir {logs}\n"
-        f"  train on   kpipe run {run}/config.yaml training.epochs=4\n"
+        f"  longer     kpipe run {run}/config.yaml training.epochs=4\n"
         f"  search     kpipe search {run}/config.yaml\n"
     )
     expected = {

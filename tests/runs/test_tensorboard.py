@@ -67,7 +67,8 @@ def test_its_settings_stand_among_the_hparams(run):
 @pytest.mark.slow
 def test_it_can_be_switched_off(kpipe, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    assert kpipe("run", str(tmp_path / "tiny.yaml"), "logging.tensorboard=false")[0] == 0
+    code, out, _ = kpipe("run", str(tmp_path / "tiny.yaml"), "logging.tensorboard=false")
+    assert code == 0 and "tensorboard" not in out
     run = only_run(tmp_path / "logs")
     assert not list(run.rglob("events.out.*")) and not (run / "train").exists()
     assert (run / "metrics.jsonl").exists() and (run / "report.html").exists()
