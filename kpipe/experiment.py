@@ -105,6 +105,7 @@ def train(
     with (
         # Open the run: find an unfinished one of this experiment, or start another.
         stop_signals() as stop,
+        translate_lost_workers(workers),
         open_run_together(
             workers,
             logs_folder(experiment.logs),
@@ -117,7 +118,7 @@ def train(
         ) as run,
         screen.logging_to(run.path / "console.log"),
         translate_interruption(run, stop),
-        translate_lost_workers(run, workers),
+        translate_lost_workers(workers, run),
         MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
@@ -137,12 +138,12 @@ def train(
         given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
         prepared, precision_note = prepare(experiment, strategy, **given), None
         if not run.resumed:
-            tried = experiment.chosen.precision
-            experiment, precision_note = check_precision(experiment, prepared.model)
-            experiment = share_resolved(experiment, workers)
-        if not run.resumed and experiment.chosen.precision != tried:
-            seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
-            prepared = prepare(experiment, strategy, **given)
+            checked, precision_note = check_precision(experiment, prepared.model)
+            checked = share_resolved(checked, workers)
+            if checked.chosen.precision != experiment.chosen.precision:
+                seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+                prepared = prepare(checked, strategy, **given)
+            experiment = checked
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:

@@ -105,14 +105,19 @@ def check_same_data(run: Run, workers: Workers) -> None:
 
 
 @contextmanager
-def translate_lost_workers(run: Run, workers: Workers) -> Iterator[None]:
-    """Turn TensorFlow's error about a worker that has ended into EnvironmentFault, which says how to resume."""
+def translate_lost_workers(workers: Workers, run: Run | None = None) -> Iterator[None]:
+    """Turn TensorFlow's error about a worker that has ended into EnvironmentFault, which says how to resume.
+
+    Args:
+        workers: that train together.
+        run: the run directory; None: it is not known yet.
+    """
     try:
         yield
     except tf.errors.OpError as error:
         if workers.count == 1 or isinstance(error, tf.errors.ResourceExhaustedError):
             raise
-        step = saved_step(run.path)
+        step = run and saved_step(run.path)
         saved = "nothing is saved yet" if step is None else f"the training is saved up to step {step:,}"
         raise EnvironmentFault(
             f"another worker has ended, or cannot be reached ({_reason(error)}); {saved}. Start all of them again. "

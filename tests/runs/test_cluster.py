@@ -95,7 +95,7 @@ def test_workers_with_other_data_are_refused(tmp_path, differs):
 def test_a_lost_worker_is_said_with_how_to_resume(run):
     error = tf.errors.UnavailableError(None, None, "Graph execution error:\n\nSocket closed")
     (run / "checkpoints" / "step-00000012").mkdir()
-    with pytest.raises(EnvironmentFault) as found, translate_lost_workers(Run.reading(run), Two(0)):
+    with pytest.raises(EnvironmentFault) as found, translate_lost_workers(Two(0), Run.reading(run)):
         raise error
     said = str(found.value)
     assert said.startswith(
@@ -108,12 +108,12 @@ def test_a_lost_worker_is_said_with_how_to_resume(run):
     "error", [tf.errors.ResourceExhaustedError(None, None, "OOM"), ConfigError("data.source: expected")]
 )
 def test_other_errors_stay_what_they_are(run, error):
-    with pytest.raises(type(error)), translate_lost_workers(Run.reading(run), Two(0)):
+    with pytest.raises(type(error)), translate_lost_workers(Two(0), Run.reading(run)):
         raise error
 
 
 def test_alone_an_error_of_tensorflow_stays_one(run):
-    with pytest.raises(tf.errors.UnavailableError), translate_lost_workers(Run.reading(run), Workers()):
+    with pytest.raises(tf.errors.UnavailableError), translate_lost_workers(Workers(), Run.reading(run)):
         raise tf.errors.UnavailableError(None, None, "x")
 
 
@@ -121,3 +121,9 @@ def test_a_token_is_no_part_of_a_run(tmp_path):
     chief = Two(0)
     with open_run_together(chief, tmp_path, "tiny", IDENTITY) as opened:
         assert not (opened.path / cluster._TOKEN).exists()
+
+
+def test_before_there_is_a_run_nothing_is_saved():
+    with pytest.raises(EnvironmentFault, match=r"\(Socket closed\); nothing is saved yet. Start all of them again. "):
+        with translate_lost_workers(Two(0)):
+            raise tf.errors.UnavailableError(None, None, "Socket closed")
