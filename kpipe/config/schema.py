@@ -270,8 +270,8 @@ class LoggingConfig(Section):
     histograms: HistogramsEvery | None = None
     """How often histograms of weights and activations are logged to TensorBoard. Default: never."""
     layer_statistics: LayerStatisticsEvery | None = None
-    """How often the fraction of dead ReLUs of each layer, and the norm of its update divided by that of its weights, are
-    logged to TensorBoard. `{steps: 500}` costs about 1 % of the time. Default: never."""
+    """How often the fraction of dead ReLUs of each layer, and the norm of its update divided by that of its weights,
+    are logged to TensorBoard. `{steps: 500}` costs about 1 % of the time. Default: never."""
 
 
 class CheckpointConfig(Section):
