@@ -84,6 +84,11 @@ def search(
         )
     loaded, screen = check_search(experiment), screen or Screen()
     experiment = loaded.experiment
+    if experiment.training.distribution == "multi_worker":
+        raise ConfigError(
+            "training.distribution: expected none or mirrored in a search, got multi_worker. A search has workers of its "
+            f"own, which train a trial each: {flag('workers')}"
+        )
     if role == "worker":
         _work(loaded, screen)
         return None

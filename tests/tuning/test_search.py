@@ -241,3 +241,13 @@ def test_a_space_smaller_than_the_number_of_trials(kpipe, experiment, search, tr
     code, out, _ = kpipe("search", experiment, f"search.space.{NAME}=[sgd,adam]", "search.trials=9")
     assert (code, len(trained)) == (0, 2)
     assert "The space has no more combinations; all have been tried" in out
+
+
+def test_a_trial_is_trained_by_one_process(kpipe, experiment):
+    code, _, err = kpipe("search", experiment, "training.distribution=multi_worker")
+    assert code == 2
+    assert (
+        "training.distribution: expected none or mirrored in a search, got multi_worker. A search has workers of "
+        in err
+    )
+    assert "which train a trial each: --workers" in err
