@@ -86,8 +86,8 @@ def search(
     experiment = loaded.experiment
     if experiment.training.distribution == "multi_worker":
         raise ConfigError(
-            "training.distribution: expected none or mirrored in a search, got multi_worker. A search has workers of its "
-            f"own, which train a trial each: {flag('workers')}"
+            "training.distribution: expected none or mirrored in a search, got multi_worker. A search has workers of "
+            f"its own, which train a trial each: {flag('workers')}"
         )
     if role == "worker":
         _work(loaded, screen)
