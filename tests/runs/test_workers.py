@@ -75,12 +75,6 @@ def wait_for_both(workers, *codes):
     assert found == codes, "\n".join(worker.err for worker in workers)
 
 
-def numbers_of(run):
-    return [
-        {key: value for key, value in record.items() if key != "split" and key != "span"} for record in timeless(run)
-    ]
-
-
 def images_in_memory(tmp_path):
     return {}
 
@@ -129,26 +123,26 @@ def assert_close(two, one):
         np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, write_experiment, start_two, victim):
+def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, write_experiment, start_two):
+    """First the other one is killed, then the chief."""
     experiment = write_experiment()
     whole = tmp_path / "whole"
     wait_for_both(start_two("run", experiment, TOGETHER, logs=[whole, whole]), 0, 0)
-    blows = [None, None]
-    blows[victim] = ("kpipe.training.trainer", "Trainer", "run_steps", 12, signal.SIGKILL)
-    workers = start_two("run", experiment, TOGETHER, blows=blows)
-    assert workers[victim].wait() == -signal.SIGKILL
-    survivor = workers[1 - victim]
-    assert survivor.wait() == 5
-    run = only_run(tmp_path / "logs")
-    assert "another worker has ended, or cannot be reached" in survivor.err
-    assert "; the training is saved up to step " in survivor.err
-    assert "Start all of them again. The same command resumes it:\n  kpipe run " in survivor.err
+    for victim, call in ((1, 12), (0, 8)):
+        blows = [None, None]
+        blows[victim] = ("kpipe.training.trainer", "Trainer", "run_steps", call, signal.SIGKILL)
+        workers = start_two("run", experiment, TOGETHER, blows=blows)
+        wait_for_both(workers, *(-signal.SIGKILL if place == victim else 5 for place in (0, 1)))
+        said = workers[1 - victim].err
+        assert "another worker has ended, or cannot be reached" in said
+        assert "; the training is saved up to step " in said
+        assert "Start all of them again. The same command resumes it:\n  kpipe run " in said
     wait_for_both(start_two("run", experiment, TOGETHER), 0, 0)
-    assert only_run(tmp_path / "logs") == run
-    assert numbers_of(run) == numbers_of(only_run(whole))
-    for name, array in arrays_of(run).items():
-        np.testing.assert_array_equal(array, arrays_of(only_run(whole))[name], err_msg=name)
+    run, expected = only_run(tmp_path / "logs"), only_run(whole)
+    assert timeless(run) == timeless(expected)
+    ours, theirs = arrays_of(run), arrays_of(expected)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
 def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_two):
