@@ -60,7 +60,7 @@ from kpipe.runs.state import restore_state
 from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, grow_gpu_memory, seed_everything
-from kpipe.training.distribution import Workers, make_strategy
+from kpipe.training.distribution import Workers, cluster_hint, make_strategy
 from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
@@ -172,7 +172,10 @@ def train(
                 log.write_start(run.path / "config.yaml", model, batch=batch, graph=options.draw)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note, precision_note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost]
-            notes.append(gpu_hint(used=strategy.num_replicas_in_sync // workers.count))
+            notes += [
+                gpu_hint(used=strategy.num_replicas_in_sync // workers.count),
+                cluster_hint(training.distribution),
+            ]
             ends = recorder.is_done or recorder.ends_here()
             planned, note = (None, None) if ends else plan_features(experiment, prepared, state.train.step)
             notes.append(note)

@@ -89,6 +89,13 @@ def _find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
+def cluster_hint(name: str) -> str | None:
+    """Return a line for the user where TF_CONFIG lists workers that do not train together; None: it does not."""
+    if name == "multi_worker" or "TF_CONFIG" not in os.environ:
+        return None
+    return f"TF_CONFIG is set, and this process trains alone; {_KEY}=multi_worker trains on all workers in it"
+
+
 def workers_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Return the index of this worker, and how many workers train together.
 

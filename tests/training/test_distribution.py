@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from kpipe.errors import ConfigError, EnvironmentFault
 from kpipe.training import distribution
-from kpipe.training.distribution import Workers, make_strategy, separate_dropout, synchronize, workers_of
+from kpipe.training.distribution import (
+    Workers,
+    cluster_hint,
+    make_strategy,
+    separate_dropout,
+    synchronize,
+    workers_of,
+)
 
 FOUR = {"chief": ["host:1"], "worker": ["host:2", "host:3", "host:4"]}
 
@@ -127,3 +134,22 @@ def test_alone_nothing_is_synchronized():
     synchronize(model, make_strategy())
     separate_dropout(model, make_strategy())
     assert not norm.synchronized
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "hint"),
+    [
+        (
+            "none",
+            "{}",
+            "TF_CONFIG is set, and this process trains alone; training.distribution=multi_worker trains on all",
+        ),
+        ("multi_worker", "{}", None),
+        ("none", None, None),
+    ],
+)
+def test_a_cluster_that_is_not_used_is_said(monkeypatch, name, config, hint):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config:
+        monkeypatch.setenv("TF_CONFIG", config)
+    assert (cluster_hint(name) or "").startswith(hint or "") and (cluster_hint(name) is None) == (hint is None)
