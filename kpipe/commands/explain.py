@@ -65,6 +65,7 @@ _L2 = 150  # its regularization, over the number of values of an image
 _FILTERED = 8  # images that fixed kernels are applied to
 _LARGEST = 3  # most times the side of the network, of an image whose heat map is drawn
 _KERNEL_SIDE = 256  # pixels a side of these
+_EVENTS = ".kpipe-explain"  # ends the names of its event files
 _UNITS = {"shift": "shift (pixels)", "scale": "scale (factor)", "rotation": "rotation (degrees)"}
 
 
@@ -223,10 +224,12 @@ def _explain(
 @contextmanager
 def _tensorboard(folder: Path) -> Iterator[Callable[[str, Path], None]]:
     """Give a function that shows a PNG file in TensorBoard, in place of what an earlier call has shown."""
-    for earlier in (folder / "tensorboard").glob("events.out.*"):
+    logs = folder / "tensorboard"
+    for earlier in logs.glob(f"events.out.*{_EVENTS}"):
         earlier.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(tf.summary.create_file_writer(str(folder / "tensorboard"))) as writer, writer.as_default(step=0):
+    writer = tf.summary.create_file_writer(str(logs), filename_suffix=_EVENTS)
+    with closing(writer), writer.as_default(step=0):
         yield lambda name, file: tf.summary.image(f"explain/{name}", read_figure(file))
 
 

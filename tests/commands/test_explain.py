@@ -243,9 +243,14 @@ def test_a_position_sees_its_receptive_field_and_nothing_else():
 
 
 def test_a_second_call_replaces_what_tensorboard_shows(run, tmp_path, quiet):
+    """And no event file that is not its own."""
+    other = tmp_path / "tensorboard" / "events.out.tfevents.1.host.1.0.v2"
+    other.parent.mkdir()
+    other.touch()
     for _ in range(2):
-        explain(run, kinds=["filters"], output=tmp_path / "a", screen=quiet)
-    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 1
+        explain(run, kinds=["filters"], output=tmp_path, screen=quiet)
+    files = list(other.parent.iterdir())
+    assert other in files and len(files) == 2
 
 
 def test_class_models_start_at_the_mean_of_the_training_images(run, tmp_path, quiet, monkeypatch):
