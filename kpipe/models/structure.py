@@ -133,3 +133,15 @@ def find_squashing(model: keras.Model) -> tuple[keras.Operation, str | None]:
     activation = getattr(last, "activation", None)
     name = getattr(activation, "__name__", "") if activation else type(last).__name__.lower()
     return last, name if name in ("softmax", "sigmoid") else None
+
+
+def is_relu(layer: keras.Operation, *, plain: bool = False) -> bool:
+    """Return whether a layer is a ReLU, or ends in one: without a slope where it is closed.
+
+    Args:
+        layer: any.
+        plain: whether it must be max(x, 0), without a maximum such as that of ReLU6, and without a threshold.
+    """
+    if isinstance(layer, keras.layers.ReLU):
+        return not layer.negative_slope and not (plain and (layer.max_value is not None or layer.threshold))
+    return getattr(layer, "activation", None) is keras.activations.relu

@@ -176,6 +176,21 @@ def test_a_rectification_goes_by_the_sign_of_the_signal():
     np.testing.assert_allclose(input_gradient(model, image, "top", 0, (0, 0)), np.full((1, 1, 1, 1), 20))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [layers.ReLU(max_value=6), layers.ReLU(negative_slope=0.5), layers.ReLU(threshold=7), layers.LeakyReLU()],
+)
+def test_other_rectifications_keep_their_values_and_pass_the_gradient(activation):
+    """Values from -10 to 10 lie on both sides of 0, 6 and 7."""
+    model = network(layers.Conv2D(2, 1, name="conv"), activation, layers.Conv2D(3, 3, name="top"))
+    model.get_layer("conv").set_weights([np.array([[[[1.0, -1.0]]]]), np.array([0.0, 3.0])])
+    images = images_of(2) / 25
+    deconvnet = build_deconvnet(model, "top")
+    np.testing.assert_allclose(deconvnet([images]), compute_feature_maps(model, images, ["top"])["top"], rtol=1e-5)
+    found = deconvolve(deconvnet, images, [2, 2], np.array([[1, 2], [1, 2]]))
+    np.testing.assert_allclose(found, input_gradient(model, images, "top", 2, (1, 2)), rtol=1e-4, atol=1e-6)
+
+
 def test_a_normalization_scales_back_as_it_has_scaled_forward():
     """Also where the value is 0: k is 2, so the scale is 2 ** -0.75."""
     model = network(
