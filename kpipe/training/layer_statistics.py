@@ -7,8 +7,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kpipe.models.structure import is_relu
-
 _MOST_VALUES = 100_000  # of a histogram, spread over a tensor with more of them
 
 
@@ -58,7 +56,7 @@ class LayerHistograms(_EverySteps):
 
     def set_model(self, model):
         super().set_model(model)
-        layers = [layer for layer in model.layers if layer.weights or is_relu(layer)]
+        layers = [layer for layer in model.layers if layer.weights or _is_relu(layer)]
         self._outputs = keras.Model(model.inputs[0], {layer.name: layer.output for layer in layers})
 
     def measure(self):
@@ -99,7 +97,7 @@ class LayerStatistics(_EverySteps):
 
     def set_model(self, model):
         super().set_model(model)
-        outputs = {layer.name: layer.output for layer in model.layers if is_relu(layer)}
+        outputs = {layer.name: layer.output for layer in model.layers if _is_relu(layer)}
         self._relus = keras.Model(model.inputs[0], outputs) if outputs else None
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -121,6 +119,12 @@ class LayerStatistics(_EverySteps):
             values[f"update_ratio/{name}"] = float(update / tf.linalg.global_norm([old for _, old in before]))
         self._before = {}
         self.write(self.step, values)
+
+
+def _is_relu(layer: keras.Layer) -> bool:
+    if isinstance(layer, keras.layers.ReLU):
+        return layer.negative_slope == 0
+    return getattr(layer, "activation", None) is keras.activations.relu
 
 
 def _some_values(tensor: tf.Tensor) -> np.ndarray:
