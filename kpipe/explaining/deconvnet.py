@@ -33,7 +33,6 @@ from kpipe.models.fully_convolutional import CONVOLUTIONAL
 from kpipe.models.geometry import LayerGeometry
 from kpipe.models.layers import LocalResponseNormalization
 from kpipe.models.preprocessing import flips_channels
-from kpipe.models.structure import is_relu
 
 
 def deconvolve(
@@ -130,7 +129,7 @@ def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
     def call(each, x, **options):
         if isinstance(each, LocalResponseNormalization):
             return x * ops.cast(ops.stop_gradient(each.scale(x)), x.dtype)
-        if not is_relu(each, plain=True):
+        if not _is_plain_relu(each):
             # A layer without weights may have been built for one size.
             if takes_any_size and not getattr(each, "weights", True):
                 each = type(each).from_config(each.get_config())
@@ -141,6 +140,13 @@ def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
 
     images = keras.Input((None, None, model.input_shape[-1])) if takes_any_size else keras.Input(model.input_shape[1:])
     return keras.models.clone_model(part, [images], clone_function=lambda each: each, call_function=call)
+
+
+def _is_plain_relu(layer: keras.Operation) -> bool:
+    """Return whether a layer is max(x, 0), or ends in it; ReLU6, for one, is another function."""
+    if isinstance(layer, layers.ReLU):
+        return layer.max_value is None and not layer.negative_slope and not layer.threshold
+    return getattr(layer, "activation", None) is keras.activations.relu
 
 
 def _rectify(x):
