@@ -57,7 +57,7 @@ def test_a_network_that_needs_one_size_says_why():
     mean_image = make_neutral("mean_image", (25, 25, 3))
     model = build_model("alexnet", {"width": 8}, input_shape=(25, 25, 3), classes=2, normalization=mean_image)
     said = (
-        r"^protocol: expected for dense a network that normalizes .* each pixel \(mean_image\)\. Use another protocol$"
+        r"^protocol: expected for dense a network that normalizes .* pixel \(mean_image\)\. Use another protocol$"
     )
     with pytest.raises(ConfigError, match=said):
         build_fully_convolutional(model)
