@@ -58,10 +58,10 @@ SHOWN = 3  # images that are explained one by one
 MOST_SEARCHED = 1_000  # images among which the strongest activations are looked for
 _MAPS = 6  # feature maps of the deconvolutional network
 _CLASSES = 4  # classes whose model is drawn; half as many of a large network
-_MACS = 3e12  # most multiplications for the search, and forward for class models: half a minute each of two cores
+_MACS = 2e12  # most multiplications of the search, of occlusion and of class models: about 20 s of two cores each
 _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them stays below 1 GB
 _STEPS = 100  # of a class model, at most
-_FEWEST_STEPS = 40
+_FEWEST_STEPS = 24
 _STEP_SIZE = 2.0  # of 100 steps
 _L2 = 150  # its regularization, over the number of values of an image
 _LARGEST = 3  # most times the side of the network, of an image whose heat map is drawn
@@ -448,7 +448,9 @@ def _draw_occlusion(subject: _Subject) -> Figures:
     model, rows = subject.model, []
     height, width = subject.images.shape[1:3]
     side = default_side(subject.images[0])
-    stride = max(1, side // 2)
+    # Larger for a large network, but the squares still overlap.
+    fewest = np.sqrt(count_affordable(model, _MACS) / len(subject.images))
+    stride = max(1, side // 2, min(side - 1, int(np.ceil((max(height, width) - side) / max(1, fewest - 1)))))
     steps = len(positions_of(height, side, stride)) * len(positions_of(width, side, stride))
     with subject.progress("covering parts of the images", steps * len(subject.images)) as advance:
         for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
@@ -481,8 +483,8 @@ def _draw_class_models(subject: _Subject) -> Figures:
     model, trained = subject.model, subject.trained
     if not takes_photographs(trained) and trained.run and subject.is_one_hot:
         raise ConfigError("expected images whose pixels can be changed one by one, got " + _ONE_HOT)
-    affordable = count_affordable(model, _MACS) // 2  # there are two rows
-    labels = _choose_classes(subject, _CLASSES if affordable >= _CLASSES * _STEPS else _CLASSES // 2)
+    affordable = count_affordable(model, _MACS) // 4  # there are two rows, and each step goes forward and back
+    labels = _choose_classes(subject, _CLASSES if affordable >= _CLASSES * _FEWEST_STEPS else _CLASSES // 2)
     steps = int(np.clip(affordable // len(labels), _FEWEST_STEPS, _STEPS))
     mean = find_training_mean(model)
     l2 = _L2 / np.prod(trained.image_shape)

@@ -360,6 +360,18 @@ def test_a_large_network_sees_fewer_images(run, tmp_path, quiet, monkeypatch):
     assert [len(row) for row in drawn[1]] == [2, 2]
 
 
+@pytest.mark.parametrize(("macs", "stride"), [(1e15, 1), (1, 2)])
+def test_squares_take_larger_steps_over_images_of_a_large_network(run, tmp_path, quiet, monkeypatch, macs, stride):
+    """And still overlap: they have three pixels a side."""
+    given = []
+    monkeypatch.setattr("kpipe.commands.explain._MACS", macs)
+    monkeypatch.setattr(
+        "kpipe.commands.explain.occlude", lambda *a, **k: given.append((k["side"], k["stride"])) or occlude(*a, **k)
+    )
+    explain(run, kinds=["occlusion"], output=tmp_path, screen=quiet)
+    assert set(given) == {(3, stride)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "skipped"),
