@@ -15,7 +15,7 @@ import click
 from kpipe import __version__
 from kpipe.caller import on_command_line
 from kpipe.catalog.evaluation import ON_ERROR, PROTOCOLS, RESIZES, WEIGHTS
-from kpipe.catalog.explanations import EXPLANATIONS
+from kpipe.catalog.explanations import EXPLANATIONS, check_kinds
 from kpipe.catalog.formats import FORMATS
 from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, did_you_mean
 from kpipe.names import path_shown, printable, quoted, shell_quoted
@@ -414,7 +414,8 @@ held-out split are explained.
 Kinds:
 {_KINDS}
 
-Files that cannot be read are left out and named at the end, with exit code 3.
+Standard output has the paths of the figures. Files that cannot be read are left out and named at the end, with exit
+code 3.
 
 Fixed kernels, for any image: kpipe explain --kernels cat.jpg
 """
@@ -435,31 +436,36 @@ Fixed kernels, for any image: kpipe explain --kernels cat.jpg
 @click.option("--output", metavar="FOLDER", help="Default: RUN/explain, and for --kernels the working directory.")
 def explain(run_directory: str | None, images: tuple[str, ...], kernels: bool, **options: Any) -> None:
     if kernels:
-        given = [name for name in ("kinds", "layer", "class_name", "image_size", "resize") if options[name]]
-        if given or options["weights"] != "best":
-            raise click.UsageError("--kernels: expected only --output beside it. Fixed kernels need no network.")
+        names = {"kinds": "--kind", "layer": "--layer", "class_name": "--class", "weights": "--weights"}
+        names |= {"image_size": "--image-size", "resize": "--resize"}
+        given = [name for key, name in names.items() if options[key] and (key, options[key]) != ("weights", "best")]
+        if given:
+            raise click.UsageError(
+                f"--kernels: expected only --output beside it, got {given[0]}. Fixed kernels need no network."
+            )
         images = images if run_directory is None else (run_directory, *images)
     elif run_directory is None:
         raise click.UsageError("Missing argument 'RUN'. Give the directory of a run, or --kernels.")
     announce(_LOADING)
+    from kpipe.console import screen_on_standard_error
     from kpipe.runs.model_files import find_trained
 
     if not kernels:
-        if unknown := [kind for kind in options["kinds"] if kind not in EXPLANATIONS]:
-            raise ConfigError(
-                f"--kind: expected known names, got {quoted(unknown[0])}{did_you_mean(unknown[0], EXPLANATIONS)}"
-            )
+        check_kinds(options["kinds"])
         find_trained(run_directory, **{name: options[name] for name in _HOW_LOADED})
-    with _quietly():
+    with screen_on_standard_error() as errors, _quietly():
         from kpipe.commands.explain import print_explanations, print_kernels
 
         def write(figure) -> None:
             click.echo(str(figure.path))
 
+        def note(text: str) -> None:
+            click.echo(f"note: {text}", errors.console.file)  # also where that is no terminal
+
         if kernels:
-            print_kernels(images, write, output=options["output"])
+            print_kernels(images, write, note, output=options["output"])
         else:
-            print_explanations(run_directory, images, write, **options)
+            print_explanations(run_directory, images, write, note, progress=errors.progress, **options)
 
 
 def _paths_in(argument: str) -> list[str]:

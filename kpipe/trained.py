@@ -64,6 +64,18 @@ class Trained:
         return self.file.stem.removeprefix("model_")
 
 
+def takes_photographs(trained: Trained) -> bool:
+    """Return whether a network is one for square images in gray or color, not for boards, sounds or texts."""
+    height, width, channels = trained.image_shape
+    return height == width and channels in (1, 3) and not _kind_of(trained)
+
+
+def _kind_of(trained: Trained) -> str | None:
+    """Return what the data are where they are no photographs, as far as their source says so."""
+    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
+    return source.kind if source and source.native.has_fixed_channels else None
+
+
 def check_takes_files(trained: Trained, remedy: str) -> None:
     """Check that a network is one for photographs.
 
@@ -75,9 +87,8 @@ def check_takes_files(trained: Trained, remedy: str) -> None:
         ConfigError: it takes boards, sounds or texts, which no image file can hold.
     """
     height, width, channels = trained.image_shape
-    source = getattr(trained.data, trained.data.source.partition(":")[0], None)
-    kind = f" ({source.kind})" if source and source.native.has_fixed_channels else ""
-    if height != width or channels not in (1, 3) or kind:
+    kind = f" ({kind})" if (kind := _kind_of(trained)) else ""
+    if not takes_photographs(trained):
         raise ConfigError(
             f"{path_shown(trained.file)}: expected a network of square images in gray or color, got one of "
             f"{height}x{width}x{channels}{kind}. {remedy}"

@@ -1,5 +1,11 @@
 """Names of the explanations, and what each of them shows."""
 
+from collections.abc import Iterable
+
+from kpipe.caller import for_caller
+from kpipe.errors import ConfigError, did_you_mean
+from kpipe.names import quoted
+
 EXPLANATIONS = {
     "filters": "the filters of the first convolution",
     "feature_maps": "feature maps of low, middle and high depth",
@@ -12,3 +18,12 @@ EXPLANATIONS = {
     "heat_map": "classes at all places of a larger image",
 }
 """By name, in the order in which they are made."""
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raise ConfigError for the name of an explanation that is not known."""
+    for kind in kinds:
+        if kind not in EXPLANATIONS:
+            where = for_caller("--kind", "kinds")
+            nearest = did_you_mean(kind, EXPLANATIONS)
+            raise ConfigError(f"{where}: expected known names, got {quoted(kind)}{nearest}")

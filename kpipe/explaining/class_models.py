@@ -4,10 +4,10 @@ K. Simonyan, A. Vedaldi, A. Zisserman, "Deep Inside Convolutional Networks", 201
 it is noise that the network is sure of (A. Nguyen, J. Yosinski, J. Clune, "Deep Neural Networks are Easily Fooled",
 CVPR 2015).
 
-H height, W width, C channels, K classes.
+H height, W width, C channels, K classes, n of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -30,58 +30,69 @@ class ClassModel:
     """Of the class, 0..1."""
 
 
-def maximize_class(
+def maximize_classes(
     model: keras.Model,
-    label: int,
+    labels: Sequence[int],
     *,
     mean: float | np.ndarray = 127.5,
-    l2: float = 0.0,
+    l2: float | Sequence[float] = 0.0,
     steps: int = 200,
     step_size: float = 2.0,
     advance: Callable[[int], None] = lambda steps: None,
-) -> ClassModel:
-    """Climb to an image with a high score for a class: S(I) - l2 |I - mean|^2 from I = mean on.
+) -> list[ClassModel]:
+    """Climb to images with a high score for classes: S(I) - l2 |I - mean|^2 from I = mean on.
 
-    S is the logit and no probability, which could also be raised by making the other classes improbable.
+    S is the logit and no probability, which could also be raised by making the other classes improbable. All climbs
+    are steps of one batch, in which each image goes its own way.
 
     Args:
         model: the network, for images of a known size.
-        label: the class, 0..K - 1.
-        mean: where it starts, such as the mean of the training images, see `find_training_mean`; from where the
+        labels: n classes, 0..K - 1.
+        mean: where they start, such as the mean of the training images, see `find_training_mean`; from where the
             regularization counts: a value, or [C] or [H, W, C], 0..255.
-        l2: weight of the regularization, of pixels in units of 255; 0: none.
+        l2: weight of the regularization, of pixels in units of 255; 0: none. One for all, or one for each label.
         steps: of the ascent.
         step_size: length of a step: root mean square of its change of a pixel, in units of 0..255.
-        advance: called with 1 after each step.
+        advance: called with n after each step.
 
     Raises:
-        ConfigError: the network has no such class, or takes images of any size.
+        ConfigError: the network has no such class, takes images of any size, or computes logits that are not finite.
     """
     height, width, channels = model.input_shape[1:]
-    classes = model.outputs[0].shape[-1]
+    classes, count = model.outputs[0].shape[-1], len(labels)
     if height is None or width is None:
         raise ConfigError("expected a network for images of one size, got one for any size")
-    if not 0 <= label < classes:
-        raise ConfigError(f"label: expected 0 to {classes - 1}, got {label}")
+    if wrong := [label for label in labels if not 0 <= label < classes]:
+        raise ConfigError(f"label: expected 0 to {classes - 1}, got {wrong[0]}")
     network = keras.Model(model.inputs[0], model.outputs[0])
-    start = tf.constant(np.broadcast_to(np.asarray(mean, np.float32), (1, height, width, channels)))
+    mean = np.asarray(mean, np.float32)
+    start = tf.constant(np.broadcast_to(mean, (count, height, width, channels)))
+    numbers = tf.constant(np.asarray(labels, np.int64))
+    weights = tf.constant(np.broadcast_to(np.asarray(l2, np.float32), (count,)))
+
+    def score(image):
+        logits = tf.cast(network(image, training=False), tf.float32)
+        return logits, tf.gather(logits, numbers, axis=1, batch_dims=1)
 
     @tf.function(jit_compile=False)
     def step(image):
         with tf.GradientTape() as tape:
             tape.watch(image)
-            score = tf.cast(network(image, training=False)[0, label], tf.float32)
-            regularized = score - l2 * tf.reduce_sum(((image - start) / 255.0) ** 2)
+            regularized = score(image)[1] - weights * tf.reduce_sum(((image - start) / 255.0) ** 2, axis=[1, 2, 3])
         gradient = tape.gradient(regularized, image)
-        length = tf.sqrt(tf.reduce_mean(gradient**2))
+        length = tf.sqrt(tf.reduce_mean(gradient**2, axis=[1, 2, 3], keepdims=True))
         return tf.clip_by_value(image + step_size * tf.math.divide_no_nan(gradient, length), 0.0, 255.0)
 
-    image = start
+    images = start
     for _ in range(steps):
-        image = step(image)
-        advance(1)
-    logits = tf.cast(network(image, training=False)[0], tf.float32)
-    return ClassModel(image[0].numpy(), float(logits[label]), float(tf.nn.softmax(logits)[label]))
+        images = step(images)
+        advance(count)
+    logits, scores = score(images)
+    if not np.isfinite(logits).all():
+        raise ConfigError("expected finite logits, got some that are not. The weights of the network are of no use")
+    probabilities = tf.gather(tf.nn.softmax(logits), numbers, axis=1, batch_dims=1)
+    found = zip(images.numpy(), scores.numpy(), probabilities.numpy(), strict=True)
+    return [ClassModel(image, float(score), float(probability)) for image, score, probability in found]
 
 
 def find_training_mean(model: keras.Model) -> np.ndarray | None:

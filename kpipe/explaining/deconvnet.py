@@ -7,10 +7,15 @@ rectification, and through the transposed filters.
 A gradient goes back in the same way, but for the rectification (K. Simonyan, A. Vedaldi, A. Zisserman, "Deep Inside
 Convolutional Networks", 2014, section 4). The gradient of a ReLU passes where its input was positive on the way
 forward. The deconvolutional network passes what is positive on the way back. So this computes it as the gradient of a
-network whose ReLUs have the other rule.
+network whose ReLUs have the other rule. The signal starts with the value of the activation, so the projection is that
+gradient times this value.
 
-Differences from the paper: where windows of a pooling overlap, what several of them send to one switch is added. A
-normalization scales on the way back by what it has scaled forward.
+Differences from the paper:
+- Where windows of a pooling overlap, what several of them send to one switch is added.
+- An average pooling has no switches: it spreads the signal evenly over its window.
+- A local response normalization scales on the way back by what it has scaled forward, and a batch normalization by its
+  own scale over the standard deviation.
+- An activation other than a ReLU, such as tanh, a leaky ReLU or ReLU6, passes its gradient.
 
 B batch, H height, W width, C channels, F feature maps.
 """
@@ -124,19 +129,24 @@ def build_deconvnet(model: keras.Model, layer: str) -> keras.Model:
     def call(each, x, **options):
         if isinstance(each, LocalResponseNormalization):
             return x * ops.cast(ops.stop_gradient(each.scale(x)), x.dtype)
-        if isinstance(each, layers.ReLU):
-            return layers.Activation(_rectify)(x)
-        if getattr(each, "activation", None) is not keras.activations.relu:
+        if not _is_plain_relu(each):
             # A layer without weights may have been built for one size.
             if takes_any_size and not getattr(each, "weights", True):
                 each = type(each).from_config(each.get_config())
             return each(x, **options)
-        if isinstance(each, layers.Activation):
+        if isinstance(each, layers.ReLU | layers.Activation):
             return layers.Activation(_rectify)(x)
         return layers.Activation(_rectify)(_without_activation(each, x))
 
     images = keras.Input((None, None, model.input_shape[-1])) if takes_any_size else keras.Input(model.input_shape[1:])
     return keras.models.clone_model(part, [images], clone_function=lambda each: each, call_function=call)
+
+
+def _is_plain_relu(layer: keras.Operation) -> bool:
+    """Return whether a layer is max(x, 0), or ends in it; ReLU6, for one, is another function."""
+    if isinstance(layer, layers.ReLU):
+        return layer.max_value is None and not layer.negative_slope and not layer.threshold
+    return getattr(layer, "activation", None) is keras.activations.relu
 
 
 def _rectify(x):

@@ -137,6 +137,25 @@ def compute_feature_maps(model: keras.Model, images: np.ndarray, layers: Sequenc
     return {name: to_numpy(maps) for name, maps in found.items()}
 
 
+def find_active_maps(model: keras.Model, images: np.ndarray, layers: Sequence[str], most: int) -> dict[str, np.ndarray]:
+    """Return numbers of feature maps that some images excite, spread over those of a layer.
+
+    Args:
+        model, images, layers: as for `compute_feature_maps`.
+        most: M, feature maps of a layer at most.
+
+    Returns:
+        int [M] by the name of the layer. Of a layer without any such map, numbers of others.
+    """
+    numbers = {}
+    for layer, maps in compute_feature_maps(model, images, layers).items():
+        largest = maps.max((0, 1, 2))
+        active = np.flatnonzero(largest > 0)
+        active = active if len(active) else np.arange(len(largest))
+        numbers[layer] = active[np.unique(np.linspace(0, len(active) - 1, most).astype(int))]
+    return numbers
+
+
 @dataclass(frozen=True)
 class Strongest:
     """The images that excite feature maps most: M maps, n images for each, the strongest first."""

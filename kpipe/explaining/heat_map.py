@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kpipe.errors import ConfigError
 from kpipe.models.fully_convolutional import build_class_map
 from kpipe.models.geometry import measure
 
@@ -29,8 +30,12 @@ def compute_heat_map(model: keras.Model, image: np.ndarray, labels: Sequence[int
         float32 [H, W, n]. Those of all classes sum to 1.
 
     Raises:
-        ConfigError: a layer of the network needs images of one size.
+        ConfigError: the image is too small, or a layer of the network needs images of one size.
     """
+    sides, least = image.shape[:2], model.input_shape[1:3]
+    if any(side < (seen or 1) for side, seen in zip(sides, least, strict=True)):
+        shown = " pixels, got ".join("x".join(map(str, each)) for each in (least, sides))
+        raise ConfigError(f"image: expected at least {shown}. Scale it up, as the network has seen its images")
     logits = build_class_map(model)(image[None].astype(np.float32), training=False)
     probabilities = ops.softmax(ops.cast(logits, "float32"))
     network = keras.Model(model.inputs[0], model.outputs[0])  # without auxiliary heads

@@ -1,6 +1,11 @@
 """How a network sees an image that is shifted, scaled or rotated.
 
-M. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.1 and figure 5.
+M. Zeiler, R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.1 and figure 5:
+distances of the features of the first layer, and of the last hidden one, the second dense layer of their network.
+
+Differences from the paper: one image, not five. The shift is horizontal, and up to a quarter of the width. The class is
+the one that is explained, which need not be the true one. The features of the first layer are those before its pooling.
+A network without a hidden dense layer has its last feature maps in the place of one.
 
 H height, W width, C channels, n amounts.
 """
@@ -16,6 +21,7 @@ from scipy.special import softmax
 
 from kpipe.errors import ConfigError, did_you_mean
 from kpipe.explaining.feature_maps import find_layer, list_stages, to_numpy
+from kpipe.models.structure import find_last_hidden
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Invariance:
     low: np.ndarray
     """Euclidean distance between the feature maps of the first layer and those of the whole image, float32 [n]."""
     high: np.ndarray
-    """The same of the last layer."""
+    """The same of the last hidden layer before the logits, or of the last feature maps where the head has none."""
     probabilities: np.ndarray
     """Of the class, float32 [n]."""
 
@@ -71,7 +77,9 @@ def measure_invariance(
         amounts = AMOUNTS[change] * (image.shape[1] if change == "shift" else 1)
         amounts = np.unique(np.round(amounts)) if change == "shift" else amounts
     stages = list_stages(model)
-    outputs = [find_layer(model, stages[0]).output, find_layer(model, stages[-1]).output, model.outputs[0]]
+    last = find_last_hidden(model)
+    last = find_layer(model, stages[-1]).output if last is None else last
+    outputs = [find_layer(model, stages[0]).output, last, model.outputs[0]]
     network = tf.function(keras.Model(model.inputs[0], outputs), reduce_retracing=True)
     images = np.stack([transform(image, change, amount) for amount in amounts])
     low, high, probabilities = [], [], []
@@ -110,5 +118,5 @@ def transform(image: np.ndarray, change: str, amount: float) -> np.ndarray:
 
 
 def _distances(maps: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance of each of [n, h, w, F] to [1, h, w, F], float32 [n]."""
-    return np.sqrt(((maps - whole) ** 2).sum(axis=(1, 2, 3)))
+    """Return the Euclidean distance of each of [n, ...] to [1, ...], float32 [n]."""
+    return np.sqrt(((maps - whole) ** 2).reshape(len(maps), -1).sum(axis=1))

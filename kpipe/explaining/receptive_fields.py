@@ -2,12 +2,13 @@
 
 W. Luo et al., "Understanding the Effective Receptive Field", NIPS 2016, call this the theoretical one.
 
-H height, W width.
+H height, W width, C channels.
 """
 
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from kpipe.explaining.feature_maps import list_stages
 from kpipe.models.geometry import LayerGeometry, measure
@@ -39,3 +40,28 @@ def find_field(row: LayerGeometry, position: Sequence[int]) -> Box:
     """Return the receptive field of a position (row, column) of a layer, as `find_receptive_fields`."""
     top, left = (row.receptive_start[axis] + position[axis] * row.total_stride[axis] for axis in (0, 1))
     return top, left, *row.receptive_field
+
+
+def cut_out(row: LayerGeometry, positions: np.ndarray, sides: Sequence[int], *stacks: np.ndarray) -> list[np.ndarray]:
+    """Cut what positions of a layer see out of images.
+
+    Args:
+        row: geometry of the layer.
+        positions: (row, column), int [M, n, 2].
+        sides: height h and width w of the cut, at most those of the images; it stays inside of them.
+        stacks: images [M, n, H, W, C] each.
+
+    Returns:
+        [M, n, h, w, C] each. Of a layer without positions, the middle of the images.
+    """
+    height, width = stacks[0].shape[2:4]
+    cut_height, cut_width = min(sides[0], height), min(sides[1], width)
+    cut = [np.empty((*stack.shape[:2], cut_height, cut_width, stack.shape[-1]), stack.dtype) for stack in stacks]
+    for place in np.ndindex(positions.shape[:2]):
+        field = find_field(row, positions[place]) if row.receptive_field else (0, 0, height, width)
+        middle = [field[axis] + field[axis + 2] // 2 for axis in (0, 1)]
+        top = int(np.clip(middle[0] - cut_height // 2, 0, height - cut_height))
+        left = int(np.clip(middle[1] - cut_width // 2, 0, width - cut_width))
+        for part, stack in zip(cut, stacks, strict=True):
+            part[place] = stack[place][top : top + cut_height, left : left + cut_width]
+    return cut

@@ -5,6 +5,7 @@ N images, H height, W width, C channels, F filters or feature maps, h and w thei
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ from kpipe.figures.style import (
     distinct_labels,
     find_aspect,
     fit,
+    is_sequence,
     label,
     make_layout,
     show_image,
@@ -127,68 +129,64 @@ def draw_projections(
     return figure
 
 
-def draw_heat(
-    rows: Sequence[tuple[np.ndarray, str, Sequence[tuple]]],
-    *,
-    title: str,
-    caption: str = "",
-    limits: tuple[float, float] | None = None,
-) -> Figure:
-    """Draw images, and heat over each of them. Below a heat stand its limits, or a text.
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """What is laid over an image."""
+
+    heading: str
+    values: np.ndarray
+    """float [h, w]."""
+    limits: tuple[float, float] | None = None
+    """Values of the darkest and the brightest heat; None: 0 or the smallest value, and the largest."""
+    extent: tuple[float, float, float, float] | None = None
+    """(left, right, bottom, top) in pixels of the image; None: the whole image."""
+    smooth: bool | None = None
+    """Whether it is interpolated; None: where its size is not that of the image."""
+    text: str | None = None
+    """What stands below; None: the limits."""
+
+
+def draw_heat(rows: Sequence[tuple[np.ndarray, str, Sequence[Heat]]], *, title: str, caption: str = "") -> Figure:
+    """Draw images, and heat over each of them.
 
     Args:
-        rows: (image [H, W, C] of 0..255, its caption, heats) each. A heat is (heading, float [h, w]), or a third entry
-            of options: `limits`, as below but for this heat; `extent`, its (left, right, bottom, top) in pixels of the
-            image, the whole image by default; `smooth`, whether it is interpolated, by default where its size is not
-            that of the image; `text`, what stands below instead of the limits. All rows have the same headings.
+        rows: (image [H, W, C] of 0..255, its caption, heats) each. All rows have the same headings.
         title, caption: above and below.
-        limits: the values of the darkest and the brightest heat; default: of each heat, 0 or its smallest value, and
-            its largest.
     """
     columns = 1 + len(rows[0][2])
     wide = min(max(1.0, rows[0][0].shape[1] / rows[0][0].shape[0]), _WIDEST / (columns * 2.1))
     figure = _make_figure(columns * 2.1 * wide * _INCH, len(rows) * 2.5 * _INCH, title, caption)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     texts = two_lines([text for _, text, _ in rows], fit(2.0 * wide, 8))
-    headings = two_lines([heading for heading, *_ in rows[0][2]], fit(2.0 * wide, 9))
+    headings = two_lines([heat.heading for heat in rows[0][2]], fit(2.0 * wide, 9))
     for axes, heading in zip(grid[0][1:], headings, strict=True):
         axes.set_title(heading, fontsize=9, color=INK, parse_math=False)
     for row, text, (image, _, heats) in zip(grid, texts, rows, strict=True):
         _show(row[0], image)
         row[0].set_xlabel(text, fontsize=8, color=INK, parse_math=False)
-        for axes, (_, heat, *options) in zip(row[1:], heats, strict=True):
-            _lay_over(axes, image, heat, **{"limits": limits, **(options[0] if options else {})})
+        for axes, heat in zip(row[1:], heats, strict=True):
+            _lay_over(axes, image, heat)
     return figure
 
 
-def _lay_over(
-    axes: Axes,
-    image: np.ndarray,
-    heat: np.ndarray,
-    *,
-    limits: tuple[float, float] | None,
-    extent: tuple[float, float, float, float] | None = None,
-    smooth: bool | None = None,
-    text: str | None = None,
-) -> None:
-    """Draw heat over an image in gray, and below a text or the limits of the heat."""
-    _show(axes, image if _is_sequence(image) else image.astype(np.float32).mean(-1, keepdims=True))
+def _lay_over(axes: Axes, image: np.ndarray, heat: Heat) -> None:
+    """Draw heat over an image in gray."""
+    _show(axes, image if is_sequence(image) else image.astype(np.float32).mean(-1, keepdims=True))
     height, width = image.shape[:2]
-    smallest, largest = limits or _find_limits(heat)
-    if smooth is None:
-        smooth = heat.shape != (height, width)
+    smallest, largest = heat.limits or _find_limits(heat.values)
+    smooth = heat.values.shape != (height, width) if heat.smooth is None else heat.smooth
     axes.imshow(
-        heat,
+        heat.values,
         cmap=_HEAT,
         alpha=0.6,
-        extent=extent or _extent_of(image),
+        extent=heat.extent or _extent_of(image),
         interpolation="bilinear" if smooth else "nearest",
         aspect=find_aspect(height, width),
         vmin=smallest,
         vmax=largest,
     )
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    below = f"{smallest:.3g} to {largest:.3g}" if text is None else wrap(text, 2.0, 7)
+    below = f"{smallest:.3g} to {largest:.3g}" if heat.text is None else wrap(heat.text, 2.0, 7)
     axes.set_xlabel(below, fontsize=7, color=CAPTION, parse_math=False)
 
 
@@ -227,8 +225,8 @@ def draw_invariance(
     """Draw how far features move, and how sure a network is, while an image is changed.
 
     Args:
-        curves: (amounts, distances of the first layer, distances of the last, probabilities), each float [n], by the
-            name of the change and its unit, such as `shift (pixels)`.
+        curves: (amounts, distances of the first layer, distances of the last hidden one, probabilities), each float
+            [n], by the name of the change and its unit, such as `shift (pixels)`.
         examples: some of the changed images, [m, H, W, C] of 0..255, by the same names.
         class_name: of the probabilities.
         title, caption: above and below.
@@ -240,7 +238,7 @@ def draw_invariance(
         row[0].set_ylabel(wrap(name, 2.1, 9), fontsize=9, color=INK, parse_math=False)
         for axes, values, heading, color in (
             (row[1], low, "first layer: distance", BLUE),
-            (row[2], high, "last layer: distance", VERMILION),
+            (row[2], high, "last hidden layer: distance", VERMILION),
             (row[3], probabilities, f"probability of {label(class_name, 18)}", GREEN),
         ):
             # A line of one point is nothing, and one of two hides how few they are.
@@ -316,14 +314,9 @@ def _find_limits(values: np.ndarray) -> tuple[float, float]:
     return smallest, max(largest, smallest + 1e-12)
 
 
-def _is_sequence(image: np.ndarray) -> bool:
-    """Say whether an image [L, 1, C] is one of characters, each a row of channels."""
-    return image.shape[-2] == 1 and image.shape[-1] > 3
-
-
 def _to_pictures(images: np.ndarray) -> np.ndarray:
     """Return [n, h, w, 3] of three channels, of others their mean, [n, h, w, 1]; sequences as [n, L, C, 1]."""
-    if _is_sequence(images) and images.shape[1] > 1:
+    if is_sequence(images) and images.shape[1] > 1:
         return np.swapaxes(images, 2, 3)
     return images if images.shape[-1] == 3 else images.mean(-1, keepdims=True)
 
@@ -361,5 +354,5 @@ def _tile(images: np.ndarray, side: int) -> np.ndarray:
 def _tile_row(images: np.ndarray) -> np.ndarray:
     """Return up to four images [m, H, W, C] as one, two by two: uint8."""
     pixels = np.clip(np.round(images[:4]), 0, 255) / 255
-    pixels = _to_pictures(pixels) if _is_sequence(pixels) else pixels
+    pixels = _to_pictures(pixels) if is_sequence(pixels) else pixels
     return np.round(255 * _tile(pixels, 2)).astype(np.uint8)

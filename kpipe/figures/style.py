@@ -153,6 +153,11 @@ def find_aspect(height: float, width: float) -> str:
     return "equal" if max(height, width) <= 4 * min(height, width) else "auto"
 
 
+def is_sequence(image: np.ndarray) -> bool:
+    """Return whether an image [..., H, 1, C] is a sequence of characters, each a row of channels."""
+    return image.shape[-2] == 1 and image.shape[-1] > 3
+
+
 def _displayable(image: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W] or [H, W, 3] of uint8 [H, W, C]; of two channels, the missing third is black.
 
@@ -160,7 +165,7 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     """
     if image.shape[-1] == 1:
         return image[..., 0]
-    if image.shape[1] == 1 and image.shape[-1] > 3:
+    if is_sequence(image):
         return image[:, 0, :]
     channels = image[..., :3]
     return np.pad(channels, ((0, 0), (0, 0), (0, 3 - channels.shape[-1])))

@@ -57,7 +57,7 @@ def build_fully_convolutional(model: keras.Model) -> keras.Model:
     Raises:
         ConfigError: a layer of the network needs images of one size.
     """
-    images, logits = _at_all_positions(model, "protocol: expected for dense")
+    images, logits = _at_all_positions(model, "protocol: expected for dense", ". Use another protocol")
     if len(logits.shape) == 4:
         logits = layers.GlobalAveragePooling2D(dtype="float32", name="positions")(logits)
     return keras.Model(images, logits, name=f"fully_convolutional_{model.name}")
@@ -82,16 +82,17 @@ def build_class_map(model: keras.Model) -> keras.Model:
     return keras.Model(images, logits, name=f"class_map_{model.name}")
 
 
-def _at_all_positions(model: keras.Model, wanted: str, *, averages: bool = True) -> tuple:
+def _at_all_positions(model: keras.Model, wanted: str, remedy: str = "", *, averages: bool = True) -> tuple:
     """Return images of any size, and what the network says of them, at each position unless it averages.
 
     Args:
         model: as for `build_fully_convolutional`.
         wanted: begins the message of an error.
+        remedy: ends it.
         averages: whether global averages stay.
     """
     model = keras.Model(model.inputs, model.outputs[0])  # without auxiliary heads
-    _check_layers(model, wanted)
+    _check_layers(model, wanted, remedy)
     kernel_sizes = [layer.input.shape[1:3] for layer in model.layers if isinstance(layer, layers.Flatten)]
     height, width, channels = model.input_shape[1:]
     any_size = (None, None, channels)
@@ -110,20 +111,20 @@ def _at_all_positions(model: keras.Model, wanted: str, *, averages: bool = True)
     return images, copied.outputs[0]
 
 
-def _check_layers(model: keras.Model, wanted: str) -> None:
+def _check_layers(model: keras.Model, wanted: str, remedy: str) -> None:
     for layer in model.layers:
         if isinstance(layer, SubtractMeanImage | Whiten):
             raise ConfigError(
                 f"{wanted} a network that normalizes all pixels alike, got one whose first layer has values for each "
-                f"pixel ({layer.name})"
+                f"pixel ({layer.name}){remedy}"
             )
         if not isinstance(layer, CONVOLUTIONAL):
             raise ConfigError(
                 f"{wanted} a network of convolutions, poolings and dense layers, which can look at images of any size, "
-                f"got one with the layer {layer.name} ({type(layer).__name__})"
+                f"got one with the layer {layer.name} ({type(layer).__name__}){remedy}"
             )
     if sum(isinstance(layer, layers.Flatten) for layer in model.layers) > 1:
-        raise ConfigError(f"{wanted} a network with one Flatten layer at most, got several")
+        raise ConfigError(f"{wanted} a network with one Flatten layer at most, got several{remedy}")
 
 
 def _convolve(dense: layers.Dense, kernel_size: tuple[int, int], x):

@@ -109,6 +109,25 @@ def count_macs(rows: Sequence[LayerGeometry]) -> int:
     return sum(row.macs for row in rows)
 
 
+def count_affordable(model: keras.Model, macs: float) -> int:
+    """Return how many images a network sees in the forward pass for so many multiply-additions."""
+    return int(macs // max(1, count_macs(measure(model))))
+
+
+def fix_image_size(model: keras.Model, image_shape: tuple[int, int, int]) -> keras.Model:
+    """Return a copy of a network that takes images [B, H, W, C] of one size; the network itself if it already does.
+
+    Args:
+        model: functional or sequential, with one input.
+        image_shape: (H, W, C).
+    """
+    if tuple(model.input_shape[1:]) == tuple(image_shape):
+        return model
+    copied = keras.models.clone_model(model, keras.Input(image_shape))
+    copied.set_weights(model.get_weights())
+    return copied
+
+
 def count_training_flops(model: keras.Model, layers: Collection[str] | None = None) -> int:
     """Return the floating-point operations with weights in a training step, for one image.
 

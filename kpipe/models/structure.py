@@ -120,6 +120,19 @@ def find_trunk(model: keras.Model) -> set[int]:
     return {id(node) for place, node in enumerate(nodes) if latest[place] <= place}
 
 
+def find_last_hidden(model: keras.Model) -> keras.KerasTensor | None:
+    """Return what the layer with the logits is computed from, [B, units], if it comes from a hidden layer.
+
+    None where the logits are computed from feature maps, which are at most averaged or flattened before.
+    """
+    trunk = find_trunk(model)
+    nodes = [node for node in find_nodes(model.inputs, model.outputs[:1]) if id(node) in trunk]
+    weighted = [node for node in nodes if getattr(node.operation, "weights", None)]
+    if len(weighted) < 2 or any(len(node.outputs[0].shape) != 2 for node in weighted[-2:]):
+        return None
+    return weighted[-1].input_tensors[0]
+
+
 def find_squashing(model: keras.Model) -> tuple[keras.Operation, str | None]:
     """Return the layer or operation that the output of a model comes from, and what it computes of logits.
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.class_models import find_training_mean, maximize_class
+from kpipe.explaining.class_models import find_training_mean, maximize_classes
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     choose_depths,
@@ -27,6 +27,7 @@ from kpipe.models.fully_convolutional import build_class_map
 from kpipe.models.geometry import measure
 from kpipe.models.layers import LocalResponseNormalization
 from kpipe.models.preprocessing import NAMED, Normalization, make_preprocessing
+from kpipe.models.structure import find_last_hidden, find_nodes
 
 RANDOM = np.random.default_rng(0)
 
@@ -176,6 +177,21 @@ def test_a_rectification_goes_by_the_sign_of_the_signal():
     np.testing.assert_allclose(input_gradient(model, image, "top", 0, (0, 0)), np.full((1, 1, 1, 1), 20))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [layers.ReLU(max_value=6), layers.ReLU(negative_slope=0.5), layers.ReLU(threshold=7), layers.LeakyReLU()],
+)
+def test_other_rectifications_keep_their_values_and_pass_the_gradient(activation):
+    """Values from -10 to 10 lie on both sides of 0, 6 and 7."""
+    model = network(layers.Conv2D(2, 1, name="conv"), activation, layers.Conv2D(3, 3, name="top"))
+    model.get_layer("conv").set_weights([np.array([[[[1.0, -1.0]]]]), np.array([0.0, 3.0])])
+    images = images_of(2) / 25
+    deconvnet = build_deconvnet(model, "top")
+    np.testing.assert_allclose(deconvnet([images]), compute_feature_maps(model, images, ["top"])["top"], rtol=1e-5)
+    found = deconvolve(deconvnet, images, [2, 2], np.array([[1, 2], [1, 2]]))
+    np.testing.assert_allclose(found, input_gradient(model, images, "top", 2, (1, 2)), rtol=1e-4, atol=1e-6)
+
+
 def test_a_normalization_scales_back_as_it_has_scaled_forward():
     """Also where the value is 0: k is 2, so the scale is 2 ** -0.75."""
     model = network(
@@ -320,10 +336,14 @@ def test_a_class_model_is_where_gradient_and_regularization_balance():
     kernel = np.array([[0, 0.02], [0, -0.01], [0, 0.005], [0, 0.0]], np.float32)
     model.get_layer("logits").set_weights([kernel, np.zeros(2)])
     l2 = 20.0
-    found = maximize_class(model, 1, l2=l2, steps=600, step_size=0.3)
+    seen = []
+    [found] = maximize_classes(model, [1], l2=l2, steps=600, step_size=0.3, advance=seen.append)
+    assert seen == [1] * 600
     expected = 127.5 + 255**2 * kernel[:, 1] / (2 * l2)
     np.testing.assert_allclose(found.image.ravel(), expected, atol=0.5)
-    free = maximize_class(model, 1, steps=600)
+    # Climbs of one batch go their own ways.
+    other, free = maximize_classes(model, [0, 1], l2=[l2, 0], steps=600)
+    np.testing.assert_array_equal(other.image, np.full((2, 2, 1), 127.5))
     np.testing.assert_allclose(free.image.ravel()[:3], [255, 0, 255])
     assert free.score > found.score and free.probability > 0.5
 
@@ -356,9 +376,9 @@ def test_a_network_that_subtracts_no_mean():
 
 def test_classes_that_are_not_there():
     with pytest.raises(ConfigError, match="^label: expected 0 to 1, got 2$"):
-        maximize_class(network(layers.Conv2D(1, 3)), 2)
+        maximize_classes(network(layers.Conv2D(1, 3)), [1, 2])
     with pytest.raises(ConfigError, match="^expected a network for images of one size, got one for any size$"):
-        maximize_class(network(layers.Conv2D(1, 3), shape=(None, None, 1)), 0)
+        maximize_classes(network(layers.Conv2D(1, 3), shape=(None, None, 1)), [0])
 
 
 # --- invariance -----------------------------------------------------------------------------------------------------
@@ -383,6 +403,40 @@ def test_a_mean_over_positions_does_not_see_a_shift_of_a_dot():
     found = measure_invariance(model, image, 1, "shift", [-2, 0, 2])
     assert found.low[1] == found.high[1] == 0 and found.low[0] > 1 and found.high[2] > 1
     np.testing.assert_allclose(found.probabilities, found.probabilities[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        ("lenet5", {}, "f6"),
+        ("lenet5", {"variant": "original"}, "f6"),
+        ("alexnet", {"width": 8}, "fc7"),
+        ("vgg11", {"width": 8}, "fc7"),
+        ("vgg11", {"head": "gap"}, None),
+        ("googlenet", {"auxiliary_heads": True}, None),
+    ],
+)
+def test_the_last_features_are_those_of_the_last_hidden_layer(name, options, layer, without_weights):
+    channels = 1 if "variant" in options else 3
+    model = build_model(name, options, input_shape=(32, 32, channels), classes=10)
+    found = find_last_hidden(model)
+    assert (found is None) == (layer is None)
+    if layer:
+        before = {node.operation.name for node in find_nodes(model.inputs, [found])}
+        weighted = [each.name for each in model.layers if each.weights and each.name in before]
+        assert weighted[-1] == layer
+
+
+def test_features_of_a_hidden_layer_move_as_it_does():
+    images = keras.Input((16, 16, 1))
+    x = layers.Flatten()(layers.Conv2D(2, 3, name="conv")(images))
+    x = layers.Dropout(0.5)(layers.Dense(3, activation="relu", name="hidden")(x))
+    model = keras.Model(images, layers.Dense(2, name="logits")(x))
+    image = images_of(1, (16, 16, 1))[0]
+    found = measure_invariance(model, image, 1, "shift", [0, 3])
+    hidden = keras.Model(images, model.get_layer("hidden").output)
+    at_0, at_3 = hidden(np.stack([image, transform(image, "shift", 3)])).numpy()
+    np.testing.assert_allclose(found.high, [0, np.linalg.norm(at_3 - at_0)], rtol=1e-4, atol=1e-3)
 
 
 def test_an_unknown_change():
@@ -450,3 +504,10 @@ def test_a_heat_map_finds_where_the_class_is():
     image[4:12, 14:22] = 255
     found = compute_heat_map(model, image)[..., 1]
     assert found[8, 18] > 0.99 and found[:, :10].max() < 0.01 and found[0].max() < 0.2
+
+
+def test_a_heat_map_of_too_small_an_image():
+    model = build_model("lenet5", {}, input_shape=(32, 32, 3), classes=3)
+    said = "^image: expected at least 32x32 pixels, got 40x31. Scale it up, as the network has seen its images$"
+    with pytest.raises(ConfigError, match=said):
+        compute_heat_map(model, np.zeros((40, 31, 3)))

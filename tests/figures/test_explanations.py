@@ -18,11 +18,11 @@ LOOKS = {"title": TITLE, "caption": CAPTION}
 NAMES = ["a $\\frac$ b", "猫と犬と" * 8, *(f"class number {number} with a rather long name" for number in range(4))]
 
 
-def draw_heat_of(image, names, *options):
-    heat = RNG.random((4, 4))
-    return [
-        (image, name, [("fall of the strongest feature map", heat, *options), ("Grad-CAM", heat)]) for name in names
-    ]
+def draw_heat_of(image, names, **look):
+    values = RNG.random((4, 4))
+    heats = [explanations.Heat("fall of the strongest feature map", values, **look)]
+    heats.append(explanations.Heat("Grad-CAM", values, **look))
+    return explanations.draw_heat([(image, name, heats) for name in names], **LOOKS)
 
 
 def draw_curves(image, name, count=5):
@@ -56,10 +56,10 @@ FIGURES = {
     "projections": lambda: draw_projected(3),
     "projections of one": lambda: draw_projected(1, count=1),
     "projections of many channels": lambda: draw_projected(70, maps=5),
-    "heat": lambda: explanations.draw_heat(draw_heat_of(IMAGE, NAMES), **LOOKS),
-    "heat of one": lambda: explanations.draw_heat(draw_heat_of(IMAGE, [LONG]), **LOOKS, limits=(0, 1)),
-    "heat of a sequence": lambda: explanations.draw_heat(draw_heat_of(SEQUENCE, [LONG]), **LOOKS),
-    "heat of a wide image": lambda: explanations.draw_heat(draw_heat_of(np.hstack([IMAGE] * 8), [LONG]), **LOOKS),
+    "heat": lambda: draw_heat_of(IMAGE, NAMES),
+    "heat of one": lambda: draw_heat_of(IMAGE, [LONG], limits=(0, 1)),
+    "heat of a sequence": lambda: draw_heat_of(SEQUENCE, [LONG]),
+    "heat of a wide image": lambda: draw_heat_of(np.hstack([IMAGE] * 8), [LONG]),
     "pictures": lambda: draw_pairs([IMAGE]),
     "curves": lambda: draw_curves(IMAGE, NAMES[0]),
     "curves of a sequence": lambda: draw_curves(SEQUENCE, LONG),
@@ -145,9 +145,10 @@ def test_missing_projections_are_white():
 # Heat.
 
 
-def heat_of(heat, *options, **limits):
+def heat_of(values, **look):
     """Axes of one heat over a gray image."""
-    return explanations.draw_heat([(IMAGE, "x", [("heat", np.array(heat), *options)])], title="T", **limits).axes[1]
+    heat = explanations.Heat("heat", np.array(values), **look)
+    return explanations.draw_heat([(IMAGE, "x", [heat])], title="T").axes[1]
 
 
 @pytest.mark.parametrize(
@@ -165,13 +166,13 @@ def test_a_constant_positive_heat_is_bright(heat, limits, text):
     assert axes.get_xlabel() == text
 
 
-def test_a_heat_has_options_of_its_own():
-    options = {"limits": (0, 4), "extent": (1.5, 9.5, 12.5, 2.5), "smooth": False}
-    axes = heat_of([[1.0, 2.0]], options, limits=(0, 1))
+def test_a_heat_has_a_look_of_its_own():
+    axes = heat_of([[1.0, 2.0]], limits=(0, 4), extent=(1.5, 9.5, 12.5, 2.5), smooth=False, text="none")
     heat = axes.images[-1]
     assert heat.get_clim() == (0, 4)
     assert heat.get_extent() == [1.5, 9.5, 12.5, 2.5]
     assert heat.get_interpolation() == "nearest"
+    assert axes.get_xlabel() == "none"
     assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 15.5), (15.5, -0.5))
     plain = heat_of([[1.0, 2.0]], limits=(0, 1)).images[-1]
     assert plain.get_clim() == (0, 1)

@@ -2,11 +2,12 @@ import itertools
 import math
 import struct
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib import font_manager
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -548,10 +549,24 @@ def test_characters_that_no_font_has_are_named_once(tmp_path, monkeypatch):
     assert figures.describe_undrawn() is None
 
 
-def test_further_families_are_installed():
-    families = style._find_further_families()
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    assert set(families) <= installed and all(name.startswith(style._SCRIPTS) for name in families)
+def test_further_families_are_installed(monkeypatch):
+    """Those that Matplotlib knows, and those whose files it has not listed, in the order of their scripts."""
+    known = [SimpleNamespace(name=name, fname=f"/{name}.ttf") for name in ("Malgun Gothic", "DejaVu Sans")]
+    manager = SimpleNamespace(ttflist=known)
+
+    def add(file):
+        if "Tamil" in file:
+            raise RuntimeError("a damaged font")
+        known.append(SimpleNamespace(name=Path(file).stem, fname=file))
+
+    manager.addfont = add
+    monkeypatch.setattr(style.font_manager, "fontManager", manager)
+    files = [f"/{name}.ttc" for name in ("NotoSansCJK-Regular", "NotoSansCJK-Thin", "Other-Regular", "Malgun Gothic")]
+    files.append("/NotoSansTamil-Regular.ttf")
+    monkeypatch.setattr(style.font_manager, "findSystemFonts", lambda: files)
+    monkeypatch.setattr(style, "_SCRIPTS", ("NotoSansCJK", "Malgun Gothic", "NotoSansTamil"))
+    assert style._find_further_families.__wrapped__() == ["NotoSansCJK-Regular", "Malgun Gothic"]
+    assert "/NotoSansCJK-Thin.ttc" not in [font.fname for font in known]
 
 
 def test_other_warnings_are_shown(tmp_path, monkeypatch):

@@ -56,12 +56,13 @@ def test_of_a_larger_image_they_are_the_mean_over_its_positions():
 def test_a_network_that_needs_one_size_says_why():
     mean_image = make_neutral("mean_image", (25, 25, 3))
     model = build_model("alexnet", {"width": 8}, input_shape=(25, 25, 3), classes=2, normalization=mean_image)
-    said = r"^protocol: expected for dense a network that normalizes all pixels alike, .* each pixel \(mean_image\)$"
+    said = r"^protocol: expected for dense a network that normalizes .* pixel \(mean_image\)\. Use another protocol$"
     with pytest.raises(ConfigError, match=said):
         build_fully_convolutional(model)
     model = build_model("lenet5", {"variant": "original"}, input_shape=(32, 32, 1), classes=10)
     said = (
-        r"^protocol: expected for dense a network of convolutions, poolings and dense layers, .* with the layer \w+ \("
+        r"^protocol: expected for dense a network of convolutions, poolings and dense .* with the layer \w+ \(.*"
+        r"\. Use another protocol$"
     )
     with pytest.raises(ConfigError, match=said):
         build_fully_convolutional(model)
@@ -69,6 +70,7 @@ def test_a_network_that_needs_one_size_says_why():
     flat = [keras.layers.Flatten()(x) for x in (inputs, keras.layers.MaxPooling2D(2)(inputs))]
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()(flat)))
     with pytest.raises(
-        ConfigError, match=r"^protocol: expected for dense a network with one Flatten layer at most, got"
+        ConfigError,
+        match=r"^protocol: expected for dense a network with one Flatten layer at most, got several\. Use another",
     ):
         build_fully_convolutional(model)
