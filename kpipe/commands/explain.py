@@ -25,7 +25,7 @@ from kpipe.console import Screen, counted
 from kpipe.data.image_files import list_unreadable
 from kpipe.errors import ConfigError, DataError, did_you_mean
 from kpipe.evaluation.metrics import check_finite, compute_probabilities
-from kpipe.explaining.class_models import find_training_mean, maximize_classes
+from kpipe.explaining.class_models import balance_l2, find_training_mean, maximize_classes
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     Strongest,
@@ -63,7 +63,8 @@ _BATCH = 16  # images that a network sees at a time: what VGG-16 holds of them s
 _STEPS = 100  # of a class model, at most
 _FEWEST_STEPS = 24
 _STEP_SIZE = 2.0  # of 100 steps
-_L2 = 150  # its regularization, over the number of values of an image
+_NOISE = 10.0  # of its start: standard deviation in units of 0..255
+_DISTANCE = 20.0  # from its start, at which the regularization is as strong as the score
 _LARGEST = 3  # most times the side of the network, of an image whose heat map is drawn
 _FILTERED = 8  # images that fixed kernels are applied to
 _KERNEL_SIDE = 256  # pixels a side of these images
@@ -487,13 +488,14 @@ def _draw_class_models(subject: _Subject) -> Figures:
     labels = _choose_classes(subject, _CLASSES if affordable >= _CLASSES * _FEWEST_STEPS else _CLASSES // 2)
     steps = int(np.clip(affordable // len(labels), _FEWEST_STEPS, _STEPS))
     mean = find_training_mean(model)
-    l2 = _L2 / np.prod(trained.image_shape)
+    start = {"mean": 127.5 if mean is None else mean, "noise": _NOISE}
+    l2 = balance_l2(model, labels, **start, distance=_DISTANCE)
     with subject.progress("climbing to class models", 2 * steps * len(labels)) as advance:
         found = maximize_classes(
             model,
             labels * 2,
-            mean=127.5 if mean is None else mean,
-            l2=[l2] * len(labels) + [0.0] * len(labels),
+            **start,
+            l2=l2 + [0.0] * len(labels),
             steps=steps,
             step_size=_STEP_SIZE * _STEPS / steps,
             advance=advance,

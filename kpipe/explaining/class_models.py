@@ -36,6 +36,7 @@ def maximize_classes(
     *,
     mean: float | np.ndarray = 127.5,
     l2: float | Sequence[float] = 0.0,
+    noise: float = 0.0,
     steps: int = 200,
     step_size: float = 2.0,
     advance: Callable[[int], None] = lambda steps: None,
@@ -51,6 +52,8 @@ def maximize_classes(
         mean: where they start, such as the mean of the training images, see `find_training_mean`; from where the
             regularization counts: a value, or [C] or [H, W, C], 0..255.
         l2: weight of the regularization, of pixels in units of 255; 0: none. One for all, or one for each label.
+        noise: standard deviation of the Gaussian noise that is added to the start, in units of 0..255. At an image of
+            one color, all gradients of a network may be 0.
         steps: of the ascent.
         step_size: length of a step: root mean square of its change of a pixel, in units of 0..255.
         advance: called with n after each step.
@@ -67,6 +70,7 @@ def maximize_classes(
     network = keras.Model(model.inputs[0], model.outputs[0])
     mean = np.asarray(mean, np.float32)
     start = tf.constant(np.broadcast_to(mean, (count, height, width, channels)))
+    noisy = start + noise * tf.random.stateless_normal((1, height, width, channels), seed=(0, 0))
     numbers = tf.constant(np.asarray(labels, np.int64))
     weights = tf.constant(np.broadcast_to(np.asarray(l2, np.float32), (count,)))
 
@@ -83,7 +87,7 @@ def maximize_classes(
         length = tf.sqrt(tf.reduce_mean(gradient**2, axis=[1, 2, 3], keepdims=True))
         return tf.clip_by_value(image + step_size * tf.math.divide_no_nan(gradient, length), 0.0, 255.0)
 
-    images = start
+    images = tf.clip_by_value(noisy, 0.0, 255.0)
     for _ in range(steps):
         images = step(images)
         advance(count)
@@ -93,6 +97,31 @@ def maximize_classes(
     probabilities = tf.gather(tf.nn.softmax(logits), numbers, axis=1, batch_dims=1)
     found = zip(images.numpy(), scores.numpy(), probabilities.numpy(), strict=True)
     return [ClassModel(image, float(score), float(probability)) for image, score, probability in found]
+
+
+def balance_l2(
+    model: keras.Model, labels: Sequence[int], *, mean: float | np.ndarray, noise: float, distance: float
+) -> list[float]:
+    """Return the weight `l2` for each class at which the regularization is as strong as the score at a distance.
+
+    How large a logit and its gradient are differs by orders of magnitude between networks, so no weight suits all.
+
+    Args:
+        model, labels, mean, noise: as for `maximize_classes`.
+        distance: root mean square of a pixel's distance from the mean, in units of 0..255, at which the gradients of
+            both are equal, for the gradient that the score has at the start.
+    """
+    height, width, channels = model.input_shape[1:]
+    start = np.broadcast_to(np.asarray(mean, np.float32), (height, width, channels))
+    image = start + noise * tf.random.stateless_normal((1, height, width, channels), seed=(0, 0))
+    weights = []
+    for label in labels:
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            score = tf.cast(model(image, training=False), tf.float32)[0, label]
+        gradient = np.sqrt(np.mean(np.square(tape.gradient(score, image))))
+        weights.append(float(gradient) * 255**2 / (2 * distance))
+    return weights
 
 
 def find_training_mean(model: keras.Model) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from kpipe.errors import ConfigError
-from kpipe.explaining.class_models import find_training_mean, maximize_classes
+from kpipe.explaining.class_models import balance_l2, find_training_mean, maximize_classes
 from kpipe.explaining.deconvnet import build_deconvnet, deconvolve
 from kpipe.explaining.feature_maps import (
     choose_depths,
@@ -346,6 +346,29 @@ def test_a_class_model_is_where_gradient_and_regularization_balance():
     np.testing.assert_array_equal(other.image, np.full((2, 2, 1), 127.5))
     np.testing.assert_allclose(free.image.ravel()[:3], [255, 0, 255])
     assert free.score > found.score and free.probability > 0.5
+
+
+def test_a_class_model_leaves_a_start_at_which_all_gradients_are_0():
+    """A convolution that sees edges alone is flat around an image of one color."""
+    edges = network(layers.Conv2D(1, 3, activation="relu", use_bias=False, name="conv"))
+    edges.get_layer("conv").set_weights([np.float32([-1, 0, 1] * 3).reshape(3, 3, 1, 1)])
+    edges.get_layer("logits").set_weights([np.float32([[1, -1]]), np.zeros(2)])
+    flat, climbed = (maximize_classes(edges, [0], noise=noise, steps=20)[0] for noise in (0.0, 10.0))
+    assert flat.score == 0 and np.ptp(flat.image) == 0
+    assert climbed.score > 50 and np.ptp(climbed.image) > 50
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_the_regularization_holds_a_class_model_whatever_the_size_of_the_logits(scale):
+    """A linear score has its balance at this distance."""
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(2, name="logits")])
+    model = keras.Model(model.inputs, model.outputs)
+    kernel = RANDOM.normal(size=(16, 2)).astype(np.float32)
+    model.get_layer("logits").set_weights([scale * kernel, np.zeros(2)])
+    start = {"mean": 127.5, "noise": 10.0}
+    l2 = balance_l2(model, [0, 1], **start, distance=20.0)
+    for found in maximize_classes(model, [0, 1], **start, l2=l2, steps=400, step_size=0.5):
+        assert np.sqrt(np.mean(np.square(found.image - 127.5))) == pytest.approx(20, rel=0.05)
 
 
 MEANS = {
