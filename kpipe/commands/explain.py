@@ -3,11 +3,13 @@
 The mathematics stands in `kpipe.explaining`, the drawing in `kpipe.figures.explanations`.
 """
 
+import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,7 @@ class _Subject:
         return SplitImages(splits.by_name[splits.held_out or "train"], trained.experiment.seed, trained.image_shape)
 
     @cached_property
-    def _chosen(self) -> tuple[np.ndarray, list[str]]:
+    def _chosen(self) -> tuple[np.ndarray, list[str], np.ndarray | None]:
         if len(self.files) > SHOWN:
             self.note(f"of {counted(len(self.files), 'image')}, the first {SHOWN} are explained one by one")
         return self.given.choose(SHOWN)
@@ -139,11 +141,21 @@ class _Subject:
 
     @property
     def names(self) -> list[str]:
-        """What each image is called, and below it the class."""
-        return [
-            f"{label(Path(path).name, 30)}\n{label(self.class_names[each], 20)} ({row[each]:.0%})"
-            for path, each, row in zip(self.paths, self.labels, self._probabilities, strict=True)
-        ]
+        """What each image is called, and below it the class that is explained."""
+        return [self._describe(place) for place in range(len(self.images))]
+
+    def _describe(self, place: int) -> str:
+        path, probabilities, truths = self.paths[place], self._probabilities[place], self._chosen[2]
+
+        def class_of(number: int) -> str:
+            return f"{label(self.class_names[number], 20)} ({probabilities[number]:.0%})"
+
+        first = label(path if truths is not None else Path(path).name, 30)
+        if truths is not None:
+            first += f", true: {label(self.class_names[truths[place]], 20)}"
+        explained, predicted = self.labels[place], probabilities.argmax()
+        others = "" if explained == predicted else f", predicted: {class_of(predicted)}"
+        return f"{first}\n{class_of(explained)}{others}"
 
     @property
     def is_one_hot(self) -> bool:
@@ -273,15 +285,20 @@ def _explain(
         known = did_you_mean(class_name, trained.class_names)
         where = for_caller("--class", "class_name")
         raise ConfigError(f"{where}: expected a class of the network, got {class_name!r}{known}")
-    default = trained.file.parent / "explain"
-    folder = check_output_folder(default if output is None else expand_path(str(output), "output"))
+    whole = check_output_folder(
+        trained.file.parent / "explain" if output is None else expand_path(str(output), "output")
+    )
+    about = _name_subject(paths, class_name)
+    folder = whole / about if output is None else whole
     for text in trained.notes:
         note(text)
     trained = replace(trained, model=fix_image_size(trained.model, trained.image_shape))
     subject = _Subject(trained, files, layer, class_name, progress, note)
     if needs_images:
         _ = subject.names  # what is wrong with images or weights is no fault of a kind
-    with translate_write_errors(folder), _tensorboard(folder) as show:
+    show = partial(_show_in_tensorboard, whole / "tensorboard", about)
+    with translate_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         for kind in [kind for kind in EXPLANATIONS if kind in kinds or not kinds]:
             try:
                 for name, figure in _DRAW[kind](subject):
@@ -298,16 +315,24 @@ def _explain(
     return list(subject.given.unreadable.items()), len(subject.given.tried)
 
 
-@contextmanager
-def _tensorboard(folder: Path) -> Iterator[Callable[[str, Path], None]]:
-    """Give a function that shows a PNG file in TensorBoard, in place of what an earlier call has shown."""
-    logs = folder / "tensorboard"
-    for earlier in logs.glob(f"events.out.*{_EVENTS}"):
+def _name_subject(paths: Sequence[str | Path], class_name: str | None) -> str:
+    """Return the folder for figures of the user's images and class, so that those of others stay: `cat_dog`.
+
+    Those of the held-out split lie in no folder of their own.
+    """
+    first = [Path(os.fspath(path)).resolve().stem for path in paths[:1]]
+    return "_".join(re.sub(r"[^\w.-]+", "-", name) for name in [*first, *([class_name] if class_name else [])])
+
+
+def _show_in_tensorboard(logs: Path, about: str, name: str, file: Path) -> None:
+    """Show a PNG file in TensorBoard, in place of what an earlier call has shown under this name."""
+    tag = "/".join(filter(None, ("explain", about, name)))
+    suffix = f"{_EVENTS}.{tag.replace('/', '.')}"
+    for earlier in logs.glob(f"events.out.*{glob.escape(suffix)}"):
         earlier.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = tf.summary.create_file_writer(str(logs), filename_suffix=_EVENTS)
-    with closing(writer), writer.as_default(step=0):
-        yield lambda name, file: tf.summary.image(f"explain/{name}", read_figure(file))
+    with closing(tf.summary.create_file_writer(str(logs), filename_suffix=suffix)) as writer:
+        with writer.as_default(step=0):
+            tf.summary.image(tag, read_figure(file))
 
 
 def print_kernels(
@@ -453,7 +478,7 @@ def _draw_occlusion(subject: _Subject) -> Figures:
     fewest = np.sqrt(count_affordable(model, _MACS) / len(subject.images))
     stride = max(1, side // 2, min(side - 1, int(np.ceil((max(height, width) - side) / max(1, fewest - 1)))))
     steps = len(positions_of(height, side, stride)) * len(positions_of(width, side, stride))
-    with subject.progress("covering parts of the images", steps * len(subject.images)) as advance:
+    with subject.progress("occluding", steps * len(subject.images)) as advance:
         for image, name, number in zip(subject.images, subject.names, subject.labels, strict=True):
             # Gray would be a bit of each stone, or of each character; 0 is none of them.
             options = {"side": side, "stride": stride, "gray": 0.0 if subject.is_one_hot else 127.5}
@@ -490,7 +515,7 @@ def _draw_class_models(subject: _Subject) -> Figures:
     mean = find_training_mean(model)
     start = {"mean": 127.5 if mean is None else mean, "noise": _NOISE}
     l2 = balance_l2(model, labels, **start, distance=_DISTANCE)
-    with subject.progress("climbing to class models", 2 * steps * len(labels)) as advance:
+    with subject.progress("maximizing scores", 2 * steps * len(labels)) as advance:
         found = maximize_classes(
             model,
             labels * 2,
@@ -505,8 +530,8 @@ def _draw_class_models(subject: _Subject) -> Figures:
         for number, each in zip(labels * 2, found, strict=True)
     ]
     rows = [pictures[: len(labels)], pictures[len(labels) :]]
-    title = "Images that the network scores highest"
-    headings = ["with L2", "without: fooling"]
+    title = "Class models: images that raise the logit of a class"
+    headings = ["with L2", "without L2"]
     yield "class_models", drawing.draw_pictures(rows, headings, title=title, caption=subject.caption)
 
 
@@ -544,7 +569,7 @@ def _draw_invariance(subject: _Subject) -> Figures:
 
 def _draw_receptive_fields(subject: _Subject) -> Figures:
     boxes = find_receptive_fields(subject.model)
-    title = "What the middle position of each layer sees"
+    title = "Receptive fields of the middle position of each layer"
     yield (
         "receptive_fields",
         drawing.draw_receptive_fields(subject.images[0], boxes, title=title, caption=subject.caption),

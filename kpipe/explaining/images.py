@@ -31,8 +31,8 @@ class FileImages:
     tried: set[str] = field(default_factory=set)
     """Paths of all that were tried."""
 
-    def choose(self, most: int) -> tuple[np.ndarray, list[str]]:
-        """Return the first images that can be read, uint8 [n, H, W, C], and their paths.
+    def choose(self, most: int) -> tuple[np.ndarray, list[str], None]:
+        """Return the first images that can be read, uint8 [n, H, W, C], and their paths. Their classes are not known.
 
         Raises:
             DataError: not one of all the files can be read.
@@ -46,7 +46,7 @@ class FileImages:
                 break
         if not paths:
             raise DataError(list_unreadable(list(self.unreadable.items()), len(self.tried)))
-        return np.concatenate(found)[:most], paths[:most]
+        return np.concatenate(found)[:most], paths[:most], None
 
     def search(self, most: int, batch_size: int) -> tuple[int, Iterator[np.ndarray]]:
         """Return how many images are read, spread over all of them, and these in batches, uint8 [B, H, W, C]."""
@@ -71,17 +71,18 @@ class SplitImages:
     image_shape: tuple[int, int, int]
     """(H, W, C) of the center that the network sees."""
 
-    def choose(self, most: int) -> tuple[np.ndarray, list[str]]:
-        """Return some images, uint8 [n, H, W, C], and their names."""
+    def choose(self, most: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Return some images, uint8 [n, H, W, C], their names, and their labels, int32 [n]."""
         numbers = self._draw(most)
         names = self.split.name_images(np.searchsorted(self.split.readable_numbers(), numbers))
         named = "{}" if self.split.unreadable.are_files else "image {}"
-        return next(self._read(numbers, most)), [named.format(name) for name in names]
+        images, labels = next(self._read(numbers, most))
+        return images, [named.format(name) for name in names], labels
 
     def search(self, most: int, batch_size: int) -> tuple[int, Iterator[np.ndarray]]:
         """Return how many images are read, and these in batches, uint8 [B, H, W, C]."""
         numbers = self._draw(most)
-        return len(numbers), self._read(numbers, batch_size)
+        return len(numbers), (images for images, _ in self._read(numbers, batch_size))
 
     def _draw(self, most: int) -> np.ndarray:
         numbers = self.split.readable_numbers()
@@ -89,12 +90,13 @@ class SplitImages:
             return numbers
         return np.sort(np.random.default_rng(self.seed).choice(numbers, most, replace=False))
 
-    def _read(self, numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    def _read(self, numbers: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         height, width, _ = self.image_shape
         with translate_reading_errors([self.split]):
-            for images in self.split.evaluation_batches(numbers, batch_size, lambda images, labels: images):
+            batches = self.split.evaluation_batches(numbers, batch_size, lambda images, labels: (images, labels))
+            for images, labels in batches:
                 top, left = ((side - seen) // 2 for side, seen in zip(images.shape[1:3], (height, width), strict=True))
-                yield images.numpy()[:, top : top + height, left : left + width]
+                yield images.numpy()[:, top : top + height, left : left + width], labels.numpy()
 
 
 def read_larger(file: str, form: data.Form, sides: tuple[int, int], most: int) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from image_sets import write_image
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_runs import train_once
 
@@ -66,9 +67,43 @@ def test_all_kinds_are_drawn_and_stand_in_tensorboard(kpipe, run, tmp_path):
     for name in names:
         pixels = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png").convert("L"))
         assert pixels.std() > 5 and min(pixels.shape) > 200, name
-    [events] = (tmp_path / "drawn" / "tensorboard").iterdir()
-    tags = [value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value]
-    assert tags == [f"explain/{name}" for name in names]
+    assert tags_in(tmp_path / "drawn") == sorted(f"explain/{name}" for name in names)
+
+
+def tags_in(folder):
+    files = (folder / "tensorboard").iterdir()
+    events = [event for file in files for event in tf.compat.v1.train.summary_iterator(str(file))]
+    return sorted(value.tag for event in events for value in event.summary.value)
+
+
+def test_what_is_explained_has_a_folder_of_its_own(run, tmp_path, quiet):
+    """So the figures of one image do not replace those of another, nor in TensorBoard."""
+    for name in ("cat", "a dog"):
+        write_image(tmp_path / f"{name}.png", size=(30, 24), channels=3)
+        [found] = explain(run, tmp_path / f"{name}.png", kinds=["saliency"], screen=quiet)
+        assert found.path == run / "explain" / name.replace(" ", "-") / "saliency.png"
+    [found] = explain(run, class_name=load_trained(run).class_names[1], kinds=["saliency"], screen=quiet)
+    assert found.path.parent.parent == run / "explain"
+    explain(run, tmp_path / "cat.png", kinds=["saliency"], screen=quiet)
+    tags = tags_in(run / "explain")
+    assert len(tags) == len({*tags}) and {"explain/cat/saliency", "explain/a-dog/saliency"} < {*tags}
+
+
+def test_captions_say_the_true_class_and_the_prediction(run, quiet, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        "kpipe.commands.explain.drawing.draw_heat",
+        lambda rows, **options: names.append([row[1] for row in rows]) or Figure(),
+    )
+    first, second = load_trained(run).class_names[:2]
+    for name in (first, second):
+        explain(run, kinds=["saliency"], class_name=name, screen=quiet)
+    for rows, name in zip(names, (first, second), strict=True):
+        for row in rows:
+            above, below = row.split("\n")
+            assert re.fullmatch(r"image \d+, true: (?:\S+ ?)+", above)
+            assert below.startswith(f"{name} (")
+    assert any("%), predicted: " in row for rows in names for row in rows)
 
 
 def test_images_are_explained_as_evaluation_sees_them(run, quiet, monkeypatch):
@@ -90,7 +125,7 @@ def test_some_kinds_of_images_of_the_user(run, tmp_path, quiet):
         write_image(tmp_path / "images" / f"{number}.png", size=(30, 24), channels=3)
     found = explain(run, tmp_path / "images", kinds=["deconvnet", "saliency"], layer="c1", screen=quiet)
     assert [(each.kind, each.path) for each in found] == [
-        ("saliency" if "sal" in name else "deconvnet", run / "explain" / f"{name}.png")
+        ("saliency" if "sal" in name else "deconvnet", run / "explain" / "images" / f"{name}.png")
         for name in ("deconvnet_c1", "saliency")
     ]
 
@@ -183,7 +218,7 @@ def test_a_model_file_alone_needs_images(kpipe, model_file, tmp_path, quiet):
             explain(model_file, kinds=kinds, screen=quiet)
     write_image(tmp_path / "a.png", size=(30, 24), channels=3)
     code, out, err = kpipe("explain", str(model_file), str(tmp_path / "a.png"), "--kind", "saliency")
-    assert (code, out) == (0, f"{tmp_path / 'explain' / 'saliency.png'}\n")
+    assert (code, out) == (0, f"{tmp_path / 'explain' / 'a' / 'saliency.png'}\n")
     assert err.startswith("note: no model_card.json says how the images of its training were read; here they become 16")
 
 
@@ -421,7 +456,7 @@ def test_a_command_says_which_characters_it_could_not_draw(kpipe, tmp_path, monk
 )
 def test_boards_are_neither_changed_nor_put_side_by_side(run, quiet, monkeypatch, kind, message):
     boards = (255 * np.eye(3)[np.random.default_rng(0).integers(0, 3, (3, 16, 16))]).astype(np.uint8)
-    monkeypatch.setattr("kpipe.commands.explain.SplitImages.choose", lambda *a: (boards, list("abc")))
+    monkeypatch.setattr("kpipe.commands.explain.SplitImages.choose", lambda *a: (boards, list("abc"), np.zeros(3, int)))
     monkeypatch.setattr("kpipe.commands.explain.takes_photographs", lambda trained: False)
     with pytest.raises(ConfigError, match=rf"^{kind}: expected .*{message}Leave out the kind {kind}$"):
         explain(run, kinds=[kind], screen=quiet)
@@ -430,7 +465,7 @@ def test_boards_are_neither_changed_nor_put_side_by_side(run, quiet, monkeypatch
 def test_empty_squares_cover_boards(run, tmp_path, quiet, monkeypatch):
     boards, given = np.zeros((1, 16, 16, 3), np.uint8), []
     boards[..., 1] = 255
-    monkeypatch.setattr("kpipe.commands.explain.SplitImages.choose", lambda *a: (boards, ["a"]))
+    monkeypatch.setattr("kpipe.commands.explain.SplitImages.choose", lambda *a: (boards, ["a"], np.zeros(1, int)))
     monkeypatch.setattr("kpipe.commands.explain.occlude", lambda *a, **k: given.append(k["gray"]) or occlude(*a, **k))
     explain(run, kinds=["occlusion"], output=tmp_path, screen=quiet)
     assert given == [0.0]
