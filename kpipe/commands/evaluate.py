@@ -30,7 +30,8 @@ from kpipe.evaluation.report import draw_mistakes
 from kpipe.evaluation.scoring import score
 from kpipe.evaluation.views import make_protocol
 from kpipe.figures.confusion import draw_confusion
-from kpipe.figures.style import label, noting_failures, save_figure
+from kpipe.figures.labels import label
+from kpipe.figures.style import noting_failures, save_figure
 from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes

@@ -44,7 +44,8 @@ from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import default_side, occlude, positions_of
 from kpipe.explaining.receptive_fields import find_field, find_receptive_fields
 from kpipe.figures import explanations as drawing
-from kpipe.figures.style import label, save_figure
+from kpipe.figures.labels import label
+from kpipe.figures.style import save_figure
 from kpipe.files import check_output_folder, expand_path, translate_write_errors
 from kpipe.layout import find_images
 from kpipe.models.geometry import LayerGeometry, count_macs, measure

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import list_figures, plan_figures, save_figures
-from kpipe.figures.style import label
+from kpipe.figures.labels import label
 from kpipe.training.trainer import Trainer
 
 _MOST = 10  # TensorBoard shows as many images of a tag

@@ -16,7 +16,8 @@ from kpipe.figures.confusion import draw_class_accuracy, draw_confusion
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.explanations import draw_filters
 from kpipe.figures.image_grids import draw_predictions
-from kpipe.figures.style import label, noting_failures, save_figure
+from kpipe.figures.labels import label
+from kpipe.figures.style import noting_failures, save_figure
 from kpipe.runs.state import RunState
 
 FIGURES = {

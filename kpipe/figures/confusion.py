@@ -10,18 +10,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
 from kpipe.console import counted
-from kpipe.figures.style import (
-    BLUE,
-    CAPTION,
-    FAINT,
-    GRID,
-    INK,
-    add_caption,
-    distinct_labels,
-    make_layout,
-    style_axes,
-    wrap,
-)
+from kpipe.figures.labels import distinct_labels, wrap
+from kpipe.figures.style import BLUE, CAPTION, FAINT, GRID, INK, add_caption, make_layout, style_axes
 
 _POINTS_PER_INCH = 72
 _CHARACTER = 0.64  # em: the width of a digit in the default font, and of an average letter at most

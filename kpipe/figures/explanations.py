@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from kpipe.figures.labels import distinct_labels, fit, label, two_lines, wrap
 from kpipe.figures.style import (
     BLUE,
     CAPTION,
@@ -22,15 +23,10 @@ from kpipe.figures.style import (
     VERMILION,
     add_caption,
     add_title,
-    distinct_labels,
     find_aspect,
-    fit,
-    label,
     make_layout,
     show_image,
     style_axes,
-    two_lines,
-    wrap,
 )
 
 _INCH = 1.0  # of a small image

@@ -9,18 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from kpipe.figures.style import (
-    FAINT,
-    INK,
-    RED,
-    add_caption,
-    add_title,
-    distinct_labels,
-    label,
-    make_layout,
-    show_image,
-    to_rgb,
-)
+from kpipe.figures.labels import distinct_labels, label
+from kpipe.figures.style import FAINT, INK, RED, add_caption, add_title, make_layout, show_image, to_rgb
 
 UNKNOWN = -1
 """Label of an image whose true class is not known."""

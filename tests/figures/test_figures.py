@@ -302,13 +302,13 @@ def test_the_accuracy_of_each_class_the_lowest_first():
 def test_long_class_names_are_shortened_at_the_ticks():
     axes = figures.draw_confusion(np.eye(10, dtype=int), LONG_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == [f"a rather … number {number}" for number in range(10)]
+    assert names == [f"a rather l…number {number}" for number in range(10)]
 
 
 def test_names_that_differ_in_the_middle_stay_different():
     axes = figures.draw_class_accuracy(np.eye(34, dtype=int), SIMILAR_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == [f"class number {number}…" for number in range(34)]
+    assert names == [f"class number {number}…name" for number in range(34)]
     images = np.zeros((2, 8, 8, 3), np.uint8)
     figure = figures.draw_predictions(images, [0, 1], [1, 0], [1.0, 1.0], SIMILAR_NAMES, title="P")
     assert figure.axes[0].get_title() == "true: class number 0…\n✗ predicted: class number 1… (100%)"
