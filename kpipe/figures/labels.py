@@ -49,6 +49,12 @@ def _on_one_line(name: str) -> str:
     return quoted(text) if text.isspace() else " ".join(text.split())
 
 
+def isolated(name: str) -> str:
+    """Return a name as a part of a longer text: one that is written from right to left reorders nothing around it."""
+    is_reordering = any(unicodedata.bidirectional(each) in ("R", "AL") for each in name)
+    return f"\u2068{name}\u2069" if is_reordering else name
+
+
 def _cut(text: str, most: int, head: int | None = None) -> str:
     """Return text of at most `most` columns, of which `head` are its beginning: by default half of them."""
     if count_columns(text) <= most:
