@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from kpipe.figures.labels import count_columns, distinct_labels, fit, isolated, label
+from kpipe.figures.labels import count_columns, distinct_labels, fit, isolated, label, path_labels
 from kpipe.figures.style import INK, RED, add_caption, add_title, make_layout, show_image, to_rgb
 
 UNKNOWN = -1
@@ -17,7 +17,8 @@ UNKNOWN = -1
 
 _MOST_COLUMNS = 5
 _WIDTH, _HEIGHT = 2.4, 2.7  # inches of an image with its texts
-_TEXT, _LINE = 8, 0.14  # points, inches
+_TEXT, _FILE = 8, 7  # points, of classes and files
+_LINE = 0.14  # inches
 _SHORT = 16  # columns of a name that leaves room for "predicted" and a probability on its line
 _TILE = 64  # pixels a side of a small image among others
 
@@ -62,7 +63,7 @@ def draw_predictions(
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
         title: of the whole figure.
-        files: N names of files, which stand below the images; none of them where it is empty.
+        files: N paths in the folder of the data, which stand below the images; none of them where it is empty.
         caption: the line below the figure.
         most: how many images are drawn, the first ones. Without any image the figure is a line, its title.
 
@@ -83,14 +84,14 @@ def draw_predictions(
     rows = math.ceil(drawn / max(_MOST_COLUMNS, math.ceil(math.sqrt(drawn))))
     columns = math.ceil(drawn / max(1, rows))
     # Title and caption need some room, even around a single image or none.
-    height = max(2.1, (_HEIGHT + _LINE * line_break) * rows + 0.9)
+    height = max(2.1, (_HEIGHT + _LINE * (line_break + (len(files) > 0))) * rows + 0.9)
     figure = Figure(figsize=(max(6, _WIDTH * columns), height), layout=make_layout())
     if drawn:
         add_title(figure, title)
     else:
         figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=12, color=INK, parse_math=False)
     add_caption(figure, caption)
-    files = distinct_labels(files[:drawn], 30)
+    files = path_labels(files[:drawn], fit(_WIDTH, _FILE))
     for index in range(drawn):
         axes = figure.add_subplot(rows, columns, index + 1)
         wrong = is_known[index] and labels[index] != predictions[index]
@@ -101,7 +102,7 @@ def draw_predictions(
         text = f"true: {names[labels[index]]}\n{text}" if is_known[index] else text
         axes.set_title(text, fontsize=_TEXT, color=RED if wrong else INK, parse_math=False)
         if files:
-            axes.set_xlabel(files[index], fontsize=7, color=INK, parse_math=False)
+            axes.set_xlabel(files[index], fontsize=_FILE, color=INK, parse_math=False)
     return figure
 
 

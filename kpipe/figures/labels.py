@@ -15,6 +15,7 @@ from kpipe.names import printable, quoted
 
 _POINTS_PER_INCH = 72
 _CHARACTER, _BOLD = 0.6, 0.7  # em: the width of a column in the default font, at most
+_LEAST = 6  # columns of folders that say something
 
 
 def count_columns(text: str) -> int:
@@ -47,6 +48,17 @@ def label(name: str, most: int) -> str:
 def _on_one_line(name: str) -> str:
     text = printable(name)
     return quoted(text) if text.isspace() else " ".join(text.split())
+
+
+def run_label(run: str, experiment: str = "", most: int = 60) -> str:
+    """Return the name of a run, of at most `most` columns, after that of its experiment.
+
+    The name of a run begins with a time, which says which run it is, so it is cut at its end alone.
+    """
+    text = _on_one_line(run)
+    if count_columns(text) > most:
+        text = f"{_first(text, most - 1).rstrip()}…"
+    return f"{label(experiment, most)} · {text}" if experiment else text
 
 
 def isolated(name: str) -> str:
@@ -99,6 +111,24 @@ def distinct_labels(names: Iterable[str], most: int) -> list[str]:
             labels.update(zip(group, _cut_apart([texts[name] for name in group], most), strict=True))
     _number_equal(labels, most)
     return [labels[name] for name in names]
+
+
+def path_labels(paths: Iterable[str], most: int) -> list[str]:
+    """Return paths of at most `most` columns, of which the folders are cut first; different ones stay different."""
+    paths = list(paths)
+    parts = {path: path.rpartition("/") for path in paths}
+    names = [name for _, _, name in parts.values()]
+    short = dict(zip(names, distinct_labels(names, most), strict=True))
+    labels = {path: _join(folder + slash, short[name], most) for path, (folder, slash, name) in parts.items()}
+    _number_equal(labels, most)
+    return ["/".join(map(isolated, labels[path].split("/"))) for path in paths]
+
+
+def _join(folder: str, name: str, most: int) -> str:
+    folder, room = _on_one_line(folder) if folder else "", most - count_columns(name)
+    if count_columns(folder) <= room:
+        return folder + name
+    return _cut(folder, room) + name if room >= _LEAST else name
 
 
 def _cut_apart(texts: Sequence[str], most: int) -> list[str]:

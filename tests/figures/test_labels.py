@@ -2,7 +2,16 @@
 
 import pytest
 
-from kpipe.figures.labels import count_columns, distinct_labels, label, two_lines, wrap
+from kpipe.figures.labels import (
+    count_columns,
+    distinct_labels,
+    isolated,
+    label,
+    path_labels,
+    run_label,
+    two_lines,
+    wrap,
+)
 
 CAPTION = "quickstart · 2026-11-29_10-12-13 · test split, 360 images · weights of epoch 17"
 
@@ -75,3 +84,23 @@ def test_lines_of_a_caption_are_about_equally_long():
     assert max(map(len, lines)) - min(map(len, lines)) < 25
     assert wrap("", 4, 8) == ""
     assert wrap("one\ntwo", 4, 8) == "one\ntwo"
+
+
+def test_the_folders_of_a_path_are_cut_before_its_name():
+    paths = ["cat/img_13_14.png", "golden retriever/img_13_14.png", f"{'x' * 40}/img_13_14.png"]
+    assert path_labels(paths, 30) == [*paths[:2], f"{'x' * 8}…{'x' * 7}/img_13_14.png"]
+    assert path_labels(paths, 20) == ["cat/img_13_14.png", "gol…er/img_13_14.png", "xxx…xx/img_13_14.png"]
+    assert path_labels([f"{'x' * 40}/{'y' * 40}.png", "7"], 12) == ["yyyyyy…y.png", "7"]
+    assert path_labels(["a/cat.png", "b/cat.png"], 7) == ["cat (1)", "cat (2)"]
+    assert path_labels(["قط/1.png"], 30) == ["\u2068قط\u2069/1.png"]
+
+
+def test_the_name_of_a_run_keeps_its_time():
+    run = "2026-11-29_20-01-02_model.init_from=vgg16_imagenet_notop.keras,data.image_size=224"
+    assert run_label(run) == "2026-11-29_20-01-02_model.init_from=vgg16_imagenet_notop.ke…"
+    assert run_label(run[:19], "my experiment") == "my experiment · 2026-11-29_20-01-02"
+
+
+def test_names_from_right_to_left_are_isolated():
+    assert isolated("cat 1") == "cat 1"
+    assert isolated("قط 1") == "\u2068قط 1\u2069"
