@@ -212,6 +212,6 @@ def _break_evenly(line: str, most: int) -> str:
 
 def _wrap(text: str, most: int) -> list[str]:
     """Break text as `textwrap.wrap` does, but by columns."""
-    # A character of two columns is two characters while it is broken.
+    # A character of two columns is two characters while it is broken. Hyphens are in times and names.
     padded = re.sub(".", lambda found: found[0] + "\0" * (_columns_of(found[0]) == 2), text)
-    return [line.replace("\0", "") for line in textwrap.wrap(padded, most)]
+    return [line.replace("\0", "") for line in textwrap.wrap(padded, most, break_on_hyphens=False)]

@@ -91,7 +91,7 @@ def test_the_folders_of_a_path_are_cut_before_its_name():
     assert path_labels(paths, 30) == [*paths[:2], f"{'x' * 8}…{'x' * 7}/img_13_14.png"]
     assert path_labels(paths, 20) == ["cat/img_13_14.png", "gol…er/img_13_14.png", "xxx…xx/img_13_14.png"]
     assert path_labels([f"{'x' * 40}/{'y' * 40}.png", "7"], 12) == ["yyyyyy…y.png", "7"]
-    assert path_labels(["a/cat.png", "b/cat.png"], 7) == ["cat (1)", "cat (2)"]
+    assert path_labels([f"{'x' * 20}/cat.png", f"{'y' * 20}/cat.png"], 11) == ["cat.png (1)", "cat.png (2)"]
     assert path_labels(["قط/1.png"], 30) == ["\u2068قط\u2069/1.png"]
 
 
