@@ -12,6 +12,7 @@ from PIL import Image
 from kpipe.config.schema import Experiment
 from kpipe.console import counted, describe_counts, describe_time
 from kpipe.evaluation.report import FIGURES, list_figures
+from kpipe.figures.labels import isolated, label
 from kpipe.files import read_json, read_names, write_text
 from kpipe.names import from_here, printable, shell_quoted
 from kpipe.runs.dataset import NAMES
@@ -85,13 +86,14 @@ def _describe_scores(split: str, numbers: Mapping[str, float]) -> dict[str, str]
 
 def _collect_facts(run: Path, experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, str]:
     class_names = read_names(run / NAMES)
-    names = ", ".join(map(printable, class_names[:20])) + (", ..." if len(class_names) > 20 else "")
+    names = ", ".join(isolated(label(name, 60)) for name in class_names[:20])
+    more = ", ..." if len(class_names) > 20 else ""
     speed = summary.get("images_per_second")
     return {
         "network": f"{summary['model']}, {summary['parameters']:,} parameters",
         "data": f"{printable(experiment.data.source)}, images of {'x'.join(map(str, summary['image']))}",
         "images": describe_counts(summary["images"]),
-        "classes": f"{len(class_names):,}: {names}",
+        "classes": f"{len(class_names):,}: {names}{more}",
         "training": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')} of "
         f"{experiment.data.batch_size} images, {experiment.training.optimizer.name}",
         "weights": f"of epoch {summary['best_epoch']}" if summary.get("best_epoch") else "of the last step",

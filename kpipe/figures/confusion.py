@@ -98,10 +98,11 @@ def _title_of_accuracies(accuracies: np.ndarray, drawn: int) -> str:
 
 
 def _draw_pairs(counts: np.ndarray, class_names: Sequence[str], caption: str) -> Figure:
-    mistakes = counts * ~np.eye(len(counts), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:_MOST_BARS]
-    pairs = [divmod(int(place), len(counts)) for place in order if mistakes.flat[place]]
-    wrong = int(mistakes.sum())
+    mistakes = np.array(counts)
+    np.fill_diagonal(mistakes, 0)
+    cells = np.argwhere(mistakes)
+    order = np.argsort(-mistakes[tuple(cells.T)], kind="stable")[:_MOST_BARS]
+    pairs, wrong = cells[order].tolist(), int(mistakes.sum())
     title = f"The {len(pairs)} most frequent confusions: {counted(int(counts.sum()), 'image')}, {wrong:,} wrong"
     classes = sorted({number for pair in pairs for number in pair})
     labels = distinct_labels([class_names[number] for number in classes], _LONGEST_OF_PAIR)
