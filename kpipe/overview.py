@@ -125,8 +125,7 @@ def show_result(
     """
     scores = {name: summary[name] for name in ("validation", "test") if name in summary}
     if summary["train"]:
-        images = prepared.steps_per_epoch * experiment.data.batch_size
-        scores = {f"train, during epoch {state.best_epoch}": {**summary["train"], "images": images}, **scores}
+        scores = {f"train, during epoch {state.best_epoch}": summary["train"], **scores}
     screen.result(scores)
     # Images that are decoded each time are counted when they are met.
     late = [line for line in prepared.splits.describe_conversions() if line not in shown]

@@ -30,7 +30,8 @@ from kpipe.evaluation.report import draw_mistakes
 from kpipe.evaluation.scoring import score
 from kpipe.evaluation.views import make_protocol
 from kpipe.figures.confusion import draw_confusion
-from kpipe.figures.style import label, noting_failures, save_figure
+from kpipe.figures.labels import run_label
+from kpipe.figures.style import noting_failures, save_figure
 from kpipe.files import check_output_folder, expand_path, filling, translate_write_errors, write_json
 from kpipe.names import path_shown
 from kpipe.runs.dataset import describe_changes
@@ -139,9 +140,10 @@ def evaluate(
         outcomes = _score(protocol, scored, trained, scales, screen)
         images = _read_images(scored.kept, outcomes.mistakes[:NUM_EXAMPLES])
     names = scored.split.name_images()
+    files = scored.split.name_images(outcomes.mistakes[:NUM_EXAMPLES], in_set=True)
     result = _describe(trained, scored, protocol, scales, outcomes, names) | {"data": source, "folder": str(folder)}
     with translate_write_errors(folder), screen.status("drawing figures"):
-        _write(folder, result, outcomes, names, trained.class_names, images)
+        _write(folder, result, outcomes, names, trained.class_names, images, files)
     return result
 
 
@@ -380,6 +382,7 @@ def _write(
     names: Sequence[str],
     class_names: Sequence[str],
     images: np.ndarray,
+    files: Sequence[str],
 ) -> None:
     """Write all files, or none of them; a figure that cannot be drawn becomes one of the notes.
 
@@ -390,10 +393,11 @@ def _write(
         names: of all images.
         class_names: K names.
         images: those of the mistakes that are drawn, uint8 [n, H, W, C].
+        files: their names in the folder of the data.
     """
     count = counted(len(outcomes), "image")
     split = "" if result["split"] == "all" else f"{result['split']}, "
-    caption = label(f"{Path(result['model']).parent.name} · {split}{count} · {result['protocol']}", 100)
+    caption = f"{run_label(Path(result['model']).parent.name)} · {split}{count} · {result['protocol']}"
     style = {"class_names": class_names, "caption": caption}
     counts = make_confusion_matrix(outcomes, len(class_names))
     with filling(folder, FILES) as new:
@@ -402,8 +406,7 @@ def _write(
         with noting_failures(result["notes"], new, "mistakes.png"):
             shown = outcomes.mistakes[:NUM_EXAMPLES]
             columns = (outcomes.labels[shown], outcomes.predictions[shown], outcomes.confidences[shown])
-            files = [os.path.basename(names[number]) for number in shown]
-            figure = draw_mistakes(Examples(images, *columns), len(outcomes.mistakes), files=files, **style)
+            figure = draw_mistakes(Examples(images, *columns), outcomes, files=files, **style)
             save_figure(figure, new / "mistakes.png")
         _write_rows(new / "per_class.csv", list(result["per_class"][0]), (row.values() for row in result["per_class"]))
         described = (_describe_image(number, names, outcomes, class_names) for number in range(len(outcomes)))

@@ -48,7 +48,8 @@ from kpipe.explaining.kernels import KERNELS, convolve
 from kpipe.explaining.occlusion import default_side, occlude, positions_of
 from kpipe.explaining.receptive_fields import cut_out, find_receptive_fields
 from kpipe.figures import explanations as drawing
-from kpipe.figures.style import is_sequence, label, save_figure
+from kpipe.figures.labels import isolated, label
+from kpipe.figures.style import is_sequence, save_figure
 from kpipe.files import check_output_folder, expand_path, translate_write_errors
 from kpipe.layout import find_images
 from kpipe.models.geometry import LayerGeometry, count_affordable, fix_image_size, measure
@@ -148,11 +149,11 @@ class _Subject:
         path, probabilities, truths = self.paths[place], self._probabilities[place], self._chosen[2]
 
         def class_of(number: int) -> str:
-            return f"{label(self.class_names[number], 20)} ({probabilities[number]:.0%})"
+            return f"{isolated(label(self.class_names[number], 20))} ({probabilities[number]:.0%})"
 
         first = label(path if truths is not None else Path(path).name, 30)
         if truths is not None:
-            first += f", true: {label(self.class_names[truths[place]], 20)}"
+            first += f", true: {isolated(label(self.class_names[truths[place]], 20))}"
         explained, predicted = self.labels[place], probabilities.argmax()
         others = "" if explained == predicted else f", predicted: {class_of(predicted)}"
         return f"{first}\n{class_of(explained)}{others}"

@@ -7,6 +7,7 @@ N images of the split, H height, W width, C channels, I pixels a side of what th
 """
 
 import abc
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -82,14 +83,16 @@ class Split(abc.ABC):
         """Return the numbers of the images that are not known to be unreadable: int64 [n], n at most N."""
         return np.setdiff1d(np.arange(len(self)), list(self.unreadable.numbers))
 
-    def name_images(self, places: np.ndarray | slice = slice(None)) -> list[str]:
+    def name_images(self, places: np.ndarray | slice = slice(None), *, in_set: bool = False) -> list[str]:
         """Return the names of readable images: their files, or where there are none, their numbers in the split.
 
         Args:
             places: which of the readable images, in their order; default: all.
+            in_set: files are named by their path in the folder of the set, such as `cat/1.png`.
         """
-        name = self.unreadable.name if self.unreadable.are_files else str
-        return [name(int(number)) for number in self.readable_numbers()[places]]
+        folder, name = self.unreadable.folder, self.unreadable.name if self.unreadable.are_files else str
+        names = [name(int(number)) for number in self.readable_numbers()[places]]
+        return [os.path.relpath(each, folder) for each in names] if in_set and folder else names
 
     @abc.abstractmethod
     def count_labels(self, classes: int) -> np.ndarray:

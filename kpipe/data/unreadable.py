@@ -22,6 +22,7 @@ class Unreadable:
         limit: fraction of the images that may be left out; None: not one, and the message says how to allow it. Splits
             that are cut out of one have its limit together.
         are_files: the names are paths.
+        folder: of the set, in which the files lie; empty where they lie anywhere.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Unreadable:
         limit: float | None = None,
         *,
         are_files: bool = False,
+        folder: str = "",
     ):
         self.where, self.total, self.name, self.limit, self.are_files = where, total, name, limit, are_files
+        self.folder = folder
         self.numbers: set[int] = set()
         self.error: DataError | None = None
         """Error that `add` has raised. Out of a pipeline it comes as an error of TensorFlow's own."""
@@ -88,9 +91,8 @@ class Unreadable:
 
     def select(self, numbers: np.ndarray) -> "Unreadable":
         """Return those of the images with these numbers, which are then called 0, 1, ..."""
-        split = Unreadable(
-            self.where, len(numbers), lambda i: self.name(int(numbers[i])), self.limit, are_files=self.are_files
-        )
+        what = {"are_files": self.are_files, "folder": self.folder}
+        split = Unreadable(self.where, len(numbers), lambda i: self.name(int(numbers[i])), self.limit, **what)
         split.numbers = set(np.flatnonzero(np.isin(numbers, list(self.numbers))).tolist())
         split._note_at_source = lambda new: self.add(numbers[list(new)])
         return split

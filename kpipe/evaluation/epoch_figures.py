@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import list_figures, plan_figures, save_figures
-from kpipe.figures.style import label
+from kpipe.figures.labels import run_label
 from kpipe.training.averaging import average_of
 from kpipe.training.trainer import Trainer
 
@@ -91,7 +91,7 @@ def make_epoch_figures(
         if trainer.evaluate_batches(batches, predictions.add, should_stop=should_stop) is None:
             return False
         kind = "raw weights" if average_of(model.optimizer) else "weights"
-        source = label(f"{name} · {run.name}", 100)
+        source = run_label(run.name, name)
         drawings = plan_figures(model, predictions, class_names, source=source, weights=f"{kind} of epoch {epoch}")
         save_figures(run, drawings)  # what cannot be drawn is said at the end of the run
         write(step, {name: file for name, file in list_figures(run).items() if name in drawings})

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,18 @@ from PIL import Image
 from kpipe.config.schema import Experiment
 from kpipe.console import counted, describe_counts, describe_time
 from kpipe.evaluation.report import FIGURES, list_figures
+from kpipe.figures.labels import isolated, label
 from kpipe.files import read_json, read_names, write_text
 from kpipe.names import from_here, printable, shell_quoted
 from kpipe.runs.dataset import NAMES
+from kpipe.runs.resume import command_to_train_longer
 
 PAGE = "report.html"
 _WIDEST = 1400  # pixels of a figure: what a page shows on a screen with twice as many pixels
 _SCALE = 96 / 150  # pixels of the page for one of a figure: its inches are those of the page
 _QUALITY = 82  # of WebP, at which text in figures has no rims
+_PACKAGES = {"python": "Python", "tensorflow": "TensorFlow", "keras": "Keras", "numpy": "NumPy"}
+_ONEDNN = {"default": "as TensorFlow decides", "0": "off", "1": "on"}
 _SPLITS = {"train": "train, during the best epoch", "validation": "validation", "test": "test"}
 
 
@@ -53,9 +57,9 @@ def write_page(run: Path, experiment: Experiment) -> Path:
         results=[_describe_scores(_SPLITS[name], numbers) for name, numbers in scores.items()],
         facts=_collect_facts(run, experiment, summary),
         figures=[{"title": FIGURES[name], **_embed(file)} for name, file in list_figures(run).items()],
-        commands=_list_commands(run),
+        commands=_list_commands(run, experiment, summary["ended_by"]),
         config=printable_lines((run / "config.yaml").read_text(encoding="utf-8")),
-        environment=_flatten(read_json(run / "environment.json")),
+        environment=describe_environment(read_json(run / "environment.json")),
     )
     write_text(run / PAGE, page)
     return run / PAGE
@@ -82,14 +86,14 @@ def _describe_scores(split: str, numbers: Mapping[str, float]) -> dict[str, str]
 
 def _collect_facts(run: Path, experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, str]:
     class_names = read_names(run / NAMES)
-    names = ", ".join(map(printable, class_names[:20])) + (", ..." if len(class_names) > 20 else "")
+    names = ", ".join(isolated(label(name, 60)) for name in class_names[:20])
+    more = ", ..." if len(class_names) > 20 else ""
     speed = summary.get("images_per_second")
-    images = {name: summary[name]["images"] for name in ("validation", "test") if summary.get(name)}
     return {
         "network": f"{summary['model']}, {summary['parameters']:,} parameters",
-        "data": f"{printable(experiment.data.source)}, images {'x'.join(map(str, summary['image']))}",
-        "held out": describe_counts(images) or "none",
-        "classes": f"{len(class_names):,}: {names}",
+        "data": f"{printable(experiment.data.source)}, images of {'x'.join(map(str, summary['image']))}",
+        "images": describe_counts(summary["images"]),
+        "classes": f"{len(class_names):,}: {names}{more}",
         "training": f"{counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')} of "
         f"{experiment.data.batch_size} images, {experiment.training.optimizer.name}",
         "weights": f"of epoch {summary['best_epoch']}" if summary.get("best_epoch") else "of the last step",
@@ -99,26 +103,63 @@ def _collect_facts(run: Path, experiment: Experiment, summary: Mapping[str, Any]
     }
 
 
-def _list_commands(run: Path) -> dict[str, str]:
+def _list_commands(run: Path, experiment: Experiment, ended_by: str) -> dict[str, str]:
     path = shell_quoted(from_here(run))
     return {
         "the same training again": f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}",
-        "train longer": f"kpipe run --resume {path} training.epochs=NUMBER",
+        "train longer": command_to_train_longer(run, experiment, ended_by),
         "score it again, ten crops, another set": f"kpipe evaluate {path}",
         "predict": f"kpipe predict {path} IMAGE",
         "see inside": f"kpipe explain {path}",
     }
 
 
-def _flatten(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Return nested values by the names of their keys, as text."""
-    rows: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows |= _flatten(value, f"{above}{name} ")
-        else:
-            rows[f"{above}{name}"] = printable(" ".join(map(str, value)) if isinstance(value, list) else str(value))
+def describe_environment(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return what environment.json says, in words; what it lacks is left out.
+
+    Args:
+        environment: as `kpipe.runs.environment` writes it.
+
+    Returns:
+        Texts by what they are of; of a process that has resumed the run, its command and what had changed.
+    """
+    rows = _describe_process(environment)
+    for number, process in enumerate(environment.get("resumed", []), start=1):
+        now = _describe_process(process)
+        changed = [f"{name}: {text}" for name, text in now.items() if name != "command" and text != rows.get(name)]
+        rows[f"resumed ({number})"] = "; ".join([now.get("command", ""), *changed])
     return rows
+
+
+def _describe_process(process: Mapping[str, Any]) -> dict[str, str]:
+    """Return a part of environment.json in words."""
+    versions, git, threads = process.get("versions", {}), process.get("git"), process.get("threads")
+    if threads:
+        threads = f"{threads[0] or 'as many as TensorFlow chooses'}, on {counted(threads[1], 'processor')}"
+    files = (f"{path} ({digest[:16]})" for path, digest in process.get("own_code", {}).items())
+    rows = {
+        "command": _as_typed(process["command"]) if process.get("command") else None,
+        "versions": ", ".join(f"{_PACKAGES.get(name, name)} {number}" for name, number in versions.items()),
+        "system": process.get("platform"),
+        "device": process.get("device"),
+        "threads": threads,
+        "oneDNN": _ONEDNN.get(process.get("onednn"), process.get("onednn")),
+        "precision": _with_reason(process.get("precision"), process.get("precision_reason")),
+        "deterministic": {True: "yes", False: "no"}.get(process.get("deterministic")),
+        "code": git and git["commit"] + (", with changes that were not committed" if git["dirty"] else ""),
+        "own code": ", ".join(files),
+    }
+    return {name: printable(text) for name, text in rows.items() if text}
+
+
+def _as_typed(command: Sequence[str]) -> str:
+    program = Path(command[0])
+    is_ours = program.stem == "kpipe" or program.parts[-2:] == ("kpipe", "__main__.py")
+    return " ".join(["kpipe" if is_ours else shell_quoted(command[0]), *map(shell_quoted, command[1:])])
+
+
+def _with_reason(precision: str | None, reason: str | None) -> str | None:
+    return f"{precision} ({reason})" if precision and reason else precision
 
 
 def _embed(figure: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Predictions:
 
     Attributes:
         split: name of the split.
-        files: names of the images in `mistakes`; empty where they have none.
+        files: paths in the folder of the data of the images in `mistakes`; empty where they have none.
     """
 
     def __init__(self, split: str, *, seed: int, num_examples: int = NUM_EXAMPLES):
@@ -92,7 +92,7 @@ class Predictions:
     def name_files(self, split: Split) -> None:
         """Note the names of the mistakes, of a split that has been seen whole and has files."""
         if split.unreadable.are_files:
-            self.files = split.name_images(self.outcomes.mistakes[: len(self.mistakes.labels)])
+            self.files = split.name_images(self.outcomes.mistakes[: len(self.mistakes.labels)], in_set=True)
 
     def precision_recall(self, class_names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """Return the counts of `Thresholds` by the name of the class; of more than 20 classes none."""

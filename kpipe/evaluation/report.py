@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 
 from kpipe.config.schema import Experiment
 from kpipe.console import counted
-from kpipe.evaluation.metrics import make_confusion_matrix
+from kpipe.evaluation.metrics import Outcomes, make_confusion_matrix
 from kpipe.evaluation.predictions import Examples, Predictions
 from kpipe.explaining.feature_maps import first_filters, has_filters
 from kpipe.figures.confusion import draw_class_accuracy, draw_confusion
 from kpipe.figures.curves import draw_curves
 from kpipe.figures.explanations import draw_filters
 from kpipe.figures.image_grids import draw_predictions
-from kpipe.figures.style import label, noting_failures, save_figure
+from kpipe.figures.labels import run_label
+from kpipe.figures.style import noting_failures, save_figure
 from kpipe.runs.state import RunState
 
 FIGURES = {
@@ -55,7 +56,7 @@ def write_figures(
     Raises:
         OSError: the disk refuses what is written.
     """
-    source = label(f"{experiment.name} · {run.name}", 100)
+    source = run_label(run.name, experiment.name)
     weights = f"weights of {state.kept}"
 
     def draw_run() -> Figure:
@@ -90,7 +91,7 @@ def plan_figures(
             "confusion_matrix": lambda: draw_confusion(counts(), **style),
             "class_accuracy": lambda: draw_class_accuracy(counts(), **style),
             "predictions": lambda: draw_predictions(**vars(sample), **style, title=title),
-            "mistakes": lambda: draw_mistakes(mistakes, len(outcomes.mistakes), files=predictions.files, **style),
+            "mistakes": lambda: draw_mistakes(mistakes, outcomes, files=predictions.files, **style),
         }
     if has_filters(model):
         drawings["filters"] = lambda: draw_filters(first_filters(model), caption=f"{source} · {weights}")
@@ -130,18 +131,20 @@ def _file_of(run: Path, name: str) -> Path:
 
 
 def draw_mistakes(
-    mistakes: Examples, total: int, *, class_names: Sequence[str], caption: str, files: Sequence[str] = ()
+    mistakes: Examples, outcomes: Outcomes, *, class_names: Sequence[str], caption: str, files: Sequence[str] = ()
 ) -> Figure:
     """Draw the most confident mistakes.
 
     Args:
         mistakes: the most confident first.
-        total: number of all mistakes.
+        outcomes: of all images.
         class_names: K names.
         caption: the line below the figure.
-        files: names of the images, which stand below them; none where they have none.
+        files: paths of the images, which stand below them; none where they have none.
     """
-    title = f"Mistakes: {len(mistakes.labels)} of {total:,}, the most confident first" if total else "No mistakes"
+    total = len(outcomes.mistakes)
+    title = f"Mistakes: {len(mistakes.labels)} of {total:,}, the most confident first"
+    title = title if total else f"No mistakes among {counted(len(outcomes), 'image')}"
     return draw_predictions(**vars(mistakes), class_names=class_names, files=files, caption=caption, title=title)
 
 

@@ -7,28 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from kpipe.console import counted
-from kpipe.figures.style import (
-    BLUE,
-    CAPTION,
-    FAINT,
-    GRID,
-    INK,
-    add_caption,
-    distinct_labels,
-    make_layout,
-    style_axes,
-    wrap,
-)
+from kpipe.figures.labels import count_columns, distinct_labels, isolated, wrap
+from kpipe.figures.style import BLUE, CAPTION, FAINT, GRID, INK, add_caption, make_layout, style_axes
 
 _POINTS_PER_INCH = 72
 _CHARACTER = 0.64  # em: the width of a digit in the default font, and of an average letter at most
 _MOST_WRITTEN = 20  # classes; above, counts do not fit into their cells
 _MOST_IN_MATRIX = 30  # classes; above, its names and cells could not be read
 _MOST_BARS = 40  # pairs or classes in a figure
-_LONGEST_NAME = 20  # characters
+_LONGEST_NAME, _LONGEST_OF_PAIR, _LONGEST_OF_BAR = 24, 26, 36  # columns
 _NAME_SIZE = 8  # points
 _LARGEST = 9  # inches, of the matrix
 
@@ -54,7 +44,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], *, caption: s
     # A class without images has no fractions; its row stays empty.
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = distinct_labels(class_names, _LONGEST_NAME)
-    name_width = (max(map(len, names)) + 1) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
+    name_width = (max(map(count_columns, names)) + 1) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
     cell = min(max(0.45, 4 / classes, name_width), _LARGEST / classes)  # inches
     figure = Figure(figsize=(cell * classes + 2.8, cell * classes + 2.2), layout=make_layout())
     add_caption(figure, caption)
@@ -84,37 +74,51 @@ def draw_class_accuracy(counts: np.ndarray, class_names: Sequence[str], *, capti
     images = counts.sum(1)
     there = np.flatnonzero(images)
     accuracies = np.diagonal(counts)[there] / images[there]
-    order = np.argsort(accuracies, kind="stable")[:_MOST_BARS]
-    left_out = len(there) - len(order)
-    title = "Accuracy of each class" if not left_out else f"Accuracy of the {len(order)} lowest of {len(there)} classes"
-    names = distinct_labels(class_names, _LONGEST_NAME)
-    rows = [(names[there[place]], accuracies[place], f"{images[there[place]]:,}") for place in order]
-    figure, axes = _draw_bars(rows, title, caption)
+    # Of classes with the same accuracy, the one with the most images says the most.
+    order = np.lexsort((-images[there], accuracies))[:_MOST_BARS]
+    names = distinct_labels([class_names[there[place]] for place in order], _LONGEST_OF_BAR)
+    texts = [f"n = {images[there[place]]:,}" for place in order]
+    rows = list(zip(names, accuracies[order], texts, strict=True))
+    figure, axes = _draw_bars(rows, _title_of_accuracies(accuracies, len(order)), caption)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     mean = np.trace(counts) / max(1, counts.sum())
     axes.axvline(mean, color=INK, linewidth=1, linestyle=":")
-    axes.set_xlabel(f"accuracy (of all images: {mean:.1%}); beside the bars, images", color=INK, fontsize=9)
+    axes.set_xlabel(f"accuracy (dotted line: all images, {mean:.1%})\nn = images per class", color=INK, fontsize=9)
     return figure
 
 
+def _title_of_accuracies(accuracies: np.ndarray, drawn: int) -> str:
+    classes, zeros = len(accuracies), int(np.sum(accuracies == 0))
+    if zeros >= drawn < classes:
+        return f"{zeros:,} of {classes:,} classes have an accuracy of 0: the {drawn} with the most images"
+    if drawn < classes:
+        return f"The {drawn} classes with the lowest accuracy, of {classes:,}"
+    return "Accuracy of each class: all are 0" if 0 < classes == zeros else "Accuracy of each class"
+
+
 def _draw_pairs(counts: np.ndarray, class_names: Sequence[str], caption: str) -> Figure:
-    mistakes = counts * ~np.eye(len(counts), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:_MOST_BARS]
-    pairs = [divmod(int(place), len(counts)) for place in order if mistakes.flat[place]]
-    wrong = int(mistakes.sum())
+    mistakes = np.array(counts)
+    np.fill_diagonal(mistakes, 0)
+    cells = np.argwhere(mistakes)
+    order = np.argsort(-mistakes[tuple(cells.T)], kind="stable")[:_MOST_BARS]
+    pairs, wrong = cells[order].tolist(), int(mistakes.sum())
     title = f"The {len(pairs)} most frequent confusions: {counted(int(counts.sum()), 'image')}, {wrong:,} wrong"
-    names = distinct_labels(class_names, _LONGEST_NAME)
+    classes = sorted({number for pair in pairs for number in pair})
+    labels = distinct_labels([class_names[number] for number in classes], _LONGEST_OF_PAIR)
+    names = dict(zip(classes, map(isolated, labels), strict=True))
     rows = [
         (
             f"{names[true]} taken for {names[predicted]}",
             float(mistakes[true, predicted]),
-            f"of {counts[true].sum():,}",
+            f"{mistakes[true, predicted]:,} of {counts[true].sum():,}",
         )
         for true, predicted in pairs
     ]
     figure, axes = _draw_bars(rows, title if rows else "No confusions", caption)
-    axes.set_xlabel("images; beside the bars, all images of the true class", color=INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("images, and of how many of the true class", color=INK, fontsize=9)
     return figure
 
 
@@ -123,7 +127,9 @@ def _draw_bars(rows: Sequence[tuple[str, float, str]], title: str, caption: str)
     figure = Figure(figsize=(8, 0.22 * max(len(rows), 4) + 1.6), layout=make_layout())
     add_caption(figure, caption)
     axes = figure.subplots()
-    name_width = max((len(name) for name, _, _ in rows), default=0) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
+    name_width = (
+        max((count_columns(name) for name, _, _ in rows), default=0) * _CHARACTER * _NAME_SIZE / _POINTS_PER_INCH
+    )
     style_axes(axes, title=wrap(title, 7.6 - name_width, 11, bold=True), grid=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     places = range(len(rows))
@@ -132,7 +138,8 @@ def _draw_bars(rows: Sequence[tuple[str, float, str]], title: str, caption: str)
     axes.invert_yaxis()
     axes.margins(x=0.08, y=0.01)
     for place, (_, length, text) in zip(places, rows, strict=True):
-        axes.annotate(text, (length, place), (3, 0), textcoords="offset points", va="center", fontsize=7, color=CAPTION)
+        look = {"fontsize": 7, "color": CAPTION, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
+        axes.annotate(text, (length, place), (3, 0), textcoords="offset points", va="center", **look)
     return figure, axes
 
 

@@ -21,8 +21,8 @@ from kpipe.figures.style import (
 _PANELS = {"loss": "Loss", "accuracy": "Accuracy", "learning_rate": "Learning rate"}
 # split, span, label, line style
 _CURVES = (
-    ("train", "steps", "train, mean since the log line before", {"color": BLUE, "linewidth": 0.8, "alpha": 0.45}),
-    ("train", "epoch", "train, mean of the epoch", {"color": BLUE, "linewidth": 1.8}),
+    ("train", "steps", "train, mean of each log line", {"color": BLUE, "linewidth": 0.8, "alpha": 0.45}),
+    ("train", "epoch", "train, mean of each epoch", {"color": BLUE, "linewidth": 1.8}),
     ("validation", "epoch", "validation", {"color": VERMILION, "linewidth": 1.8, "linestyle": "--"}),
 )
 _AVERAGED = ("validation, averaged weights", {"color": GREEN, "linewidth": 1.8, "linestyle": "-."})

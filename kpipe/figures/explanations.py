@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from kpipe.figures.labels import distinct_labels, fit, label, two_lines, wrap
 from kpipe.figures.style import (
     BLUE,
     CAPTION,
@@ -23,16 +24,11 @@ from kpipe.figures.style import (
     VERMILION,
     add_caption,
     add_title,
-    distinct_labels,
     find_aspect,
-    fit,
     is_sequence,
-    label,
     make_layout,
     show_image,
     style_axes,
-    two_lines,
-    wrap,
 )
 
 _INCH = 1.0  # of a small image

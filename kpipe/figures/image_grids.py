@@ -10,24 +10,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kpipe.figures.style import (
-    FAINT,
-    INK,
-    RED,
-    add_caption,
-    add_title,
-    distinct_labels,
-    label,
-    make_layout,
-    show_image,
-    to_rgb,
-)
+from kpipe.figures.labels import count_columns, distinct_labels, fit, isolated, label, path_labels
+from kpipe.figures.style import INK, RED, add_caption, add_title, make_layout, show_image, to_rgb
 
 UNKNOWN = -1
 """Label of an image whose true class is not known."""
 
 _MOST_COLUMNS = 5
 _TILE, _LARGEST_TILE = 64, 200  # pixels a side of an image among others
+_WIDTH, _HEIGHT = 2.4, 2.7  # inches of an image with its texts
+_TEXT, _FILE = 8, 7  # points, of classes and files
+_LINE = 0.14  # inches
+_SHORT = 16  # columns of a name that leaves room for "predicted" and a probability on its line
 
 
 def tile_images(images: np.ndarray, most: int = 25) -> np.ndarray:
@@ -72,9 +66,9 @@ def draw_predictions(
         probabilities: float [N], 0..1, of the predicted class.
         class_names: K names; long ones are shortened.
         title: of the whole figure.
-        files: N names of files, which stand below the images; none of them where it is empty.
+        files: N paths in the folder of the data, which stand below the images; none of them where it is empty.
         caption: the line below the figure.
-        most: how many images are drawn, the first ones. Without any image the figure says "none".
+        most: how many images are drawn, the first ones. Without any image the figure is a line, its title.
 
     Raises:
         ValueError: the arrays differ in length, or a label or prediction is not in 0..K-1.
@@ -88,27 +82,39 @@ def draw_predictions(
             f"got {len(images)} images and {len(probabilities)} probabilities."
         )
     drawn = min(most, len(images))
+    names = _name_classes(class_names, labels[:drawn], predictions[:drawn])
+    line_break = any(count_columns(name) > _SHORT for name in names.values())
     rows = math.ceil(drawn / max(_MOST_COLUMNS, math.ceil(math.sqrt(drawn))))
     columns = math.ceil(drawn / max(1, rows))
     # Title and caption need some room, even around a single image or none.
-    figure = Figure(figsize=(max(6, 2.4 * columns), max(2.1, 2.7 * rows + 0.9)), layout=make_layout())
-    add_title(figure, title)
+    height = max(2.1, (_HEIGHT + _LINE * (line_break + (len(files) > 0))) * rows + 0.9)
+    figure = Figure(figsize=(max(6, _WIDTH * columns), height), layout=make_layout())
+    if drawn:
+        add_title(figure, title)
+    else:
+        figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=12, color=INK, parse_math=False)
     add_caption(figure, caption)
-    if not drawn:
-        figure.text(0.5, 0.5, "none", ha="center", va="center", fontsize=12, color=FAINT)
-    names = distinct_labels(class_names, 18)
-    files = distinct_labels(files[:drawn], 30)
+    files = path_labels(files[:drawn], fit(_WIDTH, _FILE))
     for index in range(drawn):
         axes = figure.add_subplot(rows, columns, index + 1)
         wrong = is_known[index] and labels[index] != predictions[index]
         show_image(axes, images[index], framed=wrong)
-        true, predicted = (names[classes[index]] for classes in (labels, predictions))
-        text = f"{'✗ ' if wrong else ''}predicted: {predicted} ({probabilities[index]:.0%})"
-        text = f"true: {true}\n{text}" if is_known[index] else text
-        axes.set_title(text, fontsize=8, color=RED if wrong else INK, parse_math=False)
+        predicted, probability = names[predictions[index]], f"({probabilities[index]:.0%})"
+        text = f"predicted {probability}:\n{predicted}" if line_break else f"predicted: {predicted} {probability}"
+        text = f"✗ {text}" if wrong else text
+        text = f"true: {names[labels[index]]}\n{text}" if is_known[index] else text
+        axes.set_title(text, fontsize=_TEXT, color=RED if wrong else INK, parse_math=False)
         if files:
-            axes.set_xlabel(files[index], fontsize=7, color=INK, parse_math=False)
+            axes.set_xlabel(files[index], fontsize=_FILE, color=INK, parse_math=False)
     return figure
+
+
+def _name_classes(class_names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[int, str]:
+    """Return the names of the classes that are drawn, by their numbers: of thousands, a few."""
+    classes = sorted({*map(int, labels), *map(int, predictions)} - {UNKNOWN})
+    most = fit(_WIDTH, _TEXT) - len("true: ")
+    names = distinct_labels([class_names[number] for number in classes], most)
+    return dict(zip(classes, map(isolated, names), strict=True))
 
 
 def _check_classes(class_names: Sequence[str], *, labels: np.ndarray, predictions: np.ndarray) -> None:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from kpipe.figures.style import BLUE, INK, VERMILION, label, make_layout, style_axes
+from kpipe.figures.labels import label
+from kpipe.figures.style import BLUE, INK, VERMILION, make_layout, style_axes
 from kpipe.names import shorten
 
 MOST_KEYS = 12

@@ -1,13 +1,9 @@
 """The look of figures: colors, fonts, margins and captions. Also how they are saved."""
 
 import functools
-import math
 import re
-import textwrap
-import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -20,13 +16,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from kpipe.errors import first_line
+from kpipe.figures.labels import wrap
 from kpipe.files import REFUSALS
 from kpipe.layout import OWN_MARK
-from kpipe.names import printable, quoted, shorten
+from kpipe.names import shorten
 
 _DPI = 150
-_POINTS_PER_INCH = 72
-_CHARACTER, _BOLD = 0.6, 0.7  # em: the width of an average character of the default font, at most
 _TITLE, _CAPTION = 12, 8  # points
 INK, CAPTION, FAINT, GRID = "#222222", "#666666", "#9a9a9a", "#e6e6e6"
 # Of Okabe and Ito's palette: told apart under every common color blindness.
@@ -175,136 +170,6 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W, 3] of an image as `show_image` shows it."""
     pixels = _displayable(image)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
-
-
-def label(name: str, most: int) -> str:
-    """Return the name of a class on one line of at most `most` characters; one of spaces alone is put in quotes."""
-    text = printable(name)
-    return _shorten_between_words(quoted(text) if text.isspace() else " ".join(text.split()), most)
-
-
-def _shorten_between_words(text: str, most: int) -> str:
-    """Return text of at most `most` characters without the words in its middle: `German … pointer`.
-
-    Names often differ at their end, so words of both ends stay. A first word that is too long is cut itself.
-    """
-    if len(text) <= most:
-        return text
-    words = re.split(r"(?<=[ _-])", text)  # each with what stands between it and the next
-    head, tail = "", ""
-    for number in range(len(words)):
-        longer = (head + words[number // 2], tail) if number % 2 == 0 else (head, words[-1 - number // 2] + tail)
-        if len(" … ".join(longer)) > most:
-            break
-        head, tail = longer
-    return f"{head.rstrip(' _-')} … {tail}".rstrip() if head else shorten(text, most)
-
-
-def distinct_labels(names: Iterable[str], most: int) -> list[str]:
-    """Return the names of a figure as `label` does, but different names stay different.
-
-    Args:
-        names: of classes, files or layers.
-        most: characters of each; fewer where some are as wide as Chinese ones.
-    """
-    names = list(names)
-    return _label_distinctly(names, _narrow("".join(names), most))
-
-
-def _narrow(text: str, most: int) -> int:
-    """Return how many characters fit where `most` of average width do."""
-    return max(4, most // 2) if any(unicodedata.east_asian_width(each) in "WF" for each in text) else most
-
-
-def _label_distinctly(names: Sequence[str], most: int) -> list[str]:
-    different = list(dict.fromkeys(names))
-    labels = {name: label(name, most) for name in different}
-    groups: dict[str, list[str]] = {}
-    for name in different:
-        groups.setdefault(labels[name], []).append(name)
-    for group in groups.values():
-        if len(group) > 1:
-            texts = [label(name, len(printable(name)) + 2) for name in group]
-            labels.update(zip(group, _shorten_around_difference(texts, most), strict=True))
-    _number_equal(labels, most)
-    return [labels[name] for name in names]
-
-
-def _shorten_around_difference(texts: Sequence[str], most: int) -> list[str]:
-    """Return of each text the words that the texts do not share, and what fits of the words before these."""
-    split = [re.split(r"(?<=[ _-])", text) for text in texts]
-    fewest = min(map(len, split))
-    start = next((place for place in range(fewest) if len({words[place] for words in split}) > 1), fewest)
-    ends = range(fewest - start)
-    end = next((place for place in ends if len({words[-1 - place] for words in split}) > 1), len(ends))
-    shortened = []
-    for words in split:
-        before, middle = "".join(words[:start]), "".join(words[start : len(words) - end]).rstrip(" _-")
-        closing = "…" if end else ""
-        room = most - len(middle) - len(closing) - 2
-        head = before if len(before) <= room + 2 else "".join(_first_words(words, room)).rstrip(" _-") + "…"
-        shortened.append(shorten(f"{head}{middle}{closing}", most))
-    return shortened
-
-
-def _first_words(words: Sequence[str], most: int) -> Sequence[str]:
-    lengths = [len("".join(words[: count + 1])) for count in range(len(words))]
-    return words[: sum(length <= most + 1 for length in lengths)]
-
-
-def _number_equal(labels: dict[str, str], most: int) -> None:
-    """Number labels that are still equal."""
-    counts, taken = Counter(labels.values()), set(labels.values())
-    for name, text in labels.items():
-        if counts[text] > 1:
-            endings = (f" ({number})" for number in range(1, len(labels) * 2 + 1))
-            new = (shorten(text, most - len(ending)) + ending for ending in endings)
-            labels[name] = next(each for each in new if each not in taken)
-            taken.add(labels[name])
-
-
-def two_lines(texts: Iterable[str], most: int) -> list[str]:
-    """Return captions of at most two lines of `most` characters; different ones stay different.
-
-    Args:
-        texts: captions; a line break in one stays where it is.
-        most: characters of a line.
-    """
-    texts = list(texts)
-    most = _narrow("".join(texts), most)
-    parts = [text.partition("\n") for text in texts]
-    above = _label_distinctly([first for first, line_break, _ in parts if line_break], most)
-    below = _label_distinctly([" ".join(rest.split()) for _, line_break, rest in parts if line_break], most)
-    # Words do not fill a line to its end.
-    whole = iter(_label_distinctly([first for first, line_break, _ in parts if not line_break], most * 7 // 4))
-    broken = iter(zip(above, below, strict=True))
-    return ["\n".join(next(broken)) if line_break else _break(next(whole), most) for _, line_break, _ in parts]
-
-
-def _break(text: str, most: int) -> str:
-    """Break a text of less than two lines, between words where that is enough."""
-    lines = textwrap.wrap(text, most)
-    return "\n".join(lines if len(lines) <= 2 else [text[:most], text[most:]])
-
-
-def fit(inches: float, size: float) -> int:
-    """Return how many characters of a size in points fit in a width."""
-    return max(4, int(inches * _POINTS_PER_INCH / (_CHARACTER * size)))
-
-
-def wrap(text: str, inches: float, size: float, *, bold: bool = False) -> str:
-    """Return a text of which no line is wider than this; parts of a broken line are about equally long."""
-    most = _narrow(text, max(4, int(inches * _POINTS_PER_INCH / ((_BOLD if bold else _CHARACTER) * size))))
-    return "\n".join(_break_evenly(line, most) for line in text.split("\n"))
-
-
-def _break_evenly(line: str, most: int) -> str:
-    count = math.ceil(len(line) / most)
-    for width in range(math.ceil(len(line) / max(1, count)), most + 1):
-        lines = textwrap.wrap(line, max(1, width))
-        if len(lines) <= count:
-            return "\n".join(lines)
-    return textwrap.fill(line, most)
 
 
 def make_layout() -> ConstrainedLayoutEngine:

@@ -172,6 +172,7 @@ class Recorder:
         """
         experiment, state = self.experiment, self.state
         images, seconds = state.train.step * experiment.data.batch_size, state.train.seconds
+        seen = {"images": self.subject.steps_per_epoch * experiment.data.batch_size}  # in an epoch
         kinds = {kind: {"epoch": best.epoch, **best.validation} for kind, best in state.best.items()}
         summary = {
             "status": status,
@@ -191,7 +192,8 @@ class Recorder:
             "precision": experiment.chosen.precision,
             "seed": experiment.seed,
             "unreadable": {name: len(numbers) for name, numbers in self.subject.find_unreadable().items()},
-            "train": state.train_metrics,
+            "images": state.images,
+            "train": state.train_metrics and state.train_metrics | seen,
             **(scores or {}),
         }
         self.run.write_json("summary.json", summary)

@@ -207,6 +207,15 @@ def test_folder_ignores_what_is_no_image(tmp_path):
     )
 
 
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_images_are_named_by_their_files(tmp_path, cache):
+    write_classes(tmp_path, {"a": 8, "b": 8})
+    splits = load_dataset(f"folder:{tmp_path}", image_size=8, cache=cache, validation=0.25, test=0)
+    validation = splits.validation
+    assert validation.name_images() == [str(tmp_path / name) for name in validation.name_images(in_set=True)]
+    assert sorted(name[:2] for name in validation.name_images(in_set=True)) == ["a/", "a/", "b/", "b/"]
+
+
 def test_a_pipe_is_never_opened(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 2})
     os.mkfifo(tmp_path / "a" / "pipe")

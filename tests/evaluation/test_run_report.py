@@ -103,6 +103,14 @@ def test_figures_name_run_split_and_epoch(write, figures):
     assert [(line.get_label(), line.get_xdata()[0]) for line in lines] == [("best epoch: 1", 10)] * 2
 
 
+def test_without_a_mistake_the_figure_says_so():
+    found = Predictions("test", seed=0)
+    labels = np.zeros(30, np.int32)
+    found.add(np.zeros((30, 4, 4, 1), np.uint8), labels, np.eye(3)[labels])
+    figure = report.draw_mistakes(found.mistakes, found.outcomes, class_names=NAMES, caption="")
+    assert [text.get_text() for text in figure.texts] == ["No mistakes among 30 images"]
+
+
 def test_a_run_that_ended_in_its_first_epoch_has_the_weights_of_its_last_step(write, figures):
     write(split=None, best_epoch=0)
     assert caption_of(figures["curves"]).endswith(" · weights of step 20")

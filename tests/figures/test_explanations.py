@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from kpipe.figures import explanations, save_figure
-from kpipe.figures.style import distinct_labels, label, two_lines, wrap
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (16, 16, 3)).astype(np.float32)
@@ -204,49 +203,3 @@ def test_a_box_larger_than_the_image_is_seen():
     [axes] = explanations.draw_receptive_fields(IMAGE, {"deep": (-20, -10, 60, 40)}, title="T").axes
     assert (axes.get_xlim(), axes.get_ylim()) == ((-10.5, 29.5), (39.5, -20.5))
     assert axes.images[0].get_extent() == [-0.5, 15.5, 15.5, -0.5]
-
-
-# Names.
-
-
-@pytest.mark.parametrize("most", [8, 20, 34])
-@pytest.mark.parametrize(
-    "names",
-    [
-        [f"class number {number} with a rather long name" for number in range(34)],
-        [f"n02113186{'x' * 40}{number}{'y' * 40}" for number in range(34)],
-        ["the same long beginning of a name", "the same long beginning of a name, and more", "the long name"],
-        ["x" * 40, "x" * 41, "x" * 42],
-        ["a b", "a  b", "a b (2)"],
-        ["猫" * 30 + "犬" + "猫" * 30, "猫" * 61],
-    ],
-)
-def test_shortened_names_stay_different(names, most):
-    labels = distinct_labels(names, most)
-    assert len(set(labels)) == len(names)
-    assert max(map(len, labels)) <= most
-    assert distinct_labels(names * 2, most) == labels * 2
-    captions = two_lines(names, most)
-    assert len(set(captions)) == len(names)
-    assert all(len(line) <= most for text in captions for line in text.split("\n"))
-    assert all(text.count("\n") <= 1 for text in captions)
-
-
-def test_names_are_shortened_around_what_differs():
-    names = [f"class number {number} with a rather long name" for number in (1, 12)]
-    assert distinct_labels(names, 20) == ["class number 1…", "class number 12…"]
-    assert distinct_labels([*names, "cat"], 12) == ["class…1…", "class…12…", "cat"]
-    assert distinct_labels(names[:1], 20) == [label(names[0], 20)]
-
-
-def test_captions_have_two_lines():
-    assert two_lines(["cat.png\n93%", "cat"], 10) == ["cat.png\n93%", "cat"]
-    assert two_lines(["the cat and a dog"], 10) == ["the cat\nand a dog"]
-
-
-def test_lines_of_a_caption_are_about_equally_long():
-    lines = wrap(CAPTION, 4, 8).split("\n")
-    assert " ".join(lines) == CAPTION
-    assert max(map(len, lines)) - min(map(len, lines)) < 25
-    assert wrap("", 4, 8) == ""
-    assert wrap("one\ntwo", 4, 8) == "one\ntwo"

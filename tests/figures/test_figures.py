@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from kpipe import figures
-from kpipe.figures import style
+from kpipe.figures import confusion, image_grids, style
 
 LONG_NAMES = [f"a rather long class name, number {number}" for number in range(10)]
 SIMILAR_NAMES = [f"class number {number} with a rather long name" for number in range(34)]
@@ -59,7 +59,7 @@ def texts_of(axes):
 
 # Learning curves.
 
-SINCE_THE_LINE = "train, mean since the log line before"
+SINCE_THE_LINE = "train, mean of each log line"
 
 
 def test_curves_hold_the_records():
@@ -67,7 +67,7 @@ def test_curves_hold_the_records():
     assert loss.get_title("left") == "Loss"
     assert drawn_lines(loss) == {
         SINCE_THE_LINE: [[5, 2.5], [10, 1.5]],
-        "train, mean of the epoch": [[10, 2.0]],
+        "train, mean of each epoch": [[10, 2.0]],
         "validation": [[10, 1.75]],
     }
     assert accuracy.get_title("left") == "Accuracy"
@@ -78,7 +78,7 @@ def test_curves_hold_the_records():
 def test_a_single_epoch_is_marked():
     loss, _ = figures.draw_curves(ONE_EPOCH).axes
     markers = {line.get_label(): line.get_marker() for line in loss.get_lines()}
-    assert markers["train, mean of the epoch"] == markers["validation"] == "o"
+    assert markers["train, mean of each epoch"] == markers["validation"] == "o"
     assert markers[SINCE_THE_LINE] == ""
 
 
@@ -283,7 +283,9 @@ def test_of_many_classes_the_most_frequent_confusions_are_drawn():
     pairs = ["c500 taken for c0", "c3 taken for c7", "c7 taken for c3"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == pairs
     assert [bar.get_width() for bar in axes.patches] == [9, 4, 2]
-    assert [text.get_text() for text in axes.texts] == ["of 14", "of 9", "of 7"]
+    assert [text.get_text() for text in axes.texts] == ["9 of 14", "4 of 9", "2 of 7"]
+    assert axes.get_xlabel() == "images, and of how many of the true class"
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
     none = figures.draw_confusion(np.eye(31, dtype=int), list(map(str, range(31)))).axes[0]
     assert none.get_title("left") == "No confusions"
 
@@ -293,26 +295,55 @@ def test_the_accuracy_of_each_class_the_lowest_first():
     axes = figures.draw_class_accuracy(counts, ["cat", "dog", "eel"]).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
     assert [bar.get_width() for bar in axes.patches] == [0.75, 1.0]
-    assert [text.get_text() for text in axes.texts] == ["4", "2"]
+    assert [text.get_text() for text in axes.texts] == ["n = 4", "n = 2"]
     assert axes.get_title("left") == "Accuracy of each class"
+    assert axes.get_xlabel() == "accuracy (dotted line: all images, 83.3%)\nn = images per class"
     many = figures.draw_class_accuracy(np.eye(100, dtype=int), list(map(str, range(100)))).axes[0]
-    assert many.get_title("left") == "Accuracy of the 40 lowest of 100 classes"
+    assert many.get_title("left") == "The 40 classes with the lowest accuracy, of 100"
     assert len(many.patches) == 40
+
+
+def test_where_accuracies_are_zero_the_title_says_so_and_large_classes_come_first():
+    counts = np.roll(np.diag(1 + np.arange(50)), 1, axis=1)
+    axes = figures.draw_class_accuracy(counts, list(map(str, range(50)))).axes[0]
+    assert axes.get_title("left") == "50 of 50 classes have an accuracy of 0: the 40 with the most images"
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [str(number) for number in range(49, 9, -1)]
+    few = figures.draw_class_accuracy(counts[:3, :3], ["cat", "dog", "eel"]).axes[0]
+    assert few.get_title("left") == "Accuracy of each class: all are 0"
+
+
+@pytest.mark.parametrize("draw", [figures.draw_confusion, figures.draw_class_accuracy])
+def test_only_drawn_classes_are_labeled(monkeypatch, draw):
+    labeled = []
+    labels = confusion.distinct_labels
+    monkeypatch.setattr(confusion, "distinct_labels", lambda names, most: labels(labeled.append(names) or names, most))
+    counts = np.roll(np.eye(1000, dtype=int), 1, axis=1)
+    draw(counts, [f"class {number}" for number in range(1000)])
+    assert [len(names) for names in labeled] == [41 if draw is figures.draw_confusion else 40]
 
 
 def test_long_class_names_are_shortened_at_the_ticks():
     axes = figures.draw_confusion(np.eye(10, dtype=int), LONG_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == [f"a rather … number {number}" for number in range(10)]
+    assert names == [f"a rather lon…e, number {number}" for number in range(10)]
 
 
 def test_names_that_differ_in_the_middle_stay_different():
-    axes = figures.draw_class_accuracy(np.eye(34, dtype=int), SIMILAR_NAMES).axes[0]
+    axes = figures.draw_confusion(np.roll(np.eye(34, dtype=int), 1, axis=1), SIMILAR_NAMES).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == [f"class number {number}…" for number in range(34)]
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    figure = figures.draw_predictions(images, [0, 1], [1, 0], [1.0, 1.0], SIMILAR_NAMES, title="P")
-    assert figure.axes[0].get_title() == "true: class number 0…\n✗ predicted: class number 1… (100%)"
+    assert names[:2] == [
+        "class number 0…long name taken for class number 1…long name",
+        "class number 1…long name taken for class number 2…long name",
+    ]
+    assert len(set(names)) == 34
+
+
+def test_names_written_from_right_to_left_reorder_nothing():
+    counts = np.roll(np.eye(31, dtype=int), 1, axis=1)
+    axes = figures.draw_confusion(counts, ["قط", "כלב", *map(str, range(29))]).axes[0]
+    assert axes.get_yticklabels()[0].get_text() == "\u2068قط\u2069 taken for \u2068כלב\u2069"
+    figure = figures.draw_predictions(*rows_of_predictions(1, names=("قط", "dog")), title="")
+    assert figure.axes[0].get_title() == "true: \u2068قط\u2069\npredicted: \u2068قط\u2069 (100%)"
 
 
 @pytest.mark.parametrize(
@@ -417,21 +448,24 @@ def test_an_image_of_unknown_class_is_neither_right_nor_wrong():
     assert not axes.spines["left"].get_visible()
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("golden retriever", "golden retriever"),
-        ("German short-haired pointer", "German … pointer"),
-        ("Cardigan_Welsh_corgi", "Cardigan … corgi"),
-        ("soft-coated wheaten terrier", "soft … terrier"),
-        ("a very rather long name", "a very … name"),
-        ("n02113186Cardiganwelshcorgi", "n02113186…lshcorgi"),
-        ("Antidisestablishmentarianism of old", "Antidises…m of old"),
-    ],
-)
-def test_long_class_names_lose_words_in_titles(name, shown):
-    figure = figures.draw_predictions(*rows_of_predictions(1, names=(name, "dog")), title="")
-    assert figure.axes[0].get_title() == f"true: {shown}\npredicted: {shown} (100%)"
+def test_long_class_names_have_a_line_of_their_own():
+    figure = figures.draw_predictions(*rows_of_predictions(2, names=("golden retriever puppy", "dog")), title="")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "true: golden retriever puppy\npredicted (100%):\ngolden retriever puppy",
+        "true: dog\n✗ predicted (60%):\ngolden retriever puppy",
+    ]
+    figure = figures.draw_predictions(*rows_of_predictions(1, names=("German short-haired pointer dog", "a")), title="")
+    assert figure.axes[0].get_title().endswith("\nGerman short-ha…ed pointer dog")
+
+
+def test_only_classes_that_are_drawn_are_labeled(monkeypatch):
+    labeled = []
+    monkeypatch.setattr(image_grids, "distinct_labels", lambda names, most: labeled.extend(names) or names)
+    images, labels, predictions, probabilities, _ = rows_of_predictions(3)
+    labels = np.array([7, figures.UNKNOWN, 999])
+    names = [f"class {number}" for number in range(1000)]
+    figures.draw_predictions(images, labels, predictions, probabilities, names, title="", most=2)
+    assert labeled == ["class 0", "class 7"]
 
 
 def drawn_image(image):
@@ -464,10 +498,10 @@ def test_gray_is_not_stretched():
     assert shown.get_cmap().name == "gray"
 
 
-def test_no_image_says_none():
-    figure = figures.draw_predictions(*rows_of_predictions(0), title="Mistakes")
+def test_without_an_image_the_title_is_all():
+    figure = figures.draw_predictions(*rows_of_predictions(0), title="No mistakes")
     assert not figure.axes
-    assert "none" in texts_of(figure)
+    assert texts_of(figure) == ["No mistakes"]
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,13 @@ def test_report(browser, run, summary, width, height):
         assert expected in text
     assert loaded_images(browser) == [True] * len([*(run / "figures").iterdir()])
     assert browser.execute_script("return innerWidth") == width
-    wider = "shown.filter(each => each.matches('html, .wide') && each.scrollWidth > each.clientWidth).length"
+    wider = "shown.filter(each => each.clientWidth && each.scrollWidth > each.clientWidth).length"
+    assert not look(browser, wider)
+    figure, tap = "document.querySelector('figure')", "document.querySelector('.zoom').click()"
+    browser.execute_script(tap)
+    assert browser.execute_script(f"return {figure}.scrollWidth > {figure}.clientWidth") == (width < 600)
+    assert not look(browser, "shown.filter(each => each.matches('html') && each.scrollWidth > each.clientWidth).length")
+    browser.execute_script(tap)
     assert not look(browser, wider)
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]

@@ -114,7 +114,7 @@ def test_the_model_eats_raw_images_and_agrees_with_the_summary(kpipe, experiment
     assert f"{100 * top5:.2f} %" in out
     shown = r"^epoch 2/2 .* acc \d\.\d{4}  top5 \d\.\d{4}  .* val_acc \d\.\d{4}  val_top5 \d\.\d{4}  lr"
     assert re.search(shown, out, re.M)
-    assert set(summary["train"]) == {"loss", "accuracy", "top5"}
+    assert set(summary["train"]) == {"loss", "accuracy", "top5", "images"}
 
 
 @pytest.mark.slow

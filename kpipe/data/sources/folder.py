@@ -167,9 +167,8 @@ def _describe(folder: Path, listed: Listed, *, with_contents: bool = False) -> C
 def _make_split(listed: dict[str, Listed], class_names: Sequence[str], request: SourceRequest, where: str) -> FileSplit:
     names = FileNames(place for name in class_names for place in listed.get(name, ()))
     counts = [sum(len(found) for _, found in listed.get(name, ())) for name in class_names]
-    unreadable = Unreadable(
-        where, len(names), lambda number: os.fsdecode(names[number]), request.skip_limit, are_files=True
-    )
+    what = {"are_files": True, "folder": request.argument}
+    unreadable = Unreadable(where, len(names), lambda number: os.fsdecode(names[number]), request.skip_limit, **what)
     labels, form = np.repeat(np.arange(len(class_names), dtype=np.int32), counts), request.form
     return FileSplit(
         names,
