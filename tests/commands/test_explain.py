@@ -265,6 +265,7 @@ def test_of_many_files_no_more_are_read_than_shown(kpipe, run, tmp_path, quiet, 
     assert "1 of 13 files cannot be read" in err
 
 
+@pytest.mark.slow
 def test_a_network_for_images_of_any_size(kpipe, tmp_path):
     """Is explained for images of one."""
     images = keras.Input((None, None, 3))

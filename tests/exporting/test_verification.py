@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from kpipe.exporting.verification import compute_logits, verify
 from kpipe.exporting.writing import write_format
@@ -15,6 +16,7 @@ def make_network(*layers):
     return make_exportable(keras.Sequential([keras.Input((4, 4, 1)), *layers, *ends]), (4, 4, 1))
 
 
+@pytest.mark.slow
 def test_the_process_that_checks_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
     """Nor do the lines of Python train: a network with random layers computes the same twice."""
     monkeypatch.chdir(tmp_path)
@@ -27,6 +29,7 @@ def test_the_process_that_checks_imports_nothing_from_the_working_directory(tmp_
     assert verify("keras", folder / "model.keras", IMAGES, expected, needs="import kpipe.models") <= 1e-5
 
 
+@pytest.mark.slow
 def test_saved_model_is_computed_by_tensorflow(tmp_path):
     network = make_network()
     write_format("saved_model", network, tmp_path / "model")

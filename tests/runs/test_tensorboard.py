@@ -126,6 +126,7 @@ def test_figures_of_epochs_are_there_once_each_when_a_run_is_resumed(kpipe, tmp_
     assert len(train.Tensors("training_batch")) == 1
 
 
+@pytest.mark.slow
 def test_a_profile_has_the_operations_of_its_steps(kpipe, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     code, *_ = kpipe("run", str(tmp_path / "tiny.yaml"), "training.profile.steps=[3,5]", "logging.images=false")

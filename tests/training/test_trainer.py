@@ -196,7 +196,7 @@ def test_log_lines_say_what_the_mean_is_over(reference):
     assert set(validation) == {"step", "epoch", "split", "span", "loss", "accuracy"}
 
 
-def measure_waiting(delay, every, steps=60):
+def measure_waiting(delay, every, steps=32):
     """Return `waiting` of one chunk of steps, of which each n-th waits for its batch."""
 
     def slow(place, batch):
