@@ -119,13 +119,14 @@ class _LogLines(keras.callbacks.Callback):
 
 
 def _train_raw(work: Work, model: keras.Model, steps: int, folder: Path, end_epoch: Callable[[], object]) -> None:
-    images, labels = map(tf.constant, make_batch(work))
+    batches = iter(_repeat_batch(work))
     optimizer = keras.optimizers.SGD(LEARNING_RATE, momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
 
     @tf.function
     def run(count):
         for _ in tf.range(count):
+            images, labels = next(batches)
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))

@@ -52,6 +52,8 @@ def serve(turns: Turns, work: Work, variant: str, steps: int, folder: Path) -> N
     # Held back from the screen is what TensorFlow writes, which torch's process has not imported.
     with nullcontext() if is_torch else hold_back_libraries():
         if is_torch:
+            # With threads that wait passively, torch takes up to twice the wall time, which is what it is measured by.
+            os.environ.pop("OMP_WAIT_POLICY", None)
             from step_torch import train
         else:
             from step_keras import train
