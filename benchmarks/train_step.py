@@ -158,10 +158,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for name in options.only or (QUICK if options.quick else WORKS):
         variants = choose_variants(WORKS[name], options.quick, has_torch, has_bfloat16)
         rows += measure(name, variants, 1 if options.quick else options.repetitions, options.quick, console)
+        if options.json:  # after each work, as all of them take long
+            write_json(options.json, rows, *(["torch"] if has_torch else []))
         console.print(f"{name}: done")
     show(console, rows)
-    if options.json:
-        write_json(options.json, rows, *(["torch"] if has_torch else []))
 
 
 if __name__ == "__main__":
