@@ -52,7 +52,7 @@ def serve(turns: Turns, work: Work, variant: str, steps: int, folder: Path) -> N
     # Held back from the screen is what TensorFlow writes, which torch's process has not imported.
     with nullcontext() if is_torch else hold_back_libraries():
         if is_torch:
-            # With threads that wait passively, torch takes up to twice the wall time, which is what it is measured by.
+            # On free cores torch takes twice the wall time with threads that wait passively.
             os.environ.pop("OMP_WAIT_POLICY", None)
             from step_torch import train
         else:
