@@ -13,26 +13,19 @@ in the order in which they were measured.
 
 import argparse
 import importlib.util
-import multiprocessing
-import os
 import sys
 import tempfile
-import time
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-from report import median_row, write_json
+from report import write_json
 from rich.console import Console
 from rich.table import Table
+from turns import Turns, VariantProcess, take_turns
 
 from kpipe.streams import hold_back_libraries
 
-# By default waiting OpenMP threads spin, and their CPU time would be counted against torch and numba.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-FORK = multiprocessing.get_context("forkserver")  # children are forked from a process that has imported TensorFlow
-FORK.set_forkserver_preload(["kpipe.experiment"])
 LIBRARIES = {"torch": "torch", "torch_workers": "torch", "numba": "numba"}
 """The library that a variant needs and kpipe does not."""
 
@@ -76,95 +69,39 @@ WORKS = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def serve(pipe, name: str, variant: str, folder: Path, quick: bool) -> None:
-    """Get one variant ready, in a process of its own; then send (CPU seconds, wall seconds) whenever asked."""
+def serve(turns: Turns, name: str, variant: str, folder: Path, quick: bool) -> None:
+    """Get one variant ready, in a process of its own, and let it handle its batches at each of its turns."""
     with hold_back_libraries():
         from input_variants import make_run
 
         work = WORKS[name]
         run, num_batches = make_run(name, variant, work.batch_size, folder), _count_batches(work, quick)
         run(max(2, num_batches // 5))  # warms up
-        pipe.send(None)
-        while pipe.recv():
-            wall, cpu = time.perf_counter(), _cpu_seconds()
+        turns.begin()
+        while True:
             run(num_batches)
-            pipe.send((_cpu_seconds() - cpu, time.perf_counter() - wall))
+            turns.end()
 
 
 def _count_batches(work: Work, quick: bool) -> int:
     return max(1, work.num_batches // 10) if quick else work.num_batches
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of those that it has started."""
-    workers = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return time.process_time() + sum(times.user + times.system for times in workers)
-
-
 def measure(name: str, folder: Path, repetitions: int, quick: bool) -> list[dict]:
     """Measure the variants of one work by turns; return a row of each, with all repetitions beside their medians."""
-    processes: dict[str, VariantProcess] = {}
-    times: dict[str, list[tuple[float, float]]] = {}
-    try:
-        for variant in filter(is_installed, WORKS[name].variants):
-            processes[variant], times[variant] = VariantProcess(name, variant, folder, quick), []
-        for _ in range(repetitions):
-            for variant, process in processes.items():
-                times[variant].append(process.measure())
-    finally:
-        for process in processes.values():
-            process.kill()
-    images = WORKS[name].batch_size * _count_batches(WORKS[name], quick)
-    return [_make_row(name, variant, images, times[variant]) for variant in processes]
-
-
-class VariantProcess:
-    """The process of one variant, suspended between its measurements.
-
-    A running process would read ahead: it would disturb the measurements of the others, and the next one of its own
-    would find a part of the work done.
-    """
-
-    def __init__(self, name: str, variant: str, folder: Path, quick: bool):
-        self.pipe, child_pipe = FORK.Pipe()
-        process = FORK.Process(target=serve, args=(child_pipe, name, variant, folder, quick))
-        process.start()
-        child_pipe.close()
-        self.process = psutil.Process(process.pid)
-        self.pipe.recv()
-        self._suspend()
-
-    def measure(self) -> tuple[float, float]:
-        """Return the CPU seconds and the wall seconds of one measurement."""
-        for process in self._with_workers():
-            process.resume()
-        self.pipe.send(True)
-        seconds = self.pipe.recv()
-        self._suspend()
-        return seconds
-
-    def kill(self) -> None:
-        with suppress(psutil.NoSuchProcess):
-            for process in self._with_workers():
-                process.kill()
-
-    def _with_workers(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def _suspend(self) -> None:
-        for process in self._with_workers():
-            process.suspend()
+    with ExitStack() as stack:
+        processes = {
+            variant: stack.enter_context(VariantProcess(serve, name, variant, folder, quick))
+            for variant in filter(is_installed, WORKS[name].variants)
+        }
+        images = WORKS[name].batch_size * _count_batches(WORKS[name], quick)
+        return take_turns(name, images, repetitions, processes)
 
 
 def is_installed(variant: str) -> bool:
     """Return whether the library of a variant is installed."""
     library = LIBRARIES.get(variant)
     return library is None or importlib.util.find_spec(library) is not None
-
-
-def _make_row(name: str, variant: str, images: int, times: list[tuple[float, float]]) -> dict:
-    cpu, wall = ([round(seconds, 4) for seconds in column] for column in zip(*times, strict=True))
-    return median_row(name, variant, images, times) | {"repetitions": {"cpu_seconds": cpu, "wall_seconds": wall}}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
