@@ -112,13 +112,14 @@ def balance_l2(
             both are equal, for the gradient that the score has at the start.
     """
     height, width, channels = model.input_shape[1:]
+    network = keras.Model(model.inputs[0], model.outputs[0])  # auxiliary heads come after the logits
     start = np.broadcast_to(np.asarray(mean, np.float32), (height, width, channels))
     image = start + noise * tf.random.stateless_normal((1, height, width, channels), seed=(0, 0))
     weights = []
     for label in labels:
         with tf.GradientTape() as tape:
             tape.watch(image)
-            score = tf.cast(model(image, training=False), tf.float32)[0, label]
+            score = tf.cast(network(image, training=False), tf.float32)[0, label]
         gradient = np.sqrt(np.mean(np.square(tape.gradient(score, image))))
         weights.append(float(gradient) * 255**2 / (2 * distance))
     return weights
