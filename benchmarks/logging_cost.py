@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
-EPOCHS = (20, 200)
+EPOCHS = (20, 100)
 IMAGES = 1280  # of an epoch of the quickstart
 VARIANTS = {
     "nothing": ("logging.tensorboard=false",),

@@ -74,7 +74,7 @@ class SplitImages:
     def choose(self, most: int) -> tuple[np.ndarray, list[str], np.ndarray]:
         """Return some images, uint8 [n, H, W, C], their names, and their labels, int32 [n]."""
         numbers = self._draw(most)
-        names = self.split.name_images(np.searchsorted(self.split.readable_numbers(), numbers))
+        names = self.split.name_images(np.searchsorted(self.split.readable_numbers(), numbers), in_set=True)
         named = "{}" if self.split.unreadable.are_files else "image {}"
         images, labels = next(self._read(numbers, most))
         return images, [named.format(name) for name in names], labels
