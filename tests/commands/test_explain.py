@@ -58,6 +58,7 @@ def _few_steps(monkeypatch):
     monkeypatch.setattr("kpipe.commands.explain._STEPS", 2)
 
 
+@pytest.mark.slow
 def test_all_kinds_are_drawn_and_stand_in_tensorboard(kpipe, run, tmp_path):
     assert list(EXPLANATIONS) == list(FIGURES)
     code, out, err = kpipe("explain", str(run), "--output", str(tmp_path / "drawn"))
@@ -76,6 +77,7 @@ def tags_in(folder):
     return sorted(value.tag for event in events for value in event.summary.value)
 
 
+@pytest.mark.slow
 def test_what_is_explained_has_a_folder_of_its_own(run, tmp_path, quiet):
     """So the figures of one image do not replace those of another, nor in TensorBoard."""
     for name in ("cat", "a dog"):
@@ -89,6 +91,7 @@ def test_what_is_explained_has_a_folder_of_its_own(run, tmp_path, quiet):
     assert len(tags) == len({*tags}) and {"explain/cat/saliency", "explain/a-dog/saliency"} < {*tags}
 
 
+@pytest.mark.slow
 def test_captions_say_the_true_class_and_the_prediction(run, quiet, monkeypatch):
     names = []
     monkeypatch.setattr(
