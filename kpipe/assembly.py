@@ -122,7 +122,7 @@ def prepare(
     if isinstance(training.learning_rate, PlateauOptions) and splits.validation is None:
         raise ConfigError("training.learning_rate.schedule: plateau needs a validation split, this data has none")
     steps_per_epoch = data.count_steps_per_epoch(splits.train, config.batch_size)
-    check_profile(experiment, steps_per_epoch)
+    _check_profile(experiment, steps_per_epoch)
     _check_replicas(experiment, strategy)
     training_batches = _make_training_batches(experiment, splits, steps_per_epoch * training.epochs, strategy)
     normalize = resolve_normalize(config, weights)
@@ -409,7 +409,7 @@ def make_watchers(
     return watchers
 
 
-def check_profile(experiment: Experiment, steps_per_epoch: int) -> None:
+def _check_profile(experiment: Experiment, steps_per_epoch: int) -> None:
     """Raise ConfigError if the steps that are to be profiled come after the end of the training."""
     profile, steps = experiment.training.profile, experiment.training.epochs * steps_per_epoch
     if profile and profile.steps[0] > steps:

@@ -138,12 +138,10 @@ def train(
         given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
         prepared, precision_note = prepare(experiment, strategy, **given), None
         if not run.resumed:
-            checked, precision_note = check_precision(experiment, prepared.model)
-            checked = share_resolved(checked, workers)
-            if checked.chosen.precision != experiment.chosen.precision:
-                seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
-                prepared = prepare(checked, strategy, **given)
-            experiment = checked
+            tried = experiment
+            experiment, precision_note = _check_precision(tried, prepared, workers)
+            if experiment is not tried:
+                prepared = prepare(experiment, strategy, **given)
         if constants != run.constants:
             shutil.copy(constants, run.constants)
         if prepared.reuse:
@@ -237,6 +235,16 @@ def _find_strategy(experiment: Experiment, screen: Screen) -> tf.distribute.Stra
     grow_gpu_memory()  # before a GPU is used
     with screen.status("waiting for the other workers") if name == "multi_worker" else nullcontext():
         return make_strategy(name)
+
+
+def _check_precision(experiment: Experiment, prepared: Prepared, workers: Workers) -> tuple[Experiment, str | None]:
+    """Call `check_precision`; all workers take what the chief has found. Where it is another one, seed anew."""
+    checked, note = check_precision(experiment, prepared.model)
+    checked = share_resolved(checked, workers)
+    if checked.chosen.precision == experiment.chosen.precision:
+        return experiment, note
+    seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+    return checked, note
 
 
 def _trainer_of_one(experiment: Experiment, prepared: Prepared, run: Run) -> Trainer:

@@ -143,13 +143,11 @@ def show_result(
         **{kind: from_here(run.model_of(kind, state.preferred)) for kind in state.best if kind != state.preferred},
         "figures": from_here(run.path / "figures"),
         "report": from_here(run.path / "report.html"),
-        **(
-            {"curves": f"tensorboard --logdir {shell_quoted(from_here(run.path.parent.parent))}"}
-            if experiment.logging.tensorboard
-            else {}
-        ),
+        "curves": f"tensorboard --logdir {shell_quoted(from_here(run.path.parent.parent))}",
         "longer": command_to_train_longer(run.path, experiment, summary["ended_by"]),
         "search": f"kpipe search {shell_quoted(from_here(run.path / 'config.yaml'))}",
     }
+    if not experiment.logging.tensorboard:
+        del rows["curves"]
     for name, text in rows.items():
         screen.line(f"  {name:<10} {text}")

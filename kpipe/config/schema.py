@@ -231,7 +231,7 @@ class EarlyStopping(Section):
 
 
 class LogEvery(OneOf):
-    """How often training metrics are logged."""
+    """How often something is logged."""
 
     steps: Count | None = None
     epochs: Positive | None = None
@@ -245,20 +245,6 @@ class SaveEvery(OneOf):
     epochs: Positive | None = None
 
 
-class LayerStatisticsEvery(OneOf):
-    """How often the layers are measured."""
-
-    steps: Count | None = None
-    epochs: Positive | None = None
-
-
-class HistogramsEvery(OneOf):
-    """How often histograms are logged."""
-
-    steps: Count | None = None
-    epochs: Positive | None = None
-
-
 class LoggingConfig(Section):
     """What is logged besides the metrics."""
 
@@ -267,9 +253,9 @@ class LoggingConfig(Section):
     images: bool = True
     """Whether TensorBoard shows images during the training: the first batch as the network sees it, and at the end of
     up to ten epochs what it says of the validation split. They take at most 2 % of the time."""
-    histograms: HistogramsEvery | None = None
+    histograms: LogEvery | None = None
     """How often histograms of weights and activations are logged to TensorBoard. Default: never."""
-    layer_statistics: LayerStatisticsEvery | None = None
+    layer_statistics: LogEvery | None = None
     """How often the fraction of dead ReLUs of each layer, and the norm of its update divided by that of its weights,
     are logged to TensorBoard. `{steps: 500}` costs about 1 % of the time. Default: never."""
 

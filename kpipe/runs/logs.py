@@ -16,9 +16,12 @@ from kpipe.errors import EnvironmentFault
 from kpipe.files import finite_or_null
 from kpipe.runs.tensorboard import make_layout, write_images
 
-_SCALARS = ("loss", "accuracy", "top5", "learning_rate", "gradient_norm")
-_SCALARS += ("images_per_second", "waiting", "loss_scale", "skipped_steps")
-_SCALARS += ("averaged_loss", "averaged_accuracy", "averaged_top5")
+_SCALARS = (
+    *("loss", "accuracy", "top5"),
+    *("averaged_loss", "averaged_accuracy", "averaged_top5"),
+    *("learning_rate", "gradient_norm", "loss_scale", "skipped_steps"),
+    *("images_per_second", "waiting"),
+)
 
 
 class RunLog:

@@ -280,11 +280,10 @@ class Trainer:
         for step in tf.range(num_steps):
             # At another place of each `every` steps, since batches may be slow at regular distances.
             is_timed = tf.equal(step % every, step // every * _PRIME % every)
-            asked_at = _clock(is_timed)
-            with tf.control_dependencies([asked_at]):
-                batch = next(iterator)
-            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-                waited += _clock(is_timed) - asked_at
+            batch, seconds = tf.cond(
+                is_timed, lambda: _timed_next(iterator), lambda: (next(iterator), tf.constant(0.0, tf.float64))
+            )
+            waited += seconds
             norms = self.strategy.run(self._step, args=(batch, head, tf.equal(step + 1, num_steps)))
             norm = self.strategy.experimental_local_results(norms)[0]
         return norm, waited * tf.cast(every, tf.float64)
@@ -315,13 +314,18 @@ class Trainer:
         return tf.shape(batch[0])[0]
 
 
-def _clock(is_read: tf.Tensor) -> tf.Tensor:
-    """Return the seconds of Python's clock, or 0 unless it `is_read`: `tf.timestamp` refuses to be deterministic."""
-    return tf.cond(
-        is_read,
-        lambda: tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), []),
-        lambda: tf.constant(0.0, tf.float64),
-    )
+def _timed_next(iterator):
+    """Return the next batch, and the seconds until it was there: float64 []."""
+    asked_at = _clock()
+    with tf.control_dependencies([asked_at]):
+        batch = next(iterator)
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return batch, _clock() - asked_at
+
+
+def _clock() -> tf.Tensor:
+    """Return the seconds of Python's clock: `tf.timestamp` refuses to be deterministic."""
+    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
 
 
 @dataclass

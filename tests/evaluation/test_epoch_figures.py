@@ -139,7 +139,8 @@ def test_a_figure_that_cannot_be_drawn_ends_no_training(tmp_path, drawn, monkeyp
     written = []
     monkeypatch.setattr("kpipe.evaluation.report.make_confusion_matrix", refuse)
     options = {"name": "tiny", "class_names": ("a", "b", "c"), "seed": 0, "should_stop": lambda: False}
-    write = lambda step, files: written.extend(files)  # noqa: E731
-    callback = make_epoch_figures(Evaluated(), tmp_path, None, write=write, **options)
+    callback = make_epoch_figures(
+        Evaluated(), tmp_path, None, write=lambda step, files: written.extend(files), **options
+    )
     assert callback._draw(SimpleNamespace(layers=[], optimizer=None), 3, 21)
     assert {*written} == {"predictions", "mistakes"}
