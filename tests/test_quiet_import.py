@@ -30,6 +30,7 @@ def chatty(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_networks_and_data_are_quiet():
     code = 'from kpipe.models import lenet5; from kpipe.data import load_dataset; load_dataset("digits")'
     assert run(code) == ("", "")

@@ -125,6 +125,7 @@ def test_a_terminal_of_80_columns_has_the_whole_table(measured):
     assert not any("memory  " in line for line in on_screen(measured | known | unknown))
 
 
+@pytest.mark.slow
 def test_a_slow_source_is_the_limit(experiment, monkeypatch):
     def slowly(images, labels):
         slept = tf.numpy_function(lambda: time.sleep(0.02) or 0, [], tf.int64)
@@ -144,6 +145,7 @@ def test_a_slow_source_is_the_limit(experiment, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_large_network_is_the_limit(experiment):
     found = bench(experiment, "model.width=2048", "model.depth=3", "data.batch_size=64")
     assert found["limit"] == "step"
@@ -151,6 +153,7 @@ def test_a_large_network_is_the_limit(experiment):
     assert found["advice"].startswith("The step is the limit: it takes ")
 
 
+@pytest.mark.slow
 def test_the_verb_prints_a_table_and_writes_nothing(kpipe, experiment, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, out, err = kpipe("bench", experiment, "data.batch_size=20")
@@ -250,6 +253,7 @@ def test_what_may_speed_a_step_up(experiment, monkeypatch, as_if_measured, overr
     )
 
 
+@pytest.mark.slow
 def test_features_of_frozen_layers_are_read_as_in_a_training(experiment):
     frozen = "training.layers=[{match: fc1, frozen: {steps: 5}}]"
     found = bench(experiment, frozen)

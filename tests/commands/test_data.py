@@ -49,6 +49,7 @@ def drawn(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_show_draws_each_stage(kpipe, photos, experiment, tmp_path, drawn):
     code, out, err = kpipe("data", "show", experiment, "--images", "3", "--views", "2")
     assert (code, err) == (0, "")

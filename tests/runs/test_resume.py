@@ -525,7 +525,8 @@ sys.exit(main(["run", {experiment!r}]))
     assert not logs.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_the_process_was_started_to_ignore_is_ignored(kpipe, experiment, logs, monkeypatch, number):
     """As in a shell's `kpipe run tiny.yaml &`, and under nohup."""
     from kpipe.training.trainer import Trainer
