@@ -155,7 +155,7 @@ class Clip(OneOf):
 
 OPTIMIZERS = {
     "sgd": Row(
-        "keras.optimizers:SGD",
+        "kpipe.training.fused:SGD",
         SGDOptions,
         "stochastic gradient descent, with momentum if given",
         paper=papers.MOMENTUM,
@@ -179,13 +179,13 @@ OPTIMIZERS = {
         paper=papers.ADADELTA,
     ),
     "adam": Row(
-        "keras.optimizers:Adam",
+        "kpipe.training.fused:Adam",
         AdamOptions,
         "running means of gradients and their squares, Kingma and Ba 2015",
         paper=papers.ADAM,
     ),
     "adamw": Row(
-        "keras.optimizers:AdamW",
+        "kpipe.training.fused:AdamW",
         AdamWOptions,
         "Adam with decoupled decay, Loshchilov and Hutter 2019",
         paper=papers.ADAMW,

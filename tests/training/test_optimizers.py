@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kpipe.catalog.training import OPTIMIZERS, SCHEDULES
 from kpipe.errors import ConfigError
@@ -127,6 +128,43 @@ def test_every_optimizer_takes_a_step_with_every_schedule(name, schedule):
     after = updated(make_optimizer(name, options, rate, weight_decay=L2), gradients=GRADIENTS[:1])
     assert np.isfinite(after).all()
     assert (after != START).all()
+
+
+FUSED = {
+    "sgd": ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}),
+    "adam": ({}, {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3}, {"amsgrad": True}),
+    "adamw": ({}, {"amsgrad": True}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in FUSED for options in FUSED[name]])
+def test_a_fused_update_is_that_of_keras(name, options):
+    """Over 50 updates of 1,000 weights; those of SGD to the last bit."""
+    draws = np.random.default_rng(0)
+    start = draws.normal(size=1000).astype("float32")
+    gradients = [keras.ops.convert_to_tensor(draws.normal(size=1000), "float32") for _ in range(50)]
+    after = []
+    for make in (OPTIMIZERS[name].load(), getattr(keras.optimizers, OPTIMIZERS[name].load().__name__)):
+        optimizer, variable = make(1e-2, **options), keras.Variable(start)
+        for gradient in gradients:
+            optimizer.apply([gradient], [variable])
+        after.append(variable.numpy())
+    assert optimizer.__class__.__module__.startswith("keras.")
+    np.testing.assert_allclose(*after, rtol=0, atol=0 if name == "sgd" else 5e-6)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_update_of_an_embedding_is_that_of_keras(name):
+    """Its gradient has the rows of the words in a batch alone."""
+    after = []
+    for make in (OPTIMIZERS[name].load(), getattr(keras.optimizers, OPTIMIZERS[name].load().__name__)):
+        optimizer, variable = make(1e-2), keras.Variable(np.ones((5, 3), "float32"))
+        for row in (1, 4):
+            rows = tf.IndexedSlices(tf.ones((1, 3)), tf.constant([row]), tf.constant([5, 3]))
+            optimizer.apply([rows], [variable])
+        after.append(variable.numpy())
+    np.testing.assert_allclose(*after, rtol=1e-6)
+    assert (after[0][4] < 1).all()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
