@@ -180,13 +180,23 @@ def _all_gather(values: tf.Tensor) -> tf.Tensor:
 
 
 def distribute(strategy: tf.distribute.Strategy, batches: tf.data.Dataset):
-    """Return batches as the devices of this process take them.
+    """Return batches as the devices of this process take them. Batches for a GPU are copied to it ahead of their use.
 
     Args:
         strategy: of this process.
         batches: the rows of this worker.
     """
-    return batches if workers_of(strategy)[1] > 1 else strategy.experimental_distribute_dataset(batches)
+    if workers_of(strategy)[1] == 1 and strategy.num_replicas_in_sync > 1:
+        return strategy.experimental_distribute_dataset(batches)
+    gpus = tf.config.list_logical_devices("GPU")
+    return prefetch_to(gpus[0].name, batches) if gpus else batches
+
+
+def prefetch_to(device: str, batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Return batches that are copied to a device, such as `/GPU:0`, two of them ahead of their use."""
+    batches = batches.apply(tf.data.experimental.copy_to_device(device))
+    with tf.device(device):  # where the buffer is: that of `prefetch_to_device` has been on the host
+        return batches.prefetch(2)
 
 
 def synchronize(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

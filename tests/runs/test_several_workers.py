@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from image_sets import define_set, prepare_set, tfds_in, write_image
-from tiny_runs import arrays_of, only_run, records_of, timeless
+from tiny_runs import arrays_of, assert_same_run, only_run, records_of, timeless
 
 pytestmark = pytest.mark.slow
 
@@ -165,14 +165,29 @@ def test_only_the_chief_writes_and_says_when_the_time_is_over(tmp_path, write_ex
     assert not (tmp_path / "other").exists()
 
 
-MIRRORED = """\
+TWO_DEVICES = """\
 import sys
 import tensorflow as tf
 [cpu] = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+"""
+RUN = """\
 from kpipe.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+MIRRORED = TWO_DEVICES + RUN
+PREFETCHED = f"""\
+{TWO_DEVICES}
+of_kind = tf.config.list_logical_devices
+tf.config.list_logical_devices = lambda kind=None: of_kind("CPU")[1:] if kind == "GPU" else of_kind(kind)
+from kpipe.training import distribution
+prefetch_to = distribution.prefetch_to
+def say(device, batches):
+    batches = prefetch_to(device, batches)
+    print("a batch is on", {{part.device[-5:] for part in next(iter(batches))}})
+    return batches
+distribution.prefetch_to = say
+{RUN}"""
 
 
 def test_two_devices_of_a_machine_train_as_one_does(tmp_path, write_experiment, start):
@@ -185,6 +200,17 @@ def test_two_devices_of_a_machine_train_as_one_does(tmp_path, write_experiment, 
     assert done.returncode == 0, done.stderr
     assert "batch size 8 (4 on each of 2 devices)" in done.stdout
     assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
+
+
+def test_batches_that_are_copied_to_their_device_train_the_same_network(tmp_path, write_experiment, start):
+    """A second CPU device stands for the GPU."""
+    experiment = write_experiment(**image_files(tmp_path))
+    alone = start("run", experiment, KPIPE_LOGS=str(tmp_path / "alone"))
+    assert alone.wait() == 0, alone.err
+    done = subprocess.run([sys.executable, "-c", PREFETCHED, "run", experiment], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a batch is on {'CPU:1'}" in done.stdout
+    assert_same_run(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, write_experiment):
