@@ -60,10 +60,15 @@ def rate_of_step(optimizer: keras.optimizers.Optimizer, step: int | None = None)
         optimizer: whose learning rate is a number or a schedule.
         step: counted from 1; None: the last step that was done.
     """
+    return float(learning_rate(optimizer, step))
+
+
+def learning_rate(optimizer: keras.optimizers.Optimizer, step: int | None = None):
+    """Return what `rate_of_step` returns as a tensor, float32 []."""
     schedule = _schedule_of(optimizer)
     if schedule is None:
-        return float(optimizer.learning_rate)
-    return float(schedule((ops.convert_to_tensor(optimizer.iterations) if step is None else step) - 1))
+        return ops.convert_to_tensor(optimizer.learning_rate)
+    return schedule((ops.convert_to_tensor(optimizer.iterations) if step is None else step) - 1)
 
 
 def _schedule_of(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.schedules.LearningRateSchedule | None:

@@ -24,7 +24,7 @@ from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, Trai
 from kpipe.training.distribution import Workers, distribute, separate_dropout
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 from kpipe.training.loss_scaling import loss_scaling_of
-from kpipe.training.schedules import rate_of_step
+from kpipe.training.schedules import learning_rate
 from kpipe.training.steps import test_step, train_step
 from kpipe.training.xla import translate_xla_errors
 
@@ -82,7 +82,11 @@ class Trainer:
         self.freeze(0)
         self._run_evaluation = tf.function(self._evaluation)
         self._batch_functions: dict[Any, Callable] = {}
-        self._are_finite = tf.function(are_finite)
+        # Compiled, because a few steps of a small network take no longer than many small operations from Python.
+        self._metrics_result = tf.function(model.get_metrics_result)
+        self._learning_rate = tf.function(lambda: learning_rate(model.optimizer))
+        self._checked = [v for v in (*model.variables, *model.optimizer.variables) if "float" in v.dtype]
+        self._are_finite = tf.function(lambda: are_finite([variable.value for variable in self._checked]))
 
     def fit(
         self,
@@ -233,10 +237,9 @@ class Trainer:
 
     def check_finite(self, first: int, last: int) -> None:
         """Raise Diverged if a weight or a variable of the optimizer is not finite after these steps."""
-        variables = [v for v in (*self.model.variables, *self.model.optimizer.variables) if "float" in v.dtype]
-        finite = self._are_finite([variable.value for variable in variables]).numpy()
+        finite = self._are_finite().numpy()
         if not finite.all():
-            variable = variables[int(finite.argmin())]
+            variable = self._checked[int(finite.argmin())]
             raise Diverged(f"{variable.path} is no longer finite {where(first, last)}; {LIKELY_CAUSES}")
 
     def freeze(self, step: int) -> None:
@@ -272,7 +275,11 @@ class Trainer:
 
     def read_metrics(self) -> Metrics:
         """Return the means since the metrics were last reset."""
-        return {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        return {name: float(value) for name, value in self._metrics_result().items()}
+
+    def read_learning_rate(self) -> float:
+        """Return the learning rate of the last step."""
+        return float(self._learning_rate())
 
     def _steps(self, iterator, num_steps, head):
         norm, waited = tf.constant(0.0), tf.constant(0.0, tf.float64)
@@ -506,7 +513,7 @@ class _Loop:
         means = self.epoch_means(metrics)
         self.callback_list.on_train_batch_end(first + num_steps - 1, means)
         self.state.speed = _speed(num_steps * self.batch_size, seconds, chunk.waited)
-        latest = {"learning_rate": self.learning_rate(), **self.state.speed}
+        latest = {"learning_rate": self.trainer.read_learning_rate(), **self.state.speed}
         self.hooks.on_progress(self.state.step, means | latest)
 
     def epoch_means(self, metrics: Metrics) -> Metrics:
@@ -559,7 +566,7 @@ class _Loop:
             self.callback_list.on_test_end(scores)
         means = {name: total / state.epoch_steps for name, total in state.epoch_sums.items()}
         self.log(epoch, "train", "epoch", means | self.rate_and_speed(self.epoch_speed))
-        logs = means | {"learning_rate": self.learning_rate()}
+        logs = means | {"learning_rate": self.trainer.read_learning_rate()}
         if scores is not None:
             self.log(epoch, "validation", "epoch", scores)
             logs |= {f"val_{name}": value for name, value in scores.items()}
@@ -585,13 +592,9 @@ class _Loop:
             scores = None if averaged is None else scores | {f"averaged_{name}": averaged[name] for name in averaged}
         return scores and {name: value for name, value in scores.items() if not name.endswith("images")}
 
-    def learning_rate(self) -> float:
-        """Return the learning rate of the last step."""
-        return rate_of_step(self.model.optimizer)
-
     def rate_and_speed(self, speed: _Speed) -> Metrics:
         # A resumed training may begin with the end of an epoch.
-        return {"learning_rate": self.learning_rate(), **(speed.take() or self.state.speed)}
+        return {"learning_rate": self.trainer.read_learning_rate(), **(speed.take() or self.state.speed)}
 
     def log(self, epoch: int, split: str, span: str, values: Metrics) -> None:
         self.hooks.on_log({"step": self.state.step, "epoch": epoch + 1, "split": split, "span": span, **values})
