@@ -104,7 +104,7 @@ def test_an_error_of_tensorflow_that_nobody_foresaw_keeps_its_traceback(kpipe, e
 
 def test_divergence(kpipe, experiment, logs):
     code, out, err = kpipe("run", experiment, "training.optimizer.name=sgd", "training.learning_rate.peak=1e30")
-    assert code == 4
+    assert code == 4, err
     assert re.search(
         r"the loss became (nan|inf) (at step|between steps) [\d and]+; likely causes: the learning rate", err
     )
@@ -122,7 +122,7 @@ def test_divergence_keeps_the_last_good_checkpoint(kpipe, experiment, logs, monk
 
     monkeypatch.setattr("kpipe.experiment.make_callbacks", lambda training: [Poison()])
     code, out, err = kpipe("run", experiment, "training.checkpoint.every.steps=1")
-    assert code == 4
+    assert code == 4, err
     run = only_run(logs)
     assert re.match(r"c1/kernel is no longer finite at step 10; likely causes: ", err)
     assert err.endswith(f"The last good checkpoint is kept: {run}/checkpoints/step-00000009\n")
@@ -227,3 +227,39 @@ def test_a_test_loss_that_is_not_finite_is_null(kpipe, experiment, logs, monkeyp
     assert json.loads((run / "summary.json").read_text())["test"]["loss"] is None
     last = (run / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last, parse_constant=lambda name: pytest.fail(name))["loss"] is None
+
+
+BROKEN_NET = """\
+import keras
+import tensorflow as tf
+
+
+@tf.custom_gradient
+def without_gradient(x):
+    return tf.identity(x), lambda gradient: gradient * float("inf")
+
+
+@keras.saving.register_keras_serializable()
+class WithoutGradient(keras.layers.Layer):
+    def call(self, x):
+        return without_gradient(x)
+
+
+def network(input_shape, classes, preprocessing):
+    images = keras.Input(input_shape)
+    x = WithoutGradient()(keras.layers.Dense(4)(keras.layers.Flatten()(preprocessing(images))))
+    return keras.Model(images, keras.layers.Dense(classes, dtype="float32")(x))
+"""
+
+
+def test_a_run_in_float16_whose_gradients_are_never_finite_ends(kpipe, experiment, logs, tmp_path, monkeypatch):
+    """The CPU stands for a GPU with tensor cores."""
+    monkeypatch.setattr("kpipe.training.precision.gpu_capability", lambda: (7, 0))
+    net = tmp_path / "broken.py"
+    net.write_text(BROKEN_NET)
+    options = (f"model.name={net}:network", "training.precision=mixed_float16", "training.epochs=30")
+    code, out, err = kpipe("run", experiment, *options)
+    assert code == 4, err
+    assert "mixed_float16" in out
+    assert "the gradients of 50 steps in a row, 1 to 50, were not finite in mixed_float16" in err
+    assert not (only_run(logs) / "model.keras").exists()
