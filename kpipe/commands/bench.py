@@ -19,7 +19,7 @@ from kpipe.assembly import Prepared, load_splits, load_weights, make_trainer, pr
 from kpipe.caller import about_an_experiment
 from kpipe.catalog.data import check_source
 from kpipe.config.loading import Loaded, experiment_of
-from kpipe.config.schema import DataConfig, Experiment
+from kpipe.config.schema import DataConfig, Experiment, TrainingConfig
 from kpipe.console import Screen, describe_size
 from kpipe.data.cache import count_bytes
 from kpipe.data.files import FileSplit
@@ -33,7 +33,7 @@ from kpipe.names import shorten
 from kpipe.runs.machine import resolve_auto
 from kpipe.training.control import FrozenFeatures
 from kpipe.training.device import describe_device, free_memory, gpu_hint, seed_everything
-from kpipe.training.distribution import make_strategy
+from kpipe.training.distribution import distribute, make_strategy
 from kpipe.training.precision import resolve_precision
 from kpipe.training.timing import Turn, Work, repeat_batch, time_in_turns
 from kpipe.training.trainer import Chunk, Trainer
@@ -56,7 +56,8 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
 
     Data is loaded as for a training, and decoded images are cached as the experiment says. Then the input alone (the
     batches are read and not used), the training step alone (on one batch, which the memory holds) and both together, as
-    in a training, take turns for about half a minute. A single slow step takes as long as it takes.
+    in a training, take turns for about half a minute. A single slow step takes as long as it takes. It is one device
+    that is measured, whatever `training.distribution` says.
 
     Args:
         experiment: what `load_experiment` returned, or its `experiment`.
@@ -90,7 +91,7 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
         with translate_reading_errors(splits.by_name.values()):
             prepared = prepare(experiment, make_strategy(), splits=splits, weights=weights, progress=screen.progress)
             trainer = make_trainer(training, prepared.model, prepared.layer_rules, xla=experiment.chosen.xla)
-            notes = [*splits.notes, *prepared.notes, *memory.watch(prepared.model), gpu_hint()]
+            notes = [*splits.notes, *prepared.notes, *memory.watch(prepared.model), gpu_hint(), _alone(training)]
             planned, note = plan_features(experiment, prepared, 0)
             features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
             with screen.status("measuring"):
@@ -108,6 +109,13 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
         **_find_limit(experiment, prepared, features, measured),
         "notes": list(filter(None, [*notes, note])),
     }
+
+
+def _alone(training: TrainingConfig) -> str | None:
+    """Return a line for an experiment that trains on several devices; None: it does not."""
+    if training.distribution == "none":
+        return None
+    return f"one device was measured, with the whole batch; training.distribution={training.distribution} divides it"
 
 
 # --- what is measured ---------------------------------------------------------------------------------------
@@ -144,7 +152,7 @@ def _measure(
 def _make_works(trainer: Trainer, batches: tf.data.Dataset, head: keras.Model | None) -> dict[str, Work]:
     """Return the three works: `input`, `together` and `step`. Those that read share a pipeline, which goes on."""
     read_steps = tf.function(_read)
-    iterator = iter(trainer.strategy.experimental_distribute_dataset(batches))
+    iterator = iter(distribute(trainer.strategy, batches))
     same_batch = repeat_batch(trainer, next(iter(batches.take(1))))
 
     def read(steps: int) -> None:

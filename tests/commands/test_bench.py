@@ -254,6 +254,11 @@ def test_what_may_speed_a_step_up(experiment, monkeypatch, as_if_measured, overr
 
 
 @pytest.mark.slow
+def test_one_device_is_measured_where_several_train(experiment, as_if_measured):
+    notes = bench(experiment, "training.distribution=mirrored")["notes"]
+    assert "one device was measured, with the whole batch; training.distribution=mirrored divides it" in notes
+
+
 def test_features_of_frozen_layers_are_read_as_in_a_training(experiment):
     frozen = "training.layers=[{match: fc1, frozen: {steps: 5}}]"
     found = bench(experiment, frozen)
