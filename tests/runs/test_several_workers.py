@@ -17,16 +17,20 @@ NETS = """\
 import keras
 
 
-def normed(input_shape, classes, preprocessing):
+def normed(input_shape, classes, preprocessing, norm=True):
     images = keras.Input(input_shape)
-    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(preprocessing(images))
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.Conv2D(4, 3, name="conv")(preprocessing(images))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x) if norm else x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, keras.layers.Dense(classes, dtype="float32", name="logits")(x))
+
+
+def plain(input_shape, classes, preprocessing):
+    return normed(input_shape, classes, preprocessing, norm=False)
 """
 TINY = """\
 data: {{source: "{source}", image_size: 8, batch_size: 8, cache: {cache}, augment: [flip_horizontal]{more}}}
-model: {{name: "nets.py:normed"}}
+model: {{name: "nets.py:{network}"}}
 training:
   epochs: 3
   precision: float32
@@ -39,9 +43,9 @@ TOGETHER = "training.distribution=multi_worker"
 
 @pytest.fixture
 def write_experiment(tmp_path):
-    def write_experiment(source="synthetic", cache="auto", more=", synthetic: {images: 300}"):
+    def write_experiment(network="normed", source="synthetic", cache="auto", more=", synthetic: {images: 300}"):
         (tmp_path / "nets.py").write_text(NETS)
-        (tmp_path / "tiny.yaml").write_text(TINY.format(source=source, cache=cache, more=more))
+        (tmp_path / "tiny.yaml").write_text(TINY.format(network=network, source=source, cache=cache, more=more))
         return str(tmp_path / "tiny.yaml")
 
     return write_experiment
@@ -96,10 +100,18 @@ def a_stream(tmp_path):
     return {"source": "tfds:shades", "cache": "none", "more": ""}
 
 
-@pytest.mark.parametrize("make", [images_in_memory, image_files, a_stream])
-def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start, start_two, make):
-    """With batch normalization, and each image of an uneven test split scored once."""
-    experiment = write_experiment(**make(tmp_path))
+@pytest.mark.parametrize(
+    ("make", "network", "tolerance"),
+    [
+        (images_in_memory, "plain", 1e-6),
+        (image_files, "plain", 1e-6),
+        (a_stream, "plain", 1e-6),
+        (images_in_memory, "normed", 1e-4),
+    ],
+)
+def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start, start_two, make, network, tolerance):
+    """With each image of an uneven test split scored once. Batch normalization enlarges rounding."""
+    experiment = write_experiment(network, **make(tmp_path))
     environment = {"TFDS_DATA_DIR": str(tmp_path / "tfds")}
     alone = start("run", experiment, **environment, KPIPE_LOGS=str(tmp_path / "alone"))
     assert alone.wait() == 0, alone.err
@@ -107,20 +119,20 @@ def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start
     wait_for_both(workers, 0, 0)
     assert "batch size 8 (4 on each of 2 devices)" in chief.out
     assert other.out == "waiting for the other workers ...\n" and other.err == ""
-    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
+    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"), tolerance)
 
 
-def assert_close(two, one):
+def assert_close(two, one, tolerance):
     """Compare the logs and all variables of two runs."""
     for record, expected in zip(records_of(two), records_of(one), strict=True):
         for key in ("step", "split", "span"):
             assert record[key] == expected[key]
         for key in expected.keys() & {"loss", "accuracy", "gradient_norm"}:
-            assert record[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (key, record)
+            assert record[key] == pytest.approx(expected[key], rel=tolerance, abs=1e-6), (key, record)
     ours, theirs = arrays_of(two), arrays_of(one)
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
-        np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(array, theirs[name], rtol=tolerance, atol=max(1e-6, tolerance / 10), err_msg=name)
 
 
 def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, write_experiment, start_two):
@@ -199,7 +211,7 @@ def test_two_devices_of_a_machine_train_as_one_does(tmp_path, write_experiment, 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "batch size 8 (4 on each of 2 devices)" in done.stdout
-    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"))
+    assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"), 1e-4)
 
 
 def test_batches_that_are_copied_to_their_device_train_the_same_network(tmp_path, write_experiment, start):
