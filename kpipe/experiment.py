@@ -6,7 +6,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -60,7 +60,7 @@ from kpipe.runs.state import restore_state
 from kpipe.signals import Stop, stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, grow_gpu_memory, seed_everything
-from kpipe.training.distribution import Workers, cluster_hint, make_strategy
+from kpipe.training.distribution import Workers, cluster_hint, count_devices, make_strategy
 from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
@@ -170,10 +170,7 @@ def train(
                 log.write_start(run.path / "config.yaml", model, batch=batch, graph=options.draw)
             notes = [*splits.notes, *splits.describe_conversions(), *prepared.notes, run.note, precision_note]
             notes += [*restored.notes, *changed, *memory.watch(model), *log.lost]
-            notes += [
-                gpu_hint(used=strategy.num_replicas_in_sync // workers.count),
-                cluster_hint(training.distribution),
-            ]
+            notes += [gpu_hint(count_devices(strategy)), cluster_hint(training.distribution)]
             ends = recorder.is_done or recorder.ends_here()
             planned, note = (None, None) if ends else plan_features(experiment, prepared, state.train.step)
             notes.append(note)
@@ -225,7 +222,8 @@ def train(
                 undrawn += write_overview(run.path, experiment, summary, predictions, splits.class_names)
             record_unreadable(run, splits)
             show_result(screen, experiment, prepared, run, state, summary, notes=undrawn, shown=notes)
-            workers.wait()
+            with suppress(tf.errors.OpError):  # another worker has ended, and this run is finished all the same
+                workers.wait()
             return Result(run.path, summary)
 
 

@@ -13,6 +13,7 @@ from kpipe.runs.directory import Run
 from kpipe.runs.resume import command_to_train_longer
 from kpipe.runs.state import RunState
 from kpipe.training.device import describe_device
+from kpipe.training.distribution import count_devices
 from kpipe.training.finetuning import describe_rules
 
 _ENDED_BY = {
@@ -36,6 +37,7 @@ def show_header(
         notes: lines for the user.
     """
     config, training, splits = experiment.data, experiment.training, prepared.splits
+    strategy = prepared.model.distribute_strategy
     counts = f"{describe_counts(splits.counts)}; {counted(len(splits.class_names), 'class')}"
     epochs = f"{counted(training.epochs, 'epoch')} of {counted(prepared.steps_per_epoch, 'step')}"
     rows = {
@@ -46,7 +48,7 @@ def show_header(
         "training": ", ".join(
             [epochs, _describe_batch(config.batch_size, prepared), training.optimizer.name, *describe_options(training)]
         ),
-        "device": f"{describe_device()}, {_describe_resolved(experiment.chosen)}",
+        "device": f"{describe_device(count_devices(strategy))}, {_describe_resolved(experiment.chosen)}",
         "run": from_here(run.path),
     }
     if run.resumed:

@@ -40,7 +40,7 @@ from kpipe.training.trainer import Chunk, Trainer
 
 _TURNS = {"rounds": 5, "turn_seconds": 0.5}
 _MAX_SECONDS = 40.0
-_ENDLESS = 10**8  # epochs: a short training would end before it is measured
+_ENDLESS = 10**6  # epochs: a short training would end before it is measured
 _BUFFERED = 64  # batches that the input may have read ahead, at most
 _MOST_IDLING = 2.0  # seconds
 _MATRIX_SIDES = {"CPU": 2048, "GPU": 4096}  # large enough for the full rate

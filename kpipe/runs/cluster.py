@@ -22,6 +22,13 @@ from kpipe.training.distribution import Workers
 
 _TOKEN = ".workers"  # a file of the run directory by which the others see that it is shared
 _LARGEST_COPIED = 2**20  # bytes of a file of the run that the others read
+_OWN_FAULTS = (  # of this worker; it is another one that has ended behind all other errors
+    tf.errors.ResourceExhaustedError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.NotFoundError,
+    tf.errors.DataLossError,
+)
 
 
 @contextmanager
@@ -59,9 +66,11 @@ def _offer(run: Run, workers: Workers) -> None:
     token = f"{os.getpid()} {run.path.name}"
     (run.path / _TOKEN).write_text(token, encoding="utf-8")
     told = {"path": str(run.path.absolute()), "resumed": run.resumed, "resolved": run.resolved, "status": run.status}
-    workers.share(json.dumps(told | {"token": token}))
-    is_missed = workers.agree(False)
-    (run.path / _TOKEN).unlink(missing_ok=True)
+    try:
+        workers.share(json.dumps(told | {"token": token}))
+        is_missed = workers.agree(False)
+    finally:
+        (run.path / _TOKEN).unlink(missing_ok=True)
     if is_missed:
         raise _not_shared(run.path)
 
@@ -115,7 +124,7 @@ def translate_lost_workers(workers: Workers, run: Run | None = None) -> Iterator
     try:
         yield
     except tf.errors.OpError as error:
-        if workers.count == 1 or isinstance(error, tf.errors.ResourceExhaustedError):
+        if workers.count == 1 or isinstance(error, _OWN_FAULTS):
             raise
         step = run and saved_step(run.path)
         saved = "nothing is saved yet" if step is None else f"the training is saved up to step {step:,}"

@@ -16,15 +16,20 @@ from kpipe.config.schema import Experiment
 from kpipe.names import path_shown
 from kpipe.runs.directory import Run
 from kpipe.training.device import describe_device
+from kpipe.training.distribution import count_devices, make_strategy
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return versions, device and all else that numbers depend on, down to the last bit, and the code's commit."""
+def describe_environment(distribution: str = "none") -> dict[str, Any]:
+    """Return versions, device and all else that numbers depend on, down to the last bit, and the code's commit.
+
+    Args:
+        distribution: `training.distribution`.
+    """
     packages = ("kpipe", "tensorflow", "keras", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "platform": platform.platform(),
-        "device": describe_device(),
+        "device": describe_device(count_devices(make_strategy(distribution))),
         # Other threads or kernels sum in another order.
         "threads": [tf.config.threading.get_intra_op_parallelism_threads(), os.cpu_count()],
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
@@ -43,7 +48,7 @@ def record_environment(run: Run, experiment: Experiment) -> list[str]:
         Lines for the user about what has changed since.
     """
     now = {
-        **describe_environment(),
+        **describe_environment(experiment.training.distribution),
         **experiment.chosen.model_dump(),
         "precision_reason": experiment.chosen.precision_reason,
         "command": sys.argv,

@@ -38,12 +38,12 @@ def resolve_auto(experiment: Experiment, run: Run | None = None) -> Experiment:
     elif precision == "auto":
         reason = f"auto: {explain_auto()}"
     deterministic, xla = training.deterministic, {"on": True, "off": False}.get(training.xla, "auto")
-    if earlier:
-        deterministic = earlier.deterministic if deterministic == "auto" else deterministic
-        xla = earlier.xla if xla == "auto" else xla
+    if earlier and deterministic == "auto":
+        deterministic = earlier.deterministic
     has_gpu = gpu_capability() is not None
     if xla == "auto":  # XLA has no deterministic gradient of max pooling, and no sum over devices
-        xla = has_gpu and deterministic is not True and training.distribution == "none" and can_compile()
+        xla = deterministic is not True and training.distribution == "none"
+        xla = xla and (earlier.xla if earlier else has_gpu and can_compile())
     resolved = Resolved(
         precision=resolve_precision(precision),
         precision_reason=reason,

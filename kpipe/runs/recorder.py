@@ -253,7 +253,7 @@ class Recorder:
             on_progress=shown.step,
             on_epoch=on_epoch,
             on_save=lambda state: self.save(),
-            should_stop=lambda: stop.number is not None or self.ends_here(),
+            should_stop=lambda: self.ends_here() or stop.number is not None,  # all workers ask for the time together
         )
 
     @contextmanager

@@ -10,12 +10,16 @@ from kpipe import host
 from kpipe.console import counted
 
 
-def describe_device() -> str:
-    """Return `GPU NVIDIA A100-SXM4-40GB` or `CPU, 2 cores`."""
+def describe_device(used: int = 1) -> str:
+    """Return `GPU NVIDIA A100-SXM4-40GB`, `GPU NVIDIA T4 (2 of 4)` or `CPU, 2 cores`.
+
+    Args:
+        used: number of GPUs that train, where TensorFlow sees as many.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-        return f"GPU {name}" + (f" (the first of {len(gpus)})" if len(gpus) > 1 else "")
+        return f"GPU {name}" + (f" ({used} of {len(gpus)})" if len(gpus) > 1 else "")
     return f"CPU, {counted(os.cpu_count() or 1, 'core')}"
 
 

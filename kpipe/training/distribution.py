@@ -19,7 +19,7 @@ from kpipe.errors import ConfigError, EnvironmentFault, first_line
 
 _KEY = "training.distribution"
 _MOST_TASKS = 1024  # on a node
-_LONGEST = 4096  # bytes that `Workers.share` passes on
+_LONGEST = 2**16  # bytes that `Workers.share` passes on
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def _find_devices() -> list[str]:
     if len(gpus) < 2 and len(cpus) < 2:
         found = counted(len(gpus), "GPU") if gpus else "none"
         raise ConfigError(f"{_KEY}: mirrored needs at least two GPUs, TensorFlow sees {found}")
-    return [device.name for device in (gpus if len(gpus) > 1 else cpus)]
+    return [device.name for device in (gpus if len(gpus) > 1 else cpus)]  # a CPU is divided for tests alone
 
 
 def _make_multi_worker() -> tf.distribute.Strategy:
@@ -121,6 +121,11 @@ def workers_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return first + resolver.task_id, chiefs + workers
 
 
+def count_devices(strategy: tf.distribute.Strategy) -> int:
+    """Return the number of devices on which this process trains."""
+    return strategy.num_replicas_in_sync // workers_of(strategy)[1]
+
+
 class Workers:
     """The processes that train together, of which this is one.
 
@@ -136,7 +141,6 @@ class Workers:
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
         strategy = strategy or make_strategy()
-        self._strategy = strategy
         self.index, self.count = workers_of(strategy)
         self._all_gather = tf.function(lambda values: strategy.run(_all_gather, args=(values,)))
 
@@ -158,10 +162,12 @@ class Workers:
         return bool(self.largest(float(flag)))
 
     def share(self, text: str = "") -> str:
-        """Return the text that the chief gives; that of the others is not used."""
+        """Return the text that the chief gives; that of the others is not used. It has at most 65,536 bytes."""
         if self.count == 1:
             return text
-        content = text.encode()[:_LONGEST] if self.is_chief else b""
+        content = text.encode() if self.is_chief else b""
+        if len(content) > _LONGEST:
+            raise ValueError(f"expected at most {_LONGEST:,} bytes, got {len(content):,}")
         padded = np.frombuffer(content.ljust(_LONGEST, b"\0"), np.uint8).astype(np.int32)
         return self._gather(padded)[0].astype(np.uint8).tobytes().rstrip(b"\0").decode()
 
@@ -200,10 +206,10 @@ def prefetch_to(device: str, batches: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def synchronize(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Let batch normalization take its means over all replicas, and dropout draw anew on each of them."""
+    """Let batch normalization take its means over all replicas."""
     if strategy.num_replicas_in_sync == 1:
         return
-    for layer in model.layers:
+    for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
 
@@ -214,7 +220,7 @@ def separate_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> No
         return
     generators = [
         value
-        for layer in model.layers
+        for layer in model._flatten_layers()
         for value in vars(layer).values()
         if isinstance(value, keras.random.SeedGenerator)
     ]

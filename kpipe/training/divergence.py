@@ -12,10 +12,14 @@ LIKELY_CAUSES = (
 )
 
 
-def check_loss(loss: float, first: int, last: int, name: str = "loss") -> None:
+_IN_FLOAT16 = ", or numbers are beyond 65,504, the largest of float16 (train in float32 or mixed_bfloat16)"
+
+
+def check_loss(loss: float, first: int, last: int, name: str = "loss", *, in_float16: bool = False) -> None:
     """Raise Diverged if the mean loss over the steps `first` to `last` is not finite."""
     if not math.isfinite(loss):
-        raise Diverged(f"the {name} became {loss} {where(first, last)}; {LIKELY_CAUSES}")
+        causes = LIKELY_CAUSES + (_IN_FLOAT16 if in_float16 else "")
+        raise Diverged(f"the {name} became {loss} {where(first, last)}; {causes}")
 
 
 def where(first: int, last: int) -> str:

@@ -24,7 +24,7 @@ def resolve_precision(name: str) -> str:
     """Return the Keras dtype policy for `name`; `auto` is the fastest that this machine has hardware for.
 
     Raises:
-        ConfigError: the name is not known, or this machine only emulates the format.
+        ConfigError: the name is not known, or it is mixed_float16 and there is no GPU.
     """
     if name not in PRECISIONS:
         raise ConfigError(

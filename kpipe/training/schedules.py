@@ -68,7 +68,9 @@ def learning_rate(optimizer: keras.optimizers.Optimizer, step: int | None = None
     schedule = _schedule_of(optimizer)
     if schedule is None:
         return ops.convert_to_tensor(optimizer.learning_rate)
-    return schedule((ops.convert_to_tensor(optimizer.iterations) if step is None else step) - 1)
+    if step is None:
+        step = ops.maximum(ops.convert_to_tensor(optimizer.iterations), 1)  # 0: float16 has skipped all steps so far
+    return schedule(step - 1)
 
 
 def _schedule_of(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.schedules.LearningRateSchedule | None:

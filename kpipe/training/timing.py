@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from kpipe.training.control import steps_within
+from kpipe.training.distribution import distribute
 from kpipe.training.trainer import Trainer
 
 _MOST_STEPS = 20
@@ -70,7 +71,7 @@ def time_features(extractor: keras.Model, batch_size: int, *, max_seconds: float
 def repeat_batch(trainer: Trainer, batch: tuple[tf.Tensor, ...]) -> Iterator:
     """Return an iterator for `Trainer.run_steps` that gives one batch again and again, without any work."""
     batches = tf.data.Dataset.from_tensors(batch).repeat()
-    return iter(trainer.strategy.experimental_distribute_dataset(batches))
+    return iter(distribute(trainer.strategy, batches))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from kpipe.training.schedules import learning_rate
 from kpipe.training.steps import test_step, train_step
 from kpipe.training.xla import translate_xla_errors
 
-_PRIME = 7919
+_PRIME = 7919  # larger than any distance between timed steps: the place in it looks random
 _TIMED = 16  # steps of a chunk, spread over it, whose waiting is measured: reading a clock takes up to 50 µs
 
 
@@ -314,10 +314,7 @@ class Trainer:
         return self.strategy.run(lambda batch: test_step(self.model, batch), args=(batch,))
 
     def _test_step(self, batch, head):
-        if head is None:
-            self.model.test_step(batch)
-        else:
-            test_step(self.model, batch, head=head)
+        test_step(self.model, batch, head=head)
         return tf.shape(batch[0])[0]
 
 
@@ -502,10 +499,11 @@ class _Loop:
         chunk = self.trainer.run_steps(self.iterator, num_steps, self.head)
         seconds = time.perf_counter() - start
         metrics, self.gradient_norm = chunk.metrics, chunk.gradient_norm
-        check_loss(metrics["loss"], self.state.step + 1, self.state.step + num_steps)
+        last = self.state.step + num_steps
+        check_loss(metrics["loss"], self.state.step + 1, last, in_float16=self.loss_scaling is not None)
         if self.loss_scaling:
-            self.loss_scaling.check_skipped(self.state.step + num_steps)
-        self.state.step += num_steps
+            self.loss_scaling.check_skipped(last)
+        self.state.step = last
         self.state.seconds += seconds
         for speed in (self.line_speed, self.epoch_speed):
             speed.add(num_steps * self.batch_size, seconds, chunk.waited, is_first=math.isinf(self.seconds_per_step))

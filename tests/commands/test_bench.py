@@ -259,6 +259,12 @@ def test_one_device_is_measured_where_several_train(experiment, as_if_measured):
     assert "one device was measured, with the whole batch; training.distribution=mirrored divides it" in notes
 
 
+def test_a_schedule_of_many_cycles_is_measured(experiment, as_if_measured):
+    """bench trains for more epochs than any training: the schedule is as long."""
+    rate = ("schedule=cosine_restarts", "first.epochs=1", "growth=1")
+    assert bench(experiment, *(f"training.learning_rate.{option}" for option in rate))["limit"]
+
+
 def test_features_of_frozen_layers_are_read_as_in_a_training(experiment):
     frozen = "training.layers=[{match: fc1, frozen: {steps: 5}}]"
     found = bench(experiment, frozen)

@@ -104,7 +104,12 @@ def test_a_lost_worker_is_said_with_how_to_resume(run):
 
 
 @pytest.mark.parametrize(
-    "error", [tf.errors.ResourceExhaustedError(None, None, "OOM"), ConfigError("data.source: expected")]
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM"),
+        tf.errors.InvalidArgumentError(None, None, "a label value of 12 is outside the valid range of [0, 10)"),
+        ConfigError("data.source: expected"),
+    ],
 )
 def test_other_errors_stay_what_they_are(run, error):
     with pytest.raises(type(error)), translate_lost_workers(Two(0), Run.reading(run)):

@@ -70,6 +70,8 @@ def test_a_resumed_run_is_compiled_as_it_was(pretend, tmp_path):
     before = {"precision": "float32", "deterministic": False, "xla": False}
     assert not resolve(Run(tmp_path, resumed=True, resolved=before)).xla
     assert resolve(Run(tmp_path, resumed=True, resolved=before | {"xla": True})).xla
+    for training in ({"deterministic": True}, {"distribution": "mirrored"}):  # asked for now, and impossible with XLA
+        assert not resolve(Run(tmp_path, resumed=True, resolved=before | {"xla": True}), **training).xla
     del before["xla"]  # of a version that never compiled
     assert not resolve(Run(tmp_path, resumed=True, resolved=before)).xla
 

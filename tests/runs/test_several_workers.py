@@ -159,7 +159,8 @@ def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, w
 
 def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_two):
     blow = ("kpipe.training.trainer", "Trainer", "run_steps", 20, signal.SIGINT)
-    workers = start_two("run", write_experiment(), TOGETHER, blows=(None, blow))
+    options = (TOGETHER, "training.max_minutes=60")  # both ask each other for the time as well
+    workers = start_two("run", write_experiment(), *options, blows=(None, blow))
     wait_for_both(workers, 130, 130)
     step = int((only_run(tmp_path / "logs") / "checkpoints" / "latest").read_text().strip()[5:])
     for worker in workers:

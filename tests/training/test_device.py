@@ -84,7 +84,8 @@ def test_gpus_are_described(monkeypatch):
         "NVIDIA T4, compute capability 7.5",
         "/physical_device:GPU:1, no compute capability known",
     ]
-    assert device.describe_device() == "GPU NVIDIA T4 (the first of 2)"
+    assert device.describe_device() == "GPU NVIDIA T4 (1 of 2)"
+    assert device.describe_device(2) == "GPU NVIDIA T4 (2 of 2)"
 
 
 def test_what_tensorflow_was_built_for(monkeypatch):

@@ -136,6 +136,19 @@ def test_alone_nothing_is_synchronized():
     assert not norm.synchronized
 
 
+def test_batch_normalization_inside_a_block_is_synchronized():
+    norm = keras.layers.BatchNormalization()
+    block = keras.Sequential([keras.Input((2,)), norm])
+    synchronize(keras.Sequential([keras.Input((2,)), block]), SimpleNamespace(num_replicas_in_sync=2))
+    assert norm.synchronized
+
+
+def test_too_long_a_text_is_not_cut(monkeypatch):
+    monkeypatch.setattr(distribution, "workers_of", lambda strategy: (0, 2))
+    with pytest.raises(ValueError, match="expected at most 65,536 bytes, got 70,000"):
+        Workers().share("x" * 70_000)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "hint"),
     [

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from kpipe.errors import Diverged
 from kpipe.training.control import Cadence, Hooks, TrainState
+from kpipe.training.divergence import check_loss
 from kpipe.training.loss_scaling import LossScaling, loss_scaling_of
 from kpipe.training.precision import precision_scope
 from kpipe.training.trainer import Trainer
@@ -18,6 +19,11 @@ class RootOfNothing(keras.losses.Loss):
     def call(self, labels, logits):
         poison = tf.where(tf.reduce_all(labels == 1), tf.sqrt(0.0 * tf.reduce_sum(logits)), 0.0)
         return tf.reduce_mean(logits, axis=-1) + poison
+
+
+def test_a_loss_beyond_float16_is_said():
+    with pytest.raises(Diverged, match=r"the loss became inf at step 3; .*or numbers are beyond 65,504, the largest of"):
+        check_loss(float("inf"), 3, 3, in_float16=True)
 
 
 def make_trainer():

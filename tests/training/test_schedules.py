@@ -234,6 +234,7 @@ def test_the_rate_of_a_step_of_an_optimizer():
         keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule)),
     ):
         assert [rate_of_step(optimizer, step) for step in (1, 3, 4)] == pytest.approx([1, 1, 0.1])
+        assert rate_of_step(optimizer) == 1  # where no step is done, as float16 has skipped all: that of the first one
         optimizer.iterations.assign(4)  # steps done
         assert rate_of_step(optimizer) == pytest.approx(0.1)
     assert rate_of_step(keras.optimizers.SGD(0.5), 7) == 0.5
