@@ -38,7 +38,7 @@ class Work:
     targets: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
 
-NEVER_BELOW = {
+TARGETS = {
     variant + precision: (1.5 if precision and variant.startswith("keras") else 1, None)
     for variant in ("keras_fit", "keras_fit_50", "torch", "torch_compile")
     for precision in ("", "_bfloat16")
@@ -46,20 +46,26 @@ NEVER_BELOW = {
 VGG16_BN = {"batch_norm": True, "width": 512}  # the width that suits images of 32 pixels
 WORKS = {
     "fixed": Work(
-        *("mlp", (4, 4, 1), 1, 2000),
+        network="mlp",
+        image_shape=(4, 4, 1),
+        batch_size=1,
+        steps=2000,
         options={"depth": 1, "width": 16},
         bfloat16=False,
         targets={"keras_fit": (8, 6), "raw": (1 / 1.4, 1 / 1.4)},
     ),
     "lenet5_b32": Work(
-        *("lenet5", (28, 28, 1), 32, 500),
+        network="lenet5",
+        image_shape=(28, 28, 1),
+        batch_size=32,
+        steps=500,
         ordinary=True,
         targets={"keras_fit": (1.6, 1.3), "torch": (1, None), "torch_compile": (1, None)},
     ),
-    "vgg16_bn_32_b32": Work("vgg16", (32, 32, 3), 32, 10, VGG16_BN, targets=NEVER_BELOW),
-    "vgg16_bn_32_b128": Work("vgg16", (32, 32, 3), 128, 4, VGG16_BN, targets=NEVER_BELOW),
-    "alexnet_64_b32": Work("alexnet", (64, 64, 3), 32, 20, targets=NEVER_BELOW),
-    "googlenet_64_b32": Work("googlenet", (64, 64, 3), 32, 20, targets=NEVER_BELOW),
+    "vgg16_bn_32_b32": Work("vgg16", (32, 32, 3), 32, 10, VGG16_BN, targets=TARGETS),
+    "vgg16_bn_32_b128": Work("vgg16", (32, 32, 3), 128, 4, VGG16_BN, targets=TARGETS),
+    "alexnet_64_b32": Work("alexnet", (64, 64, 3), 32, 20, targets=TARGETS),
+    "googlenet_64_b32": Work("googlenet", (64, 64, 3), 32, 20, targets=TARGETS),
 }
 
 

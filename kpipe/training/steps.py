@@ -3,7 +3,7 @@
 That is: a batch in pieces, features instead of images, the norm of the gradient, and the logits. A step in pieces stays
 a step: the schedule, log lines and checkpoints are those of the whole batch.
 
-B batch, P pieces.
+B batch, K classes, P pieces.
 """
 
 import keras
@@ -26,7 +26,7 @@ def train_step(
 
     Args:
         model: compiled; metrics and optimizer are updated.
-        batch: (images [B, H, W, C], labels) or (images, labels, sample_weights float32 [B]).
+        batch: (images [B, H, W, C], labels int32 [B] or float32 [B, K]), and sample_weights float32 [B] as a third.
         head: the last layers of the model, where the batch has their input instead of images.
         pieces: P, which divides B.
         measures: bool [], whether the norm is computed; else it is 0.
@@ -75,11 +75,11 @@ def _gradients(
 
 
 def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: keras.Model | None = None) -> tf.Tensor:
-    """Do what `model.test_step` does, and return the logits.
+    """Do what `model.test_step` does, and return the logits float32 [B, K].
 
     Args:
         model: compiled; metrics are updated.
-        batch: (images [B, H, W, C], labels).
+        batch: (images [B, H, W, C], labels int32 [B] or float32 [B, K]).
         head: the last layers of the model, where the batch has their input instead of images.
     """
     _, outputs = _compute_loss(model, head or model, *batch, training=False)
@@ -87,7 +87,7 @@ def test_step(model: keras.Model, batch: tuple[tf.Tensor, tf.Tensor], *, head: k
 
 
 def _compute_loss(model: keras.Model, forward: keras.Model, inputs, labels, weights=None, *, training: bool):
-    """Return loss and logits of a batch; the loss and the metrics are taken into their means."""
+    """Return loss and outputs of a batch, and update the model's mean loss and metrics."""
     logits = forward(inputs, training=training)
     loss = model.compute_loss(inputs, labels, logits, weights, training=training)
     [mean_loss] = [metric for metric in model.metrics if metric.name == "loss"]

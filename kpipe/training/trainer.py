@@ -46,7 +46,8 @@ class Chunk(NamedTuple):
 class Trainer:
     """Trains and evaluates one compiled model, under the strategy in whose scope it was built.
 
-    The constructor builds optimizer and metrics, so that a checkpoint can be restored before `fit` is called. The
+    The constructor builds optimizer and metrics, so that a checkpoint can be restored before `fit` is called. It takes
+    from the optimizer the sum of gradients over devices, which a later `model.fit` under a strategy would miss. The
     arguments `jit_compile` and `steps_per_execution` of `model.compile` have no effect.
 
     Args:
@@ -161,7 +162,7 @@ class Trainer:
         Args:
             dataset: batches of (images, labels).
             head: the last layers of the model, where the batches have their input instead of images.
-            should_stop: asked after each chunk of batches.
+            should_stop: asked after each chunk of batches; not at all where several workers train.
             max_chunk_seconds: about how long a chunk may last.
 
         Returns:

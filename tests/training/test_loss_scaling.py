@@ -22,7 +22,9 @@ class RootOfNothing(keras.losses.Loss):
 
 
 def test_a_loss_beyond_float16_is_said():
-    with pytest.raises(Diverged, match=r"the loss became inf at step 3; .*or numbers are beyond 65,504, the largest of"):
+    with pytest.raises(
+        Diverged, match=r"the loss became inf at step 3; .*or numbers are beyond 65,504, the largest of"
+    ):
         check_loss(float("inf"), 3, 3, in_float16=True)
 
 
