@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_accuracy.py [--data-dir DIR] [--seeds N] [--quick] [--json FILE]
 
-Both train LeNet-5, in a process of its own for each seed, by turns. kpipe runs `experiments/reproduce/lenet5_mnist_fast.yaml`
-to its end; the script, `benchmarks/mnist_keras.py`, ends with the first epoch after which the test accuracy is high
+Both train LeNet-5, in a process of its own for each seed, by turns. kpipe runs
+`experiments/reproduce/lenet5_mnist_fast.yaml` to its end; the script, `benchmarks/mnist_keras.py`, ends with the first epoch after which the test accuracy is high
 enough. `--json` writes `{"date", "hardware", "versions", "rows"}` with medians, and beside them what each seed took.
 """
 
@@ -78,7 +78,9 @@ def watch(command: list[str], *, begin: str, end: str) -> tuple[tuple[float, ...
         CPU and wall seconds of the whole process, and those between the lines; and the line at the end.
     """
     start, marks = time.perf_counter(), {}
-    process = psutil.Popen([sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = psutil.Popen(
+        [sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     for line in process.stdout:
         for mark in (begin, end):
             if line.startswith(mark) and mark not in marks:
@@ -87,7 +89,9 @@ def watch(command: list[str], *, begin: str, end: str) -> tuple[tuple[float, ...
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     if status or len(marks) < 2:
-        raise RuntimeError(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}, after {sorted(marks)}")
+        raise RuntimeError(
+            f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}, after {sorted(marks)}"
+        )
     (cpu_begin, wall_begin, _), (cpu_end, wall_end, line) = marks[begin], marks[end]
     whole = usage.ru_utime + usage.ru_stime, wall
     return (*whole, cpu_end - cpu_begin, wall_end - wall_begin), line
@@ -100,7 +104,9 @@ def measure(seeds: int, epochs: int, console: Console) -> dict[str, list[Measure
         for variant, run in VARIANTS.items():
             found = run(seed, epochs)
             measurements[variant].append(found)
-            console.print(f"{variant}, seed {seed}: {found.accuracy:.2%} after {found.epochs} epochs, {found.cpu_seconds:.1f} s")
+            console.print(
+                f"{variant}, seed {seed}: {found.accuracy:.2%} after {found.epochs} epochs, {found.cpu_seconds:.1f} s"
+            )
     return measurements
 
 

@@ -33,7 +33,6 @@ model: {name: "nets.py:small_vgg"}
 training: {epochs: 100, log_every: {steps: 50}}
 """
 SKIPPED = 0.2  # of a run: until then the allocators still take memory for what is used again and again
-GROWTH = 0.03
 SLOWER = 1.25
 BLOCKS = 100
 """Parts of a run whose CPU times are compared: one epoch is too short for the clock of a process."""
@@ -51,8 +50,9 @@ def test_twenty_thousand_steps_of_a_small_vgg(start, small_vgg):
 
 
 def test_two_workers(start_two, small_vgg):
-    """With a quarter of the steps, each of which waits for both."""
-    assert_flat(start_two("run", small_vgg, "training.distribution=multi_worker", "data.synthetic.images=280"), 100)
+    """With 3,000 steps, each of which waits for both. TensorFlow itself keeps a key of each collective operation."""
+    overrides = ("training.distribution=multi_worker", "training.epochs=60", "data.synthetic.images=280")
+    assert_flat(start_two("run", small_vgg, *overrides), 60, growth=0.06)
 
 
 @pytest.fixture
@@ -62,12 +62,13 @@ def small_vgg(tmp_path):
     return str(tmp_path / "vgg.yaml")
 
 
-def assert_flat(runs, epochs):
+def assert_flat(runs, epochs, growth=0.02):
     """Watch processes that train together until their last epoch, and judge their memory and CPU times.
 
     Args:
         runs: what `start` returned; the first one prints its epochs.
         epochs: that they train.
+        growth: fraction by which their memory may grow.
     """
     done, watched = watch(runs, epochs)
     late = (done >= SKIPPED * epochs) & (done < epochs)  # after its last epoch, a run is evaluated
@@ -76,8 +77,7 @@ def assert_flat(runs, epochs):
         grown, first = slope * (1 - SKIPPED) * epochs, memory[late][0]
         blocks = np.diff(np.interp(np.linspace(0, epochs, BLOCKS + 1), done, cpu))
         _, early, *_, last = np.median(blocks.reshape(10, -1), axis=1)
-        print(f"{place}: {first/1e6:.1f} MB, grown {grown/1e6:.2f}, {early:.3f} {last:.3f} at 0.2,.4,.. {[round(float(np.interp(x*epochs, done, memory))/1e6,1) for x in (.1,.2,.4,.6,.8,.99)]}")
-        assert grown < GROWTH * first, f"process {place}: {grown / 1e6:.1f} MB more than {first / 1e6:.0f}"
+        assert grown < growth * first, f"process {place}: {grown / 1e6:.1f} MB more than {first / 1e6:.0f}"
         assert last < SLOWER * early, f"process {place}: {last:.3f} s of CPU at the end, {early:.3f} s before"
 
 
