@@ -3,8 +3,9 @@
     python benchmarks/time_to_accuracy.py [--data-dir DIR] [--seeds N] [--quick] [--json FILE]
 
 Both train LeNet-5, in a process of its own for each seed, by turns. kpipe runs
-`experiments/reproduce/lenet5_mnist_fast.yaml` to its end; the script, `benchmarks/mnist_keras.py`, ends with the first epoch after which the test accuracy is high
-enough. `--json` writes `{"date", "hardware", "versions", "rows"}` with medians, and beside them what each seed took.
+`experiments/reproduce/lenet5_mnist_fast.yaml` to its end. The script, `benchmarks/mnist_keras.py`, ends with the first
+epoch after which the test accuracy is high enough. `--json` writes `{"date", "hardware", "versions", "rows"}` with
+medians, and beside them what each seed took.
 """
 
 import argparse
