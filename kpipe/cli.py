@@ -1,6 +1,8 @@
 """The command line: `kpipe VERB`. Each verb imports what it needs when it is called, so that help costs nothing."""
 
+import atexit
 import errno
+import gc
 import itertools
 import json
 import os
@@ -634,6 +636,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A standard output that fails ends no verb. Where it was what the user wanted, the exit code says that it is lost.
     """
+    atexit.register(gc.freeze)  # to search all that TensorFlow has made for garbage takes a second
     with on_command_line(), stop_signals() as stop, quiet_streams() as output:
         return _run_verb(arguments, stop, output) or _code_of_lost_output(output)
 

@@ -6,8 +6,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
 
 import itertools
+import json
 import shutil
 import signal
+import socket
 
 import keras
 import pytest
@@ -149,3 +151,26 @@ def start(tmp_path):
     for each in started:
         each.process.kill()
         each.process.join()
+
+
+@pytest.fixture
+def start_two(start):
+    """Start `kpipe ARGUMENTS` as two workers on this machine, the chief first."""
+
+    def start_two(*arguments, blows=(None, None), logs=None, **environment):
+        with socket.socket() as one, socket.socket() as other:
+            for each in (one, other):
+                each.bind(("127.0.0.1", 0))
+            addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+        return [
+            start(
+                *arguments,
+                blow=blow,
+                TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}),
+                **({"KPIPE_LOGS": str(logs[index])} if logs else {}),
+                **environment,
+            )
+            for index, blow in enumerate(blows)
+        ]
+
+    return start_two

@@ -25,6 +25,7 @@ TURNED = (
 """EXIF, in either order of bytes, with an orientation other than 1, a number of any type."""
 PNG = r"\CPNG\r\n\x1a\n\C{4}IHDR\C{8}[\x01\x02\x04\x08][\x00\x02\x03]\C*"
 """A PNG of gray, colors or a palette, of at most 8 bits, without an alpha channel."""
+PNG_COLOR_TYPE = 25  # the byte that says it: 0 is gray
 PNG_EXTRAS = r"\C*(?:tRNS|eXIf|Raw profile type exif)\C*"
 """Transparency or EXIF in the beginning of a PNG."""
 
@@ -82,8 +83,18 @@ def decode_to_form(contents: tf.Tensor, form: Form, noting: Noting | None = None
     def from_other():
         return _in_python(by_pillow, contents, noting.number if noting else 0, dtype=tf.uint8)
 
-    image = tf.switch_case(_decoder(contents), [from_jpeg, from_png, from_other])
-    return to_form(tf.ensure_shape(image, [None, None, 3]), form)
+    def from_colors():
+        image = tf.switch_case(decoder, [from_jpeg, from_png, from_other])
+        return to_channels(tf.ensure_shape(image, [None, None, 3]), form.channels)
+
+    decoder = _decoder(contents)
+    if form.channels == 1:
+        # The luminance of gray is the same gray, and of a small image it takes as long as the decoding.
+        is_gray_png = (decoder == 1) & (tf.strings.substr(contents, PNG_COLOR_TYPE, 1) == b"\0")
+        image = tf.cond(is_gray_png, lambda: tf.io.decode_png(contents, channels=1), from_colors)
+    else:
+        image = from_colors()
+    return to_form(tf.ensure_shape(image, [None, None, form.channels or 3]), form)
 
 
 def decode_crop(

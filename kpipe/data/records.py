@@ -65,6 +65,11 @@ class RecordSplit(Split):
         return "streamed"
 
     @property
+    def _form_to_reach(self) -> Form:
+        # To ask each small image for its size takes a fifth of the time of its decoding.
+        return replace(self.form, size=None) if self.is_in_form else self.form
+
+    @property
     def images_per_epoch(self) -> int:
         return len(self.readable_numbers())
 
@@ -130,7 +135,7 @@ class RecordSplit(Split):
 
         def decode(number, record):
             contents, label = self.parse(record)
-            return number, tf.ensure_shape(decode_to_form(contents, self.form), self.shape), label
+            return number, tf.ensure_shape(decode_to_form(contents, self._form_to_reach), self.shape), label
 
         records = tf.data.Dataset.from_tensor_slices(self._shards()).flat_map(_records)
         if len(numbers) < len(self):
@@ -172,7 +177,7 @@ class RecordSplit(Split):
         def decode(record, chosen):
             contents, label = self.parse(record)
             if crop is None:
-                return tf.ensure_shape(decode_to_form(contents, self.form), self.shape), label, chosen
+                return tf.ensure_shape(decode_to_form(contents, self._form_to_reach), self.shape), label, chosen
             box = crop.boxes(sides_of(contents)[None], chosen[None, : crop.uniforms], size)[0]
             return decode_crop(contents, box, size, self.form), label, chosen
 

@@ -64,10 +64,8 @@ class RunLog:
         if record["split"] not in self._writers:
             return
         prefix = "epoch_" if record["span"] == "epoch" else ""
-        with self._writers[record["split"]].as_default(step=record["step"]):
-            for name in _SCALARS:
-                if record.get(name) is not None:
-                    tf.summary.scalar(prefix + name, record[name])
+        values = {prefix + name: record[name] for name in _SCALARS if record.get(name) is not None}
+        _write_scalars(self._writers[record["split"]], record["step"], values)
 
     def write_training_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add values to TensorBoard's training run by tag, those that are finite.
@@ -78,10 +76,8 @@ class RunLog:
         self._require_directory()
         if not self._writers:
             return
-        with self._writers["train"].as_default(step=step):
-            for tag, value in values.items():
-                if math.isfinite(value):
-                    tf.summary.scalar(tag, value)
+        finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
+        _write_scalars(self._writers["train"], step, finite)
 
     def write_images(self, step: int, files: Mapping[str, Path]) -> None:
         """Add figures of the validation split to TensorBoard's images by tag.
@@ -166,6 +162,13 @@ class RunLog:
                 if file.name == "metrics.jsonl":
                     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # the next record begins a line
         return lost + [f"{name} is gone" for name in lengths if not (self._path / name).exists()]
+
+
+def _write_scalars(writer: tf.summary.SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+    # Of each number of Python's that becomes a tensor, TensorFlow keeps the tensor to the end of the process.
+    with writer.as_default(step=np.int64(step)):
+        for tag, value in values.items():
+            tf.summary.scalar(tag, np.float32(value))
 
 
 def _synced_length(file: Path) -> int:

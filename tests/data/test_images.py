@@ -187,6 +187,14 @@ def test_gray_and_color(kind, within):
             assert differences(found, expected).max() <= within
 
 
+def test_gray_stays_the_same_gray():
+    """In a PNG, TensorFlow decodes it as one channel; in the other formats its luminance is taken."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    for kind in ("PNG", "BMP"):
+        found = decode_to_form(tf.constant(encode(pixels, kind)), Form(16, "crop", 1)).numpy()
+        np.testing.assert_array_equal(found, pixels)
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
 def test_a_large_jpeg_is_decoded_at_a_fraction(resize, ratio, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 
@@ -49,29 +48,6 @@ def write_experiment(tmp_path):
         return str(tmp_path / "tiny.yaml")
 
     return write_experiment
-
-
-@pytest.fixture
-def start_two(start):
-    """Start two workers, the chief first."""
-
-    def start_two(*arguments, blows=(None, None), logs=None, **environment):
-        with socket.socket() as one, socket.socket() as other:
-            for each in (one, other):
-                each.bind(("127.0.0.1", 0))
-            addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
-        return [
-            start(
-                *arguments,
-                blow=blow,
-                TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}),
-                **({"KPIPE_LOGS": str(logs[index])} if logs else {}),
-                **environment,
-            )
-            for index, blow in enumerate(blows)
-        ]
-
-    return start_two
 
 
 def wait_for_both(workers, *codes):
