@@ -5,17 +5,14 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
 
+import gc
 import itertools
 import shutil
 import signal
 
-import keras
 import pytest
-from processes import Started
-from tiny_runs import TINY, only_run, refuse_to_write, touch, train_once
 
-from kpipe import cli
-from kpipe.models.building import deferred_initialization, discard_variables
+# What imports TensorFlow is imported where it is used: pytest-xdist reads this file in a process that runs no test.
 
 
 def pytest_collection_modifyitems(items):
@@ -38,6 +35,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+def pytest_collection_finish():
+    gc.freeze()  # The libraries and the tests stay; going through them takes a third of a second each time.
+
+
 @pytest.fixture(autouse=True)
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "logs"))
@@ -45,6 +46,8 @@ def runs_in_a_temporary_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def keras_as_it_was():
+    import keras
+
     keras.utils.set_random_seed(0)  # Networks with weights of chance are the same ones in every order of the tests.
     policy = keras.config.dtype_policy()
     yield
@@ -54,6 +57,8 @@ def keras_as_it_was():
 @pytest.fixture(autouse=True)
 def figures_are_drawn_where_they_are_tested(request, monkeypatch):
     """Save each run the half second that its figures take."""
+    from tiny_runs import touch
+
     is_drawn = request.path.parent.name in ("figures", "commands") or request.path.stem in (
         "test_run",
         "test_tensorboard",
@@ -65,6 +70,8 @@ def figures_are_drawn_where_they_are_tested(request, monkeypatch):
 @pytest.fixture
 def without_weights():
     """Build networks whose variables have no values: what a test of their structure does not need takes no time."""
+    from kpipe.models.building import deferred_initialization, discard_variables
+
     with deferred_initialization():
         yield
     discard_variables()
@@ -78,6 +85,8 @@ def logs(tmp_path):
 @pytest.fixture
 def experiment(tmp_path, request):
     """The file of a tiny experiment: the module's own TINY, or that of `runs`."""
+    from tiny_runs import TINY
+
     path = tmp_path / "tiny.yaml"
     path.write_text(getattr(request.module, "TINY", TINY))
     return str(path)
@@ -86,6 +95,8 @@ def experiment(tmp_path, request):
 @pytest.fixture
 def kpipe(capfd):
     """Run a verb in this process; return (exit code, standard output, standard error)."""
+    from kpipe import cli
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
 
     def kpipe(*arguments):
@@ -118,6 +129,8 @@ def first_epoch_is_best(monkeypatch):
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """A run that is trained to its end and has not written its model, since the disk was full."""
+    from tiny_runs import TINY, refuse_to_write, train_once
+
     scores = itertools.count(0, -1)  # the first epoch is the best
     replaced = [
         ("kpipe.experiment.save_portable", refuse_to_write),
@@ -131,6 +144,8 @@ def made_once(tmp_path_factory):
 @pytest.fixture
 def unfinished(made_once, logs):
     """A copy of it, which the same command resumes."""
+    from tiny_runs import only_run
+
     shutil.copytree(made_once, logs)
     return only_run(logs)
 
@@ -138,6 +153,8 @@ def unfinished(made_once, logs):
 @pytest.fixture
 def start(tmp_path):
     """Start `kpipe ARGUMENTS`; whatever is left of it is ended after the test."""
+    from processes import Started
+
     started = []
 
     def start(*arguments, blow=None, **environment):
