@@ -18,14 +18,18 @@ import pytest
 def pytest_collection_modifyitems(items):
     """Run the longest files first, so that both workers end at the same time."""
     longest = (
-        "runs/test_resume",
-        "models/test_models",
-        "tuning/test_search",
-        "runs/test_input",
-        "runs/test_run",
-        "data/test_pipeline",
-        "data/test_augmentations",
         "training/test_trainer",
+        "models/test_models",
+        "runs/test_run",
+        "commands/test_explain",
+        "commands/test_plan",
+        "models/test_geometry",
+        "commands/test_evaluate",
+        "explaining/test_explaining",
+        "data/test_reading",
+        "models/test_pretrained",
+        "models/test_structure",
+        "tuning/test_search",
     )
 
     def place(item):
@@ -59,11 +63,8 @@ def figures_are_drawn_where_they_are_tested(request, monkeypatch):
     """Save each run the half second that its figures take."""
     from tiny_runs import touch
 
-    is_drawn = request.path.parent.name in ("figures", "commands") or request.path.stem in (
-        "test_run",
-        "test_tensorboard",
-    )
-    if not is_drawn:
+    is_drawn = request.path.parent.name in ("figures", "commands") or request.path.stem == "test_tensorboard"
+    if not is_drawn and "figures_are_drawn" not in request.fixturenames:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 
@@ -139,6 +140,27 @@ def made_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made_once")
     train_once(folder, TINY, code=5, replaced=replaced)
     return folder / "logs"
+
+
+@pytest.fixture(scope="session")
+def finished(made_once, tmp_path_factory):
+    """A copy of it that has been finished; tests copy it before they change anything."""
+    from tiny_runs import only_run, touch
+
+    from kpipe import cli
+
+    logs = tmp_path_factory.mktemp("finished") / "logs"
+    shutil.copytree(made_once, logs)
+    run = only_run(logs)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", touch)
+        assert cli.main(["finish", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def figures_are_drawn():
+    """Where `figures_are_drawn_where_they_are_tested` would leave them out."""
 
 
 @pytest.fixture
