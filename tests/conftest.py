@@ -5,32 +5,33 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
 
+import gc
 import itertools
 import json
 import shutil
 import signal
 import socket
 
-import keras
 import pytest
-from processes import Started
-from tiny_runs import TINY, only_run, refuse_to_write, touch, train_once
 
-from kpipe import cli
-from kpipe.models.building import deferred_initialization, discard_variables
+# What imports TensorFlow is imported where it is used: pytest-xdist reads this file in a process that runs no test.
 
 
 def pytest_collection_modifyitems(items):
     """Run the longest files first, so that both workers end at the same time."""
     longest = (
-        "runs/test_resume",
-        "models/test_models",
-        "tuning/test_search",
-        "runs/test_input",
-        "runs/test_run",
-        "data/test_pipeline",
-        "data/test_augmentations",
         "training/test_trainer",
+        "models/test_models",
+        "runs/test_run",
+        "commands/test_explain",
+        "commands/test_plan",
+        "models/test_geometry",
+        "commands/test_evaluate",
+        "explaining/test_explaining",
+        "data/test_reading",
+        "models/test_pretrained",
+        "models/test_structure",
+        "tuning/test_search",
     )
 
     def place(item):
@@ -40,6 +41,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_not_searched_for_garbage():
+    """Save each collection, as at the end of each `kpipe plan`, up to a second: libraries, tests, traced functions."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("KPIPE_LOGS", str(tmp_path / "logs"))
@@ -47,6 +55,8 @@ def runs_in_a_temporary_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def keras_as_it_was():
+    import keras
+
     keras.utils.set_random_seed(0)  # Networks with weights of chance are the same ones in every order of the tests.
     policy = keras.config.dtype_policy()
     yield
@@ -56,17 +66,18 @@ def keras_as_it_was():
 @pytest.fixture(autouse=True)
 def figures_are_drawn_where_they_are_tested(request, monkeypatch):
     """Save each run the half second that its figures take."""
-    is_drawn = request.path.parent.name in ("figures", "commands") or request.path.stem in (
-        "test_run",
-        "test_tensorboard",
-    )
-    if not is_drawn:
+    from tiny_runs import touch
+
+    is_drawn = request.path.parent.name in ("figures", "commands") or request.path.stem == "test_tensorboard"
+    if not is_drawn and "figures_are_drawn" not in request.fixturenames:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 
 @pytest.fixture
 def without_weights():
     """Build networks whose variables have no values: what a test of their structure does not need takes no time."""
+    from kpipe.models.building import deferred_initialization, discard_variables
+
     with deferred_initialization():
         yield
     discard_variables()
@@ -80,6 +91,8 @@ def logs(tmp_path):
 @pytest.fixture
 def experiment(tmp_path, request):
     """The file of a tiny experiment: the module's own TINY, or that of `runs`."""
+    from tiny_runs import TINY
+
     path = tmp_path / "tiny.yaml"
     path.write_text(getattr(request.module, "TINY", TINY))
     return str(path)
@@ -88,6 +101,8 @@ def experiment(tmp_path, request):
 @pytest.fixture
 def kpipe(capfd):
     """Run a verb in this process; return (exit code, standard output, standard error)."""
+    from kpipe import cli
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
 
     def kpipe(*arguments):
@@ -120,6 +135,8 @@ def first_epoch_is_best(monkeypatch):
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """A run that is trained to its end and has not written its model, since the disk was full."""
+    from tiny_runs import TINY, refuse_to_write, train_once
+
     scores = itertools.count(0, -1)  # the first epoch is the best
     replaced = [
         ("kpipe.experiment.save_portable", refuse_to_write),
@@ -130,9 +147,32 @@ def made_once(tmp_path_factory):
     return folder / "logs"
 
 
+@pytest.fixture(scope="session")
+def finished(made_once, tmp_path_factory):
+    """A copy of it that has been finished; tests copy it before they change anything."""
+    from tiny_runs import only_run, touch
+
+    from kpipe import cli
+
+    logs = tmp_path_factory.mktemp("finished") / "logs"
+    shutil.copytree(made_once, logs)
+    run = only_run(logs)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", touch)
+        assert cli.main(["finish", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def figures_are_drawn():
+    """Where `figures_are_drawn_where_they_are_tested` would leave them out."""
+
+
 @pytest.fixture
 def unfinished(made_once, logs):
     """A copy of it, which the same command resumes."""
+    from tiny_runs import only_run
+
     shutil.copytree(made_once, logs)
     return only_run(logs)
 
@@ -140,6 +180,8 @@ def unfinished(made_once, logs):
 @pytest.fixture
 def start(tmp_path):
     """Start `kpipe ARGUMENTS`; whatever is left of it is ended after the test."""
+    from processes import Started
+
     started = []
 
     def start(*arguments, blow=None, **environment):

@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from tiny_runs import train_once
+from tiny_runs import WITHOUT_FIGURES, train_once
 
 from kpipe import cli
 from kpipe.assembly import load_splits
@@ -24,7 +24,7 @@ training: {epochs: 1, precision: mixed_bfloat16, average: {decay: 0.5}, loss: {l
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run in half precision."""
-    return train_once(tmp_path_factory.mktemp("trained"), AVERAGED)
+    return train_once(tmp_path_factory.mktemp("trained"), AVERAGED, replaced=[WITHOUT_FIGURES])
 
 
 @pytest.fixture

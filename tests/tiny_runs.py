@@ -15,6 +15,8 @@ data: {source: synthetic, image_size: 16, batch_size: 16, synthetic: {classes: 2
 model: {name: lenet5}
 training: {epochs: 2, precision: float32, log_every: {steps: 4}}
 """
+WITHOUT_FIGURES = ("kpipe.experiment.write_figures", lambda *arguments: [])
+"""Of `train_once`: what a run takes whose figures no test looks at."""
 
 
 def train_once(folder, text, *overrides, code=0, replaced=()):

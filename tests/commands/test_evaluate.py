@@ -15,7 +15,7 @@ import tensorflow as tf
 from image_sets import define_set, prepare_set, tfds_in, write_classes, write_image
 from rich.console import Console
 from scipy.special import softmax
-from tiny_runs import only_run, train_once
+from tiny_runs import WITHOUT_FIGURES, only_run, train_once
 
 from kpipe.assembly import load_splits
 from kpipe.commands.evaluate import FILES, evaluate
@@ -337,7 +337,7 @@ training: {epochs: 1, precision: float32, loss: {name: euclidean}}
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
     """A finished run whose loss is no cross entropy, and whose images are no files."""
-    return train_once(tmp_path_factory.mktemp("synthetic"), SYNTHETIC)
+    return train_once(tmp_path_factory.mktemp("synthetic"), SYNTHETIC, replaced=[WITHOUT_FIGURES])
 
 
 def test_another_loss_than_cross_entropy_has_its_own_name(synthetic, quiet, without_figures, capsys):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from image_sets import write_image
 from matplotlib.figure import Figure
 from PIL import Image
-from tiny_runs import train_once
+from tiny_runs import WITHOUT_FIGURES, train_once
 
 from kpipe import explain
 from kpipe.assembly import load_splits
@@ -43,9 +43,7 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train_once(
-        tmp_path_factory.mktemp("explain"), TINY, replaced=[("kpipe.experiment.write_figures", lambda *a: [])]
-    )
+    return train_once(tmp_path_factory.mktemp("explain"), TINY, replaced=[WITHOUT_FIGURES])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from exported import needs
 from image_sets import write_image
-from tiny_runs import train_once
+from tiny_runs import WITHOUT_FIGURES, train_once
 
 import kpipe as api
 from kpipe.catalog.formats import FORMATS, PAGE
@@ -31,7 +31,7 @@ training: {epochs: 1, precision: float32}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return train_once(tmp_path_factory.mktemp("export"), TINY)
+    return train_once(tmp_path_factory.mktemp("export"), TINY, replaced=[WITHOUT_FIGURES])
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def of_own_code(tmp_path_factory):
         f"data: {{source: folder:{folder}/pets, image_size: 8, batch_size: 4, on_error: skip, skip_limit: 0.5}}\n"
         "model: {name: 'nets.py:tiny'}\n"
         "training: {epochs: 1, precision: float32}\n",
+        replaced=[WITHOUT_FIGURES],
     )
     (folder / "nets.py").unlink()
     return run

@@ -10,9 +10,8 @@ import sys
 import pytest
 from filelock import FileLock
 from rich.console import Console
-from tiny_runs import TINY, only_run, touch
+from tiny_runs import TINY
 
-from kpipe import cli
 from kpipe.commands.results import collect_results
 from kpipe.commands.results_screen import show_results
 from kpipe.console import Screen
@@ -22,21 +21,9 @@ from kpipe.tuning.records import Record, write_record
 REMEDY = "Give the folder in which your runs are saved, or train a first one: kpipe run EXPERIMENT.yaml"
 
 
-@pytest.fixture(scope="module")
-def finished(made_once, tmp_path_factory):
-    """A run that has been trained to its end, which all the others are made from."""
-    logs = tmp_path_factory.mktemp("finished") / "logs"
-    shutil.copytree(made_once, logs)
-    run = only_run(logs)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("matplotlib.figure.Figure.savefig", touch)
-        assert cli.main(["finish", str(run)]) == 0
-    return run
-
-
 @pytest.fixture
 def make_run(finished, logs):
-    """Make another run out of it, a minute after the last one."""
+    """Make a run out of a finished one, a minute after the last one."""
     minutes = iter(range(60))
 
     def make_run(*, folder=logs / "tiny", name=None, seed=0, test=None, status="finished", log=(), **values):

@@ -9,9 +9,6 @@ from keras import layers
 from kpipe.explaining.gradients import grad_cam, saliency
 from kpipe.explaining.occlusion import occlude
 
-captum = pytest.importorskip("captum.attr", reason="captum comes with the extra `bench`")
-torch = pytest.importorskip("torch", reason="PyTorch comes with the extra `bench`")
-
 # PyTorch looks for a GPU before it computes a gradient.
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA initialization")
 
@@ -20,7 +17,18 @@ LABEL = 2
 
 
 @pytest.fixture(scope="module")
-def twins():
+def torch():
+    """PyTorch, whose import takes seconds: only where these tests run."""
+    return pytest.importorskip("torch", reason="PyTorch comes with the extra `bench`")
+
+
+@pytest.fixture(scope="module")
+def captum(torch):
+    return pytest.importorskip("captum.attr", reason="captum comes with the extra `bench`")
+
+
+@pytest.fixture(scope="module")
+def twins(torch):
     """A network with two convolutions, a pooling and two dense layers; in Keras and in PyTorch."""
     keras.utils.set_random_seed(3)
     images = keras.Input((12, 12, 3))
@@ -55,27 +63,28 @@ def image():
     return RANDOM.uniform(0, 255, (12, 12, 3)).astype(np.float32)
 
 
-def as_torch(image):
+@pytest.fixture
+def torch_image(torch, image):
     return torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None]) / 255, requires_grad=True)
 
 
-def test_the_twins_agree(twins, image):
+def test_the_twins_agree(twins, image, torch_image):
     model, twin = twins
-    np.testing.assert_allclose(model(image[None]), twin(as_torch(image)).detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(image[None]), twin(torch_image).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_saliency(twins, image):
+def test_saliency(captum, twins, image, torch_image):
     model, twin = twins
-    found = captum.Saliency(twin).attribute(as_torch(image), target=LABEL, abs=True)
+    found = captum.Saliency(twin).attribute(torch_image, target=LABEL, abs=True)
     expected = found.detach().numpy()[0].max(0) / 255
     np.testing.assert_allclose(saliency(model, image[None], [LABEL])[0], expected, rtol=1e-3, atol=1e-8)
 
 
-def test_grad_cam(twins, image):
+def test_grad_cam(captum, twins, image, torch_image):
     model, twin = twins
     compared = 0
     for label in range(4):
-        found = captum.LayerGradCam(twin, twin[4]).attribute(as_torch(image), target=label, relu_attributions=True)
+        found = captum.LayerGradCam(twin, twin[4]).attribute(torch_image, target=label, relu_attributions=True)
         heat = found.detach().numpy()[0, 0]
         if heat.max() > 0:
             compared += 1
@@ -85,12 +94,12 @@ def test_grad_cam(twins, image):
     assert compared
 
 
-def test_occlusion(twins, image):
+def test_occlusion(captum, torch, twins, image, torch_image):
     """captum adds up the fall of the score over all squares that cover a pixel; with squares side by side, one does."""
     model, twin = twins
     method = captum.Occlusion(lambda images: torch.softmax(twin(images), 1))
     squares = {"sliding_window_shapes": (3, 3, 3), "strides": (3, 3, 3), "baselines": 127.5 / 255}
-    scores = method.attribute(as_torch(image).detach(), target=LABEL, **squares)
+    scores = method.attribute(torch_image.detach(), target=LABEL, **squares)
     expected = scores.numpy()[0, 0, ::3, ::3]
     found = occlude(model, image, LABEL, side=3, stride=3)
     np.testing.assert_allclose(found.whole - found.probabilities, expected, rtol=1e-3, atol=1e-6)

@@ -7,7 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from tiny_runs import TINY, assert_same_run, only_run, train_once
+from tiny_runs import TINY, assert_same_run, only_run
 
 FINE = (
     "training: {epochs: 2, precision: float32, log_every: {steps: 4}, reused_layers: {rate: 0.1, frozen: {epochs: 1}}}"
@@ -15,10 +15,9 @@ FINE = (
 GIVEN = "data.normalize: expected {mean: "
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A finished run."""
-    return train_once(tmp_path_factory.mktemp("source"), TINY)
+@pytest.fixture
+def source(finished):
+    return finished
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from kpipe.runs.machine import resolve_auto
 from kpipe.training.distribution import make_strategy
 
 
-def test_a_run_from_file_to_model(kpipe, experiment, logs):
+def test_a_run_from_file_to_model(kpipe, experiment, logs, figures_are_drawn):
     code, out, err = kpipe("run", experiment)
     assert (code, err) == (0, "")
     assert "synthetic: 144 train, 16 validation, 40 test; 2 classes; 16x16x" in out

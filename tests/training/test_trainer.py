@@ -90,6 +90,32 @@ def reference():
     return trainer.model, records
 
 
+@pytest.fixture(scope="module")
+def traced():
+    """A trainer whose functions are traced once for many tests, and its variables with their values at the start."""
+    trainer = Trainer(make_model())
+    variables = [*trainer.model.variables, *trainer.model.metrics_variables, *trainer.model.optimizer.variables]
+    return trainer, [(variable, variable.numpy()) for variable in variables]
+
+
+@pytest.fixture
+def trainer(traced):
+    """That trainer, with a model that is not trained yet."""
+    trainer, start = traced
+    for variable, value in start:
+        variable.assign(value)
+    trainer.model.stop_training = False
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def of_each_step():
+    """What is logged of the same training with a line for each step."""
+    records = []
+    fit(Trainer(make_model()), log_every=1, on_log=records.append)
+    return [record for record in records if record["span"] == "steps"]
+
+
 def without_speed(records):
     speed = {"images_per_second", "waiting"}
     return [{key: value for key, value in record.items() if key not in speed} for record in records]
@@ -138,10 +164,9 @@ class Recorder(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10])
-def test_the_cut_into_chunks_changes_nothing(reference, chunk):
+def test_the_cut_into_chunks_changes_nothing(reference, trainer, chunk):
     model, expected = reference
     records = []
-    trainer = Trainer(make_model())
     fit(trainer, chunk=chunk, on_log=records.append, validation=held_out())
     assert_same(trainer.model, model)
     assert without_speed(records) == without_speed(expected)
@@ -171,9 +196,8 @@ def test_one_trace_for_all_chunks():
     assert trainer._run_steps.experimental_get_tracing_count() == 1
 
 
-def test_the_time_of_a_chunk_is_bounded():
+def test_the_time_of_a_chunk_is_bounded(trainer):
     steps = []
-    trainer = Trainer(make_model())
     fit(trainer, epochs=1, max_chunk_seconds=0.0, on_progress=lambda step, metrics: steps.append(step))
     assert steps == list(range(1, STEPS_PER_EPOCH + 1))
 
@@ -218,9 +242,8 @@ def test_waiting_is_the_fraction_of_the_time_in_which_batches_are_missing():
     assert without < often <= 1.0 and 0.5 < always <= 1.0  # wide, since a busy machine makes the steps slow
 
 
-def test_a_training_that_is_resumed_at_the_end_of_an_epoch_knows_its_speed():
+def test_a_training_that_is_resumed_at_the_end_of_an_epoch_knows_its_speed(trainer):
     records, stopper = [], Stopper(STEPS_PER_EPOCH)
-    trainer = Trainer(make_model())
     state = fit(trainer, validation=held_out(), should_stop=stopper, on_progress=stopper.see)
     assert state.ending
     fit(trainer, state=TrainState(**state.to_dict()), validation=held_out(), on_log=records.append)
@@ -229,9 +252,9 @@ def test_a_training_that_is_resumed_at_the_end_of_an_epoch_knows_its_speed():
     assert first["images_per_second"] > 0 and 0 <= first["waiting"] <= 1
 
 
-def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference):
+def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference, trainer):
     records = []
-    fit(Trainer(make_model()), log_every=13, on_log=records.append)
+    fit(trainer, log_every=13, on_log=records.append)
     assert [line["step"] for line in records if line["span"] == "steps"] == [13, 26, 39, 52]
     epochs = [line["loss"] for line in records if line["span"] == "epoch"]
     expected = [line["loss"] for line in reference[1] if (line["split"], line["span"]) == ("train", "epoch")]
@@ -239,30 +262,27 @@ def test_an_epoch_that_ends_between_two_lines_is_counted_whole(reference):
 
 
 @pytest.mark.parametrize("log_every", [7, 13, 30, 50])
-def test_a_line_is_the_mean_of_all_steps_since_the_line_before(log_every):
+def test_a_line_is_the_mean_of_all_steps_since_the_line_before(trainer, of_each_step, log_every):
     """Also of those before the end of an epoch, of which there may be several (an epoch has 20 steps here)."""
-    single, lines = [], []
-    for every, records in ((1, single), (log_every, lines)):
-        fit(Trainer(make_model()), log_every=every, on_log=records.append)
-    single, lines = ([line for line in records if line["span"] == "steps"] for records in (single, lines))
+    records = []
+    fit(trainer, log_every=log_every, on_log=records.append)
+    lines = [line for line in records if line["span"] == "steps"]
     assert [line["step"] for line in lines] == list(range(log_every, STEPS_PER_EPOCH * EPOCHS + 1, log_every))
     for name in ("loss", "accuracy"):
-        steps = [line[name] for line in single]
+        steps = [line[name] for line in of_each_step]
         means = [np.mean(steps[end - log_every : end]) for end in range(log_every, len(steps) + 1, log_every)]
         np.testing.assert_allclose([line[name] for line in lines], means, rtol=1e-5)
 
 
-def test_progress_is_the_mean_of_the_running_epoch():
+def test_progress_is_the_mean_of_the_running_epoch(trainer, of_each_step):
     """As Keras shows it, whatever is logged in between."""
-    seen, single = [], []
-    options = {"chunk": 1, "log_every": 13, "on_progress": lambda step, metrics: seen.append(metrics)}
-    fit(Trainer(make_model()), **options)
-    fit(Trainer(make_model()), log_every=1, on_log=lambda record: record["span"] == "steps" and single.append(record))
-    losses = [record["loss"] for record in single]
+    seen = []
+    fit(trainer, chunk=1, log_every=13, on_progress=lambda step, metrics: seen.append(metrics))
+    losses = [record["loss"] for record in of_each_step]
     for step, metrics in enumerate(seen):
         epoch = losses[step - step % STEPS_PER_EPOCH : step + 1]
         assert metrics["loss"] == pytest.approx(np.mean(epoch), rel=1e-5)
-        assert metrics["learning_rate"] == pytest.approx(single[step]["learning_rate"])
+        assert metrics["learning_rate"] == pytest.approx(of_each_step[step]["learning_rate"])
 
 
 def test_half_precision_trains():
@@ -366,11 +386,10 @@ def test_equal_weights_change_nothing():
 
 
 @pytest.mark.parametrize("step", [33, pytest.param(40, marks=pytest.mark.slow)])
-def test_a_resumed_training_equals_an_uninterrupted_one(reference, tmp_path, step):
+def test_a_resumed_training_equals_an_uninterrupted_one(reference, trainer, tmp_path, step):
     model, expected = reference
     records, stopper = [], Stopper(step)
     options = {"chunk": 1, "on_log": records.append, "validation": held_out(), "on_progress": stopper.see}
-    trainer = Trainer(make_model())
     state = fit(trainer, should_stop=stopper, **options)
     assert (state.step, state.interrupted) == (step, True)
     Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=step)
@@ -403,11 +422,10 @@ class StopInValidation:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_stop_within_the_validation_loses_nothing(reference, tmp_path, number):
+def test_a_stop_within_the_validation_loses_nothing(reference, trainer, tmp_path, number):
     model, expected = reference
     records, stop = [], StopInValidation(number)
     options = {"on_log": records.append, "validation": held_out()}
-    trainer = Trainer(make_model())
     state = fit(trainer, should_stop=stop, callbacks=[stop.callback()], **options)
     assert (state.step, state.ending, state.interrupted) == (number * STEPS_PER_EPOCH, True, True)
     Checkpoints(tmp_path).commit(trainer.model, state.to_dict(), step=state.step)
@@ -419,13 +437,12 @@ def test_a_stop_within_the_validation_loses_nothing(reference, tmp_path, number)
     assert without_speed(records) == without_speed(expected)
 
 
-def test_an_epoch_that_a_callback_cut_short_stays_the_last_after_a_stop_in_its_validation(tmp_path):
+def test_an_epoch_that_a_callback_cut_short_stays_the_last_after_a_stop_in_its_validation(trainer, tmp_path):
     class Cut(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = self.model.stop_training or batch == 9
 
     stop = StopInValidation(1)
-    trainer = Trainer(make_model())
     callbacks = [stop.callback(), Cut()]
     state = fit(trainer, chunk=5, validation=held_out(), should_stop=stop, callbacks=callbacks)
     assert (state.step, state.ending) == (10, True)
@@ -433,29 +450,29 @@ def test_an_epoch_that_a_callback_cut_short_stays_the_last_after_a_stop_in_its_v
     assert (state.step, state.stopped, state.ending) == (10, True, False)
 
 
-def test_a_stop_before_the_first_step_is_seen_after_one_chunk():
-    state = fit(Trainer(make_model()), should_stop=lambda: True)
+def test_a_stop_before_the_first_step_is_seen_after_one_chunk(trainer):
+    state = fit(trainer, should_stop=lambda: True)
     assert (state.step, state.interrupted) == (1, True)
 
 
 @pytest.mark.parametrize("step", [20, 27])
-def test_a_chunk_never_spans_a_due_save(step):
+def test_a_chunk_never_spans_a_due_save(trainer, step):
     saved = []
-    fit(Trainer(make_model()), save_every=step, on_save=lambda state: saved.append(state.step))
+    fit(trainer, save_every=step, on_save=lambda state: saved.append(state.step))
     assert saved == list(range(step, STEPS_PER_EPOCH * EPOCHS + 1, step))
 
 
-def test_a_save_may_be_due_by_the_clock():
+def test_a_save_may_be_due_by_the_clock(trainer):
     saved, steps = [], []
     options = {
         "chunk": 6,
         "on_save": lambda state: saved.append(state.step),
         "on_progress": lambda step, metrics: steps.append(step),
     }
-    fit(Trainer(make_model()), save_seconds=0.0, **options)
+    fit(trainer, save_seconds=0.0, **options)
     assert saved == steps
     saved.clear()
-    fit(Trainer(make_model()), save_seconds=60.0, **options)
+    fit(trainer, save_seconds=60.0, **options)
     assert saved == []
 
 
@@ -469,19 +486,18 @@ def test_the_beginning_is_told_once_when_all_is_traced():
     assert steps == [1, "step", "step", "step", "step", "step", "step"]
 
 
-def test_a_finished_training_is_left_alone():
+def test_a_finished_training_is_left_alone(trainer):
     state = TrainState(step=STEPS_PER_EPOCH * EPOCHS)
-    assert fit(Trainer(make_model()), None, state=state).step == STEPS_PER_EPOCH * EPOCHS
+    assert fit(trainer, None, state=state).step == STEPS_PER_EPOCH * EPOCHS
 
 
 def early_stopping():
     return keras.callbacks.EarlyStopping(monitor="accuracy", mode="max", patience=4, min_delta=2.0)
 
 
-def test_early_stopping_stops_and_remembers(tmp_path):
+def test_early_stopping_stops_and_remembers(trainer, tmp_path):
     """With a gain of 2 nothing improves: wait grows in each epoch, also across the interruption."""
     stopper, batches = Stopper(50), lambda first: batches_from(first, 200)
-    trainer = Trainer(make_model())
     state = fit(
         trainer,
         batches,
@@ -500,7 +516,7 @@ def test_early_stopping_stops_and_remembers(tmp_path):
     assert fit(trainer, None, epochs=10, state=state).step == 5 * STEPS_PER_EPOCH
 
 
-def test_what_a_callback_keeps_survives_with_its_arrays(tmp_path):
+def test_what_a_callback_keeps_survives_with_its_arrays(trainer, tmp_path):
     class Keeper(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.best = np.float32(0.5)
@@ -508,7 +524,6 @@ def test_what_a_callback_keeps_survives_with_its_arrays(tmp_path):
             self.file = open  # cannot be kept, and is left out
 
     states = []
-    trainer = Trainer(make_model())
     state = fit(trainer, epochs=1, callbacks=[Keeper()], on_epoch=lambda *args: states.append(args))
     [(given, logs)] = states
     assert given is state
@@ -571,9 +586,9 @@ def test_callbacks_decide_after_a_resume_as_without_one(tmp_path, monkeypatch, m
 # --- callbacks --------------------------------------------------------------------------------------
 
 
-def test_callbacks_are_called_as_under_fit():
+def test_callbacks_are_called_as_under_fit(trainer):
     ours, theirs = Recorder(), Recorder()
-    fit(Trainer(make_model()), chunk=1, callbacks=[ours], validation=held_out())
+    fit(trainer, chunk=1, callbacks=[ours], validation=held_out())
     make_model().fit(
         batches_from(0),
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -588,38 +603,37 @@ def test_callbacks_are_called_as_under_fit():
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)  # means of the epoch so far
 
 
-def test_batch_methods_are_called_once_a_chunk_with_the_true_step():
+def test_batch_methods_are_called_once_a_chunk_with_the_true_step(trainer):
     recorder = Recorder()
-    fit(Trainer(make_model()), epochs=2, chunk=7, callbacks=[recorder])
+    fit(trainer, epochs=2, chunk=7, callbacks=[recorder])
     ends = [call[1] for call in recorder.calls if call[0] == "on_train_batch_end"]
     begins = [call[1] for call in recorder.calls if call[0] == "on_train_batch_begin"]
     assert begins == [0, 7, 10, 17] * 2
     assert ends == [6, 9, 16, 19] * 2
 
 
-def test_batch_methods_are_called_at_steps_that_are_asked_for():
+def test_batch_methods_are_called_at_steps_that_are_asked_for(trainer):
     recorder = Recorder()
     recorder.callback_steps = (3, 38)
-    fit(Trainer(make_model()), epochs=2, log_every=1000, chunk=15, callbacks=[recorder])
+    fit(trainer, epochs=2, log_every=1000, chunk=15, callbacks=[recorder])
     assert [call[1] for call in recorder.calls if call[0] == "on_train_batch_end"] == [2, 17, 19, 14, 17, 19]
 
 
-def test_a_callback_may_stop_within_an_epoch():
+def test_a_callback_may_stop_within_an_epoch(trainer):
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = batch == 4
 
     records = []
-    state = fit(Trainer(make_model()), chunk=1, callbacks=[Stop()], on_log=records.append)
+    state = fit(trainer, chunk=1, callbacks=[Stop()], on_log=records.append)
     assert (state.step, state.stopped) == (5, True)
     assert [(line["step"], line["span"]) for line in records] == [(5, "epoch")]
 
 
 # Keras makes a NumPy array of a TensorFlow tensor, as NumPy 2 no longer wants it.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_reduce_lr_on_plateau_reduces():
+def test_reduce_lr_on_plateau_reduces(trainer):
     callback = keras.callbacks.ReduceLROnPlateau("accuracy", mode="max", min_delta=2.0, patience=1, factor=0.5)
-    trainer = Trainer(make_model())
     fit(trainer, callbacks=[callback])
     assert float(trainer.model.optimizer.learning_rate) == pytest.approx(0.05 / 4)
 
@@ -662,39 +676,39 @@ class Poison(keras.callbacks.Callback):
         (lambda model: model.optimizer.variables[-1], "momentum"),
     ],
 )
-def test_a_number_that_is_not_finite_is_noticed_at_the_next_line(find, name, value):
+def test_a_number_that_is_not_finite_is_noticed_at_the_next_line(trainer, find, name, value):
     message = rf"{name} is no longer finite between steps 11 and 20; likely causes|the loss became nan at step|between"
     with pytest.raises(Diverged, match=message):
-        fit(Trainer(make_model()), chunk=2, callbacks=[Poison(find, 20, value)])
+        fit(trainer, chunk=2, callbacks=[Poison(find, 20, value)])
 
 
-def test_a_state_that_is_not_finite_is_not_offered_to_be_saved():
+def test_a_state_that_is_not_finite_is_not_offered_to_be_saved(trainer):
     saved = []
     poison = Poison(lambda model: model.get_layer("norm1").moving_variance, 4, math.inf)
     with pytest.raises(Diverged, match="moving_variance is no longer finite between steps 1 and 4"):
-        fit(Trainer(make_model()), chunk=2, save_every=4, callbacks=[poison], on_save=lambda state: saved.append(state))
+        fit(trainer, chunk=2, save_every=4, callbacks=[poison], on_save=lambda state: saved.append(state))
     assert saved == []
 
 
-def test_a_validation_loss_that_is_not_finite_is_reported_before_it_is_logged():
+def test_a_validation_loss_that_is_not_finite_is_reported_before_it_is_logged(trainer):
     records = []
     validation = held_out().map(lambda x, y: (tf.cast(x, tf.float32) * float("inf"), y))
     with pytest.raises(Diverged, match="the validation loss became nan at step 20; likely causes: the learning rate"):
-        fit(Trainer(make_model()), validation=validation, on_log=records.append)
+        fit(trainer, validation=validation, on_log=records.append)
     assert {record["split"] for record in records} == {"train"}
 
 
-def test_batches_must_reach_to_the_end():
+def test_batches_must_reach_to_the_end(trainer):
     with pytest.raises(ConfigError, match="expected 60 to the end of the training, got 59"):
-        fit(Trainer(make_model()), lambda first: batches_from(first, 59))
+        fit(trainer, lambda first: batches_from(first, 59))
     message = r"expected 60 to the end of the training, got an unknown number \(use assert_cardinality\)"
     with pytest.raises(ConfigError, match=message):
-        fit(Trainer(make_model()), lambda first: batches_from(first).filter(lambda *batch: True))
+        fit(trainer, lambda first: batches_from(first).filter(lambda *batch: True))
 
 
-def test_batches_must_be_of_one_size():
+def test_batches_must_be_of_one_size(trainer):
     with pytest.raises(ConfigError, match=r"expected batches of one size, got any \(use drop_remainder=True\)"):
-        fit(Trainer(make_model()), lambda first: held_out().repeat())
+        fit(trainer, lambda first: held_out().repeat())
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -716,16 +730,16 @@ def test_evaluate_traces_once_and_leaves_clean_metrics():
     assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
 
 
-def test_an_evaluation_can_be_stopped():
-    trainer, asked = Trainer(make_model()), []
+def test_an_evaluation_can_be_stopped(trainer):
+    asked = []
     assert trainer.evaluate(held_out(), should_stop=lambda: asked.append(1) or True, max_chunk_seconds=0.0) is None
     assert len(asked) == 1
     assert all(not variable.numpy().any() for variable in trainer.model.metrics_variables)
     assert trainer.evaluate(held_out(), max_chunk_seconds=0.0)["images"] == 21
 
 
-def test_an_evaluation_shows_its_batches_and_gives_the_same_numbers():
-    trainer, seen = Trainer(make_model()), []
+def test_an_evaluation_shows_its_batches_and_gives_the_same_numbers(trainer):
+    seen = []
     assert trainer.evaluate_batches(held_out(), lambda *batch: seen.append(batch)) == trainer.evaluate(held_out())
     images, labels, logits = map(np.concatenate, zip(*seen, strict=True))
     expected = list(held_out().unbatch().as_numpy_iterator())
@@ -734,8 +748,8 @@ def test_an_evaluation_shows_its_batches_and_gives_the_same_numbers():
     np.testing.assert_allclose(logits, trainer.model.predict(images, verbose=0), rtol=1e-5)
 
 
-def test_evaluate_wants_images():
+def test_evaluate_wants_images(trainer):
     with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
-        Trainer(make_model()).evaluate_batches(held_out().take(0), print)
+        trainer.evaluate_batches(held_out().take(0), print)
     with pytest.raises(DataError, match="evaluation: expected at least one image, got none"):
-        Trainer(make_model()).evaluate(held_out().take(0))
+        trainer.evaluate(held_out().take(0))
