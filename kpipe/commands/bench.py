@@ -30,7 +30,7 @@ from kpipe.host import peak_memory
 from kpipe.memory import MemoryGuard
 from kpipe.models.geometry import count_training_flops
 from kpipe.names import shorten
-from kpipe.runs.machine import resolve_auto
+from kpipe.runs.machine import check_precision, resolve_auto
 from kpipe.training.control import FrozenFeatures
 from kpipe.training.device import describe_device, free_memory, gpu_hint, seed_everything
 from kpipe.training.distribution import distribute, make_strategy
@@ -89,9 +89,14 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
         weights = load_weights(experiment)
         splits = load_splits(experiment.data, progress=screen.progress)
         with translate_reading_errors(splits.by_name.values()):
-            prepared = prepare(experiment, make_strategy(), splits=splits, weights=weights, progress=screen.progress)
+            given = {"splits": splits, "weights": weights, "progress": screen.progress}
+            prepared = prepare(experiment, make_strategy(), **given)
+            tried, (experiment, precision_note) = experiment, check_precision(experiment, prepared.model)
+            if experiment is not tried:
+                prepared = prepare(experiment, make_strategy(), **given)
             trainer = make_trainer(training, prepared.model, prepared.layer_rules, xla=experiment.chosen.xla)
             notes = [*splits.notes, *prepared.notes, *memory.watch(prepared.model), gpu_hint(), _alone(training)]
+            notes.append(precision_note)
             planned, note = plan_features(experiment, prepared, 0)
             features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
             with screen.status("measuring"):

@@ -205,7 +205,7 @@ def _describe_training(experiment: Experiment, model: keras.Model, steps_per_epo
 def _learning_rate(optimizer: keras.optimizers.Optimizer, steps: int) -> list[list[float]]:
     """Return [step, rate] at equal distances over the training: the rate of step 1, the first, to that of the last."""
     steps_shown = sorted({round(step) for step in np.linspace(1, steps, _CURVE_POINTS)})
-    return [[step, rate_of_step(optimizer, step)] for step in steps_shown]
+    return [[step, float(rate_of_step(optimizer, step))] for step in steps_shown]
 
 
 def _measure_time(

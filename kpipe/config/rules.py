@@ -196,6 +196,12 @@ def _training_conflicts(training: TrainingConfig) -> Iterator[Conflict]:
         yield ("training", "learning_rate", option), message
     if training.loss:
         yield from _below(training.loss, "training", "loss")
+    if training.xla == "on" and training.distribution != "none":
+        yield (
+            ("training", "xla"),
+            f"XLA cannot compile a step that sums gradients over devices (distribution: {training.distribution}); "
+            "leave it at auto",
+        )
     frozen = {("reused_layers",): training.reused_layers, **{("layers", i): e for i, e in enumerate(training.layers)}}
     for keys, section in frozen.items():
         if section:

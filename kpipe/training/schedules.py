@@ -53,24 +53,21 @@ def make_schedule(
     )
 
 
-def rate_of_step(optimizer: keras.optimizers.Optimizer, step: int | None = None) -> float:
-    """Return the learning rate that an optimizer applies at a step.
+def rate_of_step(optimizer: keras.optimizers.Optimizer, step):
+    """Return the learning rate that an optimizer applies at a step, a tensor float32 [].
 
     Args:
         optimizer: whose learning rate is a number or a schedule.
-        step: counted from 1; None: the last step that was done.
+        step: counted from 1, an integer or a tensor.
     """
-    return float(learning_rate(optimizer, step))
-
-
-def learning_rate(optimizer: keras.optimizers.Optimizer, step: int | None = None):
-    """Return what `rate_of_step` returns as a tensor, float32 []."""
     schedule = _schedule_of(optimizer)
-    if schedule is None:
-        return ops.convert_to_tensor(optimizer.learning_rate)
-    if step is None:
-        step = ops.maximum(ops.convert_to_tensor(optimizer.iterations), 1)  # 0: float16 has skipped all steps so far
-    return schedule(step - 1)
+    return ops.convert_to_tensor(optimizer.learning_rate) if schedule is None else schedule(step - 1)
+
+
+def rate_of_last_step(optimizer: keras.optimizers.Optimizer):
+    """Return the learning rate of the last step that was done, a tensor float32 []."""
+    done = ops.convert_to_tensor(optimizer.iterations)
+    return rate_of_step(optimizer, ops.maximum(done, 1))  # 0: float16 has skipped all steps so far
 
 
 def _schedule_of(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.schedules.LearningRateSchedule | None:

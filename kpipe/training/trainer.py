@@ -24,7 +24,7 @@ from kpipe.training.control import Cadence, FrozenFeatures, Hooks, Metrics, Trai
 from kpipe.training.distribution import Workers, distribute, separate_dropout
 from kpipe.training.divergence import LIKELY_CAUSES, are_finite, check_loss, where
 from kpipe.training.loss_scaling import loss_scaling_of
-from kpipe.training.schedules import learning_rate
+from kpipe.training.schedules import rate_of_last_step
 from kpipe.training.steps import test_step, train_step
 from kpipe.training.xla import translate_xla_errors
 
@@ -85,7 +85,7 @@ class Trainer:
         self._batch_functions: dict[Any, Callable] = {}
         # Compiled, because a few steps of a small network take no longer than many small operations from Python.
         self._metrics_result = tf.function(model.get_metrics_result)
-        self._learning_rate = tf.function(lambda: learning_rate(model.optimizer))
+        self._learning_rate = tf.function(lambda: rate_of_last_step(model.optimizer))
         self._checked = [v for v in (*model.variables, *model.optimizer.variables) if "float" in v.dtype]
         self._are_finite = tf.function(lambda: are_finite([variable.value for variable in self._checked]))
 

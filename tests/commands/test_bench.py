@@ -253,7 +253,6 @@ def test_what_may_speed_a_step_up(experiment, monkeypatch, as_if_measured, overr
     )
 
 
-@pytest.mark.slow
 def test_one_device_is_measured_where_several_train(experiment, as_if_measured):
     notes = bench(experiment, "training.distribution=mirrored")["notes"]
     assert "one device was measured, with the whole batch; training.distribution=mirrored divides it" in notes
@@ -265,6 +264,17 @@ def test_a_schedule_of_many_cycles_is_measured(experiment, as_if_measured):
     assert bench(experiment, *(f"training.learning_rate.{option}" for option in rate))["limit"]
 
 
+def test_a_precision_that_fails_is_not_measured(experiment, monkeypatch, as_if_measured):
+    """The errors of the network in its precision, and of the one in float32."""
+    errors = iter([0.5, 0.0])
+    monkeypatch.setattr("kpipe.runs.machine.measure_error", lambda model: next(errors))
+    monkeypatch.setattr("kpipe.runs.machine.resolve_precision", lambda name: "mixed_bfloat16")
+    found = bench(experiment, "training.precision=auto")
+    assert found["precision"] == "float32"
+    assert any("the first logits are some that differ by 50 %" in note for note in found["notes"])
+
+
+@pytest.mark.slow
 def test_features_of_frozen_layers_are_read_as_in_a_training(experiment):
     frozen = "training.layers=[{match: fc1, frozen: {steps: 5}}]"
     found = bench(experiment, frozen)

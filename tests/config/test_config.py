@@ -167,6 +167,9 @@ REPLACED = [
     ("name: vgg16, ", "", "exp.yaml:2: model: expected a key name"),
     ("momentum: 0.9", "momentun: 0.9", "optimizer.momentun: unknown key, did you mean 'momentum'?"),
     ("momentum: 0.9", "momentum: 1.5", "exp.yaml:4: training.optimizer.momentum: expected less than 1, got 1.5"),
+    ("  optimizer:", "  distribution: mirrored\n  xla: 'on'\n  optimizer:",
+     "exp.yaml:5: training.xla: XLA cannot compile a step that sums gradients over devices (distribution: mirrored); "
+     "leave it at auto"),
     ("momentum: 0.9", "momentum: 0.0", "exp.yaml:4: training.optimizer.nesterov: needs a momentum above 0"),
     ("name: sgd", "name: sdg", "exp.yaml:4: training.optimizer.name: unknown name 'sdg', did you mean 'sgd'?"),
     ("name: sgd", "name: adam", "exp.yaml:4: training.optimizer.momentum: unknown key (known: "),

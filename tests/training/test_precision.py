@@ -156,11 +156,11 @@ def test_a_network_that_fails_in_float32_too_has_no_error_of_its_precision():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_the_networks_agree_with_themselves_in_float32(policy):
+@pytest.mark.parametrize(("policy", "most"), [("mixed_bfloat16", 0.02), ("mixed_float16", 0.08)])
+def test_the_networks_agree_with_themselves_in_float32(policy, most):
     cases = [(name, {}) for name in MODELS if name not in ("go_policy", "speech_cnn", "text_cnn")]
     cases += [("googlenet", {"variant": "batch_norm"}), ("vgg19", {"batch_norm": True})]
     for name, options in cases:
         with precision_scope(policy):
             model = build_model(name, options, input_shape=(64, 64, 3), classes=10)
-        assert measure_error(model) < LARGEST_ERROR / 3, name
+        assert measure_error(model) < most, name

@@ -20,6 +20,7 @@ from kpipe.training.schedules import (
     ReduceOnPlateau,
     Schedule,
     make_schedule,
+    rate_of_last_step,
     rate_of_step,
 )
 from kpipe.training.trainer import Trainer
@@ -233,10 +234,10 @@ def test_the_rate_of_a_step_of_an_optimizer():
         keras.optimizers.SGD(schedule),
         keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule)),
     ):
-        assert [rate_of_step(optimizer, step) for step in (1, 3, 4)] == pytest.approx([1, 1, 0.1])
-        assert rate_of_step(optimizer) == 1  # where no step is done, as float16 has skipped all: that of the first one
+        assert [float(rate_of_step(optimizer, step)) for step in (1, 3, 4)] == pytest.approx([1, 1, 0.1])
+        assert rate_of_last_step(optimizer) == 1  # of the first step, while float16 has skipped all
         optimizer.iterations.assign(4)  # steps done
-        assert rate_of_step(optimizer) == pytest.approx(0.1)
+        assert float(rate_of_last_step(optimizer)) == pytest.approx(0.1)
     assert rate_of_step(keras.optimizers.SGD(0.5), 7) == 0.5
 
 
@@ -337,7 +338,7 @@ def reduced(make_callback, learning_rate, monitor, values):
         callback.on_train_batch_begin(0)
         callback.on_epoch_end(epoch, {monitor: value})
         callback.on_train_batch_begin(0)
-        found.append(rate_of_step(model.optimizer, 1))
+        found.append(float(rate_of_step(model.optimizer, 1)))
     return found
 
 
