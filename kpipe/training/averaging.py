@@ -66,7 +66,10 @@ class WeightAverage:
 
 
 def list_averaged_variables(model: keras.Model) -> list[keras.Variable]:
-    """Return the variables of a model that are averaged, if any are: those of its layers that are trained."""
+    """Return the variables of a compiled model that are averaged: those of its layers that are, or will be, trained."""
+    average = average_of(model.optimizer)
+    if average is None or average.pairs:  # since these were made, layers may have been frozen for a time
+        return [variable for variable, _ in average.pairs] if average else []
     trained = [layer for layer in model.layers if layer.trainable and layer.trainable_variables]
     return [variable for layer in trained for variable in layer.weights if "float" in variable.dtype]
 

@@ -32,7 +32,7 @@ def count_kept(model: keras.Model, optimizer_variables: Sequence[keras.Variable]
         model: compiled.
         optimizer_variables: those of its optimizer, or of the same shapes.
     """
-    averaged = list_averaged_variables(model) if average_of(model.optimizer) else []
+    averaged = list_averaged_variables(model)
     return count_values([*optimizer_variables, *averaged])
 
 
@@ -123,7 +123,7 @@ def estimate_disk(
         keep_last: whether the last one is kept at the end.
     """
     network = count_bytes(model.variables)
-    averaged = list_averaged_variables(model) if average_of(model.optimizer) else []
+    averaged = list_averaged_variables(model)
     models = 2 if averaged else 1
     checkpoint = network + count_bytes([*averaged, *optimizer_variables, *model.metrics_variables])
     # The newest and the best of each kind of weights, while the next is written beside them.

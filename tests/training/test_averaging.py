@@ -10,6 +10,7 @@ from kpipe.training.losses import CrossEntropy
 from kpipe.training.metrics import Accuracy
 from kpipe.training.optimizers import make_optimizer
 from kpipe.training.trainer import Trainer
+from kpipe.training.variables import count_kept, count_values, estimate_disk
 
 STEPS = 20
 
@@ -129,6 +130,13 @@ def test_averages_are_restored_from_a_checkpoint(tmp_path):
     checkpoints.load_weights(STEPS, other.model)
     for path, value in weights(trainer).items():
         np.testing.assert_array_equal(value, weights(other)[path], err_msg=path)
+
+
+def test_the_averages_of_layers_that_are_trained_later_take_memory_and_disk():
+    later, never = (make_trainer(thaws={"logits": step}).model for step in (10, np.inf))
+    more = count_values(later.get_layer("logits").weights)
+    kept = [(count_kept(model, []), estimate_disk(model, [], 1).checkpoint) for model in (later, never)]
+    assert np.diff(kept, axis=0).tolist() == [[-more, -4 * more]]
 
 
 def test_layers_that_are_frozen_for_good_are_not_averaged():
