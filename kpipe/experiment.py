@@ -57,10 +57,10 @@ from kpipe.runs.options import Result, RunOptions
 from kpipe.runs.recorder import Recorder
 from kpipe.runs.resume import check_resume
 from kpipe.runs.state import restore_state
-from kpipe.signals import Stop, stop_signals
+from kpipe.signals import Stop, ending_at_once, stop_signals
 from kpipe.training.checkpoints import Checkpoints
 from kpipe.training.device import gpu_hint, grow_gpu_memory, seed_everything
-from kpipe.training.distribution import Workers, cluster_hint, count_devices, make_strategy
+from kpipe.training.distribution import Workers, cluster_hint, count_devices, find_worker, make_strategy
 from kpipe.training.profiling import profiling
 from kpipe.training.trainer import Trainer
 from kpipe.training.variables import estimate_disk
@@ -231,7 +231,11 @@ def _find_strategy(experiment: Experiment, screen: Screen) -> tf.distribute.Stra
     """Return the strategy under which the experiment is trained, once all workers are there."""
     name = experiment.training.distribution
     grow_gpu_memory()  # before a GPU is used
-    with screen.status("waiting for the other workers") if name == "multi_worker" else nullcontext():
+    if name != "multi_worker":
+        return make_strategy(name)
+    index, count = find_worker()
+    screen.line(f"worker {index} of {count}, waiting for the others ...")
+    with ending_at_once():
         return make_strategy(name)
 
 

@@ -84,6 +84,21 @@ def stop_signals() -> Iterator[Stop]:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let signals end the process inside the `with`, where native code waits and Python would not hear of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in _NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def ignore_repetitions() -> None:
     """Ignore Ctrl-C and the end of the terminal from now on. Both may be sent again while a process ends."""
     for number in _IGNORABLE:

@@ -46,6 +46,7 @@ _MOST_IDLING = 2.0  # seconds
 _MATRIX_SIDES = {"CPU": 2048, "GPU": 4096}  # large enough for the full rate
 _DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 _KINDS = {"JPG": "JPEG", "JPE": "JPEG", "JFIF": "JPEG", "TIF": "TIFF"}  # suffixes of files that are called otherwise
+_STEADY = 1.5  # factor between the slowest and the fastest round of a measurement
 _LOW_RATE = 0.25  # fraction of the matrix rate below which larger batches probably help
 _NOTABLE = 0.15  # fraction of the time that the input takes while the step is the limit
 
@@ -112,8 +113,17 @@ def bench(experiment: Experiment | Loaded, *, screen: Screen | None = None) -> d
         "precision": experiment.chosen.precision,
         **measured,
         **_find_limit(experiment, prepared, features, measured),
-        "notes": list(filter(None, [*notes, note])),
+        "notes": list(filter(None, [*notes, note, _unsteady(measured)])),
     }
+
+
+def _unsteady(measured: dict[str, Any]) -> str | None:
+    """Return a line for measurements that differ from round to round; None: they do not."""
+    rounds = [measured[name]["turns"] for name in ("input", "step", "together")]
+    factor = max(max(seconds) / min(seconds) for seconds in rounds)
+    if factor < _STEADY:
+        return None
+    return f"the rounds differ by up to {factor:.1f} times; if something else has used the machine, measure again"
 
 
 def _alone(training: TrainingConfig) -> str | None:
@@ -254,7 +264,7 @@ def _find_limit(
     advice = f"The step is the limit: it takes {_percent(1 - takes)} of the time"
     advice += f" and reaches {_percent(rate)} of the device's matrix rate; try {_speed_up_step(experiment, rate)}"
     if takes >= _NOTABLE:
-        advice += f"; {doing} takes the other {_percent(takes)}"
+        advice += f"; the input ({doing}) adds the other {_percent(takes)}"
     return {"limit": "step", "advice": f"{advice}."}
 
 

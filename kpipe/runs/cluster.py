@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from kpipe.training.distribution import Workers
 
 _TOKEN = ".workers"  # a file of the run directory by which the others see that it is shared
 _LARGEST_COPIED = 2**20  # bytes of a file of the run that the others read
+_NO_REASON = re.compile(r"The error could be from a previous operation.*|Graph execution error:")
 _OWN_FAULTS = (  # of this worker; it is another one that has ended behind all other errors
     tf.errors.ResourceExhaustedError,
     tf.errors.InvalidArgumentError,
@@ -129,12 +131,13 @@ def translate_lost_workers(workers: Workers, run: Run | None = None) -> Iterator
         step = run and saved_step(run.path)
         saved = "nothing is saved yet" if step is None else f"the training is saved up to step {step:,}"
         raise EnvironmentFault(
-            f"another worker has ended, or cannot be reached ({_reason(error)}); {saved}. Start all of them again. "
+            f"another worker has ended, or cannot be reached{_reason(error)}; {saved}. Start all of them again. "
             f"{how_again('resumes it' if step is not None else 'starts again', resumes=step is not None)}"
         ) from None
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """Return the line of an error that says what has failed, after the many that say where."""
-    lines = [line for line in error.message.splitlines() if line.strip() and not line.lstrip().startswith("[[")]
-    return first_line(lines[-1] if lines else error.message)
+    """Return the line of an error that says what has failed, after the many that say where, in parentheses."""
+    lines = [_NO_REASON.sub("", line).strip() for line in error.message.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("[[")]
+    return f" ({first_line(lines[-1])})" if lines else ""

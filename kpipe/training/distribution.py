@@ -9,6 +9,7 @@ the same batch, but for rounding and for dropout, which draws anew on each devic
 import functools
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -47,7 +48,7 @@ def _find_devices() -> list[str]:
     gpus, cpus = (tf.config.list_logical_devices(kind) for kind in ("GPU", "CPU"))
     if len(gpus) < 2 and len(cpus) < 2:
         found = counted(len(gpus), "GPU") if gpus else "none"
-        raise ConfigError(f"{_KEY}: mirrored needs at least two GPUs, TensorFlow sees {found}")
+        raise ConfigError(f"{_KEY}: mirrored needs at least two GPUs, TensorFlow sees {found}. Use {_KEY}=none")
     return [device.name for device in (gpus if len(gpus) > 1 else cpus)]  # a CPU is divided for tests alone
 
 
@@ -75,18 +76,34 @@ def _find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     given = os.environ.get("TF_CONFIG")
     example = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
     if given is None:
-        raise ConfigError(f"{_KEY}: multi_worker needs the cluster in TF_CONFIG, such as\n  {example}")
+        raise ConfigError(f"{_KEY}: multi_worker needs a SLURM job, or the cluster in TF_CONFIG, such as\n  {example}")
     try:
         config = json.loads(given)
-        addresses = config["cluster"][config["task"]["type"]][int(config["task"]["index"])]
-    except (ValueError, TypeError, KeyError, IndexError):
-        addresses = None
-    if not isinstance(addresses, str):
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        addresses = [str(address) for tasks in config["cluster"].values() for address in tasks]
+        tasks = len(config["cluster"][kind])
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(
             f"TF_CONFIG: expected JSON with a cluster, and a task with its type and index in it, such as\n  {example}\n"
             f"got\n  {given}"
-        )
+        ) from None
+    if not 0 <= index < tasks:
+        raise ConfigError(f"TF_CONFIG: expected a task index of 0 to {tasks - 1}, one for each {kind}, got {index}")
+    for address in addresses:
+        if not re.fullmatch(r".+:\d+", address):
+            raise ConfigError(f"TF_CONFIG: expected addresses with a port, such as host1:12345, got {address!r}")
+        if addresses.count(address) > 1:
+            raise ConfigError(f"TF_CONFIG: expected another address for each task, got {address!r} twice")
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+
+
+def find_worker() -> tuple[int, int]:
+    """Return what `workers_of` will return for `multi_worker`, before the workers are there.
+
+    Raises:
+        ConfigError: the cluster is not described, or this process is a task of it that does not train.
+    """
+    return _place_of(_find_cluster())
 
 
 def cluster_hint(name: str) -> str | None:
@@ -110,7 +127,10 @@ def workers_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     Raises:
         ConfigError: this process is a task of the cluster that does not train.
     """
-    resolver = strategy.cluster_resolver
+    return _place_of(strategy.cluster_resolver)
+
+
+def _place_of(resolver: tf.distribute.cluster_resolver.ClusterResolver | None) -> tuple[int, int]:
     if resolver is None or resolver.task_type is None:
         return 0, 1
     tasks = resolver.cluster_spec().as_dict()

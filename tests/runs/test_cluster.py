@@ -103,6 +103,15 @@ def test_a_lost_worker_is_said_with_how_to_resume(run):
     assert "step 12. Start all of them again. " in said
 
 
+def test_what_tensorflow_says_of_earlier_operations_is_left_out(run):
+    message = "The error could be from a previous operation. Restart your program to reset. [Op:CollectiveReduceV2]"
+    with (
+        pytest.raises(EnvironmentFault, match=r"^another worker has ended, or cannot be reached; nothing is saved yet"),
+        translate_lost_workers(Two(0), Run.reading(run)),
+    ):
+        raise tf.errors.InternalError(None, None, message)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -1,9 +1,11 @@
 """Two workers on this machine train as one process does, end together, and are resumed together."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -101,7 +103,7 @@ def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start
     chief, other = workers = start_two("run", experiment, TOGETHER, **environment)
     wait_for_both(workers, 0, 0)
     assert "batch size 8 (4 on each of 2 devices)" in chief.out
-    assert other.out == "waiting for the other workers ...\n" and other.err == ""
+    assert other.out == "worker 1 of 2, waiting for the others ...\n" and other.err == ""
     assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"), tolerance)
 
 
@@ -148,6 +150,16 @@ def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_t
     step = int((only_run(tmp_path / "logs") / "checkpoints" / "latest").read_text().strip()[5:])
     for worker in workers:
         assert f"interrupted; the training is saved up to step {step}. The same command resumes it:" in worker.err
+
+
+def test_a_worker_that_waits_for_the_others_ends_on_a_signal(write_experiment, start_two):
+    waiting, other = start_two("run", write_experiment(), TOGETHER)
+    other.process.kill()  # long before it has imported TensorFlow
+    while "worker 0 of 2, waiting for the others" not in waiting.out:
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(waiting.pid, signal.SIGTERM)
+    assert waiting.wait() == -signal.SIGTERM
 
 
 def test_only_the_chief_writes_and_says_when_the_time_is_over(tmp_path, write_experiment, start_two):

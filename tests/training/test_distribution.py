@@ -62,7 +62,9 @@ def test_a_task_that_does_not_train_is_no_worker(task_type):
 
 def test_several_gpus_are_needed_to_mirror():
     with pytest.raises(
-        ConfigError, match="^training.distribution: mirrored needs at least two GPUs, TensorFlow sees none$"
+        ConfigError,
+        match="^training.distribution: mirrored needs at least two GPUs, TensorFlow sees none. "
+        "Use training.distribution=none$",
     ):
         make_strategy("mirrored")
 
@@ -73,10 +75,24 @@ CONFIG = {"cluster": {"worker": ["host1:1", "host2:1"]}, "task": {"type": "worke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r"^training.distribution: multi_worker needs the cluster in TF_CONFIG, such as\n  {\"cluster\""),
+        (
+            None,
+            r"^training.distribution: multi_worker needs a SLURM job, or the cluster in TF_CONFIG, such as\n  {\"clu",
+        ),
         ("{", r"^TF_CONFIG: expected JSON with a cluster, and a task with its type and index in it, .*\ngot\n  {$"),
         ("[]", r"^TF_CONFIG: expected JSON with a cluster"),
-        (json.dumps(CONFIG | {"task": {"type": "worker", "index": 2}}), r"^TF_CONFIG: expected JSON with a cluster"),
+        (
+            json.dumps(CONFIG | {"task": {"type": "worker", "index": 2}}),
+            "^TF_CONFIG: expected a task index of 0 to 1, one for each worker, got 2$",
+        ),
+        (
+            json.dumps(CONFIG | {"cluster": {"worker": ["host1", "host2:1"]}}),
+            "^TF_CONFIG: expected addresses with a port, such as host1:12345, got 'host1'$",
+        ),
+        (
+            json.dumps(CONFIG | {"cluster": {"worker": ["host1:1", "host1:1"]}}),
+            "^TF_CONFIG: expected another address for each task, got 'host1:1' twice$",
+        ),
         (json.dumps(CONFIG | {"task": {"type": "chief", "index": 0}}), r"^TF_CONFIG: expected JSON with a cluster"),
     ],
 )
