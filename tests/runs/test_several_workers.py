@@ -154,7 +154,7 @@ def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_t
 
 def test_a_worker_that_waits_for_the_others_ends_on_a_signal(write_experiment, start_two):
     waiting, other = start_two("run", write_experiment(), TOGETHER)
-    other.process.kill()  # long before it has imported TensorFlow
+    other.process.kill()  # before it has read its experiment
     while "worker 0 of 2, waiting for the others" not in waiting.out:
         time.sleep(0.1)
     time.sleep(1)
