@@ -45,7 +45,13 @@ from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.pretrained import Reuse
 from kpipe.overview import show_header, show_result
-from kpipe.runs.cluster import check_same_data, open_run_together, share_resolved, translate_lost_workers
+from kpipe.runs.cluster import (
+    check_same_data,
+    check_same_experiment,
+    open_run_together,
+    share_resolved,
+    translate_lost_workers,
+)
 from kpipe.runs.dataset import record_data, record_unreadable
 from kpipe.runs.directory import Run, logs_folder
 from kpipe.runs.disk import check_disk
@@ -99,6 +105,8 @@ def train(
     workers = Workers(strategy)
     if not workers.is_chief:
         screen = Screen(Console(quiet=True))
+    with translate_lost_workers(workers):
+        check_same_experiment(experiment, workers)
     resume = options.resume and expand_path(str(options.resume), "resume").resolve()
     if resume:
         check_resume(resume, experiment)

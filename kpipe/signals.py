@@ -86,7 +86,11 @@ def stop_signals() -> Iterator[Stop]:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Let signals end the process inside the `with`, where native code waits and Python would not hear of them."""
+    """Let signals end the process inside the `with`, where native code waits and Python would not hear of them.
+
+    TensorFlow takes SIGTERM for itself when it joins other workers: inside the `with` that one is lost, and afterwards
+    it is heard again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

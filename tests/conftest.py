@@ -199,14 +199,15 @@ def start(tmp_path):
 def start_two(start):
     """Start `kpipe ARGUMENTS` as two workers on this machine, the chief first."""
 
-    def start_two(*arguments, blows=(None, None), logs=None, **environment):
+    def start_two(*arguments, each=((), ()), blows=(None, None), logs=None, **environment):
         with socket.socket() as one, socket.socket() as other:
-            for each in (one, other):
-                each.bind(("127.0.0.1", 0))
-            addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+            for free in (one, other):
+                free.bind(("127.0.0.1", 0))
+            addresses = [f"127.0.0.1:{free.getsockname()[1]}" for free in (one, other)]
         return [
             start(
                 *arguments,
+                *each[index],
                 blow=blow,
                 TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}),
                 **({"KPIPE_LOGS": str(logs[index])} if logs else {}),

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from kpipe.config.schema import Experiment, Resolved
-from kpipe.errors import DataError, EnvironmentFault, KpipeError, first_line
+from kpipe.errors import ConfigError, DataError, EnvironmentFault, KpipeError, first_line
 from kpipe.names import path_shown
 from kpipe.runs.dataset import RECORD
 from kpipe.runs.directory import Run, open_run, saved_step
@@ -107,12 +107,23 @@ def share_resolved(experiment: Experiment, workers: Workers) -> Experiment:
     return experiment if workers.is_chief else experiment.model_copy(update={"chosen": resolved})
 
 
+def check_same_experiment(experiment: Experiment, workers: Workers) -> None:
+    """Raise ConfigError unless all workers train the same experiment. Their folders of runs and of data may differ."""
+    own = experiment.model_dump_json(exclude={"chosen": True, "logs": True, "data": {"source"}})
+    if _differs(own, workers):
+        raise ConfigError("the workers train different experiments; start the same command on all of them")
+
+
 def check_same_data(run: Run, workers: Workers) -> None:
     """Raise DataError unless all workers have found the same classes and images, which `record_data` has written."""
-    own = json.dumps(run.read_json(RECORD), sort_keys=True)
-    digest = hashlib.sha256(own.encode()).hexdigest()
-    if workers.agree(workers.share(digest) != digest):
+    if _differs(json.dumps(run.read_json(RECORD), sort_keys=True), workers):
         raise DataError("the workers have found different data; they need the same images under data.source")
+
+
+def _differs(own: str, workers: Workers) -> bool:
+    """Return whether a worker has another text than the chief has."""
+    digest = hashlib.sha256(own.encode()).hexdigest()
+    return workers.agree(workers.share(digest) != digest)
 
 
 @contextmanager

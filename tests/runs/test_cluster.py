@@ -6,9 +6,15 @@ from contextlib import nullcontext
 import pytest
 import tensorflow as tf
 
+from kpipe.config.schema import Experiment
 from kpipe.errors import ConfigError, DataError, EnvironmentFault
 from kpipe.runs import cluster
-from kpipe.runs.cluster import check_same_data, open_run_together, translate_lost_workers
+from kpipe.runs.cluster import (
+    check_same_data,
+    check_same_experiment,
+    open_run_together,
+    translate_lost_workers,
+)
 from kpipe.runs.directory import Run
 from kpipe.training.distribution import Workers
 
@@ -89,6 +95,22 @@ def test_workers_with_other_data_are_refused(tmp_path, differs):
     message = "^the workers have found different data; they need the same images under data.source$"
     with pytest.raises(DataError, match=message) if differs else nullcontext():
         check_same_data(Run(tmp_path, False, None), Two(1, told=chief.said[0]))
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"logs": "/other", "data": {"source": "folder:/other"}}, False),
+        ({"data": {"source": "digits", "batch_size": 16}}, True),
+    ],
+)
+def test_all_workers_train_the_same_experiment(other, differs):
+    plain = {"name": "tiny", "model": {"name": "lenet5"}, "data": {"source": "digits"}}
+    chief = Two(0)
+    check_same_experiment(Experiment.model_validate(plain), chief)
+    message = "^the workers train different experiments; start the same command on all of them$"
+    with pytest.raises(ConfigError, match=message) if differs else nullcontext():
+        check_same_experiment(Experiment.model_validate(plain | other), Two(1, told=chief.said[0]))
 
 
 def test_a_lost_worker_is_said_with_how_to_resume(run):

@@ -142,14 +142,24 @@ def test_a_killed_worker_ends_the_others_and_all_are_resumed_exactly(tmp_path, w
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
-def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_two):
-    blow = ("kpipe.training.trainer", "Trainer", "run_steps", 20, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_stops_all_and_saves(tmp_path, write_experiment, start_two, number):
+    blow = ("kpipe.training.trainer", "Trainer", "run_steps", 20, number)
     options = (TOGETHER, "training.max_minutes=60")  # both ask each other for the time as well
     workers = start_two("run", write_experiment(), *options, blows=(None, blow))
-    wait_for_both(workers, 130, 130)
+    wait_for_both(workers, 130, 128 + number)
     step = int((only_run(tmp_path / "logs") / "checkpoints" / "latest").read_text().strip()[5:])
     for worker in workers:
-        assert f"interrupted; the training is saved up to step {step}. The same command resumes it:" in worker.err
+        assert f"; the training is saved up to step {step}. The same command resumes it:" in worker.err
+
+
+def test_workers_with_different_batches_are_refused(tmp_path, write_experiment, start_two):
+    each = (("data.batch_size=8",), ("data.batch_size=16",))
+    workers = start_two("run", write_experiment(), TOGETHER, each=each)
+    wait_for_both(workers, 2, 2)
+    for worker in workers:
+        assert "the workers train different experiments; start the same command on all of them" in worker.err
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_worker_that_waits_for_the_others_ends_on_a_signal(write_experiment, start_two):
@@ -158,8 +168,8 @@ def test_a_worker_that_waits_for_the_others_ends_on_a_signal(write_experiment, s
     while "worker 0 of 2, waiting for the others" not in waiting.out:
         time.sleep(0.1)
     time.sleep(1)
-    os.kill(waiting.pid, signal.SIGTERM)
-    assert waiting.wait() == -signal.SIGTERM
+    os.kill(waiting.pid, signal.SIGINT)
+    assert waiting.wait() == -signal.SIGINT
 
 
 def test_only_the_chief_writes_and_says_when_the_time_is_over(tmp_path, write_experiment, start_two):
