@@ -16,7 +16,7 @@ model: {name: lenet5}
 training: {epochs: 2, precision: float32, log_every: {steps: 4}}
 """
 WITHOUT_FIGURES = ("kpipe.experiment.write_figures", lambda *arguments: [])
-"""Of `train_once`: what a run takes whose figures no test looks at."""
+"""Options of `train_once` for a run whose figures no test reads."""
 
 
 def train_once(folder, text, *overrides, code=0, replaced=()):
