@@ -565,6 +565,8 @@ def save_titled(text, folder):
 
 def test_characters_that_the_font_lacks_are_drawn_in_another(tmp_path, monkeypatch):
     """STIX, which comes with Matplotlib, has a letter that its default font lacks."""
+    # The list of fonts in the user's cache may be an older one, without it.
+    style.font_manager.fontManager.addfont(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
     figures.describe_undrawn()
     monkeypatch.setattr(style, "_find_further_families", lambda: ["STIXGeneral"])
     assert "STIXGeneral" in save_titled("\u1d81 cat", tmp_path).texts[0].get_fontfamily()
