@@ -88,12 +88,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant; None where none is near.
 
-    Letters in another order are near (`sdg`). Otherwise three quarters of the letters must agree: `resnet50` is not a
-    slip of the pen for `lenet5`.
+    Letters in another order are near (`sdg`), and so is a word of one name alone (`bfloat16` of `mixed_bfloat16`).
+    Otherwise three quarters of the letters must agree: `resnet50` is not a slip of the pen for `lenet5`.
     """
     word, known = str(name).lower(), list(known)
-    swapped = [each for each in known if sorted(each) == sorted(word)]
-    return next(iter(swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.75)), None)
+    if swapped := [each for each in known if sorted(each) == sorted(word)]:
+        return swapped[0]
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
+        return close[0]
+    having = [each for each in known if word in each.split("_")]
+    return having[0] if len(having) == 1 else None
 
 
 def _numbered_alike(name: str, nearest: str, known: Sequence[str]) -> list[str]:

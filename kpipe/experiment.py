@@ -40,7 +40,7 @@ from kpipe.evaluation.predictions import Predictions
 from kpipe.evaluation.report import write_figures
 from kpipe.figures.image_grids import tile_images
 from kpipe.files import expand_path
-from kpipe.frozen_features import make_frozen_features, plan_features
+from kpipe.frozen_features import FeaturePlan, make_frozen_features, plan_features
 from kpipe.memory import MemoryGuard
 from kpipe.models.portable import load_portable_weights, save_portable
 from kpipe.models.pretrained import Reuse
@@ -130,31 +130,8 @@ def train(
         MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
-        experiment = share_resolved(resolve_auto(experiment, run), workers)
-        seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
-        config, training = experiment.data, experiment.training
-        constants = options.constants or run.constants
-        weights = Reuse.from_record(run.read_json(_INIT_FROM)) if run.resumed else None
-        if weights is None and experiment.model.init_from:
-            with screen.status("reading weights"):
-                weights = load_weights(experiment)
-        if splits is None:
-            splits = load_splits(config, check=partial(record_data, run), progress=screen.progress)
-        else:
-            record_data(run, splits)
-        check_same_data(run, workers)
-        given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
-        prepared, precision_note = prepare(experiment, strategy, **given), None
-        if not run.resumed:
-            tried = experiment
-            experiment, precision_note = _check_precision(tried, prepared, workers)
-            if experiment is not tried:
-                prepared = prepare(experiment, strategy, **given)
-        if constants != run.constants:
-            shutil.copy(constants, run.constants)
-        if prepared.reuse:
-            record = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
-            run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
+        experiment, prepared, precision_note = _assemble(experiment, options, splits, strategy, run, screen)
+        training, splits = experiment.training, prepared.splits
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules, xla=experiment.chosen.xla)
         checkpoints = Checkpoints(run.checkpoints, training.checkpoint.keep, writes=workers.is_chief)
@@ -185,27 +162,8 @@ def train(
             show_header(screen, experiment, prepared, run, state, filter(None, notes))
 
             # Fit: to the end, with checkpoints on the way, at a stop and at the end.
-            length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
             if not ends:
-                with recorder.counting_time():
-                    features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
-                part = (workers.index, workers.count)
-                validation = evaluation_batches(splits, "validation", config.batch_size, *part)
-                with (
-                    recorder.saving_at_the_end(),
-                    _watching(recorder, prepared, trainer, None if planned else validation, screen, stop) as watchers,
-                    training_screen(screen, **length, last_thaw=prepared.last_thaw) as shown,
-                ):
-                    trainer.fit(
-                        prepared.training_batches,
-                        **length,
-                        state=state.train,
-                        validation=validation,
-                        features=features,
-                        callbacks=[*make_callbacks(training), *options.callbacks, *watchers],
-                        cadence=make_cadence(training, steps_per_epoch),
-                        hooks=recorder.make_hooks(shown, stop),
-                    )
+                _fit(recorder, prepared, trainer, planned, screen, stop)
             stop.obey()  # all is saved
             recorder.raise_if_stuck()
             if not workers.is_chief:
@@ -247,6 +205,47 @@ def _find_strategy(experiment: Experiment, screen: Screen) -> tf.distribute.Stra
         return make_strategy(name)
 
 
+def _assemble(
+    experiment: Experiment,
+    options: RunOptions,
+    splits: Splits | None,
+    strategy: tf.distribute.Strategy,
+    run: Run,
+    screen: Screen,
+) -> tuple[Experiment, Prepared, str | None]:
+    """Load the data and build the model of a run, and keep in it what a resumed one needs to build the same.
+
+    Returns:
+        The experiment, resolved; data and model; and a line for the user on the precision, or None.
+    """
+    workers = Workers(strategy)
+    experiment = share_resolved(resolve_auto(experiment, run), workers)
+    seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
+    constants = options.constants or run.constants
+    weights = Reuse.from_record(run.read_json(_INIT_FROM)) if run.resumed else None
+    if weights is None and experiment.model.init_from:
+        with screen.status("reading weights"):
+            weights = load_weights(experiment)
+    if splits is None:
+        splits = load_splits(experiment.data, check=partial(record_data, run), progress=screen.progress)
+    else:
+        record_data(run, splits)
+    check_same_data(run, workers)
+    given = {"splits": splits, "weights": weights, "constants": constants, "progress": screen.progress}
+    prepared, precision_note = prepare(experiment, strategy, **given), None
+    if not run.resumed:
+        tried = experiment
+        experiment, precision_note = _check_precision(tried, prepared, workers)
+        if experiment is not tried:
+            prepared = prepare(experiment, strategy, **given)
+    if constants != run.constants:
+        shutil.copy(constants, run.constants)
+    if prepared.reuse:
+        record = {"source": experiment.model.init_from, **asdict(prepared.reuse)}
+        run.write_json(_INIT_FROM, record | {"normalization": prepared.normalization})
+    return experiment, prepared, precision_note
+
+
 def _check_precision(experiment: Experiment, prepared: Prepared, workers: Workers) -> tuple[Experiment, str | None]:
     """Call `check_precision`; all workers take what the chief has found. Where it is another one, seed anew."""
     checked, note = check_precision(experiment, prepared.model)
@@ -255,6 +254,44 @@ def _check_precision(experiment: Experiment, prepared: Prepared, workers: Worker
         return experiment, note
     seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     return checked, note
+
+
+def _fit(
+    recorder: Recorder,
+    prepared: Prepared,
+    trainer: Trainer,
+    planned: FeaturePlan | None,
+    screen: Screen,
+    stop: Stop,
+) -> None:
+    """Train from the state of the run to its end, or until `stop` is set; the run is saved in either case.
+
+    Args:
+        recorder, prepared, trainer, screen, stop: of the run.
+        planned: the features of frozen layers from which the rest is trained; None: all layers are trained.
+    """
+    experiment, options, workers = recorder.experiment, recorder.options, recorder.workers
+    training, steps_per_epoch = experiment.training, prepared.steps_per_epoch
+    with recorder.counting_time():
+        features = planned and make_frozen_features(experiment, prepared, planned, screen.progress)
+    part = (workers.index, workers.count)
+    validation = evaluation_batches(prepared.splits, "validation", experiment.data.batch_size, *part)
+    length = {"epochs": options.epochs or training.epochs, "steps_per_epoch": steps_per_epoch}
+    with (
+        recorder.saving_at_the_end(),
+        _watching(recorder, prepared, trainer, None if planned else validation, screen, stop) as watchers,
+        training_screen(screen, **length, last_thaw=prepared.last_thaw) as shown,
+    ):
+        trainer.fit(
+            prepared.training_batches,
+            **length,
+            state=recorder.state.train,
+            validation=validation,
+            features=features,
+            callbacks=[*make_callbacks(training), *options.callbacks, *watchers],
+            cadence=make_cadence(training, steps_per_epoch),
+            hooks=recorder.make_hooks(shown, stop),
+        )
 
 
 def _trainer_of_one(experiment: Experiment, prepared: Prepared, run: Run) -> Trainer:

@@ -149,6 +149,8 @@ def show_result(
         "longer": command_to_train_longer(run.path, experiment, summary["ended_by"]),
         "search": f"kpipe search {shell_quoted(from_here(run.path / 'config.yaml'))}",
     }
+    if experiment.training.distribution == "multi_worker":
+        rows["search"] += " training.distribution=none"
     if not experiment.logging.tensorboard:
         del rows["curves"]
     for name, text in rows.items():

@@ -29,6 +29,13 @@ def test_the_nearest_name_is_proposed_and_of_a_numbered_family_all(name, said):
     assert did_you_mean(name, NETWORKS) == said
 
 
+def test_a_word_of_one_name_alone_means_that_name():
+    precisions = ["float32", "mixed_bfloat16", "mixed_float16", "mixed_int8"]
+    assert did_you_mean("bfloat16", precisions) == ", did you mean 'mixed_bfloat16'?"
+    assert did_you_mean("int8", precisions) == ", did you mean 'mixed_int8'?"
+    assert did_you_mean("mixed", precisions) == f" (known: {', '.join(precisions)})"
+
+
 def test_a_large_family_is_not_listed():
     assert did_you_mean("run100", [f"run{number}" for number in range(90)]) == ", did you mean 'run10'?"
 

@@ -8,7 +8,7 @@ from kpipe.catalog.data import parse_source
 from kpipe.catalog.wording import show
 from kpipe.config.document import Keys, dotted, one_line
 from kpipe.config.loading import Loaded, load_experiment
-from kpipe.config.schema import Experiment
+from kpipe.config.schema import Experiment, TrainingConfig
 from kpipe.console import counted
 from kpipe.errors import ConfigError
 from kpipe.files import read_json
@@ -125,12 +125,19 @@ def _or_from_its_weights(run: Path, experiment: Experiment, *overrides: str) -> 
 def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) -> str:
     """Return a command that trains a finished run further, or for longer from the start where it cannot be extended.
 
+    Behind it stands that every worker needs it, where there were several.
+
     Args:
         run: the run directory.
         experiment: of the run.
         ended_by: as summary.json says.
     """
-    training, has_checkpoint = experiment.training, saved_step(run) is not None
+    command = _command_to_train_longer(run, experiment.training, ended_by)
+    return f"{command}  (on every worker)" if experiment.training.distribution == "multi_worker" else command
+
+
+def _command_to_train_longer(run: Path, training: TrainingConfig, ended_by: str) -> str:
+    has_checkpoint = saved_step(run) is not None
     resume = f"kpipe run --resume {shell_quoted(from_here(run))}"
     anew = f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}"
     if ended_by == "finish":

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.lib.stride_tricks import sliding_window_view
 
 LARGEST = 8
 """Height and width of the largest map for which the product is faster."""
@@ -47,14 +49,16 @@ def kernel_gradient(images: tf.Tensor, upstream: tf.Tensor, kernel_size: tuple[i
         [M, N, C, F], in the dtype of the images.
     """
     height, width = kernel_size
-    rows, columns, filters = upstream.shape[1:]
     if padding == "same":
         around = [[(size - 1) // 2, size // 2] for size in kernel_size]
         images = tf.pad(images, [[0, 0], *around, [0, 0]])
-    shifted = [images[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    windows = tf.reshape(tf.concat(shifted, axis=-1), (-1, len(shifted) * images.shape[-1]))
-    product = tf.matmul(windows, tf.reshape(upstream, (-1, filters)), transpose_a=True)
-    return tf.reshape(product, (height, width, images.shape[-1], filters))
+    rows, columns, channels = images.shape[1:]
+    places = np.arange(rows * columns).reshape(rows, columns)
+    places = sliding_window_view(places, kernel_size)  # [H', W', M, N]
+    windows = tf.gather(tf.reshape(images, (-1, rows * columns, channels)), places.reshape(-1), axis=1)
+    windows = tf.reshape(windows, (-1, height * width * channels))
+    product = tf.matmul(windows, tf.reshape(upstream, (-1, upstream.shape[-1])), transpose_a=True)
+    return tf.reshape(product, (height, width, channels, -1))
 
 
 def _is_plain(layer: keras.Layer) -> bool:
