@@ -103,17 +103,22 @@ class ArraySplit(Split):
         if crop and crop.resamples:
             batches = self._cropped(drawing, crop, size, first_step).take(last_step - first_step)
             return batches.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
-        drawn = tf.data.Dataset.range(first_step, last_step).map(drawing.draw)
-        labels = tf.constant(self.labels)
-        labeled = drawn.map(lambda numbers, uniforms: (numbers, tf.gather(labels, numbers), uniforms))
-        if not self.kept_pixels.is_mapped:  # taken inside the function that XLA compiles
-            return labeled.map(make_batch(self.fetch), num_parallel_calls=tf.data.AUTOTUNE)
-        fetched = labeled.map(lambda numbers, *rest: (self.fetch(numbers), *rest), num_parallel_calls=tf.data.AUTOTUNE)
+        drawn, labels = drawing.draw(first_step, last_step), tf.constant(self.labels)
+        if not self.kept_pixels.is_mapped:  # images are fetched inside the function that XLA compiles
+            batch = make_batch(self.fetch)
+            return drawn.map(
+                lambda numbers, uniforms: batch(numbers, tf.gather(labels, numbers), uniforms),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+        fetched = drawn.map(
+            lambda numbers, uniforms: (self.fetch(numbers), tf.gather(labels, numbers), uniforms),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
         return fetched.map(make_batch(), num_parallel_calls=tf.data.AUTOTUNE)
 
     def _cropped(self, drawing, crop, size, first_step) -> tf.data.Dataset:
         """Return batches from a step on without an end, each image cropped and scaled by itself."""
-        drawn = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw)
+        drawn = drawing.draw(first_step)
         shrinks = max(self.shape[:2]) >= 2 * size
 
         def sides_of(numbers):

@@ -91,14 +91,13 @@ def make_feature_pipeline(
     columns = np.cumsum([0, *(entry.uniforms for entry in augment)])[:-1]
     flips = [int(column) for column, entry in zip(columns, augment, strict=True) if isinstance(entry, Augmentation)]
 
-    def batch(step):
-        numbers, uniforms = drawing.draw(step)
+    def batch(numbers, uniforms):
         views = sum(tf.cast(uniforms[:, column] < 0.5, tf.int64) * 2**place for place, column in enumerate(flips))
         chosen = tf.gather(labels, numbers)
         found = (fetch(numbers, views if flips else tf.zeros_like(numbers)), chosen)
         return found if class_weights is None else (*found, tf.gather(tf.constant(class_weights, tf.float32), chosen))
 
-    batches = tf.data.Dataset.range(first_step, last_step).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = drawing.draw(first_step, last_step).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
     return with_cardinality(batches, last_step - first_step)
 
 

@@ -122,7 +122,7 @@ class FileSplit(Split):
         An image that cannot be read is replaced by the next. More unreadable images than allowed end the stream with
         an error; `unreadable.error` says which.
         """
-        drawn = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw)
+        drawn = drawing.draw(first_step)
         read, count, lead = self._reader(crop, size), drawing.count, _Lead(self.unreadable)
 
         def decode(place, row):

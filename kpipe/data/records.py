@@ -166,7 +166,7 @@ class RecordSplit(Split):
         missing ends the stream with TensorFlow's error.
         """
         per_epoch, first = drawing.images_per_epoch, first_step * drawing.batch_size
-        uniforms = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).map(drawing.draw_uniforms)
+        uniforms = drawing.draw_uniforms(first_step)
 
         def epoch(number):
             skipped = tf.maximum(first - number * per_epoch, 0)
