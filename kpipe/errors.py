@@ -75,10 +75,12 @@ class Interrupted(KpipeError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `", did you mean 'sgd'?"` for the nearest known name, else the list of known names.
 
-    Where names are numbered, as `vgg11` and `vgg16` are, a number that none of them has means them all.
+    Where names are numbered, as `vgg11` and `vgg16` are, a number that none of them has means them all. A word that
+    only one known name contains means that name: `bfloat16` is `mixed_bfloat16`.
     """
     known = list(known)
-    nearest = nearest_name(name, known)
+    containing = [each for each in known if str(name).lower() in each.split("_")]
+    nearest = nearest_name(name, known) or (containing[0] if len(containing) == 1 else None)
     if nearest:
         *others, last = [f"'{each}'" for each in _numbered_alike(str(name), nearest, known)]
         return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
@@ -88,16 +90,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant; None where none is near.
 
-    Letters in another order are near (`sdg`), and so is a word of one name alone (`bfloat16` of `mixed_bfloat16`).
-    Otherwise three quarters of the letters must agree: `resnet50` is not a slip of the pen for `lenet5`.
+    Letters in another order are near (`sdg`). Otherwise three quarters of the letters must agree: `resnet50` is not a
+    slip of the pen for `lenet5`.
     """
     word, known = str(name).lower(), list(known)
-    if swapped := [each for each in known if sorted(each) == sorted(word)]:
-        return swapped[0]
-    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
-        return close[0]
-    having = [each for each in known if word in each.split("_")]
-    return having[0] if len(having) == 1 else None
+    swapped = [each for each in known if sorted(each) == sorted(word)]
+    return next(iter(swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.75)), None)
 
 
 def _numbered_alike(name: str, nearest: str, known: Sequence[str]) -> list[str]:

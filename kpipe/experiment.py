@@ -130,7 +130,7 @@ def train(
         MemoryGuard(run.path, experiment.data.batch_size, experiment.training.accumulate) as memory,
     ):
         # Assemble: data, model, optimizer, with every `auto` of the experiment resolved.
-        experiment, prepared, precision_note = _assemble(experiment, options, splits, strategy, run, screen)
+        experiment, prepared, precision_note = _assemble(experiment, options, splits, strategy, workers, run, screen)
         training, splits = experiment.training, prepared.splits
         model, steps_per_epoch = prepared.model, prepared.steps_per_epoch
         trainer = make_trainer(training, model, prepared.layer_rules, xla=experiment.chosen.xla)
@@ -210,15 +210,15 @@ def _assemble(
     options: RunOptions,
     splits: Splits | None,
     strategy: tf.distribute.Strategy,
+    workers: Workers,
     run: Run,
     screen: Screen,
 ) -> tuple[Experiment, Prepared, str | None]:
-    """Load the data and build the model of a run, and keep in it what a resumed one needs to build the same.
+    """Load the data, build the model, and write to the run what a resumed one needs to build the same.
 
     Returns:
         The experiment, resolved; data and model; and a line for the user on the precision, or None.
     """
-    workers = Workers(strategy)
     experiment = share_resolved(resolve_auto(experiment, run), workers)
     seed_everything(experiment.seed, deterministic=experiment.chosen.deterministic)
     constants = options.constants or run.constants

@@ -29,7 +29,7 @@ def test_the_nearest_name_is_proposed_and_of_a_numbered_family_all(name, said):
     assert did_you_mean(name, NETWORKS) == said
 
 
-def test_a_word_of_one_name_alone_means_that_name():
+def test_a_word_that_only_one_name_contains_means_that_name():
     precisions = ["float32", "mixed_bfloat16", "mixed_float16", "mixed_int8"]
     assert did_you_mean("bfloat16", precisions) == ", did you mean 'mixed_bfloat16'?"
     assert did_you_mean("int8", precisions) == ", did you mean 'mixed_int8'?"

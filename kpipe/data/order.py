@@ -4,7 +4,7 @@ B batch, b rows of one worker, N images of the split, n uniforms an image.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +12,8 @@ import tensorflow as tf
 from kpipe.caller import setting
 from kpipe.errors import ConfigError
 
-EPOCHS_KEPT = 2  # a batch may read over the end of an epoch
-_DRAWN_TOGETHER = 16  # steps; drawn one by one, they took a tenth of the time of a training of LeNet-5
+EPOCHS_KEPT = 2  # orders; a batch may read over the end of an epoch
+_DRAWN_TOGETHER = 16  # steps; drawing them one by one took a tenth of the training time of LeNet-5
 
 
 class Drawing:
@@ -62,25 +62,24 @@ class Drawing:
         """Number of images that an epoch shows, over all workers."""
         return self.steps_per_epoch * self.batch_size
 
-    def draw(self, first_step: int, last_step: int = np.iinfo(np.int64).max) -> tf.data.Dataset:
-        """Return the numbers of the images, int64 [b], and the uniforms, float32 [b, n], of each step.
+    def draw(self, first_step: int, last_step: int | None = None) -> tf.data.Dataset:
+        """Return a dataset of the numbers of each step's images, int64 [b], and its uniforms, float32 [b, n].
 
         Args:
-            first_step: of the first of them.
-            last_step: before which they end.
+            first_step: with which it begins.
+            last_step: before which it ends; None: it is endless.
         """
 
-        def draw(steps):
+        def draw_block(steps):
             places = steps[:, None] * self.batch_size + self.offset + tf.range(self.count, dtype=tf.int64)
             numbers = tf.reshape(self.numbers(tf.reshape(places, [-1])), [-1, self.count])
             return numbers, self._uniforms_of(steps)
 
-        return tf.data.Dataset.range(first_step, last_step).batch(_DRAWN_TOGETHER).map(draw).unbatch()
+        return _in_blocks(first_step, last_step, draw_block)
 
     def draw_uniforms(self, first_step: int) -> tf.data.Dataset:
-        """Return the uniforms of each step, float32 [b, n]."""
-        steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).batch(_DRAWN_TOGETHER)
-        return steps.map(self._uniforms_of).unbatch()
+        """Return an endless dataset of the uniforms of each step, float32 [b, n]."""
+        return _in_blocks(first_step, None, self._uniforms_of)
 
     def _uniforms_of(self, steps):
         """Return the uniforms of steps, int64 [k] -> float32 [k, b, n]."""
@@ -99,7 +98,8 @@ class Drawing:
             return numbers
 
         def is_unreadable(places, numbers):
-            return tf.reduce_any(numbers[:, None] == self.unreadable, axis=1)
+            found = tf.searchsorted(self.unreadable, numbers)
+            return tf.gather(self.unreadable, tf.minimum(found, len(self.unreadable) - 1)) == numbers
 
         def move_on(places, numbers):
             places += tf.cast(is_unreadable(places, numbers), tf.int64)
@@ -131,6 +131,11 @@ class Drawing:
             return numbers
 
         return tf.ensure_shape(tf.numpy_function(look_up, [places], tf.int64), places.shape)
+
+
+def _in_blocks(first_step: int, last_step: int | None, draw_block: Callable) -> tf.data.Dataset:
+    last_step = np.iinfo(np.int64).max if last_step is None else last_step
+    return tf.data.Dataset.range(first_step, last_step).batch(_DRAWN_TOGETHER).map(draw_block).unbatch()
 
 
 def permutation(count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:

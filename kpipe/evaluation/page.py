@@ -16,7 +16,7 @@ from kpipe.figures.labels import isolated, label
 from kpipe.files import read_json, read_names, write_text
 from kpipe.names import from_here, printable, shell_quoted
 from kpipe.runs.dataset import NAMES
-from kpipe.runs.resume import command_to_train_longer
+from kpipe.runs.resume import command_to_train_longer, for_workers
 
 PAGE = "report.html"
 _WIDEST = 1400  # pixels of a figure: what a page shows on a screen with twice as many pixels
@@ -106,7 +106,7 @@ def _collect_facts(run: Path, experiment: Experiment, summary: Mapping[str, Any]
 def _list_commands(run: Path, experiment: Experiment, ended_by: str) -> dict[str, str]:
     path = shell_quoted(from_here(run))
     return {
-        "the same training again": f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}",
+        "the same training again": for_workers(f"kpipe run {shell_quoted(from_here(run / 'config.yaml'))}", experiment),
         "train longer": command_to_train_longer(run, experiment, ended_by),
         "score it again, ten crops, another set": f"kpipe evaluate {path}",
         "predict": f"kpipe predict {path} IMAGE",

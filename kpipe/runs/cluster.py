@@ -70,7 +70,7 @@ def _offer(run: Run, workers: Workers) -> None:
     told = {"path": str(run.path.absolute()), "resumed": run.resumed, "resolved": run.resolved, "status": run.status}
     try:
         workers.share(json.dumps(told | {"token": token}))
-        is_missed = workers.agree(False)
+        is_missed = _one_fails(False, workers)
     finally:
         (run.path / _TOKEN).unlink(missing_ok=True)
     if is_missed:
@@ -89,7 +89,7 @@ def _copy(told: dict[str, Any], folder: Path, workers: Workers) -> Run:
             if file.is_file() and not file.name.startswith(".") and file.stat().st_size < _LARGEST_COPIED:
                 shutil.copy(file, folder)
         (folder / "checkpoints").symlink_to(path / "checkpoints")
-    if workers.agree(token != told["token"]):
+    if _one_fails(token != told["token"], workers):
         raise _not_shared(path)
     return Run(folder, told["resumed"], told["resolved"], told["status"])
 
@@ -123,7 +123,16 @@ def check_same_data(run: Run, workers: Workers) -> None:
 def _differs(own: str, workers: Workers) -> bool:
     """Return whether a worker has another text than the chief has."""
     digest = hashlib.sha256(own.encode()).hexdigest()
-    return workers.agree(workers.share(digest) != digest)
+    return _one_fails(workers.share(digest) != digest, workers)
+
+
+def _one_fails(flag: bool, workers: Workers) -> bool:
+    """Return whether one of the workers says yes, and then ends. It does so once all have heard."""
+    fails = workers.agree(flag)
+    if fails:
+        with suppress(tf.errors.OpError):  # another one has ended already
+            workers.wait()
+    return fails
 
 
 @contextmanager

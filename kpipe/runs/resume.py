@@ -119,21 +119,24 @@ def _or_from_its_weights(run: Path, experiment: Experiment, *overrides: str) -> 
     if read_status(run) != "finished" or experiment.training.reused_layers:
         return ""
     words = [from_here(run / "config.yaml"), f"model.init_from={from_here(run)}", *overrides]
-    return f"\nor one that starts from its weights:\n  kpipe run {' '.join(map(shell_quoted, words))}"
+    command = for_workers(f"kpipe run {' '.join(map(shell_quoted, words))}", experiment)
+    return f"\nor one that starts from its weights:\n  {command}"
+
+
+def for_workers(command: str, experiment: Experiment) -> str:
+    """Return a command, with a comment behind it where every one of several workers needs it."""
+    return f"{command}  # on every worker" if experiment.training.distribution == "multi_worker" else command
 
 
 def command_to_train_longer(run: Path, experiment: Experiment, ended_by: str) -> str:
     """Return a command that trains a finished run further, or for longer from the start where it cannot be extended.
-
-    Behind it stands that every worker needs it, where there were several.
 
     Args:
         run: the run directory.
         experiment: of the run.
         ended_by: as summary.json says.
     """
-    command = _command_to_train_longer(run, experiment.training, ended_by)
-    return f"{command}  (on every worker)" if experiment.training.distribution == "multi_worker" else command
+    return for_workers(_command_to_train_longer(run, experiment.training, ended_by), experiment)
 
 
 def _command_to_train_longer(run: Path, training: TrainingConfig, ended_by: str) -> str:

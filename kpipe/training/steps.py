@@ -9,8 +9,7 @@ B batch, K classes, P pieces.
 import keras
 import tensorflow as tf
 
-from kpipe.training.batch_norm import batch_norm_as_one_operation
-from kpipe.training.small_maps import kernel_gradients_as_products
+from kpipe.training.cpu_layers import faster_on_cpu
 
 
 def train_step(
@@ -71,7 +70,7 @@ def _gradients(
     model: keras.Model, forward: keras.Model, batch, variables: list[keras.Variable], pieces: int
 ) -> list[tf.Tensor]:
     """Return the gradients of 1 / P of the mean loss of a batch, as the optimizer scales it."""
-    with tf.GradientTape() as tape, kernel_gradients_as_products(forward), batch_norm_as_one_operation(forward):
+    with tf.GradientTape() as tape, faster_on_cpu(forward):
         loss, _ = _compute_loss(model, forward, *batch, training=True)
         scaled = model.optimizer.scale_loss(loss / pieces if pieces > 1 else loss)
     return tape.gradient(scaled, [variable.value for variable in variables])

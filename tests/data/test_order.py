@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from image_sets import define_set, prepare_set, tfds_in
 
 from kpipe.data.arrays import ArraySplit
 from kpipe.data.loading import load_dataset
-from kpipe.data.order import permutation
+from kpipe.data.order import Drawing, permutation
 from kpipe.data.pipeline import make_pipeline
 
 CLASSES, EPOCHS, SEEDS = 5, 200, 5
@@ -68,3 +69,32 @@ def test_each_epoch_of_a_stream_has_another_order(stream):
     found = [*orders(0, 0, 9), *orders(0, 254, 263), *orders(1, 0, 1), *orders(256, 0, 1)]
     assert len(set(found)) == 20
     assert all(sorted(order) == list(range(60)) for order in found)
+
+
+@pytest.mark.parametrize("first", [0, 1, 15, 16, 17, 100])
+@pytest.mark.parametrize(("images", "unreadable"), [(7, ()), (50, ()), (50, range(3, 20))])
+def test_a_step_is_drawn_alike_from_every_first_step_on(first, images, unreadable):
+    """Blocks of steps show nothing: against NumPy's order, TensorFlow's uniforms of each step, and for two workers."""
+    batch_size, seed = 6, 3
+    per_epoch = images // batch_size
+    halves = [
+        Drawing(images, batch_size, per_epoch, seed=seed, uniforms=2, worker=worker, workers=2, unreadable=unreadable)
+        for worker in range(2)
+    ]
+    found = list(zip(*(each.draw(first, first + 20).as_numpy_iterator() for each in halves), strict=True))
+    assert len(found) == 20
+    for step, parts in enumerate(found, first):
+        numbers, uniforms = (np.concatenate(part) for part in zip(*parts, strict=True))
+        assert numbers.tolist() == expected_numbers(images, batch_size, seed, unreadable, step)
+        np.testing.assert_array_equal(uniforms, tf.random.stateless_uniform([batch_size, 2], (seed, step)))
+
+
+def expected_numbers(images, batch_size, seed, unreadable, step):
+    """Return the numbers of a step, where each unreadable image is replaced by the next one in the order."""
+    shown = images // batch_size * batch_size
+    numbers = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        while (number := permutation(images, seed, place // shown)[place % shown]) in unreadable:
+            place += 1
+        numbers.append(number)
+    return numbers

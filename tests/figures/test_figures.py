@@ -565,7 +565,7 @@ def save_titled(text, folder):
 
 def test_characters_that_the_font_lacks_are_drawn_in_another(tmp_path, monkeypatch):
     """STIX, which comes with Matplotlib, has a letter that its default font lacks."""
-    # The list of fonts in the user's cache may be an older one, without it.
+    # The user's cached list of fonts may be older and lack it.
     style.font_manager.fontManager.addfont(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
     figures.describe_undrawn()
     monkeypatch.setattr(style, "_find_further_families", lambda: ["STIXGeneral"])

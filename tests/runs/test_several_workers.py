@@ -105,7 +105,7 @@ def test_two_workers_train_as_one_process_does(tmp_path, write_experiment, start
     wait_for_both(workers, 0, 0)
     assert "batch size 8 (4 on each of 2 devices)" in chief.out
     [longer, search] = re.findall(r"^  (?:longer|search) +(kpipe .*)$", chief.out, re.MULTILINE)
-    assert longer.endswith("training.epochs=6  (on every worker)")
+    assert longer.endswith("training.epochs=6  # on every worker")
     assert search.endswith("/config.yaml training.distribution=none")
     assert other.out == "worker 1 of 2, waiting for the others ...\n" and other.err == ""
     assert_close(only_run(tmp_path / "logs"), only_run(tmp_path / "alone"), tolerance)
