@@ -226,9 +226,10 @@ def test_other_classes_are_named(kpipe, finished, tmp_path):
     ("options", "message"),
     [
         (
-            {"protocol": "ten"},
-            r"^protocol: expected a known name, got 'ten' \(known: center, ten_crop, multi_crop, dense",
+            {"protocol": "random"},
+            r"^protocol: expected a known name, got 'random' \(known: center, ten_crop, multi_crop, dense",
         ),
+        ({"protocol": "ten"}, r"^protocol: expected a known name, got 'ten', did you mean 'ten_crop'\?$"),
         (
             {"scales": [20]},
             "^scales: expected the protocol dense, which alone has scales, got center. Give protocol=",
