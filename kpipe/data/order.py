@@ -12,7 +12,6 @@ import tensorflow as tf
 from kpipe.caller import setting
 from kpipe.errors import ConfigError
 
-EPOCHS_KEPT = 2  # orders; a batch may read over the end of an epoch
 _DRAWN_TOGETHER = 16  # steps; drawing them one by one took a tenth of the training time of LeNet-5
 
 
@@ -55,7 +54,8 @@ class Drawing:
         self.count = batch_size // workers
         self.offset = worker * self.count
         self.unreadable = tf.constant(sorted(unreadable), tf.int64)
-        self._order_of = functools.lru_cache(EPOCHS_KEPT)(functools.partial(permutation, images, seed))
+        epochs_in_block = -(-_DRAWN_TOGETHER // steps_per_epoch) + 1
+        self._order_of = functools.lru_cache(epochs_in_block)(functools.partial(permutation, images, seed))
 
     @property
     def images_per_epoch(self) -> int:
