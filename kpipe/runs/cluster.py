@@ -127,7 +127,7 @@ def _differs(own: str, workers: Workers) -> bool:
 
 
 def _one_fails(flag: bool, workers: Workers) -> bool:
-    """Return whether one of the workers says yes, and then ends. It does so once all have heard."""
+    """Return whether `flag` is set on one of the workers. All of them know it before one of them may end for it."""
     fails = workers.agree(flag)
     if fails:
         with suppress(tf.errors.OpError):  # another one has ended already
