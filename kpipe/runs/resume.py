@@ -124,7 +124,7 @@ def _or_from_its_weights(run: Path, experiment: Experiment, *overrides: str) -> 
 
 
 def for_workers(command: str, experiment: Experiment) -> str:
-    """Return a command, with a comment behind it where every one of several workers needs it."""
+    """Return a command, followed by a comment if it has to be started on each of several workers."""
     return f"{command}  # on every worker" if experiment.training.distribution == "multi_worker" else command
 
 

@@ -5,8 +5,9 @@ What they return, their gradients and their variables stay the same but for roun
 Batch normalization: Keras builds it from about twenty operations, several of which read and write whole feature maps in
 float32, even in mixed_bfloat16. One fused operation takes a quarter of the time on maps of 32x32, a sixth in bfloat16.
 
-Convolutions over small maps in bfloat16: their own operation for the gradient of a kernel takes up to three times as
-long as one matrix product, for 512 channels and 512 filters on a map of 2x2, and as long on a map of 16x16.
+Convolutions over small maps in bfloat16: with one matrix product as the gradient of the kernel, a layer takes less than
+half the time on maps of 2x2, and a little less on 8x8; on larger maps it takes longer. `benchmarks/cpu_layers.py`
+measures both.
 
 B batch, H height, W width, C channels, F filters, M and N height and width of a kernel.
 """
@@ -65,7 +66,7 @@ def kernel_gradient(images: tf.Tensor, upstream: tf.Tensor, kernel_size: tuple[i
         images = tf.pad(images, [[0, 0], *around, [0, 0]])
     rows, columns, channels = images.shape[1:]
     seen = sliding_window_view(np.arange(rows * columns).reshape(rows, columns), kernel_size)  # [H', W', M, N]
-    # One gather: slices that are put together would take up to a fifth of the time of the whole gradient more.
+    # One gather takes less time than slices that are put together.
     windows = tf.gather(tf.reshape(images, (-1, rows * columns, channels)), seen.reshape(-1), axis=1)
     windows = tf.reshape(windows, (-1, height * width * channels))
     product = tf.matmul(windows, tf.reshape(upstream, (-1, upstream.shape[-1])), transpose_a=True)
